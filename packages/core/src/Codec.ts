@@ -1,0 +1,174 @@
+/**
+ * How a value becomes bytes and comes back.
+ *
+ * @since 0.1.0
+ */
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Schema from "effect/Schema"
+import * as SchemaIssue from "effect/SchemaIssue"
+
+/**
+ * What travels: a body, and for brokers whose entries are field maps (Redis) all fields of the entry as they stand.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Wire {
+  readonly body: Uint8Array
+  readonly fields?: ReadonlyMap<string, Uint8Array> | undefined
+}
+
+/**
+ * A codec between wire and value; `RD` and `RE` are the services that decoding and encoding need.
+ *
+ * **Details**
+ *
+ * `decode` and `encode` that need neither services nor waiting return an `Exit`; the engine then starts no fiber. Bytes
+ * that an `Exit` rejects are dead-lettered at attempt 1; a decoding that is a real `Effect` runs inside the attempt and
+ * follows the pipeline's retry policy.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Codec<in out A, out RD = never, out RE = never> {
+  readonly contentType: string
+  readonly decode: (wire: Wire) => Effect.Effect<A, Schema.SchemaError, RD>
+  readonly encode: (value: A) => Effect.Effect<Wire, Schema.SchemaError, RE>
+}
+
+const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true })
+const encoder = new TextEncoder()
+
+const reject = (message: string) => Exit.fail(new Schema.SchemaError(new SchemaIssue.InvalidValue({ message })))
+
+const notUtf8 = reject("Expected UTF-8 text")
+
+/**
+ * JSON through a schema: dates, maps, options and bigints travel in the schema's canonical JSON form.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const json = <S extends Schema.Constraint>(
+  schema: S
+): Codec<S["Type"], S["DecodingServices"], S["EncodingServices"]> => {
+  const codec = Schema.toCodecJson(schema)
+  const decode = Schema.decodeUnknownEffect(codec)
+  const encode = Schema.encodeEffect(Schema.fromJsonString(codec))
+  return {
+    contentType: "application/json",
+    decode(wire) {
+      let value: unknown
+      try {
+        value = JSON.parse(utf8.decode(wire.body))
+      } catch (error) {
+        return error instanceof SyntaxError ? reject(`Expected JSON: ${error.message}`) : notUtf8
+      }
+      return decode(value)
+    },
+    encode: (value) => mapSync(encode(value), (text) => ({ body: encoder.encode(text) }))
+  }
+}
+
+/**
+ * Foreign entries: each field of the entry is one string of the schema's flat record, so that what
+ * `XADD orders * user_id 1 action login` wrote can be consumed. Where a broker has no fields, the body is a JSON object
+ * of strings.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const fields = <S extends Schema.Constraint>(
+  schema: S
+): Codec<S["Type"], S["DecodingServices"], S["EncodingServices"]> => {
+  const codec = Schema.toCodecStringTree(schema)
+  const decode = Schema.decodeUnknownEffect(codec)
+  const encode = Schema.encodeEffect(codec)
+  const flat = Schema.decodeUnknownEffect(Schema.Record(Schema.String, Schema.String))
+  const read = (wire: Wire): unknown => {
+    if (wire.fields === undefined) return JSON.parse(utf8.decode(wire.body))
+    const record: Record<string, string> = Object.create(null)
+    for (const [name, bytes] of wire.fields) record[name] = utf8.decode(bytes)
+    return record
+  }
+  return {
+    contentType: "application/json",
+    decode(wire) {
+      let record: unknown
+      try {
+        record = read(wire)
+      } catch (error) {
+        return error instanceof SyntaxError ? reject(`Expected JSON: ${error.message}`) : notUtf8
+      }
+      return decode(record)
+    },
+    encode: (value) =>
+      flatMapSync(encode(value), (tree) =>
+        mapSync(flat(tree), (record) => ({
+          body: encoder.encode(JSON.stringify(record)),
+          fields: new Map(Object.entries(record).map(([name, text]) => [name, encoder.encode(text)]))
+        })))
+  }
+}
+
+/**
+ * A schema whose encoded side is bytes: MessagePack, protobuf, compressed or encrypted bodies.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const fromBytes = <A, RD, RE>(
+  schema: Schema.ConstraintCodec<A, Uint8Array, RD, RE>
+): Codec<A, RD, RE> => {
+  const decode = Schema.decodeUnknownEffect(schema)
+  const encode = Schema.encodeEffect(schema)
+  return {
+    contentType: "application/octet-stream",
+    decode: (wire) => decode(wire.body),
+    encode: (value) => mapSync(encode(value), (body) => ({ body }))
+  }
+}
+
+/**
+ * The body as it is.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const bytes: Codec<Uint8Array> = {
+  contentType: "application/octet-stream",
+  decode: (wire) => Exit.succeed(wire.body),
+  encode: (body) => Exit.succeed({ body })
+}
+
+/**
+ * The body as UTF-8 text; other bytes are undecodable.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const text: Codec<string> = {
+  contentType: "text/plain; charset=utf-8",
+  decode(wire) {
+    try {
+      return Exit.succeed(utf8.decode(wire.body))
+    } catch {
+      return notUtf8
+    }
+  },
+  encode: (value) => Exit.succeed({ body: encoder.encode(value) })
+}
+
+// Keep an Exit an Exit: the engine calls such codecs without a fiber.
+const mapSync = <A, B, E, R>(self: Effect.Effect<A, E, R>, f: (a: A) => B): Effect.Effect<B, E, R> =>
+  Exit.isExit(self) ? Exit.map(self as Exit.Exit<A, E>, f) : Effect.map(self, f)
+
+const flatMapSync = <A, B, E, R, E2, R2>(
+  self: Effect.Effect<A, E, R>,
+  f: (a: A) => Effect.Effect<B, E2, R2>
+): Effect.Effect<B, E | E2, R | R2> => {
+  if (!Exit.isExit(self)) return Effect.flatMap(self, f)
+  const exit = self as Exit.Exit<A, E>
+  return Exit.isSuccess(exit) ? f(exit.value) : Exit.failCause(exit.cause)
+}

@@ -1,0 +1,11 @@
+/**
+ * @since 0.1.0
+ */
+export * as Codec from "./Codec.ts"
+export * as Concurrency from "./Concurrency.ts"
+export * as Message from "./Message.ts"
+export * as Publisher from "./Publisher.ts"
+export * as Settlement from "./Settlement.ts"
+export * as Topic from "./Topic.ts"
+export * as Transport from "./Transport.ts"
+export * as TransportError from "./TransportError.ts"

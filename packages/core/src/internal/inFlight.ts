@@ -1,0 +1,13 @@
+import type * as Effect from "effect/Effect"
+import type * as Message from "../Message.ts"
+import type * as Settlement from "../Settlement.ts"
+
+/** The engine's side of a message. */
+export const InFlight = Symbol.for("@millrace/core/InFlight")
+
+export interface InFlight extends Message.Received {
+  readonly settle: (settlement: Settlement.Settlement) => Effect.Effect<boolean, Settlement.SettleError>
+}
+
+export const inFlightOf = (message: Message.Any): InFlight | undefined =>
+  InFlight in message ? message[InFlight] as InFlight : undefined
