@@ -1,0 +1,237 @@
+/**
+ * Runs real Redis, Valkey and NATS servers for tests.
+ *
+ * A broker lives as long as the scope it is made in: it listens on a free loopback port, keeps its data in a folder of
+ * its own, and is gone with the scope, or with the process should that be killed. Tests can kill, stop, pause and
+ * restart it; the address stays the same.
+ *
+ * @stability unstable
+ * @since 0.1.0
+ */
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
+import * as errors from "./internal/brokers/BrokersError.ts"
+import * as internal from "./internal/brokers/provision.ts"
+import type { Wish } from "./internal/brokers/servers.ts"
+import { url } from "./internal/brokers/servers.ts"
+
+/**
+ * Error raised when a broker cannot be provided or started. Its message says what was tried and what to do.
+ *
+ * **Details**
+ *
+ * `reason` tells the cases apart: `unavailable` (no provider has a server of that kind and version), `start` (a server
+ * was had but did not come up; the message ends with its own last output) and `configuration` (an option or
+ * environment variable has a value that means nothing).
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export const BrokersError = errors.BrokersError
+
+/**
+ * Error raised when a broker cannot be provided or started.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type BrokersError = errors.BrokersError
+
+/**
+ * Describes a server that runs for the tests, and what they can do to it.
+ *
+ * **Details**
+ *
+ * Operations wait for their effect: after `kill` or `stop` the port refuses connections, after `start` it answers.
+ * Data outlives `kill` and `restart` as far as the server itself promises: see `persistence` and `sync`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Broker {
+  readonly kind: Kind
+  /** As the server itself reports it. */
+  readonly version: string
+  readonly provider: Provider
+  /** The same across restarts; with the password, if there is one. */
+  readonly url: string
+  readonly host: string
+  readonly port: number
+  /** Ends the server at once (SIGKILL). Does nothing when it is down. */
+  readonly kill: Effect.Effect<void>
+  /** Asks the server to end (SIGTERM), and kills it when it takes more than five seconds. Nothing when down. */
+  readonly stop: Effect.Effect<void>
+  /** Starts the server again, on the same port and data. Does nothing when it is up. */
+  readonly start: Effect.Effect<void, BrokersError>
+  /** `stop`, then `start`. */
+  readonly restart: Effect.Effect<void, BrokersError>
+  /** Freezes the server: connections stay, nothing is answered. */
+  readonly pause: Effect.Effect<void>
+  /** Lets a paused server go on. */
+  readonly resume: Effect.Effect<void>
+}
+
+/**
+ * The kinds of brokers.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Kind = "redis" | "valkey" | "nats"
+
+/**
+ * Where a server comes from: an image run by a Docker engine, a program on `PATH`, or a program fetched from the
+ * packages of the operating system.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Provider = "container" | "path" | "packages"
+
+/**
+ * Options for {@link redis} and {@link valkey}.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface RedisOptions {
+  /** `"newest"` (default), `"oldest"`, or the beginning of a version: `"8"`, `"8.6"`, `"8.6.3"`. */
+  readonly version?: string | undefined
+  /** `"always"`: everything answered is on disk. `"none"` (default): a server that ends forgets. */
+  readonly persistence?: "none" | "always" | undefined
+  /** The password of the default user. */
+  readonly password?: string | undefined
+  /** More arguments for the server, e.g. `["--maxmemory", "10mb"]`. */
+  readonly args?: ReadonlyArray<string> | undefined
+}
+
+/**
+ * Options for {@link nats}.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface NatsOptions {
+  /** `"newest"` (default), `"oldest"`, or the beginning of a version: `"2"`, `"2.10"`, `"2.10.27"`. */
+  readonly version?: string | undefined
+  /** `"always"`: what is stored is on disk before it is confirmed; needs 2.10. `"interval"` (default): now and then. */
+  readonly sync?: "interval" | "always" | undefined
+  /** More text for the configuration file, e.g. `max_payload: 1KB`, or an `authorization` block. */
+  readonly config?: string | undefined
+  /** More arguments for the server, e.g. `["-DV"]`. */
+  readonly args?: ReadonlyArray<string> | undefined
+}
+
+/** Servers take the time they take: a `TestClock` must not stop us from waiting for them. */
+const inRealTime = Effect.provideService(Clock.Clock, Clock.Clock.defaultValue())
+
+const make = Effect.fnUntraced(function*(
+  wish: Wish
+): Effect.fn.Return<Broker, BrokersError, Scope.Scope> {
+  const controls = yield* inRealTime(internal.provision(wish))
+  const turn = yield* Semaphore.make(1)
+  const oneAtATime = <A, E>(effect: Effect.Effect<A, E>) => turn.withPermit(inRealTime(effect))
+  return {
+    kind: wish.kind,
+    version: controls.version ?? wish.version,
+    provider: controls.provider,
+    url: url(wish, controls.host, controls.port),
+    host: controls.host,
+    port: controls.port,
+    kill: oneAtATime(controls.kill),
+    stop: oneAtATime(controls.stop),
+    start: oneAtATime(controls.start),
+    restart: oneAtATime(Effect.andThen(controls.stop, controls.start)),
+    pause: oneAtATime(controls.pause),
+    resume: oneAtATime(controls.resume)
+  }
+})
+
+const makeRedis = (kind: "redis" | "valkey", options: RedisOptions | undefined) =>
+  make({
+    kind,
+    version: options?.version ?? "newest",
+    persistence: options?.persistence ?? "none",
+    password: options?.password,
+    args: options?.args ?? [],
+    config: ""
+  })
+
+/**
+ * Starts a Redis server for the current scope.
+ *
+ * **When to use**
+ *
+ * Use to test against the real thing: what a server answers, what survives when it is killed, what clients do when it
+ * pauses.
+ *
+ * **Details**
+ *
+ * The first of these that has the server is used, and printed once to stderr:
+ *
+ * 1. A Docker engine that answers, with the image of the release line (through `testcontainers`, an optional peer
+ *    dependency). An image that is neither there nor to be pulled is reported, and the search goes on.
+ * 2. `redis-server` on `PATH`, if it is what was asked for.
+ * 3. Inside the Millrace repository, servers of several versions fetched by `scripts/get-servers.sh`.
+ *
+ * What was asked for is `"newest"` when nothing is said. With containers, newest and oldest are the ends of the range
+ * that Millrace is tested against (Redis 8.6 to 7.0, Valkey 9.1 to 8.1, NATS 2.15 to 2.9). With programs they are the
+ * newest and oldest of those on `PATH` and those fetched together; the fetched ones are left alone when the one on
+ * `PATH` is at that end of the range or beyond already, and where nothing can be fetched the one on `PATH` is used,
+ * whatever it is. So an old server on `PATH` is not mistaken for the newest, nor is it refused where it is all there
+ * is.
+ *
+ * The environment variable `MILLRACE_BROKERS` set to `container`, `path` or `packages` allows only that one.
+ *
+ * **Gotchas**
+ *
+ * Fetching takes some 15 seconds, once on a machine: have it done before the tests and their timeouts begin, by
+ * running the script or {@link available}.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const redis = (options?: RedisOptions): Effect.Effect<Broker, BrokersError, Scope.Scope> =>
+  makeRedis("redis", options)
+
+/**
+ * Starts a Valkey server for the current scope, found like those of {@link redis}.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const valkey = (options?: RedisOptions): Effect.Effect<Broker, BrokersError, Scope.Scope> =>
+  makeRedis("valkey", options)
+
+/**
+ * Starts a NATS server with JetStream for the current scope, found like those of {@link redis}.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const nats = (options?: NatsOptions): Effect.Effect<Broker, BrokersError, Scope.Scope> =>
+  make({
+    kind: "nats",
+    version: options?.version ?? "newest",
+    persistence: options?.sync === "always" ? "always" : "none",
+    args: options?.args ?? [],
+    config: options?.config ?? ""
+  })
+
+/**
+ * Lists the servers that can be had, each kind newest first, for tests that run against every version.
+ *
+ * **Details**
+ *
+ * A container's version is its release line (`8.6`), a program's is complete (`8.6.3`). A line that is there as an
+ * image is not listed again for programs. Servers are fetched if they have to be.
+ *
+ * @category accessors
+ * @since 0.1.0
+ */
+export const available: Effect.Effect<
+  ReadonlyArray<{ readonly kind: Kind; readonly version: string; readonly provider: Provider }>,
+  BrokersError
+> = inRealTime(internal.available)
