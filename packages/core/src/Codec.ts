@@ -7,6 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Schema from "effect/Schema"
 import * as SchemaIssue from "effect/SchemaIssue"
+import { exitOf } from "./internal/exit.ts"
 
 /**
  * What travels: a body, and for brokers whose entries are field maps (Redis) all fields of the entry as they stand.
@@ -161,14 +162,16 @@ export const text: Codec<string> = {
 }
 
 // Keep an Exit an Exit: the engine calls such codecs without a fiber.
-const mapSync = <A, B, E, R>(self: Effect.Effect<A, E, R>, f: (a: A) => B): Effect.Effect<B, E, R> =>
-  Exit.isExit(self) ? Exit.map(self as Exit.Exit<A, E>, f) : Effect.map(self, f)
+const mapSync = <A, B, E, R>(self: Effect.Effect<A, E, R>, f: (a: A) => B): Effect.Effect<B, E, R> => {
+  const exit = exitOf(self)
+  return exit === undefined ? Effect.map(self, f) : Exit.map(exit, f)
+}
 
 const flatMapSync = <A, B, E, R, E2, R2>(
   self: Effect.Effect<A, E, R>,
   f: (a: A) => Effect.Effect<B, E2, R2>
 ): Effect.Effect<B, E | E2, R | R2> => {
-  if (!Exit.isExit(self)) return Effect.flatMap(self, f)
-  const exit = self as Exit.Exit<A, E>
+  const exit = exitOf(self)
+  if (exit === undefined) return Effect.flatMap(self, f)
   return Exit.isSuccess(exit) ? f(exit.value) : Exit.failCause(exit.cause)
 }

@@ -1,0 +1,73 @@
+/**
+ * The life of a failing message.
+ *
+ * 1. Its handler fails, with an error, a defect, or a settlement it asks for (`Settlement.retry`, `.terminate`).
+ * 2. If it had been settled by hand before, nothing more is said about it; it is counted as `failedAfterSettle`.
+ * 3. `Settlement.terminate`, a failure that the policy's `while` rejects, and the failure of the last allowed attempt
+ *    end it: see 6. A defect is treated like a failure, without asking `while`.
+ * 4. Otherwise the schedule is stepped once for each attempt there was: the last delay is how long it waits.
+ *    `Settlement.retry(after)` names its own.
+ * 5. `retry(delay)` is settled: the transport records attempt and due time at the broker, the slot is free, and the
+ *    message is delivered again when it is due, here or in another process.
+ * 6. A dead letter is written, and only when the broker has confirmed it, `terminate` is settled. A crash between the
+ *    two writes the same dead letter again, under the same id.
+ * 7. A dead letter that cannot be written leaves the message unsettled: the broker delivers it again.
+ */
+import * as Cause from "effect/Cause"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Pull from "effect/Pull"
+import * as Schedule from "effect/Schedule"
+import type * as DeadLetter from "../DeadLetter.ts"
+import type * as Message from "../Message.ts"
+import * as Settlement from "../Settlement.ts"
+import type { Retry } from "./program.ts"
+
+/** 1 s, 6.7 s, 45 s, 5 min: five attempts over about six minutes. */
+export const defaultSchedule = Schedule.exponential(Duration.seconds(1), Math.cbrt(300)).pipe(Schedule.jittered)
+
+export const defaultRetry: Retry = { times: 4, schedule: defaultSchedule, while: undefined }
+
+/** What is to become of it: a delay, or the end. */
+export type Verdict =
+  | { readonly _tag: "Retry"; readonly delay: Duration.Duration }
+  | { readonly _tag: "End"; readonly reason: DeadLetter.Reason }
+
+export const judge = (
+  policy: Retry,
+  cause: Cause.Cause<unknown>,
+  attempt: number,
+  message: Message.Any | undefined
+): Effect.Effect<Verdict> => {
+  const error = Option.getOrUndefined(Cause.findErrorOption(cause))
+  if (error instanceof Settlement.Terminate) return end("terminated")
+  if (attempt > policy.times) return end("exhausted")
+  if (error instanceof Settlement.Retry) {
+    return error.after === undefined ? delayed(policy, attempt, error) : retryAfter(error.after)
+  }
+  if (error !== undefined && message !== undefined && policy.while !== undefined) {
+    if (!policy.while(error as never, message as never)) return end("rejected")
+  }
+  return delayed(policy, attempt, error)
+}
+
+const end = (reason: DeadLetter.Reason): Effect.Effect<Verdict> => Effect.succeed({ _tag: "End", reason })
+
+const retryAfter = (delay: Duration.Duration): Effect.Effect<Verdict> => Effect.succeed({ _tag: "Retry", delay })
+
+/** The schedule is stepped anew each time, so the delay is the same whichever process asks. */
+const delayed = (policy: Retry, attempt: number, error: unknown): Effect.Effect<Verdict> =>
+  Schedule.toStep(policy.schedule).pipe(
+    Effect.flatMap(Effect.fnUntraced(function*(step) {
+      let now = 0
+      let delay = Duration.zero
+      for (let i = 0; i < attempt; i++) {
+        const [, next] = yield* step(now, error)
+        delay = next
+        now += Duration.toMillis(next)
+      }
+      return { _tag: "Retry", delay } as Verdict
+    })),
+    Pull.catchDone(() => end("exhausted"))
+  )

@@ -1,0 +1,56 @@
+/**
+ * How many messages may wait in this process: about 200 ms of work at the pipeline's own recent rate.
+ *
+ * Prefetch is worth more than any other detail at full speed and is harm with slow handlers: a worker that hoards
+ * starves its peers and outlives its claim. So it is measured in time. It may grow no faster than what was handled
+ * since the window began doubles, so that one fast message does not fetch 512 slow ones.
+ */
+export class Prefetch {
+  static readonly most = 512
+  private readonly fixed: number | undefined
+  private handled = 0
+  private busy = 0
+  private previousHandled = 0
+  private previousBusy = 0
+  private busySince: number | undefined
+
+  constructor(fixed: number | undefined) {
+    this.fixed = fixed
+  }
+
+  /** Called when the process comes to own messages, and when it owns none any more. Milliseconds. */
+  began(now: number): void {
+    this.busySince ??= now
+  }
+
+  ended(now: number): void {
+    this.advance(now)
+    this.busySince = undefined
+  }
+
+  done(): void {
+    this.handled++
+  }
+
+  current(now: number): number {
+    if (this.fixed !== undefined) return this.fixed
+    this.advance(now)
+    const handled = this.handled + this.previousHandled
+    const busy = this.busy + this.previousBusy
+    const work = busy === 0 ? Prefetch.most : Math.floor(handled / busy * window)
+    return Math.min(Prefetch.most, work, 2 * handled)
+  }
+
+  private advance(now: number): void {
+    if (this.busySince === undefined) return
+    this.busy += now - this.busySince
+    this.busySince = now
+    if (this.busy < window) return
+    this.previousHandled = this.handled
+    this.previousBusy = this.busy
+    this.handled = 0
+    this.busy = 0
+  }
+}
+
+const window = 200

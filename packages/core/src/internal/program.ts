@@ -1,0 +1,70 @@
+import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
+import type * as Effect from "effect/Effect"
+import type * as Result from "effect/Result"
+import type * as Schedule from "effect/Schedule"
+import type * as Concurrency from "../Concurrency.ts"
+import type * as Message from "../Message.ts"
+import type * as Topic from "../Topic.ts"
+import type * as Transport from "../Transport.ts"
+
+/**
+ * What a pipeline holds, without its types: those are `Pipeline.ts`'s promise to its users and end here.
+ */
+export interface Program {
+  readonly name: string
+  readonly source: Source
+  readonly steps: ReadonlyArray<Step>
+  readonly policies: Policies
+}
+
+export interface Source {
+  readonly topic: Topic.Topic<unknown>
+  readonly group: string
+  readonly startFrom: "new" | "beginning"
+  readonly prefetch: number | undefined
+  readonly waiting: number
+  readonly drainTimeout: Duration.Input
+  readonly transport: Effect.Effect<Transport.Transport["Service"]>
+  /** Adds what a transport's own `from` promises of its messages. */
+  readonly extend: ((message: Message.Any, delivery: Transport.Delivery) => Message.Any) | undefined
+}
+
+type Handler<A> = (value: unknown, message: Message.Any) => A
+
+/** Steps are positional: `Timeout` and `Catch` concern what stands above them. */
+export type Step =
+  | { readonly _tag: "Map"; readonly f: Handler<unknown> }
+  | { readonly _tag: "Filter"; readonly f: Handler<boolean> }
+  | { readonly _tag: "FilterMap"; readonly f: Handler<Result.Result<unknown, unknown>> }
+  | { readonly _tag: "Promise"; readonly f: Handler<PromiseLike<unknown>>; readonly catch: (cause: unknown) => unknown }
+  | { readonly _tag: "Effect"; readonly f: Handler<Effect.Effect<unknown, unknown>>; readonly keep: boolean }
+  /** Without `f` the value itself is published; with it, an array is several messages. */
+  | { readonly _tag: "To"; readonly topic: Topic.Topic<unknown>; readonly f: Handler<unknown> | undefined }
+  | { readonly _tag: "Timeout"; readonly duration: Duration.Duration }
+  | {
+    readonly _tag: "Catch"
+    readonly matches: (error: unknown) => boolean
+    readonly f: (error: never, message: Message.Any) => Effect.Effect<unknown, unknown>
+  }
+
+export interface Retry {
+  readonly times: number
+  readonly schedule: Schedule.Schedule<unknown, unknown, never, never>
+  readonly while: ((error: never, message: never) => boolean) | undefined
+}
+
+export interface Policies {
+  readonly retry: Retry | undefined
+  /** `undefined`: `<topic>.dead`; `false`: discard, as written down by the user. */
+  readonly deadLetter: string | false | undefined
+  readonly concurrency: number | Concurrency.Limit
+  readonly settings: Context.Context<never>
+}
+
+export const noPolicies: Policies = {
+  retry: undefined,
+  deadLetter: undefined,
+  concurrency: 1,
+  settings: Context.empty()
+}

@@ -1,0 +1,131 @@
+import * as Arr from "effect/Array"
+import type * as Clock from "effect/Clock"
+import type * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
+import * as Schedule from "effect/Schedule"
+import type * as Scheduler from "effect/Scheduler"
+import { exitOf } from "./exit.ts"
+import type { Delivery, Settling, Subscription } from "../Transport.ts"
+
+/** Something to be settled, told what came of it. `settled(false)`: this consumer no longer owned it. */
+export interface Entry extends Settling {
+  readonly settled: (owned: boolean) => void
+}
+
+/**
+ * Collects settlements and tells the broker once per loop turn.
+ *
+ * A lone settlement goes out in the next turn. When the last flush was less than a millisecond ago, flushing waits for
+ * {@link gate} of them or that many turns: at full speed that makes one command of 32 messages, and a turn is too short
+ * to be seen in a latency. One flush is under way at a time; one that fails is sent again, after a backoff, for ever:
+ * the subscription's scope ends it.
+ */
+export class Settler {
+  readonly subscription: Subscription
+  readonly clock: Clock.Clock
+  readonly run: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
+  readonly dispatcher: Scheduler.SchedulerDispatcher
+  /** Called when settlements have been handed to the transport. */
+  readonly onHandedOver: () => void
+  readonly onResend: (size: number) => void
+  pending: Array<Entry> = []
+  /** Handed to the transport and not yet confirmed. */
+  unconfirmed = 0
+  private flushing = false
+  private scheduled = false
+  private turns = 0
+  private lastFlush = 0n
+  private readonly idle = new Set<() => void>()
+
+  constructor(options: {
+    readonly subscription: Subscription
+    readonly clock: Clock.Clock
+    readonly context: Context.Context<never>
+    readonly dispatcher: Scheduler.SchedulerDispatcher
+    readonly onHandedOver: () => void
+    readonly onResend: (size: number) => void
+  }) {
+    this.subscription = options.subscription
+    this.clock = options.clock
+    this.run = Effect.runForkWith(options.context)
+    this.dispatcher = options.dispatcher
+    this.onHandedOver = options.onHandedOver
+    this.onResend = options.onResend
+  }
+
+  add(entry: Entry): void {
+    this.pending.push(entry)
+    if (!this.scheduled && !this.flushing) this.schedule()
+  }
+
+  /** Resolves when nothing is left to say. */
+  readonly awaitIdle: Effect.Effect<void> = Effect.callback<void>((resume) => {
+    if (this.pending.length === 0 && !this.flushing) return resume(Effect.void)
+    const wake = () => resume(Effect.void)
+    this.idle.add(wake)
+    return Effect.sync(() => this.idle.delete(wake))
+  })
+
+  private schedule(): void {
+    this.scheduled = true
+    this.turns = this.clock.monotonicTimeNanosUnsafe() - this.lastFlush < 1_000_000n ? gate : 0
+    this.dispatcher.scheduleTask(this.turn, 0)
+  }
+
+  private readonly turn = (): void => {
+    if (--this.turns > 0 && this.pending.length < gate) return this.dispatcher.scheduleTask(this.turn, 0)
+    this.scheduled = false
+    this.flush()
+  }
+
+  private flush(): void {
+    const batch = this.pending
+    if (!Arr.isArrayNonEmpty(batch)) return
+    this.pending = []
+    this.flushing = true
+    this.unconfirmed += batch.length
+    this.lastFlush = this.clock.monotonicTimeNanosUnsafe()
+    // An Exit at once is how a transport that only writes to a socket answers: no fiber is started for it.
+    const settle = this.subscription.settle(batch)
+    const exit = exitOf(settle)
+    if (exit !== undefined && Exit.isSuccess(exit)) this.flushed(batch, exit)
+    else this.run(this.resend(settle, batch.length)).addObserver((exit) => this.flushed(batch, exit))
+    this.onHandedOver()
+  }
+
+  private resend(settle: Effect.Effect<ReadonlyArray<Delivery>, unknown>, size: number) {
+    return settle.pipe(
+      Effect.tapError((error) => {
+        this.onResend(size)
+        return Effect.logWarning(`${size} settlements did not reach the broker and are sent again`, error)
+      }),
+      Effect.retry(backoff)
+    )
+  }
+
+  private flushed(batch: Arr.NonEmptyArray<Entry>, exit: Exit.Exit<ReadonlyArray<Delivery>, unknown>): void {
+    this.flushing = false
+    this.unconfirmed -= batch.length
+    if (Exit.isSuccess(exit)) {
+      const lost = exit.value.length === 0 ? undefined : new Set(exit.value)
+      for (const entry of batch) entry.settled(lost === undefined || !lost.has(entry.delivery))
+    }
+    if (this.pending.length > 0) {
+      if (!this.scheduled) this.schedule()
+    } else if (this.idle.size > 0) {
+      for (const wake of this.idle) wake()
+      this.idle.clear()
+    }
+    this.onHandedOver()
+  }
+}
+
+const gate = 32
+
+const backoff = Schedule.min([
+  Schedule.exponential(Duration.millis(50)),
+  Schedule.spaced(Duration.seconds(2))
+]).pipe(Schedule.jittered)
