@@ -125,7 +125,7 @@ while read -r package full suite; do
     loader=$(first "$lib/usr/lib/*/ld-linux*.so*" || first "$lib/lib/*/ld-linux*.so*")
     path=$(printf '%s:' "$lib"/usr/lib/*-linux-gnu* "$lib"/lib/*-linux-gnu*)
     run=("$loader" --library-path "${path%:}" "$root/usr/bin/$kind-server")
-    ln -sfn "../roots/libraries-$libraries_from" "$root/libraries"
+    ln -s "../libraries-$libraries_from" "$root/libraries"
   fi
   printf '#!/bin/sh\nexec %s "$@"\n' "$(printf '%q ' "${run[@]}")" > "$wrapper"
   chmod +x "$wrapper"

@@ -12,32 +12,12 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
-import * as errors from "./internal/brokers/BrokersError.ts"
+import { BrokersError } from "./internal/brokers/BrokersError.ts"
 import * as internal from "./internal/brokers/provision.ts"
 import type { Wish } from "./internal/brokers/servers.ts"
 import { url } from "./internal/brokers/servers.ts"
 
-/**
- * Error raised when a broker cannot be provided or started. Its message says what was tried and what to do.
- *
- * **Details**
- *
- * `reason` tells the cases apart: `unavailable` (no provider has a server of that kind and version), `start` (a server
- * was had but did not come up; the message ends with its own last output) and `configuration` (an option or
- * environment variable has a value that means nothing).
- *
- * @category errors
- * @since 0.1.0
- */
-export const BrokersError = errors.BrokersError
-
-/**
- * Error raised when a broker cannot be provided or started.
- *
- * @category errors
- * @since 0.1.0
- */
-export type BrokersError = errors.BrokersError
+export { BrokersError }
 
 /**
  * Describes a server that runs for the tests, and what they can do to it.

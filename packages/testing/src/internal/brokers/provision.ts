@@ -5,6 +5,7 @@ import * as Process from "node:process"
 import { BrokersError } from "./BrokersError.ts"
 import * as Containers from "./containers.ts"
 import type { Controls } from "./controls.ts"
+import { engine as findEngine } from "./engine.ts"
 import * as OnPath from "./onPath.ts"
 import * as Packages from "./packages.ts"
 import * as ServerProcess from "./serverProcess.ts"
@@ -94,7 +95,7 @@ export const provision = Effect.fnUntraced(function*(
   const from = yield* only
   const looked: Array<string> = []
   if (from === undefined || from === "container") {
-    const engine = yield* Containers.engine
+    const engine = yield* findEngine
     const wanted = Containers.line(kind, version)
     const container = typeof engine === "string" ? engine : yield* Containers.make(engine, wish, wanted)
     if (typeof container !== "string") {
@@ -126,7 +127,7 @@ export const provision = Effect.fnUntraced(function*(
 /** Lists what {@link provision} would find. */
 export const available: Effect.Effect<ReadonlyArray<Available>, BrokersError> = Effect.gen(function*() {
   const from = yield* only
-  const engine = from === undefined || from === "container" ? yield* Containers.engine : ""
+  const engine = from === undefined || from === "container" ? yield* findEngine : ""
   const fetched = from === undefined || from === "packages" ? yield* Packages.find : { programs: [] }
   const found: Array<Available> = []
   for (const kind of kinds) {

@@ -32,6 +32,25 @@ const awaitEnd = (child: ChildProcess): Effect.Effect<void> =>
   })
 
 /**
+ * A signal is sent, not waited for: the threads of a server may answer a little longer. Where the system tells
+ * (Linux), we wait until each of them has stopped.
+ */
+const isStopped = (pid: number): boolean => {
+  try {
+    const threads = `/proc/${pid}/task`
+    return Fs.readdirSync(threads).every((thread) => {
+      const stat = Fs.readFileSync(`${threads}/${thread}/stat`, "utf8")
+      return /^ [TtZX]/.test(stat.slice(stat.lastIndexOf(")") + 1)) // "<id> (<name>) <state> …"
+    })
+  } catch {
+    return !Fs.existsSync(`/proc/${pid}`) // ended, or a system that does not tell; else a thread ended as we looked
+  }
+}
+
+const awaitStopped = (pid: number): Effect.Effect<void> =>
+  Effect.suspend(() => isStopped(pid) ? Effect.void : Effect.delay(awaitStopped(pid), "1 millis"))
+
+/**
  * Runs a server program on a free loopback port with a data folder of its own; process and folder are gone when the
  * scope closes.
  */
@@ -136,8 +155,9 @@ export const make = Effect.fnUntraced(function*(
     start: Effect.suspend(() =>
       child !== undefined && !ended(child) ? Effect.void : Effect.asVoid(spawned(first.at))
     ),
-    pause: Effect.sync(() => {
+    pause: Effect.suspend(() => {
       child?.kill("SIGSTOP")
+      return child?.pid === undefined ? Effect.void : awaitStopped(child.pid)
     }),
     resume: Effect.sync(() => {
       child?.kill("SIGCONT")

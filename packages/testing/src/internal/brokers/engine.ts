@@ -1,0 +1,63 @@
+import * as Effect from "effect/Effect"
+import * as Fs from "node:fs"
+import * as Http from "node:http"
+import * as Os from "node:os"
+import * as Path from "node:path"
+import * as Process from "node:process"
+
+/** A Docker engine that answers. */
+export interface Engine {
+  /** Asks the engine for a path of its API. */
+  readonly get: (path: string, timeout: number) => Effect.Effect<Http.IncomingMessage["statusCode"] | string>
+}
+
+/** Where an engine may listen, in the order in which `testcontainers` looks: the setting, or the usual sockets. */
+const addresses = (): ReadonlyArray<string> => {
+  const setting = Process.env["DOCKER_HOST"]
+  if (setting !== undefined && setting !== "") return [setting]
+  if (Process.platform === "win32") return ["npipe:////./pipe/docker_engine"]
+  const run = Process.env["XDG_RUNTIME_DIR"]
+  return [
+    "/var/run/docker.sock",
+    ...(run === undefined ? [] : [Path.join(run, "docker.sock")]),
+    Path.join(Os.homedir(), ".docker", "run", "docker.sock"),
+    Path.join(Os.homedir(), ".docker", "desktop", "docker.sock"),
+    `/run/user/${Os.userInfo().uid}/docker.sock`
+  ].filter((socket) => Fs.existsSync(socket)).map((socket) => `unix://${socket}`)
+}
+
+const make = (address: string): Engine => {
+  const { protocol, hostname, port, pathname } = new URL(address)
+  const at = protocol === "unix:" || protocol === "npipe:"
+    ? { socketPath: pathname }
+    : { host: hostname, port: port === "" ? "2375" : port }
+  return {
+    get: (path, timeout) =>
+      Effect.callback((resume) => {
+        const request = Http.get({ ...at, path, timeout, agent: false }, (response) => {
+          response.resume()
+          resume(Effect.succeed(response.statusCode))
+        })
+        request.on("timeout", () => request.destroy(new Error(`no answer within ${timeout} ms`)))
+        request.on("error", (error) => resume(Effect.succeed(error.message)))
+        return Effect.sync(() => request.destroy())
+      })
+  }
+}
+
+const look = Effect.fnUntraced(function*(): Effect.fn.Return<Engine | string> {
+  const tried = addresses()
+  for (const address of tried) {
+    if (!URL.canParse(address)) return `DOCKER_HOST is not a URL: ${address}`
+    const engine = make(address)
+    if ((yield* engine.get("/_ping", 2_000)) === 200) return engine
+  }
+  return tried.length === 0 ? "no Docker engine is there" : `no Docker engine answers at ${tried.join(", ")}`
+})
+
+let outcome: Engine | string | undefined
+
+/** The engine, or why there is none. Looked for once. */
+export const engine: Effect.Effect<Engine | string> = Effect.suspend(() =>
+  outcome !== undefined ? Effect.succeed(outcome) : Effect.map(look(), (found) => outcome = found)
+)
