@@ -372,8 +372,9 @@ export class Engine {
     this.transport.limit.release()
     this.limit.release()
     if (this.idle.size > 0 && this.started === 0) {
-      for (const wake of this.idle) wake()
+      const waiters = [...this.idle]
       this.idle.clear()
+      for (const wake of waiters) wake()
     }
     if (this.head < this.buffer.length) this.pump()
     else this.demandChanged()

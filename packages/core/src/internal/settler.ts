@@ -116,8 +116,9 @@ export class Settler {
     if (this.pending.length > 0) {
       if (!this.scheduled) this.schedule()
     } else if (this.idle.size > 0) {
-      for (const wake of this.idle) wake()
+      const waiters = [...this.idle]
       this.idle.clear()
+      for (const wake of waiters) wake()
     }
     this.onHandedOver()
   }

@@ -1,0 +1,133 @@
+/**
+ * A broker in memory with the semantics of a real one: groups, pending lists, ownership, attempts, delays, redelivery
+ * after idle. It runs on `Clock`, so `TestClock` drives it.
+ *
+ * @since 0.1.0
+ */
+import * as Clock from "effect/Clock"
+import * as Concurrency from "@millrace/core/Concurrency"
+import type * as Settlement from "@millrace/core/Settlement"
+import * as Transport from "@millrace/core/Transport"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import { Broker, type Group } from "./internal/memory/broker.ts"
+import { connect } from "./internal/memory/transport.ts"
+
+/**
+ * Options of the broker in memory.
+ *
+ * - `minIdle`: how long an unsettled message stays with a consumer that does not keep it; default 30 seconds
+ * - `retention`: `"until-acked"` deletes a message once every group has acknowledged it; default `"keep"`
+ * - `concurrency`: handlers that run at once on this broker, all pipelines together; default unbounded
+ * - `maxBody`: the largest body in bytes; default 1 MiB, as NATS has it
+ * - `history`: keeps what was published and settled, for {@link MemoryTransport}; default `false`
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Options {
+  readonly minIdle?: Duration.Input | undefined
+  readonly retention?: "keep" | "until-acked" | undefined
+  readonly concurrency?: number | undefined
+  readonly maxBody?: number | undefined
+  readonly history?: boolean | undefined
+}
+
+/**
+ * A settlement as the broker received it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Settled {
+  readonly topic: string
+  readonly group: string
+  readonly id: string
+  readonly attempt: number
+  readonly settlement: Settlement.Settlement
+}
+
+/**
+ * What a group of a topic has still to do.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface GroupState {
+  readonly topic: string
+  readonly group: string
+  /** Published and never delivered to this group. */
+  readonly lag: number
+  /** Delivered and not settled. */
+  readonly pending: ReadonlyArray<{ readonly id: string; readonly attempts: number }>
+  /** Retries that are not due yet. */
+  readonly delayed: ReadonlyArray<{ readonly id: string; readonly attempts: number; readonly due: number }>
+}
+
+/**
+ * The broker itself, for tests: what it holds, what happened, further connections to it.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class MemoryTransport extends Context.Service<MemoryTransport, {
+  /** Another process of the same broker. Closing its scope without drain is a crash: it keeps what it owned. */
+  readonly connect: Effect.Effect<Transport.Transport["Service"], never, Scope.Scope>
+  readonly groups: Effect.Effect<ReadonlyArray<GroupState>>
+  /** Messages held, by topic. */
+  readonly sizes: Effect.Effect<ReadonlyMap<string, number>>
+  /** With `history`: all that was published, and all settlements, in order. */
+  readonly published: Effect.Effect<ReadonlyArray<Transport.Outgoing>>
+  readonly settled: Effect.Effect<ReadonlyArray<Settled>>
+  /** Goes up with everything that happens: two equal readings with time between them mean that nothing did. */
+  readonly activity: Effect.Effect<number>
+}>()("@millrace/testing/MemoryTransport") {}
+
+/**
+ * Makes a broker in memory.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = (options?: Options): Effect.Effect<MemoryTransport["Service"]> =>
+  Effect.map(Clock.clockWith(Effect.succeed), (clock) => {
+    const minIdle = Duration.fromInputUnsafe(options?.minIdle ?? "30 seconds")
+    const broker = new Broker(clock, {
+      minIdle: Duration.toMillis(minIdle),
+      untilAcked: options?.retention === "until-acked",
+      maxBody: options?.maxBody ?? 1_048_576,
+      history: options?.history ?? false
+    })
+    const limit = Concurrency.makeUnsafe(options?.concurrency ?? Infinity)
+    return MemoryTransport.of({
+      connect: connect(broker, limit),
+      groups: Effect.sync(() => [...broker.topics.values()].flatMap((topic) => [...topic.groups.values()].map(state))),
+      sizes: Effect.sync(() => new Map([...broker.topics].map(([name, topic]) => [name, topic.size]))),
+      published: Effect.sync(() => broker.published),
+      settled: Effect.sync(() => broker.settled),
+      activity: Effect.sync(() => broker.activity)
+    })
+  })
+
+const state = (group: Group): GroupState => ({
+  topic: group.topic.name,
+  group: group.name,
+  lag: group.lag,
+  pending: [...group.pending.values(), ...group.released].map(({ attempts, entry }) => ({ id: entry.id, attempts })),
+  delayed: group.delayed.map(({ attempts, due, entry }) => ({ id: entry.id, attempts, due }))
+})
+
+/**
+ * Provides a broker in memory, and one connection to it as the transport.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer = (options?: Options): Layer.Layer<MemoryTransport | Transport.Transport> =>
+  Layer.effectContext(Effect.gen(function*() {
+    const memory = yield* make(options)
+    return Context.make(MemoryTransport, memory).pipe(Context.add(Transport.Transport, yield* memory.connect))
+  }))

@@ -1,0 +1,273 @@
+/**
+ * Runs a pipeline over given messages, on the broker in memory, and shows what became of each.
+ *
+ * Under `TestClock` time moves by itself, from one due instant to the next, until nothing is due: a retry of six minutes
+ * costs nothing.
+ *
+ * @since 0.1.0
+ */
+import * as DeadLetter from "@millrace/core/DeadLetter"
+import type * as Message from "@millrace/core/Message"
+import * as Pipeline from "@millrace/core/Pipeline"
+import * as Publisher from "@millrace/core/Publisher"
+import * as Telemetry from "@millrace/core/Telemetry"
+import type * as Topic from "@millrace/core/Topic"
+import { type Outgoing, Transport } from "@millrace/core/Transport"
+import type { TransportError } from "@millrace/core/TransportError"
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Data from "effect/Data"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import * as TestClock from "effect/testing/TestClock"
+import * as MemoryTransport from "./MemoryTransport.ts"
+
+/**
+ * What became of the messages so far, in order.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Report {
+  /** What the last step gave, for each message that was handled. */
+  readonly handled: ReadonlyArray<{ readonly message: Message.Any; readonly value: unknown }>
+  readonly filtered: ReadonlyArray<Message.Any>
+  readonly retried: ReadonlyArray<{ readonly id: string; readonly attempt: number; readonly delay: number; readonly error: unknown }>
+  /** Everything published, by the test, by the pipeline and as dead letters. */
+  readonly published: ReadonlyArray<Outgoing>
+  readonly settled: ReadonlyArray<MemoryTransport.Settled>
+  readonly deadLettered: ReadonlyArray<{ readonly record: DeadLetter.Record; readonly letter: Outgoing }>
+  readonly counts: Pipeline.Counts
+}
+
+/**
+ * The pipeline did not come to rest: no timer is due, and these are not settled.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class NotIdle extends Data.TaggedError("NotIdle")<{
+  readonly elapsed: Duration.Duration
+  readonly groups: ReadonlyArray<MemoryTransport.GroupState>
+}> {
+  override get message(): string {
+    const groups = this.groups.map(({ delayed, group, lag, pending, topic }) =>
+      `${topic}/${group}: ${lag} not delivered, not settled: [${pending.map(({ id }) => id).join(", ")}], ` +
+      `${delayed.length} waiting for a retry`
+    )
+    return `not idle after ${Duration.format(this.elapsed)}: ${groups.join("; ")}`
+  }
+}
+
+/**
+ * A running pipeline under test.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface TestHarness<in A, out R> {
+  readonly running: Pipeline.Running
+  readonly publish: (value: A, options?: Publisher.PublishOptions) => Effect.Effect<void, Publisher.PublishError, R>
+  /** Publishes bytes as some other producer might: not decodable, or with headers of its own. */
+  readonly publishRaw: (body: Uint8Array | string, headers?: Message.Headers) => Effect.Effect<void, Publisher.PublishError>
+  /** Runs until every message is settled, moving `TestClock` from one due instant to the next, at most `limit`. */
+  readonly runUntilIdle: (limit?: Duration.Input) => Effect.Effect<Report, NotIdle>
+}
+
+/**
+ * Provides the broker in memory as the harness needs it: with history, and without claims.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<MemoryTransport.MemoryTransport | Transport> = MemoryTransport.layer({
+  history: true,
+  // Without a claim there is no heartbeat, so that nothing is due when nothing is left to do.
+  minIdle: Duration.infinity
+})
+
+/**
+ * Starts a pipeline under test; `topic` is its source.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
+  topic: Topic.Topic<A, RD, RE>,
+  pipeline: Pipeline.Pipeline<M, B, E, R>
+): Effect.Effect<
+  TestHarness<A, RE>,
+  TransportError,
+  R | MemoryTransport.MemoryTransport | Transport | Scope.Scope
+> =>
+  Effect.gen(function*() {
+    const memory = yield* MemoryTransport.MemoryTransport
+    const transport = yield* Transport
+    const clock = yield* Clock.clockWith(Effect.succeed)
+    const sleeping = new Set<Sleeper>()
+    const outcomes: Array<Telemetry.Outcome> = []
+    const running = yield* Pipeline.start(pipeline).pipe(
+      Effect.provideService(Telemetry.Observer, (outcome) => void outcomes.push(outcome)),
+      Effect.provideService(Clock.Clock, watched(clock, sleeping))
+    )
+    const publish = (outgoing: Outgoing) =>
+      Effect.flatMap(transport.publish([outgoing]), (results) => Effect.asVoid(Effect.fromResult(results[0]!)))
+    return {
+      running,
+      publish: (value, options) => Effect.flatMap(Publisher.outgoing(topic, value, options), publish),
+      publishRaw: (body, headers) =>
+        publish({
+          topic: topic.name,
+          body: typeof body === "string" ? new TextEncoder().encode(body) : body,
+          fields: undefined,
+          headers: headers ?? {},
+          key: undefined,
+          id: undefined,
+          delay: undefined
+        }),
+      runUntilIdle: (limit) =>
+        Effect.andThen(
+          untilIdle(memory, running, clock, sleeping, Duration.fromInputUnsafe(limit ?? "1 day")),
+          report(memory, running, outcomes)
+        )
+    }
+  })
+
+/**
+ * Runs `values` through a pipeline until all are settled, then drains it.
+ *
+ * **Example** (Testing a pipeline)
+ *
+ * ```ts import.meta.vitest
+ * import { Pipeline, Topic } from "@millrace/core"
+ * import { TestHarness } from "@millrace/testing"
+ * import { Effect, Schema } from "effect"
+ *
+ * const Numbers = Topic.make("numbers", { schema: Schema.Number })
+ * const doubled = Pipeline.from(Numbers, { group: "double" }).pipe(Pipeline.map((n) => n * 2))
+ *
+ * const report = await Effect.runPromise(TestHarness.run(Numbers, doubled, [1, 2]).pipe(Effect.provide(TestHarness.layer)))
+ * report.handled.map(({ value }) => value) // => [2, 4]
+ * ```
+ *
+ * @category running
+ * @since 0.1.0
+ */
+export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
+  topic: Topic.Topic<A, RD, RE>,
+  pipeline: Pipeline.Pipeline<M, B, E, R>,
+  values: Iterable<A>
+): Effect.Effect<
+  Report,
+  TransportError | Publisher.PublishError | NotIdle,
+  Exclude<R | RE | MemoryTransport.MemoryTransport | Transport, Scope.Scope>
+> =>
+  Effect.scoped(Effect.gen(function*() {
+    const harness = yield* make(topic, pipeline)
+    yield* Effect.forEach(values, (value) => harness.publish(value), { discard: true })
+    return yield* harness.runUntilIdle()
+  })) as any
+
+const report = (
+  memory: MemoryTransport.MemoryTransport["Service"],
+  running: Pipeline.Running,
+  outcomes: ReadonlyArray<Telemetry.Outcome>
+): Effect.Effect<Report> =>
+  Effect.gen(function*() {
+    const published = [...yield* memory.published]
+    return {
+      handled: outcomes.flatMap((outcome) =>
+        outcome._tag === "Handled" ? [{ message: outcome.message!, value: outcome.value }] : []
+      ),
+      filtered: outcomes.flatMap((outcome) => outcome._tag === "Filtered" ? [outcome.message!] : []),
+      retried: outcomes.flatMap((outcome) =>
+        outcome._tag === "Retried"
+          ? [{
+            id: outcome.delivery.id,
+            attempt: outcome.delivery.attempt,
+            delay: outcome.delay,
+            error: Cause.squash(outcome.cause)
+          }]
+          : []
+      ),
+      published,
+      settled: [...yield* memory.settled],
+      deadLettered: published.flatMap((letter) => {
+        const record = DeadLetter.fromHeaders(letter.headers)
+        return Exit.isSuccess(record) ? [{ record: record.value, letter }] : []
+      }),
+      counts: yield* running.counts
+    }
+  })
+
+const untilIdle = (
+  memory: MemoryTransport.MemoryTransport["Service"],
+  running: Pipeline.Running,
+  clock: Clock.Clock,
+  sleeping: ReadonlySet<Sleeper>,
+  limit: Duration.Duration
+): Effect.Effect<void, NotIdle> =>
+  Effect.gen(function*() {
+    const since = clock.currentTimeMillisUnsafe()
+    const isTestClock = "adjust" in clock
+    for (;;) {
+      yield* rest(memory)
+      const groups = (yield* memory.groups).filter(({ delayed, lag, pending }) => lag + pending.length + delayed.length > 0)
+      const held = yield* running.owned
+      if (groups.length === 0 && held.running + held.waiting === 0) return
+      const now = clock.currentTimeMillisUnsafe()
+      const elapsed = Duration.millis(now - since)
+      if (held.running > 0 && (yield* liveActivity(memory))) continue
+      const due = Math.min(...[...sleeping].map((sleeper) => sleeper.due))
+      if ((isTestClock && !Number.isFinite(due)) || Duration.isGreaterThan(elapsed, limit)) {
+        return yield* new NotIdle({ elapsed, groups })
+      }
+      if (isTestClock) yield* TestClock.adjust(Math.max(0, due - now))
+    }
+  })
+
+/** Lets everything run that needs no time: a settlement waits for up to 32 turns of the loop. */
+const rest = (memory: MemoryTransport.MemoryTransport["Service"]): Effect.Effect<void> =>
+  Effect.gen(function*() {
+    let before = yield* memory.activity
+    for (let turns = 0; turns < 100; turns++) {
+      yield* turn
+      const now = yield* memory.activity
+      if (now !== before) turns = 0
+      before = now
+    }
+  })
+
+const turn = Effect.callback<void>((resume) => {
+  const immediate = setImmediate(() => resume(Effect.void))
+  return Effect.sync(() => clearImmediate(immediate))
+})
+
+/** A handler may be waiting for something real: it has 5 ms of real time before the clock moves. */
+const liveActivity = (memory: MemoryTransport.MemoryTransport["Service"]): Effect.Effect<boolean> =>
+  Effect.gen(function*() {
+    const before = yield* memory.activity
+    yield* Effect.callback<void>((resume) => {
+      const timer = setTimeout(() => resume(Effect.void), 5)
+      return Effect.sync(() => clearTimeout(timer))
+    })
+    return (yield* memory.activity) !== before
+  })
+
+interface Sleeper {
+  readonly due: number
+}
+
+/** A clock that knows when its sleepers are due. */
+const watched = (clock: Clock.Clock, sleeping: Set<Sleeper>): Clock.Clock =>
+  Object.assign(Object.create(clock) as Clock.Clock, {
+    sleep: (duration: Duration.Duration) =>
+      Effect.suspend(() => {
+        const sleeper = { due: clock.currentTimeMillisUnsafe() + Duration.toMillis(duration) }
+        sleeping.add(sleeper)
+        return Effect.ensuring(clock.sleep(duration), Effect.sync(() => sleeping.delete(sleeper)))
+      })
+  })

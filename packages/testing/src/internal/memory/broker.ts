@@ -1,0 +1,369 @@
+import type { Message, Settlement, Transport } from "@millrace/core"
+import type * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
+import type { Settled } from "../../MemoryTransport.ts"
+
+/** What is stored: one message of one topic. */
+export interface Entry {
+  readonly id: string
+  readonly topic: string
+  readonly key: string | undefined
+  readonly headers: Message.Headers
+  readonly body: Uint8Array
+  readonly fields: ReadonlyMap<string, Uint8Array> | undefined
+  readonly publishedAt: number
+}
+
+/** Who takes messages: one subscription of one process. */
+export interface Consumer {
+  waiting: number
+}
+
+/** An entry on its way through one group, once it was delivered for the first time. */
+export class Passage {
+  readonly entry: Entry
+  attempts = 0
+  deliveries = 0
+  suspect = false
+  owner: Consumer | undefined
+  /** The delivery that may settle it: an older one has lost it. */
+  delivery: Transport.Delivery | undefined
+  touchedAt = 0
+  due = 0
+  constructor(entry: Entry) {
+    this.entry = entry
+  }
+}
+
+class Delivery implements Transport.Delivery {
+  readonly passage: Passage
+  readonly attempt: number
+  readonly redelivered: boolean
+  readonly suspect: boolean
+  constructor(passage: Passage) {
+    this.passage = passage
+    this.attempt = passage.attempts
+    this.redelivered = passage.deliveries > 1
+    this.suspect = passage.suspect
+  }
+  get id(): string {
+    return this.passage.entry.id
+  }
+  get topic(): string {
+    return this.passage.entry.topic
+  }
+  get key(): string | undefined {
+    return this.passage.entry.key
+  }
+  get headers(): Message.Headers {
+    return this.passage.entry.headers
+  }
+  get body(): Uint8Array {
+    return this.passage.entry.body
+  }
+  get fields(): ReadonlyMap<string, Uint8Array> | undefined {
+    return this.passage.entry.fields
+  }
+  get publishedAt(): number {
+    return this.passage.entry.publishedAt
+  }
+}
+
+/** One group of one topic: its position, and what it has not settled. */
+export class Group {
+  readonly topic: Topic
+  readonly name: string
+  /** Index in the topic's log of the next entry never delivered. */
+  next: number
+  /** Delivered and not settled, the one that was left alone longest first. */
+  readonly pending = new Map<string, Passage>()
+  /** Handed back: for whoever asks next. */
+  readonly released: Array<Passage> = []
+  /** Retries, the one that is due first in front. */
+  readonly delayed: Array<Passage> = []
+  readonly waiters = new Set<() => void>()
+
+  constructor(topic: Topic, name: string, next: number) {
+    this.topic = topic
+    this.name = name
+    this.next = next
+  }
+
+  get lag(): number {
+    let lag = 0
+    for (let i = this.next; i < this.topic.end; i++) if (this.topic.at(i) !== undefined) lag++
+    return lag
+  }
+
+  has(entry: Entry, index: number): boolean {
+    return index >= this.next || this.pending.has(entry.id) || this.released.some((p) => p.entry === entry) ||
+      this.delayed.some((p) => p.entry === entry)
+  }
+
+  /** When something that cannot be had now can be had by `consumer`, if nothing else happens. */
+  nextDue(consumer: Consumer): number | undefined {
+    let due = Math.min(this.delayed[0]?.due ?? Infinity, this.topic.scheduled[0]?.due ?? Infinity)
+    for (const passage of this.pending.values()) {
+      if (passage.owner === consumer) continue
+      due = Math.min(due, passage.touchedAt + this.topic.broker.options.minIdle)
+      break
+    }
+    return Number.isFinite(due) ? due : undefined
+  }
+
+  /** A consumer at its bound of waiting retries is given nothing but retries that are due. */
+  take(consumer: Consumer, max: number, waitingBound: number): Array<Transport.Delivery> {
+    const now = this.topic.broker.clock.currentTimeMillisUnsafe()
+    const taken: Array<Transport.Delivery> = []
+    this.topic.appendDue(now)
+    while (taken.length < max && this.delayed.length > 0 && this.delayed[0]!.due <= now) {
+      taken.push(this.deliver(this.delayed.shift()!, consumer, now))
+    }
+    if (consumer.waiting >= Math.max(1, waitingBound)) return taken
+    while (taken.length < max && this.released.length > 0) {
+      taken.push(this.deliver(this.released.shift()!, consumer, now))
+    }
+    for (const passage of this.pending.values()) {
+      if (taken.length >= max || passage.touchedAt + this.topic.broker.options.minIdle > now) break
+      if (passage.owner === consumer) continue
+      passage.suspect = true
+      taken.push(this.deliver(passage, consumer, now))
+    }
+    for (; taken.length < max && this.next < this.topic.end; this.next++) {
+      const entry = this.topic.at(this.next)
+      if (entry !== undefined) taken.push(this.deliver(new Passage(entry), consumer, now))
+    }
+    if (taken.length > 0) this.topic.broker.activity++
+    return taken
+  }
+
+  private deliver(passage: Passage, consumer: Consumer, now: number): Transport.Delivery {
+    if (passage.due > 0) {
+      passage.owner!.waiting--
+      passage.due = 0
+    }
+    passage.owner = consumer
+    passage.attempts++
+    passage.deliveries++
+    passage.touchedAt = now
+    const delivery = passage.delivery = new Delivery(passage)
+    this.pending.delete(passage.entry.id)
+    this.pending.set(passage.entry.id, passage)
+    return delivery
+  }
+
+  /** `false` when `consumer` no longer owns the delivery. */
+  settle(consumer: Consumer, delivery: Transport.Delivery, settlement: Settlement.Settlement): boolean {
+    const { broker } = this.topic
+    const passage = this.pending.get(delivery.id)
+    const owned = passage !== undefined && passage.owner === consumer && passage.delivery === delivery
+    // An acknowledgement stands, whoever has the message now: its work is done.
+    if (!owned && (settlement._tag !== "Ack" || passage === undefined)) return settlement._tag === "Ack"
+    broker.activity++
+    if (broker.options.history) {
+      broker.settled.push({
+        topic: this.topic.name,
+        group: this.name,
+        id: delivery.id,
+        attempt: delivery.attempt,
+        settlement
+      })
+    }
+    this.pending.delete(delivery.id)
+    switch (settlement._tag) {
+      case "Ack":
+      case "@millrace/Terminate": {
+        this.topic.acknowledged(passage.entry)
+        break
+      }
+      case "Release": {
+        passage.attempts--
+        passage.owner = undefined
+        this.released.push(passage)
+        this.wake()
+        break
+      }
+      case "@millrace/Retry": {
+        passage.suspect = false
+        passage.due = broker.clock.currentTimeMillisUnsafe() +
+          (settlement.after === undefined ? 0 : Duration.toMillis(settlement.after))
+        consumer.waiting++
+        const after = this.delayed.findIndex((other) => other.due > passage.due)
+        this.delayed.splice(after < 0 ? this.delayed.length : after, 0, passage)
+        this.wake()
+        break
+      }
+    }
+    return true
+  }
+
+  extend(consumer: Consumer, delivery: Transport.Delivery): boolean {
+    const passage = this.pending.get(delivery.id)
+    if (passage === undefined) return true
+    if (passage.owner !== consumer || passage.delivery !== delivery) return false
+    passage.touchedAt = this.topic.broker.clock.currentTimeMillisUnsafe()
+    this.pending.delete(delivery.id)
+    this.pending.set(delivery.id, passage)
+    return true
+  }
+
+  wake(): void {
+    // Whoever is woken may wait again at once.
+    const waiters = [...this.waiters]
+    this.waiters.clear()
+    for (const waiter of waiters) waiter()
+  }
+}
+
+/** A log of entries; removed ones leave a hole until the front of the log is cut. */
+export class Topic {
+  readonly broker: Broker
+  readonly name: string
+  readonly groups = new Map<string, Group>()
+  /** Published with a delay, the one that is due first in front. */
+  readonly scheduled: Array<{ readonly due: number; readonly message: Transport.Outgoing }> = []
+  private log: Array<Entry | undefined> = []
+  private offset = 0
+  private readonly index = new Map<string, number>()
+  private sequence = 0
+
+  constructor(broker: Broker, name: string) {
+    this.broker = broker
+    this.name = name
+  }
+
+  get end(): number {
+    return this.offset + this.log.length
+  }
+
+  get size(): number {
+    return this.index.size
+  }
+
+  at(index: number): Entry | undefined {
+    return this.log[index - this.offset]
+  }
+
+  entries(): ReadonlyArray<Entry> {
+    this.appendDue(this.broker.clock.currentTimeMillisUnsafe())
+    return this.log.filter((entry) => entry !== undefined)
+  }
+
+  group(name: string, startFrom: "new" | "beginning"): Group {
+    let group = this.groups.get(name)
+    if (group === undefined) {
+      group = new Group(this, name, startFrom === "new" ? this.end : this.offset)
+      this.groups.set(name, group)
+    }
+    return group
+  }
+
+  schedule(message: Transport.Outgoing, due: number): void {
+    const after = this.scheduled.findIndex((other) => other.due > due)
+    this.scheduled.splice(after < 0 ? this.scheduled.length : after, 0, { due, message })
+    for (const group of this.groups.values()) group.wake()
+  }
+
+  appendDue(now: number): void {
+    while (this.scheduled.length > 0 && this.scheduled[0]!.due <= now) this.append(this.scheduled.shift()!.message)
+  }
+
+  append(message: Transport.Outgoing): string {
+    const id = String(++this.sequence)
+    this.index.set(id, this.end)
+    this.log.push({
+      id,
+      topic: this.name,
+      key: message.key,
+      headers: message.headers,
+      body: message.body,
+      fields: message.fields,
+      publishedAt: this.broker.clock.currentTimeMillisUnsafe()
+    })
+    this.broker.activity++
+    for (const group of this.groups.values()) if (group.waiters.size > 0) group.wake()
+    return id
+  }
+
+  remove(id: string): boolean {
+    const index = this.index.get(id)
+    if (index === undefined) return false
+    this.index.delete(id)
+    this.log[index - this.offset] = undefined
+    if (index === this.offset) this.cut()
+    return true
+  }
+
+  acknowledged(entry: Entry): void {
+    if (!this.broker.options.untilAcked) return
+    const index = this.index.get(entry.id)
+    if (index === undefined) return
+    for (const group of this.groups.values()) if (group.has(entry, index)) return
+    this.remove(entry.id)
+  }
+
+  private cut(): void {
+    let holes = 0
+    while (holes < this.log.length && this.log[holes] === undefined) holes++
+    if (holes < 1024 && holes < this.log.length) return
+    this.log = this.log.slice(holes)
+    this.offset += holes
+  }
+}
+
+export interface BrokerOptions {
+  readonly minIdle: number
+  readonly untilAcked: boolean
+  readonly maxBody: number
+  readonly history: boolean
+}
+
+export class Broker {
+  readonly clock: Clock.Clock
+  readonly options: BrokerOptions
+  readonly topics = new Map<string, Topic>()
+  readonly published: Array<Transport.Outgoing> = []
+  readonly settled: Array<Settled> = []
+  activity = 0
+  private readonly seen = new Map<string, { readonly id: string; readonly until: number }>()
+
+  constructor(clock: Clock.Clock, options: BrokerOptions) {
+    this.clock = clock
+    this.options = options
+  }
+
+  topic(name: string): Topic {
+    let topic = this.topics.get(name)
+    if (topic === undefined) {
+      topic = new Topic(this, name)
+      this.topics.set(name, topic)
+    }
+    return topic
+  }
+
+  publish(message: Transport.Outgoing): Transport.Published {
+    const known = message.id === undefined ? undefined : this.known(`${message.topic}\n${message.id}`)
+    if (known !== undefined) return { id: known, duplicate: true }
+    const topic = this.topic(message.topic)
+    let id = "scheduled"
+    if (message.delay === undefined) id = topic.append(message)
+    else topic.schedule(message, this.clock.currentTimeMillisUnsafe() + Duration.toMillis(message.delay))
+    if (this.options.history) this.published.push(message)
+    if (message.id !== undefined) {
+      this.seen.set(`${message.topic}\n${message.id}`, { id, until: this.clock.currentTimeMillisUnsafe() + dedupWindow })
+    }
+    return { id, duplicate: false }
+  }
+
+  private known(key: string): string | undefined {
+    const now = this.clock.currentTimeMillisUnsafe()
+    for (const [key, { until }] of this.seen) {
+      if (until > now) break
+      this.seen.delete(key)
+    }
+    return this.seen.get(key)?.id
+  }
+}
+
+/** Two minutes, as NATS has it. */
+const dedupWindow = 120_000

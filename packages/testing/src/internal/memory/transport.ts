@@ -1,0 +1,98 @@
+import { type Concurrency, Publisher, Transport } from "@millrace/core"
+import * as Arr from "effect/Array"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import * as Result from "effect/Result"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import type { Broker, Consumer, Entry, Group } from "./broker.ts"
+
+/** One process of the broker. */
+export const connect = (
+  broker: Broker,
+  limit: Concurrency.Limit
+): Effect.Effect<Transport.Transport["Service"], never, Scope.Scope> =>
+  Effect.succeed(Transport.Transport.of({
+    name: "memory",
+    capabilities: {
+      deduplication: true,
+      delayedPublish: true,
+      uncountedRelease: true,
+      ownership: true,
+      maxBody: broker.options.maxBody
+    },
+    limit,
+    health: Effect.succeed("consuming"),
+    declare: (topic) => Effect.sync(() => void broker.topic(topic)),
+    subscribe: (options) => Effect.sync(() => subscribe(broker, options)),
+    publish: (messages) => Effect.forEach(messages, (message) => publish(broker, message)),
+    browse: (topic) => Stream.suspend(() => Stream.fromIterable(broker.topic(topic).entries().map(browsed))),
+    remove: (topic, ids) => Effect.sync(() => ids.filter((id) => broker.topic(topic).remove(id)).length)
+  }))
+
+const publish = (
+  broker: Broker,
+  message: Transport.Outgoing
+): Effect.Effect<Result.Result<Transport.Published, Publisher.PublishError>> => {
+  const size = message.body.byteLength
+  const limit = broker.options.maxBody
+  if (size > limit) {
+    const reason = new Publisher.TooLarge({ size, limit })
+    return Effect.succeed(Result.fail(new Publisher.PublishError({ topic: message.topic, reason })))
+  }
+  return Effect.sync(() => Result.succeed(broker.publish(message)))
+}
+
+const browsed = (entry: Entry): Transport.Delivery => ({ ...entry, attempt: 1, redelivered: false, suspect: false })
+
+const subscribe = (broker: Broker, options: Transport.SubscribeOptions): Transport.Subscription => {
+  const consumer: Consumer = { waiting: 0 }
+  // Looked up each time: a group that was deleted is made again, as the contract has it.
+  const group = () => broker.topic(options.topic).group(options.group, options.startFrom)
+  group()
+
+  const take = (max: number): Effect.Effect<Arr.NonEmptyReadonlyArray<Transport.Delivery>> =>
+    Effect.suspend(() => {
+      const from = group()
+      const taken = from.take(consumer, max, options.waiting)
+      return Arr.isArrayNonEmpty(taken)
+        ? Effect.succeed(taken)
+        : Effect.andThen(somethingHappens(broker, from, consumer), take(max))
+    })
+
+  return {
+    // A broker answers in another turn of the loop: one that answered at once would starve every timer.
+    pull: (max) => Effect.andThen(Effect.yieldNow, take(max)),
+    settle(batch) {
+      const from = group()
+      let lost: Array<Transport.Delivery> | undefined
+      for (const { delivery, settlement } of batch) {
+        if (!from.settle(consumer, delivery, settlement)) (lost ??= []).push(delivery)
+      }
+      return lost === undefined ? noneLost : Exit.succeed(lost)
+    },
+    extend: (deliveries) => Effect.sync(() => deliveries.filter((delivery) => !group().extend(consumer, delivery))),
+    extendEvery: Number.isFinite(broker.options.minIdle) ? Duration.millis(broker.options.minIdle / 3) : undefined,
+    health: Effect.succeed("consuming")
+  }
+}
+
+const noneLost = Exit.succeed<ReadonlyArray<Transport.Delivery>>([])
+
+const somethingHappens = (broker: Broker, group: Group, consumer: Consumer): Effect.Effect<void> => {
+  const signal = Effect.callback<void>((resume) => {
+    const wake = () => resume(Effect.void)
+    group.waiters.add(wake)
+    return Effect.sync(() => group.waiters.delete(wake))
+  })
+  const due = Option.fromUndefinedOr(group.nextDue(consumer))
+  return Option.match(due, {
+    onNone: () => signal,
+    onSome: (due) => {
+      const millis = Math.max(1, due - broker.clock.currentTimeMillisUnsafe())
+      return Effect.asVoid(Effect.timeoutOption(signal, millis))
+    }
+  })
+}
