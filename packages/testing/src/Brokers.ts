@@ -151,8 +151,8 @@ const makeRedis = (kind: "redis" | "valkey", options: RedisOptions | undefined) 
  *
  * The first of these that has the server is used, and printed once to stderr:
  *
- * 1. A Docker engine that answers, with the image of the release line (through `testcontainers`, an optional peer
- *    dependency). An image that is neither there nor to be pulled is reported, and the search goes on.
+ * 1. A Docker engine that answers, with the image of the release line (through `testcontainers`). An image that is
+ *    neither there nor to be pulled is reported, and the search goes on.
  * 2. `redis-server` on `PATH`, if it is what was asked for.
  * 3. Inside the Millrace repository, servers of several versions fetched by `scripts/get-servers.sh`.
  *

@@ -21,7 +21,10 @@ export const line = (kind: Kind, version: string): string =>
   version === "newest" ? lines[kind][0] : version === "oldest" ? lines[kind].at(-1)! : version
 
 /** Why the engine cannot run an image: neither has it nor finds it in a registry. */
-export const refusal = Effect.fnUntraced(function*(engine: Engine, image: string): Effect.fn.Return<string | undefined> {
+export const refusal = Effect.fnUntraced(function*(
+  engine: Engine,
+  image: string
+): Effect.fn.Return<string | undefined> {
   if ((yield* engine.get(`/images/${image}/json`, 5_000)) === 200) return undefined
   const answer = yield* engine.get(`/distribution/${image}/json`, 10_000)
   return answer === 200 ? undefined : `the engine has no image ${image} and cannot pull it (${answer})`

@@ -7,8 +7,8 @@ import * as Process from "node:process"
 
 /** A Docker engine that answers. */
 export interface Engine {
-  /** Asks the engine for a path of its API. */
-  readonly get: (path: string, timeout: number) => Effect.Effect<Http.IncomingMessage["statusCode"] | string>
+  /** Asks for a path of the engine's API: the status of the answer, or why there is none. */
+  readonly get: (path: string, timeout: number) => Effect.Effect<number | string | undefined>
 }
 
 /** Where an engine may listen, in the order in which `testcontainers` looks: the setting, or the usual sockets. */

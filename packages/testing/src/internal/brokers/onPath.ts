@@ -37,7 +37,8 @@ const askVersion = (file: string): Effect.Effect<string | undefined> =>
 export const find = Effect.fnUntraced(function*(kind: Kind): Effect.fn.Return<ReadonlyArray<Program>> {
   // Servers are often put where only the administrator's PATH looks.
   const folders = [...(Process.env["PATH"] ?? "").split(Path.delimiter), "/usr/sbin", "/usr/local/sbin"]
-  const file = folders.filter((folder) => folder !== "").map((folder) => Path.join(folder, program(kind))).find(isProgram)
+  const files = folders.filter((folder) => folder !== "").map((folder) => Path.join(folder, program(kind)))
+  const file = files.find(isProgram)
   if (file === undefined) return []
   const version = yield* askVersion(file)
   return version === undefined ? [] : [{ kind, version, file, provider: "path" }]

@@ -18,27 +18,34 @@ const script = ((): string | undefined => {
 /** The servers fetched, or why there are none. */
 export type Fetched = { readonly programs: ReadonlyArray<Program> } | { readonly refused: string }
 
-let outcome: Promise<Fetched> | undefined
+/** Runs the script. It lets one run at a time; the others wait and find the work done. */
+const run = (file: string): Effect.Effect<string | undefined> =>
+  Effect.callback<string | undefined>((resume) => {
+    execFile(file, (error, _stdout, stderr) => {
+      const refused = error === null ? undefined : stderr.trim() === "" ? error.message : stderr.trim()
+      resume(Effect.succeed(refused))
+    })
+  })
 
-const fetch = async (): Promise<Fetched> => {
-  if (script === undefined) return { refused: "not inside the Millrace repository, which has a script that fetches servers" }
+const fetch = Effect.fnUntraced(function*(): Effect.fn.Return<Fetched> {
+  if (script === undefined) return { refused: "only the Millrace repository has a script that fetches them" }
   const cache = Path.join(Path.dirname(Path.dirname(script)), ".cache", "servers")
   if (!Fs.existsSync(Path.join(cache, "complete"))) {
-    // The script lets one run at a time; the others wait and find the work done.
-    const refused = await new Promise<string | undefined>((resolve) => {
-      execFile(script, [], (error, _stdout, stderr) =>
-        resolve(error === null ? undefined : stderr.trim() || error.message))
-    })
+    const refused = yield* run(script)
     if (refused !== undefined) return { refused }
   }
-  const programs = Fs.readdirSync(Path.join(cache, "bin")).flatMap((name): ReadonlyArray<Program> => {
+  const bin = Path.join(cache, "bin")
+  const programs = Fs.readdirSync(bin).flatMap((name): ReadonlyArray<Program> => {
     const match = /^(redis|valkey|nats)-(\d+\.\d+\.\d+)-server$/.exec(name)
-    return match === null
-      ? []
-      : [{ kind: match[1] as Kind, version: match[2]!, file: Path.join(cache, "bin", name), provider: "packages" }]
+    if (match === null) return []
+    return [{ kind: match[1] as Kind, version: match[2]!, file: Path.join(bin, name), provider: "packages" }]
   })
   return { programs }
-}
+})
+
+let outcome: Fetched | undefined
 
 /** Fetches the servers, once, and lists them. The first time on a machine this takes about 15 seconds. */
-export const find: Effect.Effect<Fetched> = Effect.promise(() => outcome ??= fetch())
+export const find: Effect.Effect<Fetched> = Effect.suspend(() =>
+  outcome !== undefined ? Effect.succeed(outcome) : Effect.map(fetch(), (fetched) => outcome = fetched)
+)

@@ -72,5 +72,4 @@ export const probe = (
     ? ask(host, port, "", parseNats)
     : ask(host, port, `${password === undefined ? "" : auth(password)}PING\r\nINFO server\r\n`, parseRedis)
 
-const auth = (password: string): string =>
-  `*2\r\n$4\r\nAUTH\r\n$${Buffer.byteLength(password)}\r\n${password}\r\n`
+const auth = (password: string): string => `*2\r\n$4\r\nAUTH\r\n$${Buffer.byteLength(password)}\r\n${password}\r\n`

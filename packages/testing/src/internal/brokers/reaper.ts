@@ -29,7 +29,10 @@ let current: Reaper | undefined
 const reaper = (): Reaper => {
   if (current !== undefined) return current
   const folder = Fs.mkdtempSync(Path.join(Os.tmpdir(), "millrace-brokers-"))
-  const child = spawn("/bin/sh", ["-c", script, "reaper", folder], { stdio: ["pipe", "ignore", "ignore"], detached: true })
+  const child = spawn("/bin/sh", ["-c", script, "reaper", folder], {
+    stdio: ["pipe", "ignore", "ignore"],
+    detached: true
+  })
   child.on("error", () => {})
   child.stdin.on("error", () => {})
   child.unref()

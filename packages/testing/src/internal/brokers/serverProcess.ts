@@ -139,12 +139,11 @@ export const make = Effect.fnUntraced(function*(
     }).pipe(Effect.onExit((exit) => exit._tag === "Failure" ? kill : Effect.void))
   })
 
-  const first = yield* Effect.suspend(() => Effect.flatMap(Ports.free, (port) => {
-    const at = place(port)
-    return Effect.map(spawned(at), (answer) => ({ answer, at }))
-  })).pipe(
-    Effect.retry({ times: 4, while: (error) => portIsTaken.test(error.message) })
-  )
+  const attempt = Effect.gen(function*() {
+    const at = place(yield* Ports.free)
+    return { at, answer: yield* spawned(at) }
+  })
+  const first = yield* Effect.retry(attempt, { times: 4, while: (error) => portIsTaken.test(error.message) })
 
   return {
     host,
@@ -152,9 +151,7 @@ export const make = Effect.fnUntraced(function*(
     version: first.answer.version,
     kill,
     stop,
-    start: Effect.suspend(() =>
-      child !== undefined && !ended(child) ? Effect.void : Effect.asVoid(spawned(first.at))
-    ),
+    start: Effect.suspend(() => child !== undefined && !ended(child) ? Effect.void : Effect.asVoid(spawned(first.at))),
     pause: Effect.suspend(() => {
       child?.kill("SIGSTOP")
       return child?.pid === undefined ? Effect.void : awaitStopped(child.pid)

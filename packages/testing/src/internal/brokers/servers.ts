@@ -46,7 +46,14 @@ export const serverArgs = (wish: Wish, place: Place, configAt: string): Readonly
   wish.kind === "nats"
     ? ["-c", configAt, ...wish.args]
     : [
-      ...["--bind", place.host, "--port", String(place.port), "--dir", place.folder, "--save", ""],
+      "--bind",
+      place.host,
+      "--port",
+      String(place.port),
+      "--dir",
+      place.folder,
+      "--save",
+      "",
       ...(wish.persistence === "always" ? ["--appendonly", "yes", "--appendfsync", "always"] : ["--appendonly", "no"]),
       ...(wish.password === undefined ? [] : ["--requirepass", wish.password]),
       ...wish.args
