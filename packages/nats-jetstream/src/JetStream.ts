@@ -1,0 +1,722 @@
+/**
+ * Pipelines on NATS JetStream.
+ *
+ * A topic is a subject, a group a durable consumer. Both, and the stream that takes the subject, are created when a
+ * pipeline starts, or verified. Everything else of Millrace runs on it unchanged; what only JetStream can do is here,
+ * and puts {@link JetStream} into a pipeline's requirements.
+ *
+ * @since 0.1.0
+ */
+import * as Concurrency from "@millrace/core/Concurrency"
+import * as Message from "@millrace/core/Message"
+import * as Pipeline from "@millrace/core/Pipeline"
+import * as Publisher from "@millrace/core/Publisher"
+import * as Settlement from "@millrace/core/Settlement"
+import type * as Topic from "@millrace/core/Topic"
+import { Transport } from "@millrace/core/Transport"
+import * as TransportError from "@millrace/core/TransportError"
+import type { NatsConnection, TlsOptions } from "@nats-io/nats-core"
+import * as Arr from "effect/Array"
+import * as Config from "effect/Config"
+import * as Context from "effect/Context"
+import * as DateTime from "effect/DateTime"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
+import * as Layer from "effect/Layer"
+import type * as Redacted from "effect/Redacted"
+import * as Result from "effect/Result"
+import * as Schedule from "effect/Schedule"
+import type * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import * as browsing from "./internal/browsing.ts"
+import { addressOf, connect } from "./internal/connect.ts"
+import { type Connection, failure, interrupted, transport as transportName, unexpected, watch } from "./internal/connection.ts"
+import { JetStreamDelivery } from "./internal/delivery.ts"
+import * as names from "./internal/names.ts"
+import * as publishing from "./internal/publishing.ts"
+import * as resources from "./internal/resources.ts"
+import * as settings from "./internal/settings.ts"
+import { confirmAll } from "./internal/settling.ts"
+import { subscribe } from "./internal/subscription.ts"
+
+/**
+ * What a layer does with the streams and consumers that its pipelines need.
+ *
+ * - `"create"`: those that are absent are created, those that exist are verified and never changed (default)
+ * - `"verify"`: all must exist as they are needed
+ * - `"none"`: as `"verify"`, and no bucket for notes is looked for: a message that is handed back counts an attempt
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Manage = "create" | "verify" | "none"
+
+/**
+ * Options that do not concern the connection itself.
+ *
+ * - `concurrency`: handlers that run at once, of all pipelines on this layer together; default unbounded
+ * - `retention`: `"until-acked"` makes work queues: a message is gone when its group has settled it. Default: streams
+ *   keep what they take, within the bounds of `stream`
+ * - `stream`: of streams that are created; verified on those that exist, where given
+ * - `publishTimeout`: how long a confirmation may take; default 5 seconds
+ * - `domain`: the JetStream domain
+ * - `inboxPrefix`: for accounts that may only subscribe below it; default `_INBOX`
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface CommonOptions {
+  readonly concurrency?: number | undefined
+  readonly manage?: Manage | undefined
+  readonly retention?: "limits" | "until-acked" | undefined
+  readonly stream?: StreamOptions | undefined
+  readonly publishTimeout?: Duration.Input | undefined
+  readonly domain?: string | undefined
+  readonly inboxPrefix?: string | undefined
+}
+
+/**
+ * How streams are created.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface StreamOptions {
+  readonly storage?: "file" | "memory" | undefined
+  readonly replicas?: number | undefined
+  readonly maxAge?: Duration.Input | undefined
+  readonly maxMessages?: number | undefined
+  readonly maxBytes?: number | undefined
+  readonly duplicateWindow?: Duration.Input | undefined
+}
+
+/**
+ * Options of {@link layer}.
+ *
+ * - `url`: `nats://host:port` or `tls://host:port`, several separated by commas; with `user:password@` or `token@`
+ * - `credentials`: the text of a credentials file
+ * - `connectTimeout`: until the first connection; default 10 seconds
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Options extends CommonOptions {
+  readonly url: string | Redacted.Redacted<string>
+  readonly name?: string | undefined
+  readonly token?: Redacted.Redacted<string> | undefined
+  readonly credentials?: Redacted.Redacted<string> | undefined
+  readonly tls?: TlsOptions | undefined
+  readonly connectTimeout?: Duration.Input | undefined
+}
+
+/**
+ * A connection to JetStream.
+ *
+ * `client` is the connection of `@nats-io/nats-core`, for what Millrace leaves alone: core NATS, key-value and object
+ * stores.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class JetStream extends Context.Service<JetStream, {
+  readonly transport: Transport["Service"]
+  readonly client: NatsConnection
+}>()("@millrace/nats-jetstream/JetStream") {}
+
+interface Parts {
+  readonly connection: Connection
+  readonly declaring: resources.Declaring
+  readonly inboxPrefix: string
+  readonly send: (
+    sendings: Arr.NonEmptyReadonlyArray<publishing.Sending>
+  ) => Effect.Effect<ReadonlyArray<Result.Result<publishing.Confirmed, Publisher.PublishError>>>
+  /** Topics that have been declared since the layer was built. */
+  readonly declared: Set<string>
+}
+
+/** What the functions of this module need and nobody else should see. */
+const parts = new WeakMap<object, Parts>()
+
+const partsOf: Effect.Effect<Parts, never, JetStream> = JetStream.use((service) => {
+  const found = parts.get(service)
+  return found === undefined
+    ? Effect.die(new Error("this JetStream service was not made by JetStream.layer, layerConfig or layerFromConnection"))
+    : Effect.succeed(found)
+})
+
+const make = Effect.fnUntraced(function*(
+  client: NatsConnection,
+  address: string,
+  options: CommonOptions
+): Effect.fn.Return<JetStream["Service"], TransportError.TransportError, Scope.Scope> {
+  const concurrency = options.concurrency ?? Infinity
+  if (!(concurrency === Infinity || (Number.isInteger(concurrency) && concurrency > 0))) {
+    return yield* TransportError.invalidOption(
+      transportName,
+      "concurrency",
+      concurrency,
+      "give a whole number of handlers, 1 or more, or leave it out"
+    )
+  }
+  if (!resources.atLeast(client.info?.version, 2, 9)) {
+    return yield* failure(
+      new TransportError.Unsupported({
+        operation: `nats-server ${client.info?.version}`,
+        remedy: "Millrace needs nats-server 2.9, and recommends 2.10 or newer"
+      })
+    )
+  }
+  const inboxPrefix = options.inboxPrefix ?? "_INBOX"
+  const connection = yield* watch(client, {
+    address,
+    ...(options.domain === undefined ? {} : { domain: options.domain })
+  })
+  const send = (yield* publishing.publishing(connection, {
+    timeout: Duration.fromInputUnsafe(options.publishTimeout ?? "5 seconds"),
+    inboxPrefix
+  })).send
+  const declaring: resources.Declaring = {
+    manage: options.manage ?? "create",
+    retention: options.retention,
+    ...options.stream
+  }
+  const declared = new Set<string>()
+  const declare = Effect.fnUntraced(function*(topic: string): Effect.fn.Return<void, TransportError.TransportError> {
+    const badName = names.validateTopic(topic)
+    if (badName !== undefined) return yield* badName
+    yield* resources.ensureStream(connection, declaring, topic, Arr.of(topic))
+    declared.add(topic)
+  })
+  const transport: Transport["Service"] = {
+    name: transportName,
+    capabilities: {
+      deduplication: true,
+      delayedPublish: resources.atLeast(client.info?.version, 2, 12),
+      uncountedRelease: declaring.manage !== "none",
+      ownership: true,
+      maxBody: undefined
+    },
+    limit: Concurrency.makeUnsafe(concurrency),
+    subscribe: (wish) => subscribe(connection, declaring, inboxPrefix, wish),
+    declare,
+    publish: (messages) => send(Arr.map(messages, (message) => ({ message }))),
+    browse: (topic) => browsing.browse(connection, topic),
+    remove: (topic, ids) => browsing.remove(connection, topic, ids),
+    health: Effect.sync(() => connection.state() === "connected" ? "consuming" : "reconnecting")
+  }
+  const service = { transport, client }
+  parts.set(service, { connection, declaring, inboxPrefix, send, declared })
+  return service
+})
+
+const toLayer = <E>(
+  service: Effect.Effect<JetStream["Service"], E, Scope.Scope>
+): Layer.Layer<JetStream | Transport, E> =>
+  Layer.effectContext(
+    Effect.map(service, (service) => Context.make(JetStream, service).pipe(Context.add(Transport, service.transport)))
+  )
+
+const connected = (options: Options) =>
+  Effect.flatMap(connect(options), (client) => make(client, addressOf(options.url), options))
+
+/**
+ * Connects to NATS. Fails with a `TransportError` when no server answers within `connectTimeout`; a connection that is
+ * lost later is re-made for as long as the Layer lives.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer = (options: Options): Layer.Layer<JetStream | Transport, TransportError.TransportError> =>
+  toLayer(connected(options))
+
+/**
+ * As {@link layer}, with options that may come from configuration.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerConfig = (
+  options: Config.Wrap<Options>
+): Layer.Layer<JetStream | Transport, TransportError.TransportError | Config.ConfigError> =>
+  toLayer(Effect.flatMap(Config.unwrap(options), connected))
+
+/**
+ * Uses a connection made elsewhere, with `wsconnect` say. It stays open when the Layer closes.
+ *
+ * **Gotchas**
+ *
+ * The client gives up after ten tries to re-connect unless it was given `maxReconnectAttempts: -1`, and notices a dead
+ * connection after minutes unless it was given a short `pingInterval`.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerFromConnection = (
+  connection: NatsConnection,
+  options: CommonOptions = {}
+): Layer.Layer<JetStream | Transport, TransportError.TransportError> =>
+  toLayer(make(connection, connection.getServer(), options))
+
+// --- consuming
+
+/**
+ * Where a consumer that does not exist yet begins.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type StartFrom = settings.StartFrom
+
+/**
+ * The names in braces of a subject: `"orders.{region}.{kind}"` has `region` and `kind`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Params<S extends string> = { readonly [K in ParamNames<S>]: string }
+
+type ParamNames<S extends string> = S extends `${string}{${infer Name}}${infer Rest}` ? Name | ParamNames<Rest> : never
+
+/**
+ * A message with the parameters of its subject.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface WithParams<out A, out P> extends Message.Message<A> {
+  readonly params: P
+}
+
+/**
+ * What a source on JetStream takes beside what every source does.
+ *
+ * - `subject`: what to read, where that is not the topic's own name: parts may be `*` or `{name}`, the last one `>`
+ * - `subjects`: several of them, without names
+ * - `startFrom`: also a stream sequence or a time
+ * - `ackWait`: how long the server waits for a sign of life, and so how soon a peer gets the messages of a process that
+ *   died; default 30 seconds. Long handlers are kept alive
+ * - `acknowledge`: see {@link acknowledge}
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface FromOptions extends Omit<Pipeline.FromOptions, "startFrom"> {
+  readonly subjects?: Arr.NonEmptyReadonlyArray<string> | undefined
+  readonly startFrom?: StartFrom | undefined
+  readonly ackWait?: Duration.Input | undefined
+  readonly acknowledge?: "write" | "confirm" | undefined
+}
+
+/**
+ * Starts a pipeline at a topic on JetStream.
+ *
+ * **Example** (Reading parameters from the subject)
+ *
+ * ```ts
+ * import { Pipeline, Topic } from "@millrace/core"
+ * import { JetStream } from "@millrace/nats-jetstream"
+ * import { Schema } from "effect"
+ *
+ * const Orders = Topic.make("orders", { schema: Schema.Struct({ id: Schema.String }) })
+ *
+ * JetStream.from(Orders, { group: "regions", subject: "orders.{region}" }).pipe(
+ *   Pipeline.map((order, message) => `${message.params.region}: ${order.id}`)
+ * )
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const from: {
+  <A, H, RD, RE>(
+    topic: Topic.TopicWithHeaders<A, H, RD, RE>,
+    options: FromOptions & { readonly subject?: undefined }
+  ): Pipeline.Open<Message.WithHeaders<A, H>, A, never, JetStream | RD>
+  <A, RD, RE, const S extends string>(
+    topic: Topic.Topic<A, RD, RE>,
+    options: FromOptions & { readonly subject: S }
+  ): Pipeline.Open<WithParams<A, Params<S>>, A, never, JetStream | RD>
+  <A, RD, RE>(
+    topic: Topic.Topic<A, RD, RE>,
+    options: FromOptions & { readonly subject?: undefined }
+  ): Pipeline.Open<Message.Message<A>, A, never, JetStream | RD>
+} = (topic: Topic.Topic<any, any, any>, options: FromOptions & { readonly subject?: string | undefined }): any => {
+  const { acknowledge, ackWait, startFrom, subject, subjects, ...rest } = options
+  let context = Context.empty()
+  const set = <A>(reference: Context.Reference<A>, value: A) => context = Context.add(context, reference, value)
+  if (subject !== undefined || subjects !== undefined) {
+    set(settings.Subjects, [
+      ...subject === undefined ? [] : [subject.replaceAll(/\{[^{}.]+\}/g, "*")],
+      ...subjects ?? []
+    ] as unknown as Arr.NonEmptyReadonlyArray<string>)
+  }
+  if (startFrom !== undefined) set(settings.Start, startFrom)
+  if (ackWait !== undefined) set(settings.AckWait, Duration.fromInputUnsafe(ackWait))
+  if (acknowledge !== undefined) set(settings.Acknowledge, acknowledge)
+  const named = (subject ?? "").split(".").flatMap((part, index) =>
+    part.startsWith("{") && part.endsWith("}") ? [{ name: part.slice(1, -1), index }] : []
+  )
+  return Pipeline.fromTransport<any, any, any, JetStream, any>(topic, rest, {
+    transport: JetStream.use((service) => Effect.succeed(service.transport)),
+    settings: context,
+    extend: subject === undefined ? undefined : (message, delivery) => {
+      const parts = delivery.topic.split(".")
+      const params: Record<string, string> = {}
+      for (const { index, name } of named) params[name] = parts[index] ?? ""
+      return Object.assign(message, { params })
+    }
+  })
+}
+
+/**
+ * How a pipeline's acknowledgements are sent.
+ *
+ * **Details**
+ *
+ * - `"write"` (default): written once per turn of the event loop, and known to have arrived when the server has answered
+ *   behind them. A server that is killed may forget some: those messages come again
+ * - `"confirm"`: the server answers each one when it has taken it; about a fifth of the speed
+ *
+ * @category policies
+ * @since 0.1.0
+ */
+export const acknowledge: {
+  (mode: "write" | "confirm"): <M extends Message.Any, A, E, R>(
+    self: Pipeline.Pipeline<M, A, E, R>
+  ) => Pipeline.Pipeline<M, A, E, R | JetStream>
+  <M extends Message.Any, A, E, R>(
+    self: Pipeline.Pipeline<M, A, E, R>,
+    mode: "write" | "confirm"
+  ): Pipeline.Pipeline<M, A, E, R | JetStream>
+} = dual(2, (self: Pipeline.AnyPipeline, mode: "write" | "confirm") =>
+  Pipeline.withSetting(self, settings.Acknowledge, mode))
+
+/**
+ * Acknowledges a message and waits until the server has confirmed it.
+ *
+ * **Details**
+ *
+ * `false`: it was settled before. When no confirmation comes within `timeout` (default 5 seconds), through however many
+ * connections, it fails, and the pipeline's policies settle the message: it may be handled again, never lost.
+ *
+ * @category settling
+ * @since 0.1.0
+ */
+export const ackSync = Effect.fnUntraced(function*(
+  message: Message.Any,
+  options?: { readonly timeout?: Duration.Input | undefined }
+): Effect.fn.Return<boolean, Settlement.SettleError, JetStream> {
+  const service = yield* JetStream
+  const { connection } = yield* partsOf
+  const received = Message.received(message)
+  const delivery = received?.delivery
+  if (received === undefined || received.transport !== service.transport || !(delivery instanceof JetStreamDelivery)) {
+    return yield* new Settlement.SettleError({ id: message.id, cause: new Error("it did not come from this JetStream layer") })
+  }
+  if (!received.claim()) return false
+  return yield* connection.whenConnected.pipe(
+    Effect.andThen(confirmAll(connection, [delivery])),
+    Effect.retry({ schedule: resources.backoff, while: (error) => error.reason._tag === "Interrupted" }),
+    Effect.timeout(options?.timeout ?? "5 seconds"),
+    Effect.as(true),
+    Effect.mapError((cause) => new Settlement.SettleError({ id: message.id, cause })),
+    Effect.onError(() => Effect.sync(received.unclaim))
+  )
+})
+
+// --- publishing
+
+/**
+ * Options of {@link publish}.
+ *
+ * - `id`: default a random one, so that a publish whose outcome is unknown can be repeated
+ * - `subject`: where to, if not the topic's own: one that a stream takes
+ * - `ttl`: how long the server keeps the message, in whole seconds (2.11)
+ * - `expect`: the publish is refused if the stream is not in this state
+ * - `retryFor`: how long to repeat a publish that was not confirmed; default 30 seconds, and never longer than the
+ *   stream's duplicate window (two minutes unless given)
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface PublishOptions extends Publisher.PublishOptions {
+  readonly subject?: string | undefined
+  readonly ttl?: Duration.Input | undefined
+  readonly expect?: {
+    readonly stream?: string | undefined
+    readonly lastSequence?: number | undefined
+    readonly lastSubjectSequence?: number | undefined
+    readonly lastMessageId?: string | undefined
+  } | undefined
+  readonly retryFor?: Duration.Input | undefined
+}
+
+/**
+ * What the stream says of a published message.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Published {
+  readonly id: string
+  readonly duplicate: boolean
+  readonly stream: string
+  readonly sequence: number
+}
+
+const isUncertain = (error: Publisher.PublishError) =>
+  error.reason._tag === "NotSent" || error.reason._tag === "OutcomeUnknown"
+
+const sendUntil = (
+  { connection, send }: Parts,
+  sending: publishing.Sending,
+  until: Schedule.Schedule<unknown, unknown>
+): Effect.Effect<Published, Publisher.PublishError> =>
+  Effect.ignore(Effect.timeoutOption(connection.whenConnected, "1 second")).pipe(
+    Effect.andThen(send([sending])),
+    Effect.flatMap((answers) => Effect.fromResult(answers[0]!)),
+    Effect.retry({ schedule: until, while: isUncertain })
+  )
+
+/**
+ * Publishes one value, with what JetStream offers beside `Publisher.publish`, and waits for the confirmation. While
+ * there is none it is published again under the same id, which the server takes once.
+ *
+ * @category publishing
+ * @since 0.1.0
+ */
+export const publish = <A, RD, RE>(
+  topic: Topic.Topic<A, RD, RE>,
+  value: A,
+  options: PublishOptions = {}
+): Effect.Effect<Published, Publisher.PublishError, JetStream | RE> =>
+  Effect.gen(function*() {
+    const all = yield* partsOf
+    const id = options.id ?? crypto.randomUUID()
+    const message = yield* Publisher.outgoing(topic, value, { headers: options.headers, delay: options.delay, id })
+    const retryFor = Duration.fromInputUnsafe(options.retryFor ?? "30 seconds")
+    return yield* sendUntil(
+      all,
+      {
+        message,
+        subject: options.subject,
+        expectations: {
+          ttl: options.ttl === undefined ? undefined : Math.ceil(Duration.toSeconds(Duration.fromInputUnsafe(options.ttl))),
+          expectStream: options.expect?.stream,
+          expectLastSequence: options.expect?.lastSequence,
+          expectLastSubjectSequence: options.expect?.lastSubjectSequence,
+          expectLastMessageId: options.expect?.lastMessageId
+        }
+      },
+      Schedule.upTo(resources.backoff, { duration: retryFor })
+    )
+  })
+
+/**
+ * A step that publishes to JetStream from a pipeline on any broker, and passes the value on.
+ *
+ * **Details**
+ *
+ * The message id derives from the source's topic, group and id and the target, so that a retry does not duplicate
+ * within the stream's duplicate window. While the server is unreachable the publish waits and holds its slot.
+ *
+ * @category steps
+ * @since 0.1.0
+ */
+export const to: {
+  <B, RD, RE>(
+    topic: Topic.Topic<B, RD, RE>
+  ): <M extends Message.Any, A extends B, E, R>(
+    self: Pipeline.Open<M, A, E, R>
+  ) => Pipeline.Open<M, A, E | Publisher.PublishError, R | RE | JetStream>
+  <M extends Message.Any, A, B, RD, RE>(
+    topic: Topic.Topic<B, RD, RE>,
+    value: (value: NoInfer<A>, message: NoInfer<M>) => NoInfer<B>
+  ): <E, R>(self: Pipeline.Open<M, A, E, R>) => Pipeline.Open<M, A, E | Publisher.PublishError, R | RE | JetStream>
+} = (topic: Topic.Topic<any, any, any>, value: (value: any, message: any) => any = (value) => value): any =>
+  Pipeline.tap((input: any, message: Message.Any) =>
+    Effect.gen(function*() {
+      const all = yield* partsOf
+      if (!all.declared.has(topic.name)) {
+        yield* JetStream.use(({ transport }) => transport.declare(topic.name)).pipe(
+          Effect.retry({ schedule: resources.backoff, while: (error) => error.reason._tag === "Interrupted" }),
+          Effect.mapError((error) =>
+            new Publisher.PublishError({ topic: topic.name, reason: new Publisher.Refused({ detail: error.message }) })
+          )
+        )
+      }
+      const group = Message.received(message)?.group ?? ""
+      const outgoing = yield* Publisher.outgoing(topic, value(input, message), {
+        id: [message.topic, group, message.id, topic.name].join(":")
+      })
+      return yield* sendUntil(all, { message: outgoing }, resources.backoff)
+    })
+  )
+
+// --- reading without a group
+
+/**
+ * A message that was read without a group.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Read<out A> {
+  readonly value: A
+  readonly id: string
+  readonly topic: string
+  readonly headers: Message.Headers
+  readonly publishedAt: DateTime.Utc
+}
+
+/**
+ * Reads a topic in order, without a group and without acknowledging: for projections and caches. Goes on for ever, with
+ * what is published later, and begins again where it was when the connection was lost.
+ *
+ * @category reading
+ * @since 0.1.0
+ */
+export const read = <A, RD, RE>(
+  topic: Topic.Topic<A, RD, RE>,
+  options?: { readonly startFrom?: StartFrom | undefined; readonly subject?: string | undefined }
+): Stream.Stream<Read<A>, TransportError.TransportError | Schema.SchemaError, JetStream | RD> =>
+  Stream.unwrap(Effect.gen(function*() {
+    const { connection, declaring } = yield* partsOf
+    const subject = options?.subject ?? topic.name
+    const badName = names.validateTopic(topic.name) ?? names.validateFilter(subject)
+    if (badName !== undefined) return yield* badName
+    const stream = yield* resources.ensureStream(connection, declaring, topic.name, Arr.of(subject))
+    const messages = yield* connection.call(`reading ${subject}`, (jsm) =>
+      jsm.jetstream().consumers.get(stream.config.name, {
+        filter_subjects: subject,
+        ...resources.start(options?.startFrom ?? "beginning")
+      }).then((consumer) => consumer.consume())).pipe(Effect.mapError(unexpected(`reading ${subject}`)))
+    yield* Effect.addFinalizer(() => Effect.promise(() => messages.close()).pipe(Effect.ignore))
+    return Stream.fromAsyncIterable(messages, (cause) => interrupted(`reading ${subject}`, cause)).pipe(
+      Stream.mapEffect((message) => {
+        const delivery = new JetStreamDelivery(message)
+        return Effect.map(topic.codec.decode(delivery), (value): Read<A> => ({
+          value,
+          id: delivery.id,
+          topic: delivery.topic,
+          headers: delivery.headers,
+          publishedAt: DateTime.makeUnsafe(delivery.publishedAt)
+        }))
+      })
+    )
+  }))
+
+// --- seeing
+
+/**
+ * How far a group has come.
+ *
+ * - `pending`: not yet delivered
+ * - `ackPending`: delivered and not settled, waiting retries included
+ * - `lag`: both together: what is left to do
+ * - `redelivered`: of `ackPending`, those that were delivered more than once
+ * - `waiting`: open requests for messages, of all processes
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ConsumerInfo {
+  readonly stream: string
+  readonly consumer: string
+  readonly pending: number
+  readonly ackPending: number
+  readonly lag: number
+  readonly redelivered: number
+  readonly waiting: number
+  readonly lastDelivered: { readonly sequence: number; readonly at: DateTime.Utc | undefined }
+  readonly ackFloor: { readonly sequence: number; readonly at: DateTime.Utc | undefined }
+}
+
+/**
+ * What a stream holds.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface StreamInfo {
+  readonly stream: string
+  readonly subjects: ReadonlyArray<string>
+  readonly messages: number
+  readonly bytes: number
+  readonly firstSequence: number
+  readonly lastSequence: number
+  readonly consumers: number
+  readonly replicas: number
+  readonly leader: string | undefined
+}
+
+const streamFor = (connection: Connection, topic: string) =>
+  Effect.flatMap(resources.findStream(connection, topic), (info) =>
+    info === undefined
+      ? Effect.fail(failure(
+        new TransportError.Mismatch({ name: `the stream of ${topic}`, expected: "there", found: "absent" })
+      ))
+      : Effect.succeed(info))
+
+/**
+ * Asks how far a group has come on a topic.
+ *
+ * @category seeing
+ * @since 0.1.0
+ */
+export const consumerInfo = Effect.fnUntraced(function*(
+  topic: string | { readonly name: string },
+  group: string
+): Effect.fn.Return<ConsumerInfo, TransportError.TransportError, JetStream> {
+  const { connection } = yield* partsOf
+  const name = typeof topic === "string" ? topic : topic.name
+  const stream = yield* streamFor(connection, name)
+  const durable = names.durableOf(name, group, stream.config.subjects ?? [])
+  const info = yield* resources.consumerInfo(connection, stream.config.name, durable)
+  if (info === undefined) {
+    return yield* failure(
+      new TransportError.Mismatch({ name: `consumer ${durable} of stream ${stream.config.name}`, expected: "there", found: "absent" })
+    )
+  }
+  const position = (sequence: { readonly stream_seq: number; readonly last_active?: unknown }) => ({
+    sequence: sequence.stream_seq,
+    at: typeof sequence.last_active === "string" ? DateTime.makeUnsafe(sequence.last_active) : undefined
+  })
+  return {
+    stream: info.stream_name,
+    consumer: info.name,
+    pending: info.num_pending,
+    ackPending: info.num_ack_pending,
+    lag: info.num_pending + info.num_ack_pending,
+    redelivered: info.num_redelivered,
+    waiting: info.num_waiting,
+    lastDelivered: position(info.delivered),
+    ackFloor: position(info.ack_floor)
+  }
+})
+
+/**
+ * Asks what the stream of a topic holds.
+ *
+ * @category seeing
+ * @since 0.1.0
+ */
+export const streamInfo = Effect.fnUntraced(function*(
+  topic: string | { readonly name: string }
+): Effect.fn.Return<StreamInfo, TransportError.TransportError, JetStream> {
+  const { connection } = yield* partsOf
+  const info = yield* streamFor(connection, typeof topic === "string" ? topic : topic.name)
+  return {
+    stream: info.config.name,
+    subjects: info.config.subjects ?? [],
+    messages: info.state.messages,
+    bytes: info.state.bytes,
+    firstSequence: info.state.first_seq,
+    lastSequence: info.state.last_seq,
+    consumers: info.state.consumer_count,
+    replicas: info.config.num_replicas,
+    leader: info.cluster?.leader
+  }
+})

@@ -1,0 +1,140 @@
+import * as TransportError from "@millrace/core/TransportError"
+import type { ConnectionOptions, NatsConnection, TlsOptions } from "@nats-io/nats-core"
+import { credsAuthenticator } from "@nats-io/nats-core"
+import { connect as connectNode } from "@nats-io/transport-node"
+import * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import type * as Scope from "effect/Scope"
+import { failure, fromCause, transport } from "./connection.ts"
+
+export interface ConnectOptions {
+  readonly url: string | Redacted.Redacted<string>
+  readonly name?: string | undefined
+  readonly token?: Redacted.Redacted<string> | undefined
+  readonly credentials?: Redacted.Redacted<string> | undefined
+  readonly tls?: TlsOptions | undefined
+  readonly connectTimeout?: Duration.Input | undefined
+}
+
+const schemes = new Set(["nats:", "tls:"])
+
+/** Takes the credentials out of the addresses, which the client would put into its messages. */
+const parse = (text: string) => {
+  const servers: Array<string> = []
+  let user: string | undefined
+  let pass: string | undefined
+  let tls = false
+  for (const part of text.split(",")) {
+    const given = part.trim()
+    const url = URL.canParse(given) ? new URL(given) : undefined
+    if (url === undefined || !schemes.has(url.protocol) || url.hostname === "") {
+      return TransportError.invalidOption(
+        transport,
+        "url",
+        url === undefined ? "not a URL" : TransportError.redactUrl(given),
+        url !== undefined && /^wss?:$/.test(url.protocol)
+          ? "connect with wsconnect of @nats-io/nats-core and pass the connection to JetStream.layerFromConnection"
+          : "give nats://host:port or tls://host:port, several separated by commas"
+      )
+    }
+    servers.push(url.port === "" ? `${url.hostname}:4222` : url.host)
+    if (url.username !== "") user = decodeURIComponent(url.username)
+    if (url.password !== "") pass = decodeURIComponent(url.password)
+    tls ||= url.protocol === "tls:"
+  }
+  return { servers, user, pass, tls }
+}
+
+/** Shows where a URL leads to. */
+export const addressOf = (url: string | Redacted.Redacted<string>): string =>
+  Redacted.isRedacted(url)
+    ? addressOf(Redacted.value(url))
+    : url.split(",").map((part) => TransportError.redactUrl(part.trim())).join(",")
+
+/**
+ * Connects within `connectTimeout`. A connection that is lost later is re-made for ever: at once, then after delays
+ * that grow from 0.1 to 2 seconds, jittered.
+ */
+export const connect = Effect.fnUntraced(function*(
+  options: ConnectOptions
+): Effect.fn.Return<NatsConnection, TransportError.TransportError, Scope.Scope> {
+  const parsed = parse(Redacted.isRedacted(options.url) ? Redacted.value(options.url) : options.url)
+  if (parsed instanceof TransportError.TransportError) return yield* parsed
+  const address = addressOf(options.url)
+  const timeout = Duration.fromInputUnsafe(options.connectTimeout ?? "10 seconds")
+  if (!(Duration.toMillis(timeout) > 0)) {
+    return yield* TransportError.invalidOption(
+      transport,
+      "connectTimeout",
+      Duration.format(timeout),
+      "give a duration longer than zero, such as 10 seconds"
+    )
+  }
+  const clock = yield* Clock.clockWith(Effect.succeed)
+  let lastTry = 0
+  let delay = 0
+  const settings: ConnectionOptions = {
+    servers: parsed.servers,
+    name: options.name ?? "millrace",
+    timeout: Duration.toMillis(timeout),
+    maxReconnectAttempts: -1,
+    ignoreAuthErrorAbort: true,
+    // A server that is frozen, or a network that swallows, is noticed after four to six seconds.
+    pingInterval: 2000,
+    maxPingOut: 2,
+    noAsyncTraces: true,
+    reconnectDelayHandler() {
+      const now = clock.currentTimeMillisUnsafe()
+      delay = now - lastTry > 5000 ? 100 : Math.min(delay * 1.5, 2000)
+      lastTry = now
+      return delay * (0.5 + Math.random())
+    },
+    ...(parsed.user === undefined
+      ? {}
+      : parsed.pass === undefined
+      ? { token: parsed.user }
+      : { user: parsed.user, pass: parsed.pass }),
+    ...(options.token === undefined ? {} : { token: Redacted.value(options.token) }),
+    ...(options.credentials === undefined
+      ? {}
+      : { authenticator: credsAuthenticator(new TextEncoder().encode(Redacted.value(options.credentials))) }),
+    ...(options.tls === undefined ? parsed.tls ? { tls: {} } : {} : { tls: options.tls })
+  }
+  return yield* Effect.acquireRelease(
+    Effect.tryPromise({
+      try: (signal) =>
+        connectNode(settings).then((nc) => {
+          // Nobody waits any longer.
+          if (signal.aborted) void nc.close()
+          return nc
+        }),
+      catch(cause) {
+        const error = fromCause(address, "connecting", cause)
+        return error.reason._tag === "Interrupted"
+          ? failure(new TransportError.Unreachable({ address, cause }))
+          : error
+      }
+    }).pipe(
+      Effect.timeoutOrElse({
+        duration: timeout,
+        orElse: () =>
+          Effect.fail(failure(
+            new TransportError.Unreachable({
+              address,
+              cause: new Error(`no connection within connectTimeout, ${Duration.format(timeout)}`)
+            })
+          ))
+      })
+    ),
+    // Closing does not write what has not been written yet.
+    (nc) =>
+      Effect.tryPromise(() => nc.flush()).pipe(
+        Effect.timeoutOption("1 second"),
+        Effect.ignore,
+        Effect.andThen(Effect.promise(() => nc.close()))
+      ),
+    { interruptible: true }
+  )
+})

@@ -1,0 +1,186 @@
+import * as TransportError from "@millrace/core/TransportError"
+import {
+  type JetStreamManager,
+  jetstreamManager,
+  JetStreamApiError,
+  type JetStreamManagerOptions
+} from "@nats-io/jetstream"
+import { errors, type NatsConnection, type Status } from "@nats-io/nats-core"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+
+/** What happens to a connection. `lost` comes before `closed`; a closed connection never comes back. */
+export interface Listener {
+  readonly lost?: () => void
+  readonly restored?: () => void
+  readonly refused?: (error: InstanceType<typeof errors.PermissionViolationError>) => void
+}
+
+/** A connection of which one knows whether it is there. */
+export interface Connection {
+  readonly nc: NatsConnection
+  readonly jsm: JetStreamManager
+  readonly apiPrefix: string
+  readonly state: () => "connected" | "reconnecting" | "closed"
+  readonly listen: (listener: Listener) => () => void
+  /** Succeeds when the server has read everything written before. */
+  readonly flush: Effect.Effect<void, TransportError.TransportError>
+  /** Suspends while the connection is being re-made; fails when it is closed for good. */
+  readonly whenConnected: Effect.Effect<void, TransportError.TransportError>
+  /** One call of the JetStream API. What the server answers stays what it is, the rest is a `TransportError`. */
+  readonly call: <A>(
+    operation: string,
+    f: (jsm: JetStreamManager) => Promise<A>
+  ) => Effect.Effect<A, TransportError.TransportError | JetStreamApiError>
+}
+
+export const transport = "nats"
+
+export const failure = (reason: TransportError.Reason) => new TransportError.TransportError({ transport, reason })
+
+export const interrupted = (operation: string, cause?: unknown) =>
+  failure(new TransportError.Interrupted(cause === undefined ? { operation } : { operation, cause }))
+
+const closedError = (address: string) =>
+  failure(new TransportError.Unreachable({ address, cause: new Error("the connection has been closed") }))
+
+/** Finds the violated permission, which requests wrap into errors of their own. */
+const permissionOf = (cause: unknown): InstanceType<typeof errors.PermissionViolationError> | undefined =>
+  cause instanceof errors.PermissionViolationError
+    ? cause
+    : cause instanceof Error && cause.cause !== undefined
+    ? permissionOf(cause.cause)
+    : undefined
+
+/** What a failed request means. */
+export const fromCause = (address: string, operation: string, cause: unknown): TransportError.TransportError => {
+  const permission = permissionOf(cause)
+  if (permission !== undefined) {
+    return failure(
+      new TransportError.Unauthorized({
+        address,
+        operation,
+        detail: `no permission to ${permission.operation === "publish" ? "publish to" : "subscribe to"} ${permission.subject}`
+      })
+    )
+  }
+  if (cause instanceof errors.AuthorizationError || cause instanceof errors.UserAuthenticationExpiredError) {
+    return failure(new TransportError.Unauthorized({ address, operation, detail: cause.message }))
+  }
+  if (cause instanceof Error && cause.name === "JetStreamNotEnabled") {
+    return failure(
+      new TransportError.Unsupported({
+        operation,
+        remedy: `JetStream does not answer at ${address}: start nats-server with -js, or enable it for this account`
+      })
+    )
+  }
+  return interrupted(operation, cause)
+}
+
+/** What the API refused and we have no better words for. */
+export const unexpected =
+  (operation: string) =>
+  (error: TransportError.TransportError | JetStreamApiError): TransportError.TransportError =>
+    error instanceof JetStreamApiError ? interrupted(operation, error) : error
+
+/** Watches a client's connection for as long as the scope is open. Closing it is its owner's business. */
+export const watch = Effect.fnUntraced(function*(
+  nc: NatsConnection,
+  options: JetStreamManagerOptions & { readonly address: string }
+): Effect.fn.Return<Connection, TransportError.TransportError, Scope.Scope> {
+  const { address, ...apiOptions } = options
+  const listeners = new Set<Listener>()
+  let state: "connected" | "reconnecting" | "closed" = nc.isClosed() ? "closed" : "connected"
+
+  const lose = (next: "reconnecting" | "closed") => {
+    if (state === "closed") return
+    state = next
+    for (const listener of listeners) listener.lost?.()
+  }
+  const onStatus = (status: Status) => {
+    switch (status.type) {
+      case "disconnect":
+        return lose("reconnecting")
+      case "close":
+        return lose("closed")
+      case "reconnect":
+        state = "connected"
+        for (const listener of listeners) listener.restored?.()
+        return
+      case "error":
+        if (status.error instanceof errors.PermissionViolationError) {
+          for (const listener of listeners) listener.refused?.(status.error)
+        }
+    }
+  }
+  const listen = (listener: Listener) => {
+    listeners.add(listener)
+    return () => listeners.delete(listener)
+  }
+  yield* Stream.fromAsyncIterable(nc.status(), (cause) => cause).pipe(
+    Stream.runForEach((status) => Effect.sync(() => onStatus(status))),
+    Effect.ensuring(Effect.sync(() => nc.isClosed() && lose("closed"))),
+    Effect.ignore,
+    Effect.forkScoped({ startImmediately: true })
+  )
+
+  /** Runs a promise of the client, none of which fail when the connection does. */
+  const whileConnected = <A, E>(
+    operation: string,
+    f: () => Promise<A>,
+    refused: (cause: unknown) => E
+  ): Effect.Effect<A, E | TransportError.TransportError> =>
+    Effect.callback((resume) => {
+      if (state !== "connected") {
+        return resume(Effect.fail(state === "closed" ? closedError(address) : interrupted(operation, notConnected)))
+      }
+      const stop = listen({ lost: () => done(Effect.fail(interrupted(operation, notConnected))) })
+      const done = (exit: Effect.Effect<A, E | TransportError.TransportError>) => {
+        stop()
+        resume(exit)
+      }
+      try {
+        f().then((value) => done(Effect.succeed(value)), (cause) => done(Effect.fail(refused(cause))))
+      } catch (cause) {
+        done(Effect.fail(refused(cause)))
+      }
+      return Effect.sync(stop)
+    })
+
+  const jsm = yield* Effect.tryPromise({
+    try: () => jetstreamManager(nc, { ...apiOptions, checkAPI: false }),
+    catch: (cause) => fromCause(address, "opening JetStream", cause)
+  })
+
+  return {
+    nc,
+    jsm,
+    apiPrefix: apiOptions.apiPrefix ?? (apiOptions.domain === undefined ? "$JS.API" : `$JS.${apiOptions.domain}.API`),
+    state: () => nc.isClosed() ? "closed" : state,
+    listen,
+    flush: whileConnected("flush", () => nc.flush(), (cause) => interrupted("flush", cause)),
+    whenConnected: Effect.callback((resume) => {
+      if (nc.isClosed() || state === "closed") return resume(Effect.fail(closedError(address)))
+      if (state === "connected") return resume(Effect.void)
+      const stop = listen({
+        restored: () => {
+          stop()
+          resume(Effect.void)
+        },
+        lost: () => {
+          if (state !== "closed") return
+          stop()
+          resume(Effect.fail(closedError(address)))
+        }
+      })
+      return Effect.sync(stop)
+    }),
+    call: (operation, f) =>
+      whileConnected(operation, () => f(jsm), (cause) =>
+        cause instanceof JetStreamApiError ? cause : fromCause(address, operation, cause))
+  }
+})
+
+export const notConnected = new Error("the connection was lost")

@@ -1,0 +1,49 @@
+import * as Topic from "@millrace/core/Topic"
+import * as TransportError from "@millrace/core/TransportError"
+import { transport } from "./connection.ts"
+
+/** The stream of a topic that no stream captures yet. A stream's name cannot hold a dot. */
+export const streamOf = (topic: string): string => topic.replaceAll(".", "_")
+
+/** The durable consumer of a group: the group alone where the stream holds nothing but this topic. */
+export const durableOf = (topic: string, group: string, subjects: ReadonlyArray<string>): string =>
+  subjects.every((subject) => subject === topic || isDelayed(subject)) ? group : `${group}_${streamOf(topic)}`
+
+/** Where messages wait that are to be delivered later. Subjects of a stream must not overlap with another's. */
+export const delayedPrefix = (topic: string): string => `millrace-delayed.${topic}`
+
+const isDelayed = (subject: string) => subject.startsWith("millrace-delayed.")
+
+/** A topic is a subject without wildcards: no empty token, none of the server's own. */
+export const validateTopic = (topic: string): TransportError.TransportError | undefined =>
+  Topic.validateName(transport, topic) ??
+    (topic.split(".").includes("")
+      ? TransportError.invalidOption(transport, "topic", topic, "a NATS subject has no empty part: no dot at either end, no two in a row")
+      : undefined)
+
+export const validateGroup = (group: string): TransportError.TransportError | undefined =>
+  /^[A-Za-z0-9_-]+$/.test(group)
+    ? undefined
+    : TransportError.invalidOption(transport, "group", group, "a group name is made of letters, digits and the signs _ -")
+
+/** A subject with wildcards. */
+export const validateFilter = (subject: string): TransportError.TransportError | undefined =>
+  /^([A-Za-z0-9_-]+|\*)(\.([A-Za-z0-9_-]+|\*))*(\.>)?$/.test(subject)
+    ? undefined
+    : TransportError.invalidOption(
+      transport,
+      "subject",
+      subject,
+      "parts between dots are letters, digits and _ -, or {name} or *; the last may be >"
+    )
+
+/** Whether everything published on `subject` would match `filter`. */
+export const covers = (filter: string, subject: string): boolean => {
+  const wanted = filter.split(".")
+  const given = subject.split(".")
+  for (let i = 0; i < wanted.length; i++) {
+    if (wanted[i] === ">") return given.length > i
+    if (given[i] === undefined || given[i] === ">" || (wanted[i] !== "*" && wanted[i] !== given[i])) return false
+  }
+  return wanted.length === given.length
+}

@@ -1,0 +1,150 @@
+import type * as TransportError from "@millrace/core/TransportError"
+import { createInbox, type Msg, type Subscription } from "@nats-io/nats-core"
+import type * as Clock from "effect/Clock"
+import type { Connection } from "./connection.ts"
+import { fromCause } from "./connection.ts"
+import { JetStreamDelivery } from "./delivery.ts"
+
+/** Why reading cannot go on as it is. `missing`: nobody answers for the consumer. */
+export type Trouble = "missing" | "refused" | "silent"
+
+export interface ReaderOptions {
+  readonly connection: Connection
+  readonly clock: Clock.Clock
+  readonly inboxPrefix: string
+  /** The consumer's own bound on one request. */
+  readonly maxBatch: number
+  /** How long a request stays open, in milliseconds. */
+  readonly expires: number
+  /** Messages in the order in which they arrived; called once per chunk that was read from the socket. */
+  readonly onChunk: (chunk: Array<JetStreamDelivery>) => void
+  readonly onTrouble: (trouble: Trouble) => void
+  readonly onFailure: (error: TransportError.TransportError) => void
+}
+
+/**
+ * Asks the consumer for messages, on credit.
+ *
+ * `asked` is what is open at the server, all requests together: an answer does not say which of them it belongs to. The
+ * answers of one epoch come to one inbox. Credit is taken back by giving the inbox up: the server forgets the requests
+ * and what is on its way still arrives before the server's answer to the flush.
+ */
+export class Reader {
+  readonly options: ReaderOptions
+  asked = 0
+  private subject: string
+  private epoch: Subscription | undefined
+  private chunk: Array<JetStreamDelivery> = []
+  private silentSince = 0n
+  private readonly watchdog: NodeJS.Timeout
+  private closing: Promise<void> | undefined
+  /** Milliseconds. The server takes at most half of the time that a request is open. */
+  private readonly heartbeat: number
+
+  constructor(options: ReaderOptions) {
+    this.options = options
+    this.subject = ""
+    this.heartbeat = Math.min(5000, Math.floor(options.expires / 2.5))
+    this.watchdog = setInterval(this.listen, this.heartbeat)
+    this.watchdog.unref()
+  }
+
+  /** Whether `ask` may be called. */
+  get open(): boolean {
+    return this.epoch !== undefined
+  }
+
+  /** Begins an epoch. */
+  begin(stream: string, consumer: string): void {
+    const { connection, inboxPrefix } = this.options
+    this.subject = `${connection.apiPrefix}.CONSUMER.MSG.NEXT.${stream}.${consumer}`
+    const epoch: Subscription = connection.nc.subscribe(createInbox(inboxPrefix), {
+      callback: (error, msg) => {
+        if (error === null) this.receive(msg, epoch)
+        else this.options.onFailure(fromCause(connection.nc.getServer(), "reading", error))
+      }
+    })
+    this.epoch = epoch
+    this.asked = 0
+  }
+
+  ask(count: number): void {
+    if (this.epoch === undefined) return
+    if (this.asked === 0) this.silentSince = this.options.clock.monotonicTimeNanosUnsafe()
+    for (let rest = count; rest > 0; rest -= this.options.maxBatch) {
+      const batch = Math.min(rest, this.options.maxBatch)
+      const request = { batch, expires: this.options.expires * 1e6, idle_heartbeat: this.heartbeat * 1e6 }
+      this.options.connection.nc.publish(this.subject, JSON.stringify(request), { reply: this.epoch.getSubject() })
+    }
+    this.asked += count
+  }
+
+  /** Ends the epoch; resolves when nothing can arrive any more. */
+  end(): Promise<void> {
+    const epoch = this.epoch
+    this.epoch = undefined
+    if (epoch !== undefined) {
+      const ended = () => {
+        if (this.epoch === undefined) this.asked = 0
+      }
+      this.closing = epoch.isClosed() || this.options.connection.nc.isClosed()
+        ? Promise.resolve()
+        : epoch.drain().then(ended, ended)
+    }
+    return this.closing ?? Promise.resolve()
+  }
+
+  /** The connection is gone, and with it the requests and whatever was on its way. */
+  abandon(): void {
+    const epoch = this.epoch
+    this.epoch = undefined
+    this.asked = 0
+    if (epoch !== undefined && !this.options.connection.nc.isClosed()) epoch.unsubscribe()
+  }
+
+  close(): void {
+    clearInterval(this.watchdog)
+  }
+
+  private receive(msg: Msg, epoch: Subscription): void {
+    if (epoch === this.epoch) this.silentSince = 0n
+    if (msg.data.length === 0 && msg.headers !== undefined && msg.headers.code >= 100) {
+      if (epoch === this.epoch) this.status(msg.headers.code, msg.headers.description, msg.headers.get("Nats-Pending-Messages"))
+      return
+    }
+    if (this.asked > 0) this.asked--
+    // The client reads a chunk of the socket synchronously: what it held is handed on together.
+    if (this.chunk.push(new JetStreamDelivery(msg)) === 1) queueMicrotask(this.handOn)
+  }
+
+  private readonly handOn = (): void => {
+    const chunk = this.chunk
+    this.chunk = []
+    this.options.onChunk(chunk)
+  }
+
+  private status(code: number, description: string, pending: string): void {
+    if (code === 100) return
+    if (code === 503) return this.options.onTrouble("missing")
+    if (pending !== "") {
+      this.asked = Math.max(0, this.asked - Number(pending))
+      // Expired, or refused with the rest of it: ask again.
+      return this.options.onChunk([])
+    }
+    this.options.onTrouble(/consumer deleted/i.test(description) ? "missing" : "refused")
+  }
+
+  /** Two heartbeats that did not come: nobody serves the requests any more. */
+  private readonly listen = (): void => {
+    if (this.epoch === undefined || this.asked === 0 || this.options.connection.state() !== "connected") {
+      this.silentSince = 0n
+      return
+    }
+    const now = this.options.clock.monotonicTimeNanosUnsafe()
+    if (this.silentSince === 0n) this.silentSince = now
+    else if (now - this.silentSince > BigInt(2 * this.heartbeat) * 1_000_000n) {
+      this.silentSince = now
+      this.options.onTrouble("silent")
+    }
+  }
+}

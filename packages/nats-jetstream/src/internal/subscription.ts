@@ -1,0 +1,360 @@
+import type * as Transport from "@millrace/core/Transport"
+import type * as TransportError from "@millrace/core/TransportError"
+import type { ConsumerInfo, StreamInfo } from "@nats-io/jetstream"
+import * as Arr from "effect/Array"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import type * as Scope from "effect/Scope"
+import type { Connection } from "./connection.ts"
+import { JetStreamDelivery } from "./delivery.ts"
+import * as names from "./names.ts"
+import { Notes, openNotes } from "./notes.ts"
+import { Reader, type Trouble } from "./reader.ts"
+import * as resources from "./resources.ts"
+import * as settings from "./settings.ts"
+import { settling } from "./settling.ts"
+
+type TransportFailure = TransportError.TransportError
+
+/** A request of the pull loop stays open this long unless the consumer allows less. */
+const requestExpires = 30_000
+
+export const subscribe = Effect.fnUntraced(function*(
+  connection: Connection,
+  declaring: resources.Declaring,
+  inboxPrefix: string,
+  options: Transport.SubscribeOptions
+): Effect.fn.Return<Transport.Subscription, TransportFailure, Scope.Scope> {
+  const badName = names.validateTopic(options.topic) ?? names.validateGroup(options.group)
+  if (badName !== undefined) return yield* badName
+  const subjects = Context.get(options.settings, settings.Subjects) ?? Arr.of(options.topic)
+  const chosenAckWait = Context.get(options.settings, settings.AckWait)
+  const wish: resources.ConsumerWish = {
+    topic: options.topic,
+    group: options.group,
+    subjects,
+    startFrom: Context.get(options.settings, settings.Start) ?? options.startFrom,
+    ackWait: chosenAckWait === undefined ? undefined : Duration.toMillis(chosenAckWait),
+    maxOwned: options.maxOwned
+  }
+  const badFilter = subjects.map((subject) => names.validateFilter(subject)).find((error) => error !== undefined)
+  if (badFilter !== undefined) return yield* badFilter
+  const badWait = wish.ackWait === undefined ? undefined : resources.validateAckWait(wish.ackWait)
+  if (badWait !== undefined) return yield* badWait
+
+  const stream = yield* resources.ensureStream(connection, declaring, options.topic, subjects)
+  const consumer = yield* resources.ensureConsumer(connection, declaring, stream, wish)
+  const notes = (yield* openNotes(connection, declaring))
+    ? new Notes(connection, consumer.stream_name, consumer.name)
+    : undefined
+  const clock = yield* Clock.clockWith(Effect.succeed)
+  const runFork = Effect.runForkWith(yield* Effect.context<never>())
+  const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
+
+  const ackWait = (consumer.config.ack_wait ?? 0) / 1e6
+  /** A little less than the server gives: its clock started before the message arrived. */
+  const lease = ackWait * 0.9
+  const maxAckPending = consumer.config.max_ack_pending ?? -1
+  // Waiting retries are pending at the server: they must leave room for what runs.
+  const mostWaiting = maxAckPending > 0
+    ? Math.max(1, Math.min(options.waiting, maxAckPending - options.maxOwned))
+    : options.waiting
+
+  // --- what has arrived
+
+  /** In order of arrival, to be given to the next pull. */
+  const queue: Array<JetStreamDelivery> = []
+  /** Given one at a time: see `suspect` of the contract. */
+  const suspects: Array<JetStreamDelivery> = []
+  let suspect: JetStreamDelivery | undefined
+  /** Arrived, and being looked up. */
+  let arriving = 0
+  let lookup: Promise<unknown> | undefined
+  /** Retries that this process asked for, by id. */
+  const retries = new Map<string, { readonly delivered: number; readonly released: number; readonly due: number }>()
+
+  const known = (delivery: JetStreamDelivery): boolean => {
+    if (delivery.delivered === 1) return true
+    const retry = retries.get(delivery.id)
+    if (retry === undefined || retry.delivered !== delivery.delivered - 1) return false
+    retries.delete(delivery.id)
+    delivery.released = retry.released
+    return true
+  }
+  const lookUp = (delivery: JetStreamDelivery): Promise<void> | undefined => {
+    if (known(delivery)) return undefined
+    retries.delete(delivery.id)
+    delivery.suspect = true
+    return notes?.read(delivery).then((note) => {
+      if (note === undefined) return
+      delivery.released = note.released
+      delivery.suspect = !note.settled || note.delivered !== delivery.delivered - 1
+    })
+  }
+  const admit = (chunk: ReadonlyArray<JetStreamDelivery>) => {
+    for (const delivery of chunk) {
+      if (!delivery.suspect) queue.push(delivery)
+      else {
+        suspects.push(delivery)
+        if (connection.state() === "connected") notes?.arrived(delivery)
+      }
+    }
+    wake()
+  }
+  const onChunk = (chunk: Array<JetStreamDelivery>) => {
+    const heldUntil = now() + lease
+    let unknown: Array<Promise<void>> | undefined
+    for (const delivery of chunk) {
+      delivery.heldUntil = heldUntil
+      const found = lookUp(delivery)
+      if (found !== undefined) (unknown ??= []).push(found)
+    }
+    active = true
+    if (unknown === undefined && lookup === undefined) return admit(chunk)
+    // What comes behind waits, so that the order of arrival is kept.
+    arriving += chunk.length
+    const turn: Promise<void> = Promise.all([lookup, ...unknown ?? []]).then(() => {
+      if (lookup === turn) lookup = undefined
+      arriving -= chunk.length
+      admit(chunk)
+    })
+    lookup = turn
+  }
+
+  // --- asking
+
+  let wanted = 0
+  let waiter: ((exit: Exit.Exit<Arr.NonEmptyReadonlyArray<JetStreamDelivery>, TransportFailure>) => void) | undefined
+  let failure: TransportFailure | undefined
+  let closed = false
+  let retiring = false
+  let healing = false
+  /** Something arrived since the last look at the consumer. */
+  let active = false
+  let dueTimer: NodeJS.Timeout | undefined
+
+  const held = () => queue.length + suspects.length + arriving
+
+  /** At the bound, retries that are due no longer count: they come back, here or elsewhere. */
+  const waitingIsFull = () => {
+    if (retries.size < mostWaiting) return false
+    const time = now()
+    let next = Infinity
+    for (const [id, { due }] of retries) {
+      if (due <= time) retries.delete(id)
+      else if (due < next) next = due
+    }
+    if (retries.size < mostWaiting) return false
+    dueTimer ??= setTimeout(() => {
+      dueTimer = undefined
+      ask()
+    }, next - time + 1)
+    return true
+  }
+  const ask = () => {
+    if (waiter === undefined || closed || retiring || healing || !reader.open) return
+    const open = held() + reader.asked
+    if (open > wanted && reader.asked > 0) return retire()
+    const missing = wanted - open
+    // Small requests cost as much as large ones: while some are open, wait for a quarter to be missing.
+    if (missing > 0 && (open === 0 || missing * 4 >= wanted) && !waitingIsFull()) reader.ask(missing)
+  }
+  /** Takes the asking back. */
+  const retire = () => {
+    if (retiring || !reader.open) return
+    retiring = true
+    void reader.end().then(() => {
+      retiring = false
+      if (closed || healing || connection.state() !== "connected") return
+      reader.begin(consumer.stream_name, consumer.name)
+      ask()
+    })
+  }
+  const give = (): Arr.NonEmptyReadonlyArray<JetStreamDelivery> | undefined => {
+    const given = queue.splice(0, wanted)
+    wanted -= given.length
+    return Arr.isArrayNonEmpty(given) ? given : undefined
+  }
+  const wake = () => {
+    beginSuspect()
+    if (waiter !== undefined) {
+      const given = give()
+      if (given === undefined) return ask()
+      const resume = waiter
+      waiter = undefined
+      resume(Exit.succeed(given))
+    }
+  }
+  const beginSuspect = () => {
+    if (suspect !== undefined || closed) return
+    const next = suspects.shift()
+    if (next === undefined) return
+    suspect = next
+    arriving++
+    const begun = notes === undefined ? Effect.void : Effect.retry(notes.begins(next), { schedule: resources.backoff })
+    runFork(begun).addObserver(() => {
+      arriving--
+      if (closed) suspects.push(next)
+      else {
+        queue.push(next)
+        wake()
+      }
+    })
+  }
+  const fail = (error: TransportFailure) => {
+    failure ??= error
+    const resume = waiter
+    waiter = undefined
+    resume?.(Exit.fail(failure))
+  }
+
+  const pull = (max: number) =>
+    Effect.callback<Arr.NonEmptyReadonlyArray<JetStreamDelivery>, TransportFailure>((resume) => {
+      if (failure !== undefined) return resume(Exit.fail(failure))
+      wanted = max
+      const given = give()
+      waiter = resume
+      ask()
+      if (given !== undefined) {
+        waiter = undefined
+        return resume(Exit.succeed(given))
+      }
+      return Effect.sync(() => {
+        waiter = undefined
+        wanted = 0
+        if (reader.asked > 0) retire()
+      })
+    })
+
+  // --- healing
+
+  let floor = consumer.ack_floor.stream_seq
+  let created = stream.created
+
+  const remember = (info: ConsumerInfo) => {
+    floor = info.ack_floor.stream_seq
+  }
+  /** Makes sure that what is read exists. A consumer that was deleted begins after what it had settled for certain. */
+  const reopen: Effect.Effect<void, TransportFailure> = Effect.gen(function*() {
+    const existing = yield* resources.consumerInfo(connection, consumer.stream_name, consumer.name)
+    if (existing !== undefined) return remember(existing)
+    const found: StreamInfo = yield* resources.ensureStream(connection, declaring, options.topic, subjects)
+    const sameStream = found.created === created
+    remember(
+      yield* resources.ensureConsumer(connection, declaring, found, {
+        ...wish,
+        startFrom: sameStream ? { sequence: floor + 1 } : "beginning"
+      })
+    )
+    created = found.created
+    yield* Effect.logWarning(
+      `consumer ${consumer.name} of stream ${consumer.stream_name} was gone and has been created again`
+    )
+  })
+  const heal = (trouble: Trouble) => {
+    if (healing || closed || failure !== undefined) return
+    healing = true
+    const healed = Effect.gen(function*() {
+      yield* Effect.promise(() => reader.end())
+      yield* connection.whenConnected
+      if (trouble !== "missing") yield* Effect.sleep(Duration.millis(50 + 100 * Math.random()))
+      yield* resources.untilHealed(reopen)
+    })
+    runFork(healed).addObserver((exit) => {
+      healing = false
+      if (closed) return
+      if (Exit.isFailure(exit)) return Option.map(Exit.findErrorOption(exit), fail)
+      if (connection.state() !== "connected") return
+      reader.begin(consumer.stream_name, consumer.name)
+      ask()
+    })
+  }
+  const reader = new Reader({
+    connection,
+    clock,
+    inboxPrefix,
+    maxBatch: consumer.config.max_batch ?? Infinity,
+    expires: Math.min(requestExpires, (consumer.config.max_expires ?? Infinity) / 1e6),
+    onChunk,
+    onTrouble: heal,
+    onFailure: fail
+  })
+  const stopListening = connection.listen({
+    lost() {
+      reader.abandon()
+      if (connection.state() === "closed") runFork(Effect.flip(connection.whenConnected)).addObserver((exit) => {
+        if (Exit.isSuccess(exit)) fail(exit.value)
+      })
+    },
+    restored() {
+      if (closed || healing || retiring) return
+      reader.begin(consumer.stream_name, consumer.name)
+      ask()
+    }
+  })
+
+  // --- saying
+
+  const voice = settling({
+    connection,
+    notes,
+    now,
+    lease,
+    confirm: Context.get(options.settings, settings.Acknowledge) === "confirm",
+    onRetry(delivery, delay) {
+      retries.set(delivery.id, { delivered: delivery.delivered, released: delivery.released, due: now() + delay })
+    },
+    onSettled(delivery) {
+      if (delivery !== suspect) return
+      suspect = undefined
+      beginSuspect()
+    }
+  })
+  const extendEvery = Duration.millis(ackWait / 3)
+  // What nobody has pulled is kept alive too; what could not be is no longer ours to give.
+  yield* Effect.suspend(() => {
+    const waiting = [...queue, ...suspects]
+    if (!Arr.isArrayNonEmpty(waiting)) return Effect.void
+    return Effect.map(voice.extend(waiting), (lost) => {
+      for (const list of [queue, suspects]) {
+        const kept = list.filter((delivery) => !lost.includes(delivery))
+        list.splice(0, list.length, ...kept)
+      }
+    })
+  }).pipe(Effect.ignore, Effect.delay(extendEvery), Effect.forever, Effect.forkScoped)
+  // Where a consumer would begin, were it to be created again.
+  yield* Effect.suspend(() => {
+    if (!active) return Effect.void
+    active = false
+    return Effect.map(
+      resources.consumerInfo(connection, consumer.stream_name, consumer.name),
+      (info) => info === undefined ? undefined : remember(info)
+    )
+  }).pipe(Effect.ignore, Effect.delay(Duration.seconds(10)), Effect.forever, Effect.forkScoped)
+
+  yield* Effect.addFinalizer(() =>
+    Effect.gen(function*() {
+      closed = true
+      stopListening()
+      reader.close()
+      clearTimeout(dueTimer)
+      yield* Effect.promise(() => reader.end())
+      if (lookup !== undefined) yield* Effect.promise(() => lookup ?? Promise.resolve())
+      yield* voice.handBack([...queue, ...suspects])
+    }).pipe(Effect.timeoutOption(Duration.seconds(5)), Effect.ignore)
+  )
+  reader.begin(consumer.stream_name, consumer.name)
+  yield* connection.flush
+
+  return {
+    pull,
+    settle: (batch) => voice.settle(batch),
+    extend: (deliveries) => voice.extend(deliveries),
+    extendEvery,
+    health: Effect.sync(() => connection.state() === "connected" && reader.open && !healing ? "consuming" : "reconnecting")
+  }
+})
