@@ -1,0 +1,305 @@
+/**
+ * Pipelines on Redis Streams and Valkey.
+ *
+ * @stability unstable
+ * @since 0.1.0
+ */
+import type * as Arr from "effect/Array"
+import * as Config from "effect/Config"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
+import * as Layer from "effect/Layer"
+import type * as Redacted from "effect/Redacted"
+import type * as Scope from "effect/Scope"
+import type { ConnectionOptions } from "node:tls"
+import * as Concurrency from "@millrace/core/Concurrency"
+import * as Message from "@millrace/core/Message"
+import * as Pipeline from "@millrace/core/Pipeline"
+import type * as Topic from "@millrace/core/Topic"
+import * as Transport from "@millrace/core/Transport"
+import { invalidOption, type TransportError } from "@millrace/core/TransportError"
+import { browse } from "./internal/browse.ts"
+import type { ConsumerInfo, GroupInfo } from "./internal/groups.ts"
+import * as groups from "./internal/groups.ts"
+import * as options_ from "./internal/options.ts"
+import * as publish from "./internal/publish.ts"
+import * as removal from "./internal/removal.ts"
+import { transportError } from "./internal/reply.ts"
+import * as server_ from "./internal/server.ts"
+import { RemoveOnSuccess, Source } from "./internal/source.ts"
+import * as subscribe from "./internal/subscribe.ts"
+
+export type { ConsumerInfo, GroupInfo }
+
+/**
+ * A bound on what streams keep, applied with each publish: the newest `maxLength` entries, or those of the last
+ * `maxAge`. Redis trims whole blocks of entries unless `exact` is asked for, which costs more.
+ *
+ * **Gotchas**
+ *
+ * A bound takes entries away whether or not they have been read or acknowledged.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Bound {
+  readonly maxLength?: number | undefined
+  readonly maxAge?: Duration.Input | undefined
+  readonly exact?: boolean | undefined
+}
+
+/**
+ * Options for {@link layer}.
+ *
+ * - `url`: `redis://user:password@host:port/database`, `rediss://` for TLS. In a cluster any of its nodes; with Sentinel
+ *   one of the Sentinels, while user, password and database are the master's
+ * - `username`, `password`: instead of those in the URL
+ * - `tls`: options of `node:tls`, such as `ca`, `cert`, `key`, `servername`
+ * - `cluster`: `true`, or more nodes (`host:port`) to find the cluster by
+ * - `sentinel`: the name of the master, more Sentinels, their password
+ * - `connectTimeout`: how long the Layer tries to connect before it fails; default 10 seconds
+ * - `answerTimeout`: a connection that does not answer for so long is given up and made again; default 10 seconds
+ * - `consumer`: default `<host>-<pid>-<random>`. Two processes must never share one
+ * - `keyPrefix`: put before each topic's name
+ * - `concurrency`: handlers that all pipelines on this Layer may run at once; default unbounded
+ * - `block`: how long one read may wait at the server; default 5 seconds. Nothing waits for its end
+ * - `claim.minIdle`: what nobody has kept for so long is taken over; default 30 seconds. Running handlers keep theirs
+ * - `retention`: `"until-acked"` deletes an entry once every group has acknowledged it; `"acknowledged"` trims now and
+ *   then what every group has acknowledged; a {@link Bound} trims whatever is older. Default: nothing is deleted
+ * - `deduplicateFor`: how long a published id is recognised; default 2 minutes
+ * - `offline`: while there is no connection, a publish waits for `wait` (default 5 seconds), at most `max` (default
+ *   10,000) of them at a time
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Options {
+  readonly url: string | Redacted.Redacted<string>
+  readonly username?: string | undefined
+  readonly password?: Redacted.Redacted<string> | undefined
+  readonly tls?: ConnectionOptions | undefined
+  readonly cluster?: boolean | { readonly nodes: ReadonlyArray<string> } | undefined
+  readonly sentinel?: {
+    readonly master: string
+    readonly nodes?: ReadonlyArray<string> | undefined
+    readonly password?: Redacted.Redacted<string> | undefined
+  } | undefined
+  readonly connectTimeout?: Duration.Input | undefined
+  readonly answerTimeout?: Duration.Input | undefined
+  readonly consumer?: string | undefined
+  readonly keyPrefix?: string | undefined
+  readonly concurrency?: number | Concurrency.Limit | undefined
+  readonly block?: Duration.Input | undefined
+  readonly claim?: { readonly minIdle?: Duration.Input | undefined } | undefined
+  readonly retention?: "until-acked" | "acknowledged" | Bound | undefined
+  readonly deduplicateFor?: Duration.Input | undefined
+  readonly offline?: { readonly wait?: Duration.Input | undefined; readonly max?: number | undefined } | undefined
+}
+
+/**
+ * What became of an entry that was to be removed: it is gone; it stays until the other groups have acknowledged it, or
+ * because another consumer has it; there was none.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Removal = "removed" | "kept" | "absent"
+
+/**
+ * The operations that only Redis has.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class RedisStreams extends Context.Service<RedisStreams, {
+  /** The same broker as every pipeline sees it. */
+  readonly transport: Transport.Transport["Service"]
+  readonly groupInfo: (topic: string, group: string) => Effect.Effect<GroupInfo | undefined, TransportError>
+  /** Trims what every group of the topic has acknowledged; gives how many entries that were. */
+  readonly trim: (topic: string) => Effect.Effect<number, TransportError>
+  readonly remove: (
+    messages: Arr.NonEmptyReadonlyArray<Message.Any>,
+    options?: RemoveOptions
+  ) => Effect.Effect<ReadonlyArray<Removal>, TransportError>
+}>()("@millrace/redis-streams/RedisStreams") {}
+
+/**
+ * Options for {@link remove} and {@link removeAll}: `force` deletes at once, whichever group has not acknowledged it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface RemoveOptions {
+  readonly force?: boolean | undefined
+}
+
+/**
+ * Creates both services; the connections close with the scope.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make: (
+  options: Options
+) => Effect.Effect<Context.Context<RedisStreams | Transport.Transport>, TransportError, Scope.Scope> = Effect.fnUntraced(
+  function*(options: Options) {
+    const { concurrency } = options
+    if (typeof concurrency === "number" && !(Number.isInteger(concurrency) && concurrency >= 1)) {
+      return yield* invalidOption("redis", "concurrency", concurrency, "give a whole number of at least 1")
+    }
+    const settings = yield* Effect.fromResult(options_.check(options))
+    const server = yield* server_.make(settings)
+    const keyOf = (topic: string) => settings.keyPrefix + topic
+    const failing = (operation: string) => (error: Error) => transportError(operation, settings.label, error)
+    const transport = Transport.Transport.of({
+      name: "redis",
+      capabilities: {
+        deduplication: true,
+        delayedPublish: true,
+        uncountedRelease: true,
+        ownership: true,
+        maxBody: undefined
+      },
+      limit: Concurrency.isLimit(concurrency) ? concurrency : Concurrency.makeUnsafe(concurrency ?? Infinity),
+      subscribe: yield* subscribe.make(server),
+      declare: (topic) => groups.verify(server, keyOf(topic)),
+      publish: publish.make(server),
+      browse: (topic) => browse(server, topic),
+      remove: (topic, ids) =>
+        Effect.mapBoth(server.write.one(keyOf(topic), ["XDEL", keyOf(topic), ...ids]), {
+          onFailure: failing(`removing from ${keyOf(topic)}`),
+          onSuccess: Number
+        }),
+      health: Effect.sync(() => server.write.isUp && server.keep.isUp ? "consuming" : "reconnecting")
+    })
+    const trim = (topic: string) =>
+      Effect.mapError(removal.trim(server, keyOf(topic)), failing(`trimming ${keyOf(topic)}`))
+    return Context.make(Transport.Transport, transport).pipe(Context.add(
+      RedisStreams,
+      RedisStreams.of({
+        transport,
+        groupInfo: (topic, group) =>
+          Effect.mapError(groups.info(server, keyOf(topic), group), failing(`looking at group ${group} of ${keyOf(topic)}`)),
+        trim,
+        remove: removal.make(server, transport)
+      })
+    ))
+  }
+)
+
+/**
+ * Provides Redis, or Valkey, as the broker of pipelines.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer = (options: Options): Layer.Layer<RedisStreams | Transport.Transport, TransportError> =>
+  Layer.effectContext(make(options))
+
+/**
+ * Provides Redis, or Valkey, with options read from `Config`.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerConfig = (
+  options: Config.Wrap<Options>
+): Layer.Layer<RedisStreams | Transport.Transport, TransportError | Config.ConfigError> =>
+  Layer.effectContext(Effect.flatMap(Config.unwrap(options), make))
+
+/**
+ * What a source on Redis takes.
+ *
+ * - `startFrom`: also the id of an entry, after which a new group begins
+ * - `block`, `claim`: for this pipeline, instead of the Layer's
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface FromOptions extends Omit<Pipeline.FromOptions, "startFrom"> {
+  readonly startFrom?: "new" | "beginning" | (string & {}) | undefined
+  readonly block?: Duration.Input | undefined
+  readonly claim?: { readonly minIdle: Duration.Input } | undefined
+}
+
+const millis = (input: Duration.Input | undefined) =>
+  input === undefined ? undefined : Duration.toMillis(Duration.fromInputUnsafe(input))
+
+/**
+ * Starts a pipeline at a topic on Redis, with what only Redis has.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const from = <A, RD, RE>(
+  topic: Topic.Topic<A, RD, RE>,
+  options: FromOptions
+): Pipeline.Open<Message.Message<A>, A, never, RedisStreams | RD> => {
+  const { block, claim, startFrom, ...common } = options
+  const isCommon = startFrom === undefined || startFrom === "new" || startFrom === "beginning"
+  return Pipeline.fromTransport(topic, { ...common, startFrom: isCommon ? startFrom as "new" | "beginning" | undefined : undefined }, {
+    transport: RedisStreams.use(({ transport }) => Effect.succeed(transport)),
+    settings: Context.make(Source, {
+      startFrom: isCommon ? undefined : startFrom,
+      block: millis(block),
+      minIdle: millis(claim?.minIdle)
+    }) as Context.Context<never>
+  })
+}
+
+/**
+ * Removes the message from its stream: acknowledges it for this group, and deletes it once every group has.
+ *
+ * **Details**
+ *
+ * Works at any point of a handler, and on a message that was settled before. A pipeline that uses it does not compile
+ * against another broker's Layer.
+ *
+ * @category settling
+ * @since 0.1.0
+ */
+export const remove: {
+  (options?: RemoveOptions): (self: Message.Any) => Effect.Effect<Removal, TransportError, RedisStreams>
+  (self: Message.Any, options?: RemoveOptions): Effect.Effect<Removal, TransportError, RedisStreams>
+} = dual(
+  (args) => args[0] !== undefined && "attempt" in args[0],
+  (self: Message.Any, options?: RemoveOptions): Effect.Effect<Removal, TransportError, RedisStreams> =>
+    RedisStreams.use((redis) => Effect.map(redis.remove([self], options), ([removal]) => removal!))
+)
+
+/**
+ * Removes many messages, with one command for each stream; one answer for each, in order.
+ *
+ * @category settling
+ * @since 0.1.0
+ */
+export const removeAll = (
+  messages: Arr.NonEmptyReadonlyArray<Message.Any>,
+  options?: RemoveOptions
+): Effect.Effect<ReadonlyArray<Removal>, TransportError, RedisStreams> =>
+  RedisStreams.use((redis) => redis.remove(messages, options))
+
+/**
+ * Deletes what the pipeline is done with, as soon as every group has acknowledged it.
+ *
+ * @category policies
+ * @since 0.1.0
+ */
+export const removeOnSuccess = <M extends Message.Any, A, E, R>(
+  self: Pipeline.Pipeline<M, A, E, R>
+): Pipeline.Pipeline<M, A, E, R | RedisStreams> => Pipeline.withSetting(self, RemoveOnSuccess, true)
+
+/**
+ * Reads what the server knows about a group: pending entries, their age, lag, consumers; `undefined` when there is no
+ * such group.
+ *
+ * @category observing
+ * @since 0.1.0
+ */
+export const groupInfo = (
+  topic: string,
+  group: string
+): Effect.Effect<GroupInfo | undefined, TransportError, RedisStreams> =>
+  RedisStreams.use((redis) => redis.groupInfo(topic, group))

@@ -1,0 +1,11 @@
+/** The keys that belong to a stream: in Cluster in the same slot. */
+const beside = (stream: string, name: string) => `${stream.includes("{") ? stream : `{${stream}}`}:millrace:${name}`
+
+/** Hash: id of a waiting retry to its due time. */
+export const dues = (stream: string, group: string): string => beside(stream, `due:${group}`)
+
+/** Sorted set: delayed entries by due time. */
+export const delayed = (stream: string): string => beside(stream, "delayed")
+
+/** Hash: ids published in one period. */
+export const published = (stream: string, period: number): string => beside(stream, `ids:${period}`)

@@ -1,0 +1,262 @@
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Latch from "effect/Latch"
+import type * as Scope from "effect/Scope"
+import { ErrorReply } from "redis"
+import type { RawEntry } from "./entry.ts"
+import type { Feed } from "./feed.ts"
+import * as groups from "./groups.ts"
+import * as keys from "./keys.ts"
+import type { Command, Connected, Link } from "./link.ts"
+import { codeOf, isPassing, list, text, transportError } from "./reply.ts"
+import * as scripts from "./scripts.ts"
+import type { Server } from "./server.ts"
+
+/** How often abandoned entries are looked for: a peer must take what was released within a second. */
+const scanEvery = 950
+
+/** Without `CLIENT UNBLOCK` nothing can end a read early, so none may be long. */
+const shortBlock = 100
+
+/**
+ * One connection that reads many streams for one consumer of one group.
+ *
+ * A turn first takes what is older than anything new (due retries, abandoned entries), then reads: one stream with all
+ * it asks for; of several, those that had more each by its own read, the others together. A blocked read is ended by
+ * `CLIENT UNBLOCK` whenever something else becomes more urgent, so nothing ever waits for its end.
+ */
+export class Reader {
+  private readonly server: Server
+  private readonly link: Link
+  private readonly group: string
+  private readonly consumer: string
+  private readonly key: string
+  private readonly feeds = new Map<string, Feed>()
+  private readonly work = Latch.makeUnsafe(false)
+  private readonly done = Latch.makeUnsafe(true)
+  private reading: ReadonlySet<Feed> | undefined
+  private isBlocked = false
+  private isNudged = false
+  private canUnblock = true
+  private troubles = 0
+
+  constructor(server: Server, link: Link, group: string, consumer: string, key: string) {
+    this.server = server
+    this.link = link
+    this.group = group
+    this.consumer = consumer
+    this.key = key
+  }
+
+  get isHealthy(): boolean {
+    return this.link.current !== undefined && this.server.keep.isUp && this.troubles === 0
+  }
+
+  add(feed: Feed): void {
+    this.feeds.set(feed.options.key, feed)
+  }
+
+  /** Takes the feed out, once no read can bring anything for it any more. */
+  remove(feed: Feed): Effect.Effect<void> {
+    return Effect.suspend(() => {
+      feed.closing = true
+      this.nudge()
+      return this.reading?.has(feed) === true ? this.done.await : Effect.void
+    }).pipe(
+      Effect.timeoutOption(1_000),
+      Effect.andThen(feed.close),
+      Effect.timeoutOption(3_000),
+      Effect.andThen(Effect.sync(() => this.feeds.delete(feed.options.key))),
+      Effect.asVoid
+    )
+  }
+
+  /** The feed wants something that the read of this moment may not bring. */
+  wake(feed: Feed, isUrgent = false): void {
+    this.work.openUnsafe()
+    if (this.isBlocked && (isUrgent ? feed.wantsOld : !this.reading!.has(feed) && (feed.wantsNew || feed.wantsOld))) this.nudge()
+  }
+
+  /** The feed takes its asking back. */
+  withdraw(feed: Feed): void {
+    if (this.isBlocked && this.reading!.has(feed)) this.nudge()
+  }
+
+  private nudge(): void {
+    const id = this.link.current?.clientId
+    if (!this.isBlocked || this.isNudged || id === undefined) return
+    this.isNudged = true
+    this.runFork(Effect.map(this.server.keep.send(this.key, [["CLIENT", "UNBLOCK", id]]), ([reply]) => {
+      if (reply instanceof ErrorReply) this.canUnblock = false
+    }))
+  }
+
+  private runFork: (effect: Effect.Effect<void>) => void = () => {}
+
+  readonly run: Effect.Effect<void, never, Scope.Scope> = Effect.gen({ self: this }, function*() {
+    const fork = Effect.runForkWith(yield* Effect.context<never>())
+    this.runFork = (effect) => void fork(effect)
+    yield* Effect.forkScoped(this.scan)
+    return yield* Effect.forever(this.turn, { disableYield: true })
+  })
+
+  private readonly turn: Effect.Effect<void> = Effect.suspend(() => {
+    this.work.closeUnsafe()
+    const old = [...this.feeds.values()].filter((feed) => feed.wantsOld)
+    if (old.length === 0) return this.readNew
+    return Effect.andThen(
+      Effect.forEach(old, (feed) => this.mend(feed, feed.takeOld), { concurrency: "unbounded", discard: true }),
+      this.readNew
+    )
+  })
+
+  private readonly readNew: Effect.Effect<void> = Effect.suspend(() => {
+    const wanting: Array<Feed> = []
+    let isBusy = false
+    for (const feed of this.feeds.values()) {
+      if (feed.wantsNew) wanting.push(feed)
+      isBusy ||= feed.wantsOld
+    }
+    if (wanting.length === 0) return isBusy ? Effect.void : this.work.await
+    const connected = this.link.current
+    if (connected === undefined) return Effect.ignore(this.link.awaitUp(60_000))
+    return this.read(connected, wanting, isBusy)
+  })
+
+  private read(connected: Connected, wanting: ReadonlyArray<Feed>, isBusy: boolean): Effect.Effect<void> {
+    const hot = wanting.length === 1 ? [] : wanting.filter((feed) => feed.isHot)
+    const cold = wanting.length === 1 ? wanting : wanting.filter((feed) => !feed.isHot)
+    const block = isBusy || hot.length > 0 ? undefined : this.blockFor(connected, cold)
+    const reads: Array<{ readonly feeds: ReadonlyArray<Feed>; readonly count: number }> = hot.map((feed) => ({
+      feeds: [feed],
+      count: feed.credit
+    }))
+    if (cold.length > 0) reads.push({ feeds: cold, count: cold.reduce((least, feed) => Math.min(least, feed.credit), Infinity) })
+    const commands = reads.map(({ count, feeds }): Command => [
+      "XREADGROUP",
+      "GROUP",
+      this.group,
+      this.consumer,
+      "COUNT",
+      String(count),
+      ...(block === undefined ? [] : ["BLOCK", String(block)]),
+      "STREAMS",
+      ...feeds.map((feed) => feed.options.key),
+      ...feeds.map(() => ">")
+    ])
+    this.reading = new Set(wanting)
+    this.isBlocked = block !== undefined
+    this.isNudged = false
+    this.done.closeUnsafe()
+    return Effect.flatMap(this.link.send(commands, (block ?? 0) + this.server.settings.answerTimeout), (replies) => {
+      this.reading = undefined
+      this.isBlocked = false
+      this.done.openUnsafe()
+      let failed: { readonly error: Error; readonly feeds: ReadonlyArray<Feed> } | undefined
+      replies.forEach((reply, i) => {
+        const { count, feeds } = reads[i]!
+        if (reply instanceof Error) failed = { error: reply, feeds }
+        else this.dispatch(reply, feeds, count)
+      })
+      if (failed !== undefined) return this.heal(connected, failed.error, failed.feeds)
+      this.troubles = 0
+      return Effect.void
+    })
+  }
+
+  private blockFor(connected: Connected, feeds: ReadonlyArray<Feed>): number {
+    const block = feeds.reduce((least, feed) => Math.min(least, feed.options.block), Infinity)
+    return connected.clientId === undefined || !this.canUnblock ? Math.min(block, shortBlock) : block
+  }
+
+  private dispatch(reply: unknown, feeds: ReadonlyArray<Feed>, count: number): void {
+    for (const feed of feeds) feed.isHot = false
+    for (const stream of list(reply)) {
+      const [name, entries] = list(stream)
+      const feed = feeds.length === 1 ? feeds[0]! : this.feeds.get(String(name))
+      feed?.received(list(entries) as ReadonlyArray<RawEntry>, count)
+    }
+  }
+
+  // --- abandoned entries
+
+  private readonly look: Effect.Effect<void> = Effect.suspend(() => {
+    const feeds = [...this.feeds.values()].filter((feed) => feed.wantsScan)
+    const ticks = Effect.forEach(this.feeds.values(), (feed) => feed.tick, { discard: true })
+    if (feeds.length === 0) return ticks
+    const streams = feeds.flatMap(({ options: { key } }) => [key, keys.delayed(key)])
+    const command = scripts.evalsha(scripts.peek, streams, [
+      this.group,
+      ...feeds.map((feed) => String(feed.options.minIdle))
+    ])
+    return ticks.pipe(
+      Effect.andThen(this.server.keep.one(this.key, command, 0)),
+      Effect.flatMap((states) => {
+        let moves: Array<Feed> | undefined
+        feeds.forEach((feed, i) => {
+          const state = Number(list(states)[i])
+          if ((state & 1) !== 0 && !feed.claimable) {
+            feed.claimable = true
+            this.wake(feed, true)
+          }
+          if ((state & 2) !== 0) (moves ??= []).push(feed)
+        })
+        return moves === undefined ? Effect.void : Effect.forEach(moves, (feed) => this.move(feed), { discard: true })
+      }),
+      Effect.ignore
+    )
+  })
+
+  private move(feed: Feed): Effect.Effect<void, Error> {
+    const { key } = feed.options
+    return Effect.flatMap(
+      this.server.keep.one(key, scripts.evalsha(scripts.move, [key, keys.delayed(key)], [])),
+      (left) => Number(left) > 0 ? this.move(feed) : Effect.void
+    )
+  }
+
+  /** Looks once a second, later where looking takes long: at most a twentieth of the server's time. */
+  private readonly scan: Effect.Effect<never> = Effect.timed(this.look).pipe(
+    Effect.flatMap(([took]) => Effect.sleep(Math.max(scanEvery, 20 * Duration.toMillis(took)))),
+    Effect.forever
+  )
+
+  // --- healing
+
+  private mend(feed: Feed, effect: Effect.Effect<void, Error>): Effect.Effect<void> {
+    return Effect.catch(effect, (error) => this.heal(undefined, error, [feed]))
+  }
+
+  private heal(connected: Connected | undefined, error: Error, feeds: ReadonlyArray<Feed>): Effect.Effect<void> {
+    const code = codeOf(error)
+    const pause = Effect.suspend(() => Effect.sleep(Math.min(50 * 2 ** this.troubles++, 2_000) * (0.5 + Math.random() / 2)))
+    if (!(error instanceof ErrorReply)) return connected === undefined ? pause : Effect.void
+    if (code === "NOGROUP") {
+      return Effect.forEach(feeds, (feed) => groups.recreate(this.server, feed.options.key, this.group), { discard: true }).pipe(
+        Effect.catch(() => Effect.void),
+        Effect.andThen(this.troubles++ > 0 ? pause : Effect.void)
+      )
+    }
+    if (code === "WRONGTYPE" || code === "NOPERM" || code === "NOAUTH") {
+      return Effect.forEach(feeds, (feed) => this.failIfWrong(feed, error), { discard: true })
+    }
+    if (connected !== undefined && isPassing(error) && code !== "UNBLOCKED") {
+      return Effect.andThen(pause, Effect.sync(() => this.link.drop(connected, error)))
+    }
+    return Effect.andThen(
+      this.troubles === 0 ? Effect.logWarning(`redis: reading for group ${this.group}: ${error.message}`) : Effect.void,
+      pause
+    )
+  }
+
+  /** Of several streams read together only some may be to blame. */
+  private failIfWrong(feed: Feed, error: ErrorReply): Effect.Effect<void> {
+    const { key } = feed.options
+    const fail = Effect.sync(() => feed.fail(transportError(`reading ${key}`, this.server.settings.label, error)))
+    if (codeOf(error) !== "WRONGTYPE") return fail
+    return Effect.matchEffect(this.server.keep.one(key, ["TYPE", key]), {
+      onFailure: () => fail,
+      onSuccess: (type) => text(type) === "stream" || text(type) === "none" ? Effect.void : fail
+    })
+  }
+}

@@ -1,0 +1,43 @@
+import { Interrupted, Mismatch, TransportError, Unauthorized, Unsupported } from "@millrace/core/TransportError"
+import { ErrorReply } from "redis"
+
+export const asError = (u: unknown): Error => u instanceof Error ? u : new Error(String(u))
+
+/** The first word of what a server says is its code. */
+export const codeOf = (u: unknown): string => {
+  if (!(u instanceof Error)) return ""
+  const end = u.message.indexOf(" ")
+  return end < 0 ? u.message : u.message.slice(0, end)
+}
+
+const passing = new Set(["LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "BUSY", "NOREPLICAS", "UNBLOCKED", "NOSCRIPT", "MISCONF", "UNKILLABLE"])
+
+/** Refused for now, by a server that starts, follows another or is not the one: nothing was done. */
+export const isPassing = (u: unknown): boolean => u instanceof ErrorReply && passing.has(codeOf(u))
+
+/** This server knows no such command or option. */
+export const isUnknown = (u: unknown): boolean =>
+  u instanceof ErrorReply && /unknown (sub)?command|syntax error|wrong number of arguments/i.test(u.message)
+
+export const text = (u: unknown): string => Buffer.isBuffer(u) ? u.toString("latin1") : String(u)
+
+export const list = (u: unknown): ReadonlyArray<unknown> => Array.isArray(u) ? u : []
+
+export const entriesOf = (u: unknown): Map<string, unknown> => {
+  const flat = list(u)
+  const map = new Map<string, unknown>()
+  for (let i = 0; i + 1 < flat.length; i += 2) map.set(text(flat[i]), flat[i + 1])
+  return map
+}
+
+export const transportError = (operation: string, address: string, error: Error): TransportError => {
+  const code = codeOf(error)
+  const reason = code === "NOPERM" || code === "NOAUTH" || code === "WRONGPASS"
+    ? new Unauthorized({ address, operation, detail: error.message })
+    : code === "WRONGTYPE"
+    ? new Mismatch({ name: operation, expected: "a stream", found: "a key of another type" })
+    : isUnknown(error)
+    ? new Unsupported({ operation, remedy: `the server says "${error.message}"; Redis 7.0 or Valkey 8.0 is the oldest that will do` })
+    : new Interrupted({ operation, cause: error })
+  return new TransportError({ transport: "redis", reason })
+}

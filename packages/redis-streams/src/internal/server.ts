@@ -1,0 +1,219 @@
+import * as Effect from "effect/Effect"
+import * as Scope from "effect/Scope"
+import { ErrorReply } from "redis"
+import { invalidOption, TransportError, Unauthorized, Unreachable } from "@millrace/core/TransportError"
+import { nameOf, redirection, SlotMap, slotOf } from "./cluster.ts"
+import { backoff, type Command, type Connected, type DialError, type Link, make as makeLink } from "./link.ts"
+import type { Address, Settings } from "./options.ts"
+import { codeOf } from "./reply.ts"
+import * as scripts from "./scripts.ts"
+import * as Topology from "./topology.ts"
+
+/** Connections for one purpose: one, or in a cluster one to each node that is needed. */
+export class Channel {
+  private readonly links = new Map<string, Link>()
+  private readonly purpose: string
+  private readonly settings: Settings
+  private readonly topology: Topology.Topology
+  private readonly slots: SlotMap
+  private readonly scope: Scope.Scope
+
+  constructor(purpose: string, settings: Settings, topology: Topology.Topology, slots: SlotMap, scope: Scope.Scope) {
+    this.purpose = purpose
+    this.settings = settings
+    this.topology = topology
+    this.slots = slots
+    this.scope = scope
+  }
+
+  /** The connection for a key, made when first asked for. */
+  link(key: string, first?: Connected): Effect.Effect<Link> {
+    return Effect.suspend(() => {
+      const isCluster = this.settings.topology === "cluster"
+      const address = isCluster ? this.slots.get(slotOf(key)) : undefined
+      const name = address === undefined ? "" : nameOf(address)
+      const link = this.links.get(name)
+      if (link !== undefined) return Effect.succeed(link)
+      if (isCluster && address === undefined) {
+        return Effect.andThen(Effect.ignore(Effect.flatMap(this.topology.connect(key), close)), Effect.suspend(() => {
+          const address = this.slots.get(slotOf(key))
+          return address === undefined ? this.open("", key) : this.open(nameOf(address), key)
+        }))
+      }
+      return this.open(name, key, first)
+    })
+  }
+
+  private open(name: string, key: string, first?: Connected): Effect.Effect<Link> {
+    return Effect.map(
+      Scope.provide(makeLink(this.purpose, this.topology.connect(key), first), this.scope),
+      (link) => {
+        this.links.set(name, link)
+        return link
+      }
+    )
+  }
+
+  get isUp(): boolean {
+    for (const link of this.links.values()) if (link.current === undefined) return false
+    return true
+  }
+
+  /**
+   * Sends commands about one key and gives their replies in order, errors in their places. Waits at most `patience`
+   * milliseconds for a connection.
+   */
+  send(key: string, commands: ReadonlyArray<Command>, patience = 2_000): Effect.Effect<ReadonlyArray<unknown>> {
+    return Effect.flatMap(this.link(key), (link) => {
+      const connected = link.current
+      if (connected === undefined) {
+        return patience === 0
+          ? link.send(commands, this.settings.answerTimeout)
+          : Effect.matchEffect(link.awaitUp(patience), {
+            onFailure: (lost) => Effect.succeed(commands.map(() => lost)),
+            onSuccess: () => this.send(key, commands, patience)
+          })
+      }
+      return Effect.flatMap(link.send(commands, this.settings.answerTimeout), (replies) => {
+        for (const reply of replies) {
+          if (reply instanceof ErrorReply) return this.repair(key, link, connected, commands, replies, 5)
+        }
+        return Effect.succeed(replies)
+      })
+    })
+  }
+
+  /** One command; fails with what the server or the connection says. */
+  one(key: string, command: Command, patience?: number): Effect.Effect<unknown, Error> {
+    return Effect.flatMap(this.send(key, [command], patience), ([reply]) =>
+      reply instanceof Error ? Effect.fail(reply) : Effect.succeed(reply))
+  }
+
+  /** Sends again what was not done: scripts the server has forgotten, commands for another node. */
+  private repair(
+    key: string,
+    link: Link,
+    connected: Connected,
+    commands: ReadonlyArray<Command>,
+    replies: ReadonlyArray<unknown>,
+    hops: number
+  ): Effect.Effect<ReadonlyArray<unknown>> {
+    const again: Array<{ readonly index: number; readonly command: Command }> = []
+    let to = link
+    let target: Address | undefined
+    let asking = false
+    for (let index = 0; index < replies.length; index++) {
+      const reply = replies[index]
+      if (!(reply instanceof ErrorReply)) continue
+      const code = codeOf(reply)
+      const command = commands[index]!
+      if (code === "NOSCRIPT") {
+        const script = scripts.all.get(String(command[1]))
+        if (script !== undefined) again.push({ index, command: scripts.asEval(script, command) })
+      } else if (code === "MOVED" || code === "ASK") {
+        const redirected = redirection(reply.message, connected.address)
+        if (redirected === undefined) continue
+        target = redirected.address
+        asking = code === "ASK"
+        if (code === "MOVED") this.slots.set(redirected.slot, target)
+        again.push({ index, command })
+      } else if (code === "READONLY" || code === "MASTERDOWN") {
+        link.drop(connected, reply)
+      }
+    }
+    if (again.length === 0 || hops === 0) return Effect.succeed(replies)
+    return Effect.gen({ self: this }, function*() {
+      if (target !== undefined) {
+        const known = this.links.get(nameOf(target))
+        to = known ?? (yield* this.openAt(target))
+        yield* Effect.ignore(to.awaitUp(this.settings.answerTimeout))
+      }
+      const sent = again.flatMap(({ command }) => asking ? [["ASKING"], command] : [command])
+      const answers = (yield* to.send(sent, this.settings.answerTimeout)).filter((_, i) => !asking || i % 2 === 1)
+      const merged = replies.slice()
+      again.forEach(({ index }, i) => merged[index] = answers[i])
+      const next = to.current ?? connected
+      return answers.some((answer) => answer instanceof ErrorReply)
+        ? yield* this.repair(key, to, next, commands, merged, hops - 1)
+        : merged
+    })
+  }
+
+  private openAt(address: Address): Effect.Effect<Link> {
+    const redial = Topology.dialAt(this.settings, address)
+    return Effect.map(Scope.provide(makeLink(this.purpose, redial), this.scope), (link) => {
+      this.links.set(nameOf(address), link)
+      return link
+    })
+  }
+}
+
+const close = (connected: Connected) => Effect.sync(() => connected.client.destroy())
+
+/** What all parts of a transport share: the way to the server, and one channel for each purpose. */
+export interface Server {
+  readonly settings: Settings
+  readonly slots: SlotMap
+  /** Settlements and publishing. */
+  readonly write: Channel
+  /** Claims, heartbeats and whatever must not wait behind a long write. */
+  readonly keep: Channel
+  /** A connection of its own, that may block. */
+  readonly reading: (purpose: string, key: string) => Effect.Effect<Link, never, Scope.Scope>
+  readonly hasRemoval: boolean
+}
+
+/** Connects, or says within `connectTimeout` why that cannot be done. */
+export const make = Effect.fnUntraced(function*(settings: Settings): Effect.fn.Return<Server, TransportError, Scope.Scope> {
+  const scope = yield* Effect.scope
+  const slots = new SlotMap()
+  const topology = Topology.make(settings, slots)
+  const first = yield* firstConnection(settings, topology)
+  const hasRemoval = yield* knows(first, "XACKDEL")
+  const write = new Channel("settling and publishing", settings, topology, slots, scope)
+  const keep = new Channel("claiming and keeping", settings, topology, slots, scope)
+  yield* write.link("", first)
+  return {
+    settings,
+    slots,
+    write,
+    keep,
+    reading: (purpose, key) => makeLink(purpose, topology.connect(key)),
+    hasRemoval
+  }
+})
+
+/** Whether the server has a command that this user may run; asked, not read from a version. */
+const knows = (connected: Connected, command: string): Effect.Effect<boolean> =>
+  Effect.promise(() =>
+    connected.client.sendCommand([command]).then(() => true, (error) =>
+      error instanceof ErrorReply && /wrong number of arguments/.test(error.message))
+  )
+
+const firstConnection = (settings: Settings, topology: Topology.Topology): Effect.Effect<Connected, TransportError> => {
+  let last: DialError | undefined
+  return topology.connect("").pipe(
+    Effect.tapError((error) => Effect.sync(() => last = error)),
+    Effect.retry({ schedule: backoff, while: (error) => !error.isFinal }),
+    Effect.mapError((error) => refused(settings, error)),
+    Effect.timeoutOrElse({
+      duration: settings.connectTimeout,
+      orElse: () =>
+        Effect.fail(
+          new TransportError({
+            transport: "redis",
+            reason: new Unreachable({ address: settings.label, ...(last === undefined ? {} : { cause: last.error }) })
+          })
+        )
+    })
+  )
+}
+
+const refused = (settings: Settings, { error }: DialError): TransportError =>
+  /ERR AUTH .*without any password/.test(error.message)
+    ? invalidOption("redis", "password", "given", "this server has none, leave it out")
+    : new TransportError({
+      transport: "redis",
+      reason: new Unauthorized({ address: settings.label, operation: "the connection", detail: error.message })
+    })
+

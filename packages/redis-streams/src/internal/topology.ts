@@ -1,0 +1,106 @@
+import * as Effect from "effect/Effect"
+import { slotOf, type SlotMap } from "./cluster.ts"
+import { type Connected, dial, DialError, type DialOptions } from "./link.ts"
+import type { Address, Settings } from "./options.ts"
+import { asError, codeOf, list, text } from "./reply.ts"
+
+/** Where a connection for a key has to go, asked again whenever one is made. */
+export interface Topology {
+  readonly connect: (key: string) => Effect.Effect<Connected, DialError>
+}
+
+const dialOptions = (settings: Settings): DialOptions => ({
+  username: settings.username,
+  password: settings.password,
+  database: settings.database,
+  tls: settings.tls,
+  within: Math.min(settings.connectTimeout, 5_000)
+})
+
+/** Runs one command on a connection of its own. */
+export const ask = (options: DialOptions, address: Address, command: ReadonlyArray<string>): Effect.Effect<unknown, DialError> =>
+  Effect.acquireUseRelease(
+    dial(options, address),
+    ({ client }) =>
+      Effect.tryPromise({
+        try: () => client.sendCommand(command),
+        catch: (error) => new DialError({ address, error: asError(error) })
+      }).pipe(Effect.timeoutOrElse({
+        duration: options.within,
+        orElse: () => Effect.fail(new DialError({ address, error: new Error(`no answer within ${options.within} ms`) }))
+      })),
+    ({ client }) => Effect.sync(() => client.destroy())
+  )
+
+const firstOf = <A>(
+  addresses: ReadonlyArray<Address>,
+  f: (address: Address) => Effect.Effect<A, DialError>
+): Effect.Effect<A, DialError> =>
+  addresses.slice(1).reduce((effect, address) => Effect.catch(effect, () => f(address)), f(addresses[0]!))
+
+/** The master as the first Sentinel that answers knows it; it must say itself that it is one. */
+const sentinel = (settings: Settings, master: string, password: string | undefined): Topology => {
+  const options = dialOptions(settings)
+  const asked: DialOptions = { ...options, username: undefined, password, database: 0 }
+  const resolve = firstOf(settings.seeds, (seed) =>
+    Effect.flatMap(ask(asked, seed, ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", master]), (reply) => {
+      const [host, port] = list(reply)
+      return host === undefined
+        ? Effect.fail(new DialError({ address: seed, error: new Error(`this Sentinel knows no master "${master}"`) }))
+        : Effect.succeed({ host: text(host), port: Number(text(port)) })
+    }))
+  const connect = Effect.flatMap(resolve, (address) =>
+    Effect.tap(dial(options, address), ({ client }) =>
+      Effect.tryPromise({
+        try: () =>
+          client.sendCommand(["ROLE"]).then(
+            (role) => text(list(role)[0]),
+            (error) => codeOf(error) === "NOPERM" ? "master" : Promise.reject(error)
+          ),
+        catch: (error) => new DialError({ address, error: asError(error) })
+      }).pipe(
+        Effect.flatMap((role) =>
+          role === "master"
+            ? Effect.void
+            : Effect.fail(new DialError({ address, error: new Error(`this server is a ${role}, not the master`) }))
+        ),
+        Effect.tapError(() => Effect.sync(() => client.destroy()))
+      )))
+  return { connect: () => connect }
+}
+
+/** The node that serves the slot of the key. */
+const cluster = (settings: Settings, slots: SlotMap): Topology => {
+  const options = { ...dialOptions(settings), database: 0 }
+  const refresh = Effect.suspend(() =>
+    firstOf([...slots.known(), ...settings.seeds], (address) =>
+      Effect.tap(ask(options, address, ["CLUSTER", "SLOTS"]), (reply) => Effect.sync(() => slots.read(reply, address))))
+  )
+  const connect = (key: string) =>
+    Effect.suspend(() => {
+      const address = slots.get(slotOf(key))
+      return address === undefined
+        ? Effect.fail(
+          new DialError({ address: settings.seeds[0], error: new Error(`no node serves slot ${slotOf(key)}`) })
+        )
+        : dial(options, address)
+    })
+  // What is known may be wrong by now: whoever fails to connect asks again.
+  return {
+    connect: (key) =>
+      Effect.suspend(() => slots.get(slotOf(key)) === undefined ? Effect.andThen(refresh, connect(key)) : connect(key)).pipe(
+        Effect.catch(() => Effect.andThen(refresh, connect(key)))
+      )
+  }
+}
+
+/** One node, whatever it serves. */
+export const dialAt = (settings: Settings, address: Address): Effect.Effect<Connected, DialError> =>
+  dial({ ...dialOptions(settings), database: 0 }, address)
+
+export const make = (settings: Settings, slots: SlotMap): Topology =>
+  settings.topology === "cluster"
+    ? cluster(settings, slots)
+    : typeof settings.topology === "object"
+    ? sentinel(settings, settings.topology.master, settings.topology.password)
+    : { connect: () => dial(dialOptions(settings), settings.seeds[0]) }
