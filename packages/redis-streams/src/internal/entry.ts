@@ -8,56 +8,84 @@ export type RawEntry = readonly [Buffer, ReadonlyArray<Buffer>]
 
 const nothing = Buffer.alloc(0)
 
-const isBody = (name: Buffer): boolean =>
-  name.length === 4 && name[0] === 0x62 && name[1] === 0x6f && name[2] === 0x64 && name[3] === 0x79
+const same = (a: Buffer, b: Buffer): boolean => {
+  if (a.length !== b.length) return false
+  for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false
+  return true
+}
 
-/** Reads what it is asked for out of the raw entry: most pipelines ask for the body and no more. */
+const bodyName = Buffer.from("body")
+const contentTypeName = Buffer.from("content-type")
+
+/**
+ * Reads entries. Most have a body and the content type of the one before: they share their headers, and nothing of the
+ * reply but the body stays.
+ */
+export class EntryReader {
+  private contentType = nothing
+  private headers: Message.Headers = {}
+
+  read(source: unknown, topic: string, entry: RawEntry, attempt: number, redelivered: boolean, suspect: boolean): RedisDelivery {
+    const [id, fields] = entry
+    const delivery = new RedisDelivery(source, topic, id.toString("latin1"), attempt, redelivered, suspect)
+    if (fields.length === 4 && same(fields[0]!, bodyName) && same(fields[2]!, contentTypeName)) {
+      const contentType = fields[3]!
+      if (!same(contentType, this.contentType)) {
+        this.contentType = Buffer.from(contentType)
+        this.headers = Object.freeze(Object.assign(Object.create(null), { "content-type": contentType.toString() }))
+      }
+      delivery.body = fields[1]!
+      delivery.readHeaders = this.headers
+    } else {
+      for (let i = 0; i < fields.length; i += 2) if (same(fields[i]!, bodyName)) delivery.body = fields[i + 1]!
+      delivery.raw = fields
+    }
+    return delivery
+  }
+}
+
+/** One entry, given to this consumer. */
 export class RedisDelivery implements Delivery {
   readonly topic: string
+  readonly id: string
   readonly attempt: number
   readonly suspect: boolean
   readonly redelivered: boolean
   /** The subscription that gave it out. */
   readonly source: unknown
+  body: Uint8Array = nothing
   /** Given to the engine and not settled yet. */
   out = false
-  private readonly raw: RawEntry
-  private readId: string | undefined
-  private readHeaders: Message.Headers | undefined
+  raw: ReadonlyArray<Buffer> | undefined
+  readHeaders: Message.Headers | undefined
 
-  constructor(source: unknown, topic: string, raw: RawEntry, attempt: number, redelivered: boolean, suspect: boolean) {
+  constructor(source: unknown, topic: string, id: string, attempt: number, redelivered: boolean, suspect: boolean) {
     this.source = source
     this.topic = topic
-    this.raw = raw
+    this.id = id
     this.attempt = attempt
     this.redelivered = redelivered
     this.suspect = suspect
   }
 
-  get id(): string {
-    return this.readId ??= this.raw[0].toString("latin1")
-  }
-
-  get body(): Uint8Array {
-    const fields = this.raw[1]
-    for (let i = 0; i < fields.length; i += 2) if (isBody(fields[i]!)) return fields[i + 1]!
-    return nothing
-  }
-
   get fields(): ReadonlyMap<string, Uint8Array> {
     const map = new Map<string, Uint8Array>()
-    const fields = this.raw[1]
-    for (let i = 0; i < fields.length; i += 2) map.set(fields[i]!.toString(), fields[i + 1]!)
+    if (this.raw === undefined) {
+      map.set("body", this.body)
+      map.set("content-type", Buffer.from(this.headers["content-type"] ?? ""))
+      return map
+    }
+    for (let i = 0; i < this.raw.length; i += 2) map.set(this.raw[i]!.toString(), this.raw[i + 1]!)
     return map
   }
 
   get headers(): Message.Headers {
     if (this.readHeaders !== undefined) return this.readHeaders
     const headers: Record<string, string> = Object.create(null)
-    const fields = this.raw[1]
+    const fields = this.raw ?? []
     for (let i = 0; i < fields.length; i += 2) {
       const name = fields[i]!
-      if (!isBody(name)) headers[name.toString()] = fields[i + 1]!.toString()
+      if (!same(name, bodyName)) headers[name.toString()] = fields[i + 1]!.toString()
     }
     return this.readHeaders = headers
   }

@@ -3,7 +3,7 @@ import type * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import type { Delivery } from "@millrace/core/Transport"
 import type { TransportError } from "@millrace/core/TransportError"
-import { type RawEntry, RedisDelivery } from "./entry.ts"
+import { EntryReader, type RawEntry, RedisDelivery } from "./entry.ts"
 import * as keys from "./keys.ts"
 import { Quarantine } from "./quarantine.ts"
 import type { Command } from "./link.ts"
@@ -45,6 +45,7 @@ export class Feed {
   /** Something can be claimed, as far as the last look at it goes. */
   claimable = false
   private readonly server: Server
+  private readonly entries = new EntryReader()
   private readonly reader: Reader
   private readonly clock: Clock.Clock
   private buffer: Array<RedisDelivery> = []
@@ -182,7 +183,7 @@ export class Feed {
 
   received(entries: ReadonlyArray<RawEntry>, asked: number): void {
     this.isHot = entries.length >= asked
-    this.take(entries.map((entry) => new RedisDelivery(this, this.options.topic, entry, 1, false, false)))
+    this.take(entries.map((entry) => this.entries.read(this, this.options.topic, entry, 1, false, false)))
   }
 
   private take(deliveries: ReadonlyArray<RedisDelivery>): void {
@@ -212,7 +213,7 @@ export class Feed {
         const [given] = list(reply)
         this.take(list(given).map((entry) => {
           const [id, fields, attempt] = list(entry)
-          return new RedisDelivery(this, this.options.topic, rawEntry(id, fields), Number(attempt), true, false)
+          return this.entries.read(this, this.options.topic, rawEntry(id, fields), Number(attempt), true, false)
         }))
       })
     )
@@ -246,7 +247,7 @@ export class Feed {
       }
       const deliveries = list(given).map((entry) => {
         const [id, fields, attempt, suspect] = list(entry)
-        return new RedisDelivery(this, this.options.topic, rawEntry(id, fields), Number(attempt), true, suspect === 1)
+        return this.entries.read(this, this.options.topic, rawEntry(id, fields), Number(attempt), true, suspect === 1)
       })
       const suspect = deliveries.find((delivery) => delivery.suspect)
       if (suspect !== undefined) this.quarantine.enter(suspect, this.now())
