@@ -19,6 +19,7 @@ import type * as Result from "effect/Result"
 import type * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type * as Types from "effect/Types"
+import { isLimit } from "./Concurrency.ts"
 import type * as Concurrency from "./Concurrency.ts"
 import * as engine from "./internal/engine.ts"
 import { defaultSchedule } from "./internal/failure.ts"
@@ -407,6 +408,160 @@ export const catchTag: {
   })
 })
 
+/**
+ * When a batch is handed over: when it holds `size` messages, or `within` after its first one came.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface BatchOptions {
+  readonly size: number
+  readonly within: Duration.Input
+}
+
+/**
+ * Handles messages together, all or nothing; each value then goes on alone and each message is settled alone.
+ *
+ * **Details**
+ *
+ * A batch is one permit; messages that wait for it hold none and are kept alive. On drain an open batch is handed over
+ * as it is. When the function fails, every message of the batch follows the retry policy.
+ *
+ * @category steps
+ * @since 0.1.0
+ */
+export const batch: {
+  <M extends Any, A, X, E2, R2>(
+    options: BatchOptions,
+    f: (
+      values: Arr.NonEmptyReadonlyArray<A>,
+      messages: Arr.NonEmptyReadonlyArray<NoInfer<M>>
+    ) => Effect.Effect<X, E2, R2>
+  ): Step<M, A, A, E2, R2>
+  <M extends Any, A, E, R, X, E2, R2>(
+    self: Open<M, A, E, R>,
+    options: BatchOptions,
+    f: (values: Arr.NonEmptyReadonlyArray<A>, messages: Arr.NonEmptyReadonlyArray<M>) => Effect.Effect<X, E2, R2>
+  ): Open<M, A, E | E2, R | R2>
+} = dual(3, (self: AnyPipeline, options: BatchOptions, f: any) => addBatch(self, options, false, f))
+
+/**
+ * Handles messages together and answers for each: one `Result` per value, in the same order. A failed item is retried or
+ * dead-lettered alone.
+ *
+ * **Gotchas**
+ *
+ * Another number of results than values is a defect of the whole batch.
+ *
+ * @category steps
+ * @since 0.1.0
+ */
+export const batchEach: {
+  <M extends Any, A, B, EI, E2, R2>(
+    options: BatchOptions,
+    f: (
+      values: Arr.NonEmptyReadonlyArray<A>,
+      messages: Arr.NonEmptyReadonlyArray<NoInfer<M>>
+    ) => Effect.Effect<ReadonlyArray<Result.Result<B, EI>>, E2, R2>
+  ): Step<M, A, B, EI | E2, R2>
+  <M extends Any, A, E, R, B, EI, E2, R2>(
+    self: Open<M, A, E, R>,
+    options: BatchOptions,
+    f: (
+      values: Arr.NonEmptyReadonlyArray<A>,
+      messages: Arr.NonEmptyReadonlyArray<M>
+    ) => Effect.Effect<ReadonlyArray<Result.Result<B, EI>>, E2, R2>
+  ): Open<M, B, E | EI | E2, R | R2>
+} = dual(3, (self: AnyPipeline, options: BatchOptions, f: any) => addBatch(self, options, true, f))
+
+const addBatch = (self: AnyPipeline, options: BatchOptions, each: boolean, f: any): any =>
+  addStep(self, {
+    _tag: "Batch",
+    size: options.size,
+    within: Duration.fromInputUnsafe(options.within),
+    each,
+    f
+  })
+
+type AnyOpen = Open<any, any, any, any>
+type Out<C, I extends 0 | 1 | 2> = {
+  [K in keyof C]: C[K] extends (...args: any) => Open<any, infer A, infer E, infer R> ? [A, E, R][I] : never
+}[keyof C]
+type Cases<M extends Any, A, C> =
+  & { readonly [K in Types.Tags<A>]: (self: Open<M, Types.ExtractTag<A, K>>) => AnyOpen }
+  & { readonly [K in Exclude<keyof C, Types.Tags<A>>]: never }
+
+/**
+ * Sends each value down the branch of its `_tag`. Exhaustive: a missing tag and an unknown one are type errors. A
+ * message is settled once its branch, and what stands below, are done.
+ *
+ * @category steps
+ * @since 0.1.0
+ */
+export const branchTag: {
+  <M extends Any, A extends { readonly _tag: string }, C extends Cases<M, A, C>>(
+    cases: C
+  ): Step<M, A, Out<C, 0>, Out<C, 1>, Out<C, 2>>
+  <M extends Any, A extends { readonly _tag: string }, E, R, C extends Cases<M, A, C>>(
+    self: Open<M, A, E, R>,
+    cases: C
+  ): Open<M, Out<C, 0>, E | Out<C, 1>, R | Out<C, 2>>
+} = dual(2, (self: AnyPipeline, cases: any) => addBranch(self, (value: any) => value._tag, cases))
+
+/**
+ * Sends each value down the branch that `by` names. Exhaustive over the names that the function can return.
+ *
+ * @category steps
+ * @since 0.1.0
+ */
+export const branch: {
+  <M extends Any, A, K extends string, C extends { readonly [k in K]: (self: Open<M, A>) => AnyOpen }>(
+    by: (value: NoInfer<A>, message: NoInfer<M>) => K,
+    cases: C
+  ): Step<M, A, Out<C, 0>, Out<C, 1>, Out<C, 2>>
+  <M extends Any, A, E, R, K extends string, C extends { readonly [k in K]: (self: Open<M, A>) => AnyOpen }>(
+    self: Open<M, A, E, R>,
+    by: (value: A, message: M) => K,
+    cases: C
+  ): Open<M, Out<C, 0>, E | Out<C, 1>, R | Out<C, 2>>
+} = dual(3, (self: AnyPipeline, by: any, cases: any) => addBranch(self, by, cases))
+
+const addBranch = (
+  self: AnyPipeline,
+  by: (value: unknown, message: Any) => string,
+  cases: { readonly [name: string]: (self: AnyOpen) => AnyOpen }
+): any => {
+  const trunk: AnyOpen = make({ ...programOf(self), steps: [] })
+  return addStep(self, {
+    _tag: "Branch",
+    by,
+    cases: new Map(Object.entries(cases).map(([name, grow]) => [name, programOf(grow(trunk)).steps]))
+  })
+}
+
+/**
+ * Wraps all that stands above it, as one Effect: logging, tenant context, transactions, a retry of its own.
+ *
+ * **Gotchas**
+ *
+ * What a filter above rejects passes through as a failure that is not in `E`: recover by tag, not from everything.
+ *
+ * @category steps
+ * @since 0.1.0
+ */
+export const middleware: {
+  <M extends Any, A, E, R, B, E2, R2>(
+    f: (handler: Effect.Effect<A, E, R>, message: NoInfer<M>) => Effect.Effect<B, E2, R2>
+  ): (self: Open<M, A, E, R>) => Open<M, B, E2, R2>
+  <M extends Any, A, E, R, B, E2, R2>(
+    self: Open<M, A, E, R>,
+    f: (handler: Effect.Effect<A, E, R>, message: M) => Effect.Effect<B, E2, R2>
+  ): Open<M, B, E2, R2>
+} = dual(2, (self: AnyPipeline, f: any) => {
+  const program = programOf(self)
+  return make({ ...program, steps: [{ _tag: "Middleware", steps: program.steps, f }] })
+})
+
 // --- policies
 
 /**
@@ -466,16 +621,75 @@ export const deadLetter: {
 export const discard: Policy = (self) => addPolicy(self, { deadLetter: false })
 
 /**
+ * Many keys at once, each key one at a time and in order, also through retries: a failing message holds back only its own
+ * key, without a slot while it waits.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Keyed<M extends Any> {
+  readonly max: number | Concurrency.Limit
+  /** `undefined`: this message is in nobody's way. `() => ""`: strict order of all. */
+  readonly key: (message: M) => string | undefined
+}
+
+/**
  * Bounds the handlers that run at once; default 1, in order of first attempts. A `Concurrency.Limit` is shared by all
- * pipelines that name it.
+ * pipelines that name it. With a key, messages of one key are never in flight together in one process.
  *
  * @category policies
  * @since 0.1.0
  */
 export const concurrency: {
-  (limit: number | Concurrency.Limit): Policy
-  <M extends Any, A, E, R>(self: Pipeline<M, A, E, R>, limit: number | Concurrency.Limit): Pipeline<M, A, E, R>
-} = dual(2, (self: AnyPipeline, limit: number | Concurrency.Limit) => addPolicy(self, { concurrency: limit }))
+  <M extends Any>(
+    limit: number | Concurrency.Limit | Keyed<NoInfer<M>>
+  ): <A, E, R>(self: Pipeline<M, A, E, R>) => Pipeline<M, A, E, R>
+  <M extends Any, A, E, R>(
+    self: Pipeline<M, A, E, R>,
+    limit: number | Concurrency.Limit | Keyed<M>
+  ): Pipeline<M, A, E, R>
+} = dual(2, (self: AnyPipeline, limit: number | Concurrency.Limit | Keyed<any>) =>
+  addPolicy(
+    self,
+    typeof limit === "number" || isLimit(limit)
+      ? { concurrency: limit, key: undefined }
+      : { concurrency: limit.max, key: limit.key }
+  ))
+
+/**
+ * When a message is acknowledged.
+ *
+ * - `on-success` (default): when its handler has succeeded
+ * - `on-receive`: before its handler begins; a failure is dead-lettered once and never retried
+ * - `manual`: by the handler (`Message.settle`); a failure follows the policies, success settles nothing
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type AckPolicy = "on-success" | "on-receive" | "manual"
+
+/**
+ * Chooses when messages are acknowledged. With `manual`, what is unsettled `settleWithin` (default 30 seconds) after its
+ * handler succeeded is reported with its id and will be redelivered.
+ *
+ * @category policies
+ * @since 0.1.0
+ */
+export const ackPolicy: {
+  (policy: AckPolicy, options?: { readonly settleWithin?: Duration.Input | undefined }): Policy
+  <M extends Any, A, E, R>(
+    self: Pipeline<M, A, E, R>,
+    policy: AckPolicy,
+    options?: { readonly settleWithin?: Duration.Input | undefined }
+  ): Pipeline<M, A, E, R>
+} = dual(
+  (args) => isPipeline(args[0]),
+  (self: AnyPipeline, policy: AckPolicy, options?: { readonly settleWithin?: Duration.Input | undefined }) =>
+    addPolicy(self, {
+      ackPolicy: policy,
+      settleWithin: Duration.fromInputUnsafe(options?.settleWithin ?? "30 seconds")
+    })
+)
 
 /**
  * Adds one of a broker's own settings: what a transport's own policies are made of.
@@ -514,6 +728,8 @@ export interface Counts {
   readonly lost: number
   /** Settlements that had to be sent again. */
   readonly resettled: number
+  /** With `manual`: not settled in time. */
+  readonly unsettled: number
 }
 
 /**
@@ -573,7 +789,7 @@ export const runAll = <const P extends readonly [AnyPipeline, ...Array<AnyPipeli
 
 /**
  * Provides a running pipeline as a Layer without services, to stand among others. It fails when the pipeline cannot
- * start; a pipeline that can no longer run is logged and interrupts the program it is part of.
+ * start; that one can no longer run later is logged, at level Error.
  *
  * @category running
  * @since 0.1.0

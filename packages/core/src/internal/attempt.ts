@@ -10,10 +10,13 @@ import * as Scope from "effect/Scope"
 import type * as Message from "../Message.ts"
 import * as Settlement from "../Settlement.ts"
 import type { Delivery } from "../Transport.ts"
+import type { Batch } from "./batcher.ts"
+import { apply, isFiltered } from "./composed.ts"
 import type { Engine } from "./engine.ts"
 import { exitOf } from "./exit.ts"
 import { InFlight } from "./inFlight.ts"
 import type { Step } from "./program.ts"
+import { isThenable, mapReturnedPromise } from "./promise.ts"
 import type { Entry } from "./settler.ts"
 
 /** What a handler sees: everything but the value is read from the delivery when asked for. */
@@ -71,11 +74,18 @@ export class Attempt implements Entry, Message.Received {
   message: MessageImpl | undefined
   /** Another consumer has it: nothing may be said about it any more. */
   lost = false
+  /** Its key, where keys are kept in order. */
+  lane: string | undefined
+  /** The batch that holds the permit for it, where it does not hold its own. */
+  batch: Batch | undefined
+  permit: "held" | "none" = "held"
+  private decoding: Exit.Exit<unknown, unknown> | Effect.Effect<unknown, unknown> | undefined
   private epoch = 0
   private controller: AbortController | undefined
   private fiber: Fiber.Fiber<unknown, unknown> | undefined
   private context: Context.Context<never> | undefined
   private scope: Scope.Closeable | undefined
+  private onSettled: ((owned: boolean) => void) | undefined
   private byHand: Deferred.Deferred<boolean> | undefined
 
   constructor(engine: Engine, delivery: Delivery) {
@@ -121,13 +131,46 @@ export class Attempt implements Entry, Message.Received {
     })
   }
 
+  /** Settles before anything else happens to it. */
+  settleThen(settlement: Settlement.Settlement, then: (owned: boolean) => void): void {
+    this.isSettled = true
+    this.settlement = settlement
+    this.onSettled = then
+    this.engine.settler.add(this)
+  }
+
   settled(owned: boolean): void {
     if (!owned) this.lost = true
+    this.onSettled?.(owned)
     if (this.byHand !== undefined) Deferred.doneUnsafe(this.byHand, Exit.succeed(owned))
     this.engine.settled(this, owned)
   }
 
   // --- running
+
+  /** Decodes, so that a key can be had; an Effect that decodes runs in the attempt. */
+  private decode(): Effect.Effect<unknown, unknown> {
+    try {
+      return this.engine.program.source.topic.codec.decode(this.delivery)
+    } catch (error) {
+      return Exit.die(error)
+    }
+  }
+
+  /** The key of a message that can be decoded now; what cannot be is in nobody's way, or, decoded later, in everybody's. */
+  keyBy(key: (message: Message.Any) => string | undefined): string | undefined {
+    this.decoding = this.decode()
+    const exit = exitOf(this.decoding)
+    if (exit === undefined) return ""
+    if (Exit.isFailure(exit)) return undefined
+    this.message = new MessageImpl(exit.value, this)
+    try {
+      return key(this.message)
+    } catch (error) {
+      this.decoding = Exit.die(error)
+      return undefined
+    }
+  }
 
   begin(): void {
     const engine = this.engine
@@ -135,21 +178,18 @@ export class Attempt implements Entry, Message.Received {
       this.startedAt = engine.clock.currentTimeMillisUnsafe()
       for (const deadline of engine.deadlines.values()) deadline.add(this)
     }
-    let decoded: Effect.Effect<unknown, unknown>
-    try {
-      decoded = engine.program.source.topic.codec.decode(this.delivery)
-    } catch (error) {
-      return this.failed(Cause.die(error))
-    }
-    const exit = exitOf(decoded)
-    if (exit === undefined) return this.fork(decoded, decoding, false, undefined)
-    if (Exit.isFailure(exit)) return engine.undecodable(this, exit.cause)
-    this.decoded(exit.value)
+    const decoding = this.decoding ?? this.decode()
+    this.decoding = undefined
+    const exit = exitOf(decoding)
+    if (exit === undefined) return this.fork(decoding, beforeSteps, false, undefined)
+    if (Exit.isSuccess(exit)) return this.decoded(exit.value)
+    if (Cause.hasDies(exit.cause)) return this.failed(exit.cause)
+    engine.undecodable(this, exit.cause)
   }
 
   private decoded(value: unknown): void {
     const { program } = this.engine
-    const message = this.message = new MessageImpl(value, this)
+    const message = this.message = this.message ?? new MessageImpl(value, this)
     if (this.engine.prepare !== undefined) {
       const exit = this.engine.prepare(message, this.delivery)
       if (Exit.isFailure(exit)) return this.engine.undecodable(this, exit.cause)
@@ -160,7 +200,7 @@ export class Attempt implements Entry, Message.Received {
   }
 
   /** Runs steps from `index` on, until one has to be waited for. */
-  private advance(index: number, value: unknown): void {
+  advance(index: number, value: unknown): void {
     const steps = this.engine.program.steps
     const message = this.message!
     // What ends the loop is acted on outside the `try`: only the user's functions may throw into it.
@@ -175,7 +215,7 @@ export class Attempt implements Entry, Message.Received {
           case "Map": {
             value = step.f(value, message)
             if (!isThenable(value)) break
-            cause = Cause.die(new TypeError(mapReturnedPromise))
+            cause = Cause.die(mapReturnedPromise())
             break loop
           }
           case "Filter": {
@@ -214,8 +254,25 @@ export class Attempt implements Entry, Message.Received {
             break loop
           }
           case "To": {
-            effect = this.engine.publish(step, index, value, this)
+            effect = this.engine.publish(step, String(index), value, this)
             break loop
+          }
+          case "Branch":
+          case "Middleware": {
+            effect = apply(step, value, this, String(index))
+            const exit = exitOf(effect)
+            if (exit === undefined) break loop
+            effect = undefined
+            if (Exit.isSuccess(exit)) {
+              value = exit.value
+              break
+            }
+            cause = exit.cause
+            break loop
+          }
+          case "Batch": {
+            this.engine.releasePermitOf(this)
+            return this.engine.batchers.get(index)!.add(this, value, this.suspend())
           }
           case "Timeout": {
             this.engine.deadlines.get(index)!.delete(this)
@@ -265,13 +322,13 @@ export class Attempt implements Entry, Message.Received {
     fiber.addObserver((exit) => {
       this.fiber = undefined
       if (this.epoch === epoch) this.resume(exit, index, keep, value)
-      else this.onceStopped?.()
+      else this.stopped()
     })
   }
 
   private resume(exit: Exit.Exit<unknown, unknown>, index: number, keep: boolean, value: unknown): void {
     if (Exit.isFailure(exit)) return this.recover(index + 1, exit.cause)
-    if (index === decoding) return this.decoded(exit.value)
+    if (index === beforeSteps) return this.decoded(exit.value)
     this.advance(index + 1, keep ? value : exit.value)
   }
 
@@ -281,7 +338,8 @@ export class Attempt implements Entry, Message.Received {
   }
 
   /** Finds the `catchTag` that stands below the failure, if one does. */
-  private recover(index: number, cause: Cause.Cause<unknown>): void {
+  recover(index: number, cause: Cause.Cause<unknown>): void {
+    if (isFiltered(cause)) return this.filtered()
     const steps = this.engine.program.steps
     const error = Cause.findErrorOption(cause)
     if (error._tag === "Some" && this.message !== undefined) {
@@ -307,10 +365,28 @@ export class Attempt implements Entry, Message.Received {
   private stop(reason: Error, then: () => void): void {
     if (this.ended) return
     this.epoch++
-    this.controller?.abort(reason)
-    if (this.fiber === undefined) return then()
+    this.abort(reason)
+    if (this.fiber === undefined && this.batch?.fiber === undefined) return then()
     this.onceStopped = then
+    // The others of a batch share its handler: it goes on for them unless the pipeline stops.
+    if (this.fiber === undefined) return this.engine.draining ? this.batch!.fiber!.interruptUnsafe() : this.stopped()
     this.fiber.interruptUnsafe()
+  }
+
+  /** The handler that it was taken away from has ended. */
+  stopped(): void {
+    const then = this.onceStopped
+    this.onceStopped = undefined
+    then?.()
+  }
+
+  /** Whether it still waits for what it waited for then. */
+  isAt(epoch: number): boolean {
+    return this.epoch === epoch && !this.ended
+  }
+
+  abort(reason: Error): void {
+    this.controller?.abort(reason)
   }
 
   timedOut(index: number): void {
@@ -361,7 +437,7 @@ export class Attempt implements Entry, Message.Received {
 }
 
 /** The index of what comes before the first step. */
-const decoding = -1
+const beforeSteps = -1
 
 const keeps = (step: Step): boolean => step._tag === "To" || (step._tag === "Effect" && step.keep)
 
@@ -375,8 +451,3 @@ const rejection = (onRejected: (cause: unknown) => unknown, error: unknown): Cau
 }
 
 const takenOver = () => new Error("another consumer has taken this message over")
-
-const mapReturnedPromise = "a function given to Pipeline.map returned a Promise: use Pipeline.mapPromise"
-
-const isThenable = (u: unknown): u is PromiseLike<unknown> =>
-  typeof u === "object" && u !== null && "then" in u && typeof u.then === "function"

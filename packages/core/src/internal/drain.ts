@@ -17,15 +17,17 @@ export const drain = (
     yield* stopReading
     // 2. Hand back at once what was not begun: a peer may have it while our handlers finish.
     engine.releaseWaiting()
-    // 3. Let running handlers finish.
+    // 3. Hand open batches over: they are work that was begun.
+    engine.flushBatches()
+    // 4. Let running handlers finish.
     const finished = yield* Effect.timeoutOption(engine.awaitHandlers, drainTimeout)
-    // 4. Interrupt the others. What they leave unsettled is handed back, without counting an attempt.
+    // 5. Interrupt the others. What they leave unsettled is handed back, without counting an attempt.
     if (finished._tag === "None") {
       yield* Effect.logWarning(`${engine.program.name}: ${engine.inUse} handlers did not finish in time, interrupting them`)
       yield* engine.interruptHandlers
       yield* engine.awaitHandlers
     }
-    // 5. Tell the broker all that is left to say.
+    // 6. Tell the broker all that is left to say.
     yield* engine.settler.awaitIdle
     engine.close()
   })

@@ -21,12 +21,14 @@ import * as Topic from "../Topic.ts"
 import type { Delivery, Subscription, Transport } from "../Transport.ts"
 import { invalidOption, type TransportError } from "../TransportError.ts"
 import { Attempt } from "./attempt.ts"
+import { Batcher } from "./batcher.ts"
 import { Deadlines } from "./deadlines.ts"
 import { drain } from "./drain.ts"
 import { defaultRetry, judge } from "./failure.ts"
+import { Lanes } from "./lanes.ts"
 import { Prefetch } from "./prefetch.ts"
-import type { Program, Retry, Step } from "./program.ts"
-import { publishUntilAnswered, publishStep } from "./publish.ts"
+import { allSteps, type Program, type Retry, type Step } from "./program.ts"
+import { publishStep, publishUntilAnswered } from "./publish.ts"
 import { Settler } from "./settler.ts"
 
 /**
@@ -45,6 +47,7 @@ export class Engine {
   readonly limit: Concurrency.Limit
   /** One timer for each `timeout` step, by its index. */
   readonly deadlines: ReadonlyMap<number, Deadlines<Attempt>>
+  readonly batchers: ReadonlyMap<number, Batcher>
   /** Adds to a message what its source promises beside the common fields. */
   readonly prepare: ((message: Message.Any, delivery: Delivery) => Exit.Exit<unknown, unknown>) | undefined
   /** Attempts that wait for something; one that ends at once is never in it. */
@@ -58,7 +61,8 @@ export class Engine {
     released: 0,
     failedAfterSettle: 0,
     lost: 0,
-    resettled: 0
+    resettled: 0,
+    unsettled: 0
   }
   readonly failure = Deferred.makeUnsafe<never, TransportError>()
   readonly run: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
@@ -69,11 +73,20 @@ export class Engine {
   private readonly observer: ((outcome: Telemetry.Outcome) => void) | undefined
   private readonly prefetch: Prefetch
   private readonly retry: Retry
-  private buffer: Array<Delivery> = []
+  private readonly lanes: Lanes | undefined
+  /** How many messages one permit can stand for. */
+  private readonly perPermit: number
+  private buffer: Array<Attempt> = []
   private head = 0
   private started = 0
   /** Settlements in the settler's list: still owned as far as the broker knows. */
   private ending = 0
+  /** Full batches that wait for a permit: before any message that has not begun. */
+  private readonly batches: Array<() => void> = []
+  /** Handled, and left for the user to settle. */
+  private readonly unsettled = new Map<Attempt, Fiber.Fiber<void>>()
+  private solo: "no" | "wanted" | "running" = "no"
+  private suspicious = false
   private pumping = false
   private cancelWait: (() => void) | undefined
   private wakeReader: (() => void) | undefined
@@ -93,17 +106,29 @@ export class Engine {
     this.observer = Context.get(context, Telemetry.Observer)
     this.run = Effect.runForkWith(context)
     this.dispatcher = Context.get(context, Scheduler.Scheduler).makeDispatcher()
-    const { concurrency, retry } = program.policies
+    const { concurrency, key, retry } = program.policies
     this.limit = isLimit(concurrency) ? concurrency : makeUnsafe(concurrency)
     this.retry = retry ?? defaultRetry
     this.prefetch = new Prefetch(program.source.prefetch)
     this.prepare = preparation(program)
+    this.perPermit = batchSize(program)
+    this.lanes = key === undefined ? undefined : new Lanes({
+      key,
+      after: (millis, f) => this.after(millis, f),
+      onReady: (attempt) => {
+        this.buffer.push(attempt)
+        this.pump()
+      }
+    })
     this.deadlines = new Map(
       program.steps.flatMap((step, index) =>
         step._tag === "Timeout"
           ? [[index, new Deadlines<Attempt>(step.duration, this.clock, context, (attempt) => attempt.timedOut(index))]]
           : []
       )
+    )
+    this.batchers = new Map(
+      program.steps.flatMap((step, index) => step._tag === "Batch" ? [[index, new Batcher(this, step, index)]] : [])
     )
     this.settler = new Settler({
       subscription,
@@ -113,7 +138,8 @@ export class Engine {
       onHandedOver: () => {
         this.ending = this.settler.pending.length
         if (this.owned === 0) this.prefetch.ended(this.clock.currentTimeMillisUnsafe())
-        this.demandChanged()
+        if (this.solo === "no") this.demandChanged()
+        else this.pump()
       },
       onResend: (size) => {
         this.counts.resettled += size
@@ -123,7 +149,7 @@ export class Engine {
 
   /** Taken and not begun. */
   get waiting(): number {
-    return this.buffer.length - this.head
+    return this.buffer.length - this.head + (this.lanes?.parked ?? 0)
   }
 
   /** Begun and not ended. */
@@ -131,18 +157,31 @@ export class Engine {
     return this.started
   }
 
+  /** All that the broker counts as ours. */
   get owned(): number {
-    return this.waiting + this.started + this.ending
+    return this.waiting + this.started + this.ending + this.unsettled.size
+  }
+
+  private after(millis: number, f: () => void): () => void {
+    const fiber = this.run(Effect.sleep(millis))
+    fiber.addObserver((exit) => {
+      if (Exit.isSuccess(exit)) f()
+    })
+    return () => fiber.interruptUnsafe()
   }
 
   // --- taking
 
   /** How many more to ask for: 0 until the buffer is half empty. */
   demand(): number {
-    if (this.settler.unconfirmed > mostUnconfirmed) return 0
+    if (this.solo !== "no" || this.settler.unconfirmed > mostUnconfirmed) return 0
+    if (this.suspicious) return this.owned === 0 ? 1 : 0
+    const parked = this.lanes?.parked ?? 0
+    if (parked > 0 && parked >= this.program.source.waiting) return 0
     const prefetch = this.prefetch.current(this.clock.currentTimeMillisUnsafe())
-    if (this.waiting > prefetch / 2) return 0
-    return this.limit.max + prefetch - this.owned
+    // What stands behind another message of its key is bounded apart: it must not keep other keys from coming.
+    if (this.waiting - parked > prefetch / 2) return 0
+    return this.limit.max * this.perPermit + prefetch - (this.owned - parked)
   }
 
   /** Suspends until there is demand. */
@@ -172,12 +211,15 @@ export class Engine {
 
   private take(deliveries: Arr.NonEmptyReadonlyArray<Delivery>): void {
     if (this.owned === 0) this.prefetch.began(this.clock.currentTimeMillisUnsafe())
-    if (this.waiting === 0) {
-      this.buffer = deliveries.slice()
+    if (this.head > 0) {
+      this.buffer = this.buffer.slice(this.head)
       this.head = 0
-    } else {
-      this.buffer = this.buffer.slice(this.head).concat(deliveries)
-      this.head = 0
+    }
+    this.suspicious = false
+    for (const delivery of deliveries) {
+      if (delivery.suspect) this.suspicious = true
+      const attempt = new Attempt(this, delivery)
+      if (this.lanes === undefined || this.lanes.admit(attempt)) this.buffer.push(attempt)
     }
     this.pump()
   }
@@ -201,15 +243,55 @@ export class Engine {
   /** Starts what may start; `true` when there is more and the event loop must have its turn first. */
   private start(): boolean {
     const since = this.clock.currentTimeMillisUnsafe()
+    while (this.batches.length > 0) {
+      if (!this.takePermit()) return false
+      this.batches.shift()!()
+    }
     for (let n = 1; this.head < this.buffer.length; n++) {
-      if (this.draining || !this.takePermit()) return false
-      this.started++
-      const attempt = new Attempt(this, this.buffer[this.head]!)
+      if (this.draining) return false
+      const attempt = this.buffer[this.head]!
+      if (this.suspicious && !this.alone(attempt)) return false
+      if (!this.takePermit()) return false
       this.buffer[this.head++] = undefined as never
-      attempt.begin()
+      this.begin(attempt)
       if ((n & 15) === 0 && this.clock.currentTimeMillisUnsafe() - since >= 1) return true
     }
     return false
+  }
+
+  private begin(attempt: Attempt): void {
+    this.started++
+    const { delivery } = attempt
+    if (delivery.suspect && delivery.attempt > this.retry.times + 1) {
+      this.running.add(attempt)
+      this.run(this.bury(attempt, Cause.die(new Error(killerText)), "killer"))
+      return
+    }
+    if (this.program.policies.ackPolicy !== "on-receive") return attempt.begin()
+    // Acknowledged first: only when the broker has confirmed it does the handler begin.
+    this.running.add(attempt)
+    attempt.settleThen(Settlement.ack, (owned) => owned ? attempt.begin() : this.end(attempt))
+  }
+
+  /**
+   * A message that may have taken a process with it runs alone, so that it takes no other one: nothing else runs, all
+   * that was said has reached the broker, and what was not begun is handed back. `true` when it may begin.
+   */
+  private alone(attempt: Attempt): boolean {
+    if (this.solo === "running") return false
+    if (!attempt.delivery.suspect) return this.solo === "no"
+    this.solo = "wanted"
+    for (const batcher of this.batchers.values()) batcher.flush()
+    if (this.started > 0 || this.unsettled.size > 0) return false
+    if (this.head + 1 < this.buffer.length || (this.lanes?.parked ?? 0) > 0) {
+      this.head++
+      this.releaseWaiting()
+      this.buffer = [attempt]
+      this.head = 0
+    }
+    if (this.settler.pending.length > 0 || this.settler.unconfirmed > 0) return false
+    this.solo = "running"
+    return true
   }
 
   private takePermit(): boolean {
@@ -233,13 +315,39 @@ export class Engine {
     })
   }
 
+  releasePermit(): void {
+    this.transport.limit.release()
+    this.limit.release()
+    if (this.batches.length > 0) this.pump()
+  }
+
+  /** Gives back the permit it holds, alone or with its batch. It holds none while it waits for a batch. */
+  releasePermitOf(attempt: Attempt): void {
+    if (attempt.permit === "none") return
+    if (attempt.batch === undefined) this.releasePermit()
+    else attempt.batch.leave()
+    attempt.batch = undefined
+    attempt.permit = "none"
+  }
+
+  /** Runs a full batch as soon as there is a permit for it. */
+  batchReady(run: () => void): void {
+    this.batches.push(run)
+    this.pump()
+  }
+
+  flushBatches(): void {
+    for (const batcher of this.batchers.values()) batcher.flush()
+  }
+
   // --- what an attempt reports
 
   succeeded(attempt: Attempt, value: unknown): void {
     if (attempt.lost) return this.end(attempt)
     this.counts.handled++
     this.report(attempt, { _tag: "Handled", value })
-    this.finish(attempt, Settlement.ack)
+    if (this.program.policies.ackPolicy === "manual" && !attempt.isSettled) this.leaveUnsettled(attempt)
+    else this.finish(attempt, Settlement.ack)
   }
 
   filtered(attempt: Attempt): void {
@@ -255,6 +363,11 @@ export class Engine {
 
   failed(attempt: Attempt, cause: Cause.Cause<unknown>): void {
     if (attempt.lost) return this.end(attempt)
+    if (this.program.policies.ackPolicy === "on-receive") {
+      this.running.add(attempt)
+      this.run(this.bury(attempt, cause, "exhausted"))
+      return
+    }
     if (attempt.isSettled) {
       this.counts.failedAfterSettle++
       this.report(attempt, { _tag: "FailedAfterSettle", cause })
@@ -272,8 +385,10 @@ export class Engine {
     )
     this.run(Effect.flatMap(verdict, (verdict) => {
       if (verdict._tag === "End") return this.bury(attempt, cause, verdict.reason)
+      const delay = Duration.toMillis(verdict.delay)
       this.counts.retried++
-      this.report(attempt, { _tag: "Retried", delay: Duration.toMillis(verdict.delay), cause })
+      this.report(attempt, { _tag: "Retried", delay, cause })
+      this.lanes?.retried(attempt, delay + retryPatience)
       this.finish(attempt, Settlement.retry(verdict.delay))
       return Effect.void
     }))
@@ -288,6 +403,12 @@ export class Engine {
 
   /** The broker has answered. */
   settled(attempt: Attempt, owned: boolean): void {
+    const waiting = this.unsettled.get(attempt)
+    if (waiting !== undefined) {
+      this.unsettled.delete(attempt)
+      waiting.interruptUnsafe()
+      this.demandChanged()
+    }
     if (owned) return
     this.counts.lost++
     this.report(attempt, { _tag: "Lost" })
@@ -299,8 +420,8 @@ export class Engine {
     return group === undefined || group === this.program.source.group
   }
 
-  publish(step: Extract<Step, { _tag: "To" }>, index: number, value: unknown, attempt: Attempt) {
-    return publishStep(this.transport, this.program.source, step, index, value, attempt.message!)
+  publish(step: Extract<Step, { _tag: "To" }>, path: string, value: unknown, attempt: Attempt) {
+    return publishStep(this.transport, this.program.source, step, path, value, attempt.message!)
   }
 
   /** Stores it, and only then says that it will not be tried again. */
@@ -345,6 +466,24 @@ export class Engine {
     )
   }
 
+  /** With `manual` the user has some time to settle what was handled; then it is reported and left to be redelivered. */
+  private leaveUnsettled(attempt: Attempt): void {
+    const { settleWithin } = this.program.policies
+    const report = Effect.sleep(settleWithin).pipe(
+      Effect.andThen(Effect.suspend(() => {
+        this.unsettled.delete(attempt)
+        this.counts.unsettled++
+        this.demandChanged()
+        return Effect.logError(
+          `${this.program.name}: message ${attempt.delivery.id} was not settled within ` +
+            `${Duration.format(settleWithin)} of being handled; it will be redelivered`
+        )
+      }))
+    )
+    this.unsettled.set(attempt, this.run(report))
+    this.end(attempt)
+  }
+
   released(delivery: Delivery, message: Message.Any | undefined): void {
     this.counts.released++
     this.observer?.({ pipeline: this.program.name, delivery, message, _tag: "Released" })
@@ -358,8 +497,8 @@ export class Engine {
   private finish(attempt: Attempt, settlement: Settlement.Settlement): void {
     if (attempt.claim()) {
       attempt.settlement = settlement
-      this.settler.add(attempt)
       this.ending++
+      this.settler.add(attempt)
     }
     this.end(attempt)
   }
@@ -369,8 +508,9 @@ export class Engine {
     for (const deadline of this.deadlines.values()) deadline.delete(attempt)
     this.prefetch.done()
     this.started--
-    this.transport.limit.release()
-    this.limit.release()
+    this.releasePermitOf(attempt)
+    if (this.solo === "running") this.solo = "no"
+    this.lanes?.ended(attempt)
     if (this.idle.size > 0 && this.started === 0) {
       const waiters = [...this.idle]
       this.idle.clear()
@@ -382,20 +522,22 @@ export class Engine {
 
   // --- keeping
 
+  private *keeping(): Iterable<Attempt> {
+    for (let i = this.head; i < this.buffer.length; i++) yield this.buffer[i]!
+    if (this.lanes !== undefined) yield* this.lanes.all()
+    for (const attempt of this.running) if (!attempt.isSettled) yield attempt
+    yield* this.unsettled.keys()
+  }
+
   /** Tells the broker that what is owned is still being worked on. */
   readonly extend: Effect.Effect<void> = Effect.suspend(() => {
-    const attempts = new Map<Delivery, Attempt | undefined>()
-    for (let i = this.head; i < this.buffer.length; i++) attempts.set(this.buffer[i]!, undefined)
-    for (const attempt of this.running) if (!attempt.isSettled) attempts.set(attempt.delivery, attempt)
+    const attempts = new Map<Delivery, Attempt>()
+    for (const attempt of this.keeping()) attempts.set(attempt.delivery, attempt)
     const [first, ...rest] = attempts.keys()
     if (first === undefined) return Effect.void
     return this.subscription.extend([first, ...rest]).pipe(
       Effect.map((lost) => {
-        for (const delivery of lost) {
-          const attempt = attempts.get(delivery)
-          if (attempt === undefined) this.forget(delivery)
-          else this.lose(attempt)
-        }
+        for (const delivery of lost) this.lose(attempts.get(delivery)!)
       }),
       Effect.catch((error) => Effect.logWarning(`${this.program.name}: what it works on could not be kept`, error))
     )
@@ -404,28 +546,32 @@ export class Engine {
   private lose(attempt: Attempt): void {
     if (attempt.lost || attempt.isSettled) return
     this.settled(attempt, false)
+    const index = this.buffer.indexOf(attempt, this.head)
+    if (index >= 0) {
+      this.buffer.splice(index, 1)
+      this.lanes?.ended(attempt)
+    } else {
+      this.lanes?.forget(attempt)
+    }
     attempt.lose()
-  }
-
-  private forget(delivery: Delivery): void {
-    const index = this.buffer.indexOf(delivery, this.head)
-    if (index < 0) return
-    this.buffer.splice(index, 1)
-    this.counts.lost++
-    this.observer?.({ pipeline: this.program.name, delivery, message: undefined, _tag: "Lost" })
   }
 
   // --- stopping: the order is in drain.ts
 
   /** Hands back what was taken and not begun. */
   releaseWaiting(): void {
-    for (; this.head < this.buffer.length; this.head++) {
-      const delivery = this.buffer[this.head]!
-      this.released(delivery, undefined)
-      this.settler.add({ delivery, settlement: Settlement.release, settled: () => {} })
+    const waiting = this.buffer.slice(this.head)
+    if (this.lanes !== undefined) waiting.push(...this.lanes.all())
+    this.lanes?.clear()
+    this.buffer = []
+    this.head = 0
+    for (const attempt of waiting) {
+      if (!attempt.claim()) continue
+      attempt.settlement = Settlement.release
+      this.released(attempt.delivery, undefined)
       this.ending++
+      this.settler.add(attempt)
     }
-    this.cancelWait?.()
   }
 
   /** Resolves when no handler runs. */
@@ -441,9 +587,16 @@ export class Engine {
   })
 
   close(): void {
+    this.cancelWait?.()
     for (const deadline of this.deadlines.values()) deadline.close()
+    for (const waiting of this.unsettled.values()) waiting.interruptUnsafe()
   }
 }
+
+/** How much longer than its delay a key waits for a retry to come back: a peer may have been given it. */
+const retryPatience = 30_000
+
+const killerText = "every allowed delivery ended without a settlement: its process may have died of it"
 
 /** Settlements on their way; beyond it pulling stops. */
 const mostUnconfirmed = 4096
@@ -469,21 +622,23 @@ const preparation = (program: Program): Engine["prepare"] => {
   }
 }
 
+/** The largest product of batches that one permit may stand for. */
+const batchSize = (program: Program): number =>
+  Math.max(1, ...program.steps.flatMap((step) => step._tag === "Batch" ? [step.size] : []))
+
 const validate = (program: Program, transport: string): TransportError | undefined => {
-  const { policies: { concurrency, retry }, source: { group, prefetch, topic, waiting } } = program
+  const { policies: { ackPolicy, concurrency, retry }, source: { group, prefetch, topic, waiting } } = program
   const whole = (n: number, least: number) => Number.isInteger(n) && n >= least
-  const bad = Topic.validateName(transport, topic.name)
-  if (bad !== undefined) return bad
   const invalid = (option: string, value: unknown, remedy: string) => invalidOption(transport, option, value, remedy)
+  for (const name of [topic.name, ...outputs(program)]) {
+    const bad = Topic.validateName(transport, name)
+    if (bad !== undefined) return bad
+  }
   if (!/^[A-Za-z0-9_-]+$/.test(group)) {
     return invalid("group", group, "a group name is made of letters, digits and the signs _ -")
   }
-  if (typeof concurrency === "number" && !whole(concurrency, 1)) {
-    return invalid("concurrency", concurrency, "give a whole number of at least 1")
-  }
-  if (isLimit(concurrency) && !whole(concurrency.max, 1)) {
-    return invalid("concurrency", concurrency.max, "a limit of a pipeline is a whole number of at least 1")
-  }
+  const max = isLimit(concurrency) ? concurrency.max : concurrency
+  if (!whole(max, 1)) return invalid("concurrency", max, "give a whole number of at least 1")
   if (prefetch !== undefined && !whole(prefetch, 0)) {
     return invalid("prefetch", prefetch, "give a whole number, or nothing for 200 ms of work")
   }
@@ -491,27 +646,38 @@ const validate = (program: Program, transport: string): TransportError | undefin
   if (retry !== undefined && !(whole(retry.times, 0) || retry.times === Infinity)) {
     return invalid("retry.times", retry.times, "give a whole number of retries, 0 for none")
   }
+  if (retry !== undefined && ackPolicy === "on-receive") {
+    return invalid("ackPolicy", ackPolicy, "what is acknowledged before it is handled cannot be retried: drop the retry")
+  }
   const dead = deadLetterTopic(program)
   if (dead === topic.name) {
     return invalid("deadLetter", dead, "a pipeline would consume its own dead letters, give another topic")
   }
-  for (const name of outputs(program)) {
-    const bad = Topic.validateName(transport, name)
-    if (bad !== undefined) return bad
+  for (const step of allSteps(program.steps)) {
+    if (step._tag !== "Batch") continue
+    if (!program.steps.includes(step)) {
+      return invalid("batch", "in a branch or above a middleware", "a batch stands in the pipeline itself, below them")
+    }
+    if (!whole(step.size, 1)) return invalid("batch.size", step.size, "give a whole number of at least 1")
   }
   return undefined
 }
 
 /** The topics a pipeline writes to. */
 const outputs = (program: Program): ReadonlySet<string> => {
+  const names = new Set<string>()
+  for (const step of allSteps(program.steps)) if (step._tag === "To") names.add(step.topic.name)
   const dead = deadLetterTopic(program)
-  const names = program.steps.flatMap((step) => step._tag === "To" ? [step.topic.name] : [])
-  return new Set(dead === undefined ? names : [...names, dead])
+  return dead === undefined ? names : names.add(dead)
 }
 
-const timeoutOf = (program: Program): Duration.Duration | undefined =>
-  program.steps.flatMap((step) => step._tag === "Timeout" ? [step.duration] : [])
-    .reduce<Duration.Duration | undefined>((a, b) => a === undefined ? b : Duration.max(a, b), undefined)
+const timeoutOf = (program: Program): Duration.Duration | undefined => {
+  let timeout: Duration.Duration | undefined
+  for (const step of allSteps(program.steps)) {
+    if (step._tag === "Timeout") timeout = timeout === undefined ? step.duration : Duration.max(timeout, step.duration)
+  }
+  return timeout
+}
 
 export const start = Effect.fnUntraced(function*(
   program: Program
@@ -522,12 +688,13 @@ export const start = Effect.fnUntraced(function*(
   if (bad !== undefined) return yield* bad
   for (const topic of outputs(program)) yield* transport.declare(topic)
 
-  const { concurrency, settings } = program.policies
+  const { concurrency, key, settings } = program.policies
+  const limit = isLimit(concurrency) ? concurrency.max : concurrency
   const subscription = yield* transport.subscribe({
     topic: source.topic.name,
     group: source.group,
     startFrom: source.startFrom,
-    maxOwned: (isLimit(concurrency) ? concurrency.max : concurrency) + (source.prefetch ?? Prefetch.most),
+    maxOwned: limit * batchSize(program) + (source.prefetch ?? Prefetch.most) + (key === undefined ? 0 : source.waiting),
     waiting: source.waiting,
     timeout: timeoutOf(program),
     settings

@@ -1,5 +1,6 @@
+import type * as Arr from "effect/Array"
 import * as Context from "effect/Context"
-import type * as Duration from "effect/Duration"
+import * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import type * as Result from "effect/Result"
 import type * as Schedule from "effect/Schedule"
@@ -32,12 +33,13 @@ export interface Source {
 
 type Handler<A> = (value: unknown, message: Message.Any) => A
 
-/** Steps are positional: `Timeout` and `Catch` concern what stands above them. */
+/** Steps are positional: `Timeout`, `Catch` and `Middleware` concern what stands above them. */
 export type Step =
   | { readonly _tag: "Map"; readonly f: Handler<unknown> }
   | { readonly _tag: "Filter"; readonly f: Handler<boolean> }
   | { readonly _tag: "FilterMap"; readonly f: Handler<Result.Result<unknown, unknown>> }
   | { readonly _tag: "Promise"; readonly f: Handler<PromiseLike<unknown>>; readonly catch: (cause: unknown) => unknown }
+  /** `keep`: the value goes on unchanged. */
   | { readonly _tag: "Effect"; readonly f: Handler<Effect.Effect<unknown, unknown>>; readonly keep: boolean }
   /** Without `f` the value itself is published; with it, an array is several messages. */
   | { readonly _tag: "To"; readonly topic: Topic.Topic<unknown>; readonly f: Handler<unknown> | undefined }
@@ -47,6 +49,33 @@ export type Step =
     readonly matches: (error: unknown) => boolean
     readonly f: (error: never, message: Message.Any) => Effect.Effect<unknown, unknown>
   }
+  | {
+    readonly _tag: "Batch"
+    readonly size: number
+    readonly within: Duration.Duration
+    /** One result for each message, or one for all. */
+    readonly each: boolean
+    readonly f: (
+      values: Arr.NonEmptyReadonlyArray<unknown>,
+      messages: Arr.NonEmptyReadonlyArray<Message.Any>
+    ) => Effect.Effect<unknown, unknown>
+  }
+  | { readonly _tag: "Branch"; readonly by: Handler<string>; readonly cases: ReadonlyMap<string, ReadonlyArray<Step>> }
+  /** Always the first step: it holds those above it. */
+  | {
+    readonly _tag: "Middleware"
+    readonly steps: ReadonlyArray<Step>
+    readonly f: (handler: Effect.Effect<unknown, unknown>, message: Message.Any) => Effect.Effect<unknown, unknown>
+  }
+
+/** All steps, those in branches and under a middleware as well. */
+export function* allSteps(steps: ReadonlyArray<Step>): Iterable<Step> {
+  for (const step of steps) {
+    yield step
+    if (step._tag === "Middleware") yield* allSteps(step.steps)
+    if (step._tag === "Branch") for (const steps of step.cases.values()) yield* allSteps(steps)
+  }
+}
 
 export interface Retry {
   readonly times: number
@@ -59,6 +88,10 @@ export interface Policies {
   /** `undefined`: `<topic>.dead`; `false`: discard, as written down by the user. */
   readonly deadLetter: string | false | undefined
   readonly concurrency: number | Concurrency.Limit
+  readonly key: ((message: Message.Any) => string | undefined) | undefined
+  readonly ackPolicy: "on-success" | "on-receive" | "manual"
+  /** With `manual`: how long after its handler has ended a message may stay unsettled. */
+  readonly settleWithin: Duration.Duration
   readonly settings: Context.Context<never>
 }
 
@@ -66,5 +99,8 @@ export const noPolicies: Policies = {
   retry: undefined,
   deadLetter: undefined,
   concurrency: 1,
+  key: undefined,
+  ackPolicy: "on-success",
+  settleWithin: Duration.seconds(30),
   settings: Context.empty()
 }

@@ -26,12 +26,12 @@ export const publishStep = (
   transport: Transport["Service"],
   source: Source,
   step: Extract<Step, { _tag: "To" }>,
-  index: number,
+  path: string,
   value: unknown,
   message: Message.Any
 ): Effect.Effect<void, Publisher.PublishError> =>
   Effect.suspend(() => {
-    const id = `${message.topic}/${source.group}/${message.id}/${index}`
+    const id = `${message.topic}/${source.group}/${message.id}/${path}`
     const headers = traceOf(message.headers)
     const publish = (value: unknown, id: string) =>
       Effect.flatMap(
