@@ -128,7 +128,6 @@ export class JetStream extends Context.Service<JetStream, {
 interface Parts {
   readonly connection: Connection
   readonly declaring: resources.Declaring
-  readonly inboxPrefix: string
   readonly send: (
     sendings: Arr.NonEmptyReadonlyArray<publishing.Sending>
   ) => Effect.Effect<ReadonlyArray<Result.Result<publishing.Confirmed, Publisher.PublishError>>>
@@ -189,6 +188,27 @@ const make = Effect.fnUntraced(function*(
     yield* resources.ensureStream(connection, declaring, topic, Arr.of(topic))
     declared.add(topic)
   })
+  /** Makes the stream that a message lacks: a publisher need not know whether a consumer has been started before. */
+  const publish = Effect.fnUntraced(function*(sendings: Arr.NonEmptyReadonlyArray<publishing.Sending>) {
+    const answers = yield* send(sendings)
+    const unheard = sendings.flatMap((sending, index) => {
+      const answer = answers[index]!
+      return Result.isFailure(answer) && publishing.isNobody(answer.failure) ? [{ sending, index }] : []
+    })
+    if (!Arr.isArrayNonEmpty(unheard)) return answers
+    const results = answers.slice()
+    for (const [topic, ones] of Object.entries(Arr.groupBy(unheard, ({ sending }) => sending.message.topic))) {
+      const declaration = yield* Effect.result(declare(topic))
+      if (Result.isSuccess(declaration)) {
+        const again = yield* send(Arr.map(ones, ({ sending }) => sending))
+        for (let i = 0; i < ones.length; i++) results[ones[i]!.index] = again[i]!
+      } else if (declaration.failure.reason._tag === "Mismatch" || declaration.failure.reason._tag === "Unauthorized") {
+        const reason = new Publisher.Refused({ detail: declaration.failure.message })
+        for (const { index } of ones) results[index] = Result.fail(new Publisher.PublishError({ topic, reason }))
+      }
+    }
+    return results
+  })
   const transport: Transport["Service"] = {
     name: transportName,
     capabilities: {
@@ -201,13 +221,13 @@ const make = Effect.fnUntraced(function*(
     limit: Concurrency.makeUnsafe(concurrency),
     subscribe: (wish) => subscribe(connection, declaring, inboxPrefix, wish),
     declare,
-    publish: (messages) => send(Arr.map(messages, (message) => ({ message }))),
+    publish: (messages) => publish(Arr.map(messages, (message) => ({ message }))),
     browse: (topic) => browsing.browse(connection, topic),
     remove: (topic, ids) => browsing.remove(connection, topic, ids),
     health: Effect.sync(() => connection.state() === "connected" ? "consuming" : "reconnecting")
   }
   const service = { transport, client }
-  parts.set(service, { connection, declaring, inboxPrefix, send, declared })
+  parts.set(service, { connection, declaring, send: publish, declared })
   return service
 })
 
@@ -420,7 +440,10 @@ export const ackSync = Effect.fnUntraced(function*(
     Effect.andThen(confirmAll(connection, [delivery])),
     Effect.retry({ schedule: resources.backoff, while: (error) => error.reason._tag === "Interrupted" }),
     Effect.timeout(options?.timeout ?? "5 seconds"),
-    Effect.as(true),
+    Effect.map(() => {
+      delivery.onEnded?.()
+      return true
+    }),
     Effect.mapError((cause) => new Settlement.SettleError({ id: message.id, cause })),
     Effect.onError(() => Effect.sync(received.unclaim))
   )

@@ -79,6 +79,15 @@ export const fromCause = (address: string, operation: string, cause: unknown): T
   return interrupted(operation, cause)
 }
 
+export const unauthorized = (connection: { readonly nc: NatsConnection }, operation: string, subject: string) =>
+  failure(
+    new TransportError.Unauthorized({
+      address: connection.nc.getServer(),
+      operation,
+      detail: `no permission to publish to ${subject}`
+    })
+  )
+
 /** What the API refused and we have no better words for. */
 export const unexpected =
   (operation: string) =>
@@ -158,7 +167,8 @@ export const watch = Effect.fnUntraced(function*(
     nc,
     jsm,
     apiPrefix: apiOptions.apiPrefix ?? (apiOptions.domain === undefined ? "$JS.API" : `$JS.${apiOptions.domain}.API`),
-    state: () => nc.isClosed() ? "closed" : state,
+    // A connection that is being drained takes no more.
+    state: () => nc.isClosed() || nc.isDraining() ? "closed" : state,
     listen,
     flush: whileConnected("flush", () => nc.flush(), (cause) => interrupted("flush", cause)),
     whenConnected: Effect.callback((resume) => {

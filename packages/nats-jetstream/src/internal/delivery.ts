@@ -29,6 +29,8 @@ export class JetStreamDelivery implements Transport.Delivery {
   suspect = false
   /** Monotonic milliseconds after which a peer may have it. */
   heldUntil = 0
+  /** Called when it is settled, or somebody else's. */
+  onEnded: (() => void) | undefined
 
   constructor(msg: Msg) {
     this.msg = msg
@@ -67,9 +69,15 @@ export class JetStreamDelivery implements Transport.Delivery {
   }
 }
 
+/** As quick as an ordinary object, without inheriting names that a header may have. */
+class Bare {
+  [name: string]: string
+}
+Object.setPrototypeOf(Bare.prototype, null)
+
 /** Names in lower case, without what is said to the server: a copy of them must not repeat an id or an expectation. */
 export const toHeaders = (given: MsgHdrs | undefined): Message.Headers => {
-  const headers: Record<string, string> = Object.create(null)
+  const headers = new Bare()
   if (given !== undefined) {
     for (const [name, values] of given) {
       const lower = name.toLowerCase()

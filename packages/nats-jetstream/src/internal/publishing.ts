@@ -56,6 +56,11 @@ const error = (topic: string, reason: Publisher.Reason): Answer =>
 
 const decoder = new TextDecoder()
 
+/** Failures because no stream takes the subject, or none that has a leader: the message is nowhere. */
+const nobody = new WeakSet<Publisher.PublishError>()
+
+export const isNobody = (error: Publisher.PublishError): boolean => nobody.has(error)
+
 /** Unconfirmed messages on one connection; beyond that, publishing waits. */
 const window = 1024
 
@@ -117,8 +122,8 @@ export const publishing = Effect.fnUntraced(function*(
               slot.topic,
               new TransportError.Unauthorized({
                 address: nc.getServer(),
-                operation: `publish to ${slot.subject}`,
-                detail: "no permission"
+                operation: "publish",
+                detail: `no permission to publish to ${slot.subject}`
               })
             ))
         }
@@ -230,8 +235,10 @@ const sizeOf = (headers: MsgHdrs): number => {
 
 const toAnswer = (slot: Slot, msg: Msg): Answer => {
   if (msg.data.length === 0) {
-    // Nobody takes the subject: there is no such stream, or it has no leader now.
-    return error(slot.topic, new Publisher.NotSent({ detail: `no stream takes ${slot.subject} now` }))
+    const reason = new Publisher.NotSent({ detail: `no stream takes ${slot.subject} now` })
+    const unheard = new Publisher.PublishError({ topic: slot.topic, reason })
+    nobody.add(unheard)
+    return Result.fail(unheard)
   }
   let ack: PubAck
   try {

@@ -11,6 +11,8 @@ export type Trouble = "missing" | "refused" | "silent"
 export interface ReaderOptions {
   readonly connection: Connection
   readonly clock: Clock.Clock
+  /** Where requests go. */
+  readonly subject: string
   readonly inboxPrefix: string
   /** The consumer's own bound on one request. */
   readonly maxBatch: number
@@ -32,7 +34,6 @@ export interface ReaderOptions {
 export class Reader {
   readonly options: ReaderOptions
   asked = 0
-  private subject: string
   private epoch: Subscription | undefined
   private chunk: Array<JetStreamDelivery> = []
   private silentSince = 0n
@@ -43,7 +44,6 @@ export class Reader {
 
   constructor(options: ReaderOptions) {
     this.options = options
-    this.subject = ""
     this.heartbeat = Math.min(5000, Math.floor(options.expires / 2.5))
     this.watchdog = setInterval(this.listen, this.heartbeat)
     this.watchdog.unref()
@@ -55,9 +55,9 @@ export class Reader {
   }
 
   /** Begins an epoch. */
-  begin(stream: string, consumer: string): void {
+  begin(): void {
     const { connection, inboxPrefix } = this.options
-    this.subject = `${connection.apiPrefix}.CONSUMER.MSG.NEXT.${stream}.${consumer}`
+    if (connection.state() !== "connected") return
     const epoch: Subscription = connection.nc.subscribe(createInbox(inboxPrefix), {
       callback: (error, msg) => {
         if (error === null) this.receive(msg, epoch)
@@ -69,27 +69,30 @@ export class Reader {
   }
 
   ask(count: number): void {
-    if (this.epoch === undefined) return
+    const { connection } = this.options
+    if (this.epoch === undefined || connection.state() !== "connected") return
     if (this.asked === 0) this.silentSince = this.options.clock.monotonicTimeNanosUnsafe()
     for (let rest = count; rest > 0; rest -= this.options.maxBatch) {
       const batch = Math.min(rest, this.options.maxBatch)
       const request = { batch, expires: this.options.expires * 1e6, idle_heartbeat: this.heartbeat * 1e6 }
-      this.options.connection.nc.publish(this.subject, JSON.stringify(request), { reply: this.epoch.getSubject() })
+      connection.nc.publish(this.options.subject, JSON.stringify(request), { reply: this.epoch.getSubject() })
     }
     this.asked += count
   }
 
   /** Ends the epoch; resolves when nothing can arrive any more. */
   end(): Promise<void> {
+    if (this.options.connection.state() !== "connected") {
+      this.abandon()
+      return Promise.resolve()
+    }
     const epoch = this.epoch
     this.epoch = undefined
     if (epoch !== undefined) {
       const ended = () => {
         if (this.epoch === undefined) this.asked = 0
       }
-      this.closing = epoch.isClosed() || this.options.connection.nc.isClosed()
-        ? Promise.resolve()
-        : epoch.drain().then(ended, ended)
+      this.closing = epoch.drain().then(ended, ended)
     }
     return this.closing ?? Promise.resolve()
   }

@@ -41,7 +41,6 @@ export interface SettlingOptions {
   readonly lease: number
   readonly confirm: boolean
   readonly onRetry: (delivery: JetStreamDelivery, delay: number) => void
-  readonly onSettled: (delivery: JetStreamDelivery) => void
 }
 
 /**
@@ -52,7 +51,7 @@ export interface SettlingOptions {
  * and nothing but an acknowledgement is said about it.
  */
 export const settling = (options: SettlingOptions) => {
-  const { confirm, connection, lease, notes, now, onRetry, onSettled } = options
+  const { confirm, connection, lease, notes, now, onRetry } = options
   /** When the server acts on what was said and not confirmed: after that it is not said again. */
   const due = new WeakMap<JetStreamDelivery, number>()
 
@@ -68,7 +67,7 @@ export const settling = (options: SettlingOptions) => {
   const settle = (
     batch: Arr.NonEmptyReadonlyArray<Transport.Settling>
   ): Effect.Effect<ReadonlyArray<Transport.Delivery>, TransportError.TransportError> =>
-    connection.state() === "connected" ? send(batch) : Effect.andThen(connected, Effect.suspend(() => send(batch)))
+    Effect.suspend(() => connection.state() === "connected" ? send(batch) : Effect.andThen(connected, settle(batch)))
 
   const send = (
     batch: Arr.NonEmptyReadonlyArray<Transport.Settling>
@@ -112,7 +111,7 @@ export const settling = (options: SettlingOptions) => {
     return Effect.map(
       Effect.andThen(Effect.andThen(spoken, giveBack(releases)), connection.flush),
       () => {
-        for (const delivery of settled) onSettled(delivery)
+        for (const delivery of settled) delivery.onEnded?.()
         return lost
       }
     )
@@ -146,6 +145,7 @@ export const settling = (options: SettlingOptions) => {
       for (const delivery of extended) say(delivery, working)
       return Effect.map(connection.flush, () => {
         for (const delivery of extended) delivery.heldUntil = time + lease
+        for (const delivery of lost) if (delivery instanceof JetStreamDelivery) delivery.onEnded?.()
         return lost
       })
     })

@@ -9,8 +9,8 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
-import type { Connection } from "./connection.ts"
-import { JetStreamDelivery } from "./delivery.ts"
+import { type Connection, unauthorized } from "./connection.ts"
+import type { JetStreamDelivery } from "./delivery.ts"
 import * as names from "./names.ts"
 import { Notes, openNotes } from "./notes.ts"
 import { Reader, type Trouble } from "./reader.ts"
@@ -56,6 +56,7 @@ export const subscribe = Effect.fnUntraced(function*(
   const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
 
   const ackWait = (consumer.config.ack_wait ?? 0) / 1e6
+  const ackPrefix = `$JS.ACK.${consumer.stream_name}.${consumer.name}.`
   /** A little less than the server gives: its clock started before the message arrived. */
   const lease = ackWait * 0.9
   const maxAckPending = consumer.config.max_ack_pending ?? -1
@@ -170,7 +171,7 @@ export const subscribe = Effect.fnUntraced(function*(
     void reader.end().then(() => {
       retiring = false
       if (closed || healing || connection.state() !== "connected") return
-      reader.begin(consumer.stream_name, consumer.name)
+      reader.begin()
       ask()
     })
   }
@@ -194,6 +195,10 @@ export const subscribe = Effect.fnUntraced(function*(
     const next = suspects.shift()
     if (next === undefined) return
     suspect = next
+    next.onEnded = () => {
+      suspect = undefined
+      beginSuspect()
+    }
     arriving++
     const begun = notes === undefined ? Effect.void : Effect.retry(notes.begins(next), { schedule: resources.backoff })
     runFork(begun).addObserver(() => {
@@ -269,13 +274,14 @@ export const subscribe = Effect.fnUntraced(function*(
       if (closed) return
       if (Exit.isFailure(exit)) return Option.map(Exit.findErrorOption(exit), fail)
       if (connection.state() !== "connected") return
-      reader.begin(consumer.stream_name, consumer.name)
+      reader.begin()
       ask()
     })
   }
   const reader = new Reader({
     connection,
     clock,
+    subject: `${connection.apiPrefix}.CONSUMER.MSG.NEXT.${consumer.stream_name}.${consumer.name}`,
     inboxPrefix,
     maxBatch: consumer.config.max_batch ?? Infinity,
     expires: Math.min(requestExpires, (consumer.config.max_expires ?? Infinity) / 1e6),
@@ -290,9 +296,15 @@ export const subscribe = Effect.fnUntraced(function*(
         if (Exit.isSuccess(exit)) fail(exit.value)
       })
     },
+    refused({ operation, subject }) {
+      if (operation !== "publish") return
+      if (subject === reader.options.subject) fail(unauthorized(connection, "reading", subject))
+      // Nothing would ever be settled.
+      if (subject.startsWith(ackPrefix)) fail(unauthorized(connection, "settling", subject))
+    },
     restored() {
       if (closed || healing || retiring) return
-      reader.begin(consumer.stream_name, consumer.name)
+      reader.begin()
       ask()
     }
   })
@@ -307,16 +319,13 @@ export const subscribe = Effect.fnUntraced(function*(
     confirm: Context.get(options.settings, settings.Acknowledge) === "confirm",
     onRetry(delivery, delay) {
       retries.set(delivery.id, { delivered: delivery.delivered, released: delivery.released, due: now() + delay })
-    },
-    onSettled(delivery) {
-      if (delivery !== suspect) return
-      suspect = undefined
-      beginSuspect()
     }
   })
   const extendEvery = Duration.millis(ackWait / 3)
   // What nobody has pulled is kept alive too; what could not be is no longer ours to give.
   yield* Effect.suspend(() => {
+    // Nobody says so when a message that was not settled has been given up.
+    if (suspect !== undefined && now() > suspect.heldUntil) suspect.onEnded?.()
     const waiting = [...queue, ...suspects]
     if (!Arr.isArrayNonEmpty(waiting)) return Effect.void
     return Effect.map(voice.extend(waiting), (lost) => {
@@ -347,7 +356,7 @@ export const subscribe = Effect.fnUntraced(function*(
       yield* voice.handBack([...queue, ...suspects])
     }).pipe(Effect.timeoutOption(Duration.seconds(5)), Effect.ignore)
   )
-  reader.begin(consumer.stream_name, consumer.name)
+  reader.begin()
   yield* connection.flush
 
   return {

@@ -1,0 +1,349 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Settlement from "@millrace/core/Settlement"
+import { Transport } from "@millrace/core/Transport"
+import type { PublishError } from "@millrace/core/Publisher"
+import * as Arr from "effect/Array"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Result from "effect/Result"
+import * as Stream from "effect/Stream"
+import * as JetStream from "../src/JetStream.ts"
+import * as settings from "../src/internal/settings.ts"
+import { onNats, outgoing, publish, settle, subscribe, take, text, until, versions } from "./nats.ts"
+
+const failureOf = (results: ReadonlyArray<Result.Result<unknown, PublishError>>) =>
+  results.map((result) => Result.isFailure(result) ? result.failure.reason._tag : "stored")
+
+describe.each(versions)("on nats-server %s", (version) => {
+  const on = (f: Parameters<typeof onNats>[0], options: Parameters<typeof onNats>[1] = {}) =>
+    onNats(f, { version, ...options })
+
+  describe("publishing", () => {
+    it.live("binary bodies, empty ones and headers come back as they were", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const transport = yield* Transport
+          const bytes = Uint8Array.from({ length: 256 }, (_, i) => i)
+          yield* transport.publish([
+            outgoing("orders", "", { body: bytes, headers: { "x-note": "grün", traceparent: "00-1-2-01" }, id: "one" }),
+            outgoing("orders", "")
+          ])
+          const subscription = yield* subscribe("orders")
+          const [first, second] = yield* take(subscription, 2)
+          assert.deepStrictEqual(Uint8Array.from(first!.body), bytes)
+          // The id is said to the server and not repeated to handlers, who may copy headers.
+          assert.deepStrictEqual({ ...first!.headers }, { "x-note": "grün", traceparent: "00-1-2-01" })
+          assert.strictEqual(second!.body.length, 0)
+          assert.deepStrictEqual({ ...second!.headers }, {})
+        })
+      ))
+
+    it.live("an id is taken once", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const transport = yield* Transport
+          const twice = yield* transport.publish([
+            outgoing("orders", "a", { id: "same" }),
+            outgoing("orders", "a", { id: "same" })
+          ])
+          assert.deepStrictEqual(twice.map((result) => Result.getOrThrow(result).duplicate), [false, true])
+          assert.strictEqual((yield* JetStream.streamInfo("orders")).messages, 1)
+        })
+      ))
+
+    it.live("more messages than the window are all confirmed, in order", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const results = yield* publish("orders", Arr.makeBy(5000, String))
+          assert.deepStrictEqual(results.map(({ id }) => id), Arr.makeBy(5000, (i) => String(i + 1)))
+        })
+      ))
+
+    it.live("a body over the server's limit is refused before it is sent, and does not hurt its neighbours", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const transport = yield* Transport
+          const results = yield* transport.publish([
+            outgoing("orders", "small"),
+            outgoing("orders", "x".repeat(2000)),
+            outgoing("orders", "small too")
+          ])
+          assert.deepStrictEqual(failureOf(results), ["stored", "TooLarge", "stored"])
+        }), { config: "max_payload: 1KB" }))
+
+    it.live("a megabyte passes", () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* publish("orders", ["x".repeat(1_000_000)])
+          const [delivery] = yield* take(yield* subscribe("orders"), 1)
+          assert.strictEqual(delivery!.body.length, 1_000_000)
+        })
+      ))
+
+    it.live("a subject with spaces is a typed error, not a protocol violation that ends the connection", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const transport = yield* Transport
+          const results = yield* transport.publish([outgoing("two words", "a"), outgoing("orders", "b")])
+          assert.deepStrictEqual(failureOf(results), ["InvalidOption", "stored"])
+        })
+      ))
+
+    it.live("delayed delivery comes not before its time, or is refused by name", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const transport = yield* Transport
+          yield* transport.declare("orders")
+          const [result] = yield* transport.publish([outgoing("orders", "later", { delay: Duration.millis(600) })])
+          if (!transport.capabilities.delayedPublish) {
+            assert.match(String(Result.isFailure(result!) && result.failure.message), /delay is 600ms: .*needs nats-server 2\.12/)
+            return
+          }
+          const sent = Date.now()
+          const [delivery] = yield* take(yield* subscribe("orders"), 1)
+          assert.strictEqual(text(delivery!), "later")
+          assert.isAtLeast(delivery!.publishedAt, sent + 500)
+        })
+      ))
+
+    it.live("browse shows what is there, oldest first; remove deletes it whatever its state", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const transport = yield* Transport
+          yield* publish("orders", ["a", "b", "c"])
+          const subscription = yield* subscribe("orders")
+          yield* take(subscription, 1)
+          assert.strictEqual(yield* transport.remove("orders", ["2", "2000"]), 1)
+          const left = yield* Stream.runCollect(transport.browse("orders"))
+          assert.deepStrictEqual(left.map((delivery) => [delivery.id, text(delivery)]), [["1", "a"], ["3", "c"]])
+          assert.deepStrictEqual(yield* Stream.runCollect(transport.browse("nothing.here")), [])
+        }), { layer: { retention: "until-acked" } }))
+  })
+
+  describe("settling", () => {
+    it.live("an acknowledged message does not come again, in a work queue it is gone", () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* publish("orders", ["a", "b"])
+          const subscription = yield* subscribe("orders")
+          yield* settle(subscription, yield* take(subscription, 2), Settlement.ack)
+          yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.lag === 0)
+          yield* until(JetStream.streamInfo("orders"), (info) => info.messages === 0)
+        }), { layer: { retention: "until-acked" } }))
+
+    it.live("a retry comes again after its delay, not before, with the attempt counted, and is no suspect", () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* publish("orders", ["a"])
+          const subscription = yield* subscribe("orders")
+          const started = performance.now()
+          yield* settle(subscription, yield* take(subscription, 1), Settlement.retry("400 millis"))
+          const [again] = yield* take(subscription, 1)
+          assert.isAtLeast(performance.now() - started, 399)
+          assert.strictEqual(again!.attempt, 2)
+          assert.isTrue(again!.redelivered)
+          assert.isFalse(again!.suspect)
+        })
+      ))
+
+    it.live("a terminated message does not come again", () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* publish("orders", ["a", "b"])
+          const subscription = yield* subscribe("orders")
+          yield* settle(subscription, yield* take(subscription, 1), Settlement.terminate("no\nuse"))
+          yield* settle(subscription, yield* take(subscription, 1), Settlement.ack)
+          yield* until(JetStream.streamInfo("orders"), (info) => info.messages === 0)
+        }), { layer: { retention: "until-acked" } }))
+
+    it.live("a released message goes to a peer within a second, and its attempt is not counted", () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* publish("orders", ["a", "b", "c"])
+          const peer = yield* subscribe("orders")
+          // Three releases in a row by processes that come and go.
+          for (let i = 0; i < 3; i++) {
+            yield* Effect.scoped(Effect.gen(function*() {
+              const subscription = yield* subscribe("orders")
+              const taken = yield* take(subscription, 3)
+              assert.deepStrictEqual(taken.map(({ attempt }) => attempt), [1, 1, 1])
+              yield* settle(subscription, taken, Settlement.release)
+            }))
+          }
+          const taken = yield* take(peer, 3).pipe(Effect.timeout("1 second"))
+          assert.deepStrictEqual(taken.map(({ attempt, redelivered, suspect }) => [attempt, redelivered, suspect]), [
+            [1, true, false],
+            [1, true, false],
+            [1, true, false]
+          ])
+        })
+      ))
+
+    it.live("what was fetched and not pulled goes back when the subscription closes", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const idle = yield* Effect.scoped(Effect.gen(function*() {
+            const subscription = yield* subscribe("orders")
+            const asking = yield* Effect.forkScoped(subscription.pull(50))
+            yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.waiting > 0)
+            yield* publish("orders", ["a", "b", "c"])
+            return yield* Fiber.join(asking)
+          }))
+          assert.isAtLeast(idle.length, 1)
+          const left = yield* take(yield* subscribe("orders"), 3 - idle.length).pipe(Effect.timeout("1 second"))
+          assert.isTrue(left.every(({ attempt }) => attempt === 1))
+        })
+      ))
+
+    it.live("attempts are right through retries, releases and other processes", () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* publish("orders", ["a"])
+          const step = (settlement: Settlement.Settlement) =>
+            Effect.scoped(Effect.gen(function*() {
+              const subscription = yield* subscribe("orders")
+              const [delivery] = yield* take(subscription, 1)
+              yield* settle(subscription, [delivery!], settlement)
+              return [delivery!.attempt, delivery!.suspect]
+            }))
+          const seen = []
+          for (
+            const settlement of [
+              Settlement.retry("1 millis"),
+              Settlement.release,
+              Settlement.release,
+              Settlement.retry("1 millis"),
+              Settlement.release,
+              Settlement.ack
+            ]
+          ) seen.push(yield* step(settlement))
+          assert.deepStrictEqual(seen, [[1, false], [2, false], [2, false], [2, false], [3, false], [3, false]])
+        })
+      ))
+
+    it.live("a message whose consumer vanished comes back as a suspect, one at a time", () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* publish("orders", ["a", "b", "c"])
+          yield* Effect.gen(function*() {
+            const vanished = yield* subscribe("orders", { ackWait: "1 second" })
+            yield* take(vanished, 3)
+          })
+          const subscription = yield* subscribe("orders", { ackWait: "1 second" })
+          const first = yield* subscription.pull(10)
+          assert.deepStrictEqual(first.map(({ attempt, suspect }) => [attempt, suspect]), [[2, true]])
+          // Neither of the others may have been what it died of, while this one is not settled.
+          const next = yield* Effect.forkScoped(subscription.pull(10))
+          yield* settle(subscription, first, Settlement.ack)
+          const second = yield* Fiber.join(next)
+          assert.strictEqual(second.length, 1)
+          yield* settle(subscription, second, Settlement.ack)
+          yield* settle(subscription, yield* subscription.pull(10), Settlement.ack)
+          yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.lag === 0)
+        })
+      ))
+
+    it.live("a message that is kept alive is not given to a peer; one that is not, is lost", () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* publish("orders", ["kept"])
+          const subscription = yield* subscribe("orders", { ackWait: "800 millis" })
+          const [kept] = yield* take(subscription, 1)
+          const peer = yield* subscribe("orders", { ackWait: "800 millis" })
+          const stolen = yield* Effect.forkScoped(peer.pull(1))
+          for (let i = 0; i < 8; i++) {
+            assert.deepStrictEqual(yield* Effect.delay(subscription.extend([kept!]), "250 millis"), [])
+          }
+          assert.isUndefined(stolen.pollUnsafe())
+          // Now it is left alone.
+          yield* Fiber.join(stolen)
+          assert.deepStrictEqual(yield* subscription.extend([kept!]), [kept!])
+          assert.deepStrictEqual(yield* settle(subscription, [kept!], Settlement.retry("1 millis")), [kept!])
+          assert.strictEqual((yield* JetStream.consumerInfo("orders", "group")).ackPending, 1)
+        })
+      ))
+
+    it.live("confirmed acknowledgements", () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* publish("orders", Arr.makeBy(200, String))
+          const subscription = yield* subscribe("orders", { settings: Context.make(settings.Acknowledge, "confirm") })
+          yield* settle(subscription, yield* take(subscription, 200), Settlement.ack)
+          // Confirmed: no need to ask twice.
+          assert.strictEqual((yield* JetStream.consumerInfo("orders", "group")).lag, 0)
+        })
+      ))
+  })
+
+  describe("asking", () => {
+    it.live("never more than was asked for, however it is asked for", () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* publish("orders", Arr.makeBy(500, String))
+          const subscription = yield* subscribe("orders")
+          const ackPending = Effect.map(JetStream.consumerInfo("orders", "group"), (info) => info.ackPending)
+          let owned = 0
+          for (const max of [10, 1, 30, 2, 100, 5]) {
+            owned += (yield* subscription.pull(max)).length
+            assert.isAtMost(yield* ackPending, owned + max)
+          }
+        })
+      ))
+
+    it.live("asking for less takes the rest back", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const subscription = yield* subscribe("orders")
+          const large = yield* Effect.forkScoped(subscription.pull(100))
+          yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.waiting === 1)
+          yield* Fiber.interrupt(large)
+          yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.waiting === 0)
+          const small = yield* Effect.forkScoped(subscription.pull(3))
+          yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.waiting === 1)
+          yield* publish("orders", Arr.makeBy(50, String))
+          yield* Fiber.join(small)
+          assert.isAtMost((yield* JetStream.consumerInfo("orders", "group")).ackPending, 3)
+        })
+      ))
+
+    it.live("a request that expires is asked again", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const { client } = yield* JetStream.JetStream
+          yield* Transport.use((transport) => transport.declare("orders"))
+          const { jetstreamManager } = yield* Effect.promise(() => import("@nats-io/jetstream"))
+          const jsm = yield* Effect.promise(() => jetstreamManager(client))
+          yield* Effect.promise(() =>
+            jsm.consumers.add("orders", {
+              durable_name: "group",
+              ack_policy: "explicit",
+              max_deliver: -1,
+              filter_subject: "orders",
+              max_expires: 1e9,
+              max_batch: 7,
+              max_ack_pending: -1
+            })
+          )
+          const subscription = yield* subscribe("orders")
+          const asking = yield* Effect.forkScoped(take(subscription, 20))
+          yield* Effect.sleep("2500 millis")
+          yield* publish("orders", Arr.makeBy(20, String))
+          assert.strictEqual((yield* Fiber.join(asking)).length, 20)
+        })
+      ))
+
+    it.live("pulling stops while too many retries wait, and goes on when they are due", () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* publish("orders", Arr.makeBy(10, String))
+          const subscription = yield* subscribe("orders", { waiting: 3 })
+          yield* settle(subscription, yield* take(subscription, 4), Settlement.retry("700 millis"))
+          const asked = performance.now()
+          yield* subscription.pull(10)
+          assert.isAtLeast(performance.now() - asked, 500)
+        })
+      ))
+  })
+})

@@ -1,0 +1,106 @@
+import type * as Delivery from "@millrace/core/Transport"
+import type * as Settlement from "@millrace/core/Settlement"
+import { Transport } from "@millrace/core/Transport"
+import * as Brokers from "@millrace/testing/Brokers"
+import * as Arr from "effect/Array"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import * as JetStream from "../src/JetStream.ts"
+import { AckWait } from "../src/internal/settings.ts"
+
+/** The servers of the matrix. */
+export const versions = ["2.15", "2.10"]
+
+/** Runs a test on a server of its own, within one layer. */
+export const onNats = <A, E>(
+  f: (broker: Brokers.Broker) => Effect.Effect<A, E, JetStream.JetStream | Transport | Scope.Scope>,
+  options: Brokers.NatsOptions & { readonly layer?: JetStream.CommonOptions } = {}
+) =>
+  Effect.scoped(Effect.gen(function*() {
+    const { layer, ...server } = options
+    const broker = yield* Brokers.nats(server)
+    return yield* Effect.provide(Effect.scoped(f(broker)), Layer.fresh(JetStream.layer({ url: broker.url, ...layer })))
+  }))
+
+/** A subscription with options that a test has no opinion about. */
+export const subscribe = (
+  topic: string,
+  options: Partial<Delivery.SubscribeOptions> & { readonly ackWait?: Duration.Input } = {}
+) =>
+  Transport.use((transport) =>
+    transport.subscribe({
+      topic,
+      group: "group",
+      startFrom: "beginning",
+      maxOwned: 100,
+      waiting: 1000,
+      timeout: undefined,
+      settings: options.ackWait === undefined
+        ? Context.empty()
+        : Context.make(AckWait, Duration.fromInputUnsafe(options.ackWait)),
+      ...options
+    })
+  )
+
+const encoder = new TextEncoder()
+const decoder = new TextDecoder()
+
+export const text = (delivery: Delivery.Delivery) => decoder.decode(delivery.body)
+
+export const outgoing = (topic: string, body: string, more: Partial<Delivery.Outgoing> = {}): Delivery.Outgoing => ({
+  topic,
+  body: encoder.encode(body),
+  headers: {},
+  key: undefined,
+  id: undefined,
+  delay: undefined,
+  ...more
+})
+
+/** Publishes bodies, each under its own id, and fails unless all were stored. */
+export const publish = (topic: string, bodies: ReadonlyArray<string>) =>
+  Transport.use((transport) =>
+    Arr.isReadonlyArrayNonEmpty(bodies)
+      ? Effect.flatMap(
+        transport.publish(Arr.map(bodies, (body) => outgoing(topic, body))),
+        (results) => Effect.forEach(results, (result) => Effect.fromResult(result))
+      )
+      : Effect.succeed([])
+  )
+
+/** Pulls until there are `count`. */
+export const take = Effect.fnUntraced(function*(subscription: Delivery.Subscription, count: number) {
+  const taken: Array<Delivery.Delivery> = []
+  while (taken.length < count) taken.push(...yield* subscription.pull(count - taken.length))
+  return taken
+})
+
+export const settle = (
+  subscription: Delivery.Subscription,
+  deliveries: ReadonlyArray<Delivery.Delivery>,
+  settlement: Settlement.Settlement
+) =>
+  Arr.isReadonlyArrayNonEmpty(deliveries)
+    ? subscription.settle(Arr.map(deliveries, (delivery) => ({ delivery, settlement })))
+    : Effect.succeed([])
+
+/** Asks again until the answer is right; a deadline names what it was instead. */
+export const until = <A, E, R>(
+  effect: Effect.Effect<A, E, R>,
+  right: (a: A) => boolean,
+  within: Duration.Input = "20 seconds"
+) => {
+  let last: A | undefined
+  return effect.pipe(
+    Effect.tap((a) => Effect.sync(() => last = a)),
+    Effect.delay("20 millis"),
+    Effect.repeat({ until: right }),
+    Effect.timeoutOrElse({
+      duration: within,
+      orElse: () => Effect.die(new Error(`never right, last: ${JSON.stringify(last)}`))
+    })
+  )
+}
