@@ -201,8 +201,9 @@ export const start = (startFrom: StartFrom): Partial<ConsumerConfig> =>
     ? { deliver_policy: DeliverPolicy.StartSequence, opt_start_seq: startFrom.sequence }
     : { deliver_policy: DeliverPolicy.StartTime, opt_start_time: DateTime.formatIso(startFrom.time) }
 
-const filterOf = (config: ConsumerConfig): ReadonlyArray<string> =>
-  config.filter_subjects ?? (config.filter_subject === undefined ? [] : [config.filter_subject])
+/** What a consumer reads: without a filter, all that its stream takes. */
+const filterOf = (config: ConsumerConfig, stream: StreamInfo): ReadonlyArray<string> =>
+  config.filter_subjects ?? (config.filter_subject ? [config.filter_subject] : stream.config.subjects ?? [])
 
 /** Creates the consumer, or verifies the one that has its name. */
 export const ensureConsumer = Effect.fnUntraced(function*(
@@ -214,7 +215,7 @@ export const ensureConsumer = Effect.fnUntraced(function*(
   const streamName = stream.config.name
   const name = names.durableOf(wish.topic, wish.group, stream.config.subjects ?? [])
   const existing = yield* consumerInfo(connection, streamName, name)
-  if (existing !== undefined) return yield* verifyConsumer(existing, wish)
+  if (existing !== undefined) return yield* verifyConsumer(existing, wish, stream)
   if (declaring.manage !== "create") {
     return yield* mismatch(
       `consumer ${name} of stream ${streamName}`,
@@ -265,7 +266,7 @@ export const ensureConsumer = Effect.fnUntraced(function*(
       }
       return Effect.fail(unexpected(`creating consumer ${name}`)(error))
     }),
-    Effect.flatMap((info) => verifyConsumer(info, wish))
+    Effect.flatMap((info) => verifyConsumer(info, wish, stream))
   )
 })
 
@@ -281,7 +282,8 @@ export const consumerInfo = (connection: Connection, stream: string, name: strin
 
 const verifyConsumer = (
   info: ConsumerInfo,
-  wish: ConsumerWish
+  wish: ConsumerWish,
+  stream: StreamInfo
 ): Effect.Effect<ConsumerInfo, TransportError.TransportError> => {
   const { config } = info
   const differs = (option: string, expected: string, found: unknown) =>
@@ -290,8 +292,9 @@ const verifyConsumer = (
     )
   if (config.deliver_subject !== undefined) return differs("deliver_subject", "absent (a pull consumer)", config.deliver_subject)
   if (config.ack_policy !== AckPolicy.Explicit) return differs("ack_policy", "\"explicit\"", config.ack_policy)
-  if ([...filterOf(config)].sort().join() !== [...wish.subjects].sort().join()) {
-    return differs("filter_subject", wish.subjects.join(", "), filterOf(config))
+  const filter = filterOf(config, stream)
+  if ([...filter].sort().join() !== [...wish.subjects].sort().join()) {
+    return differs("filter_subject", wish.subjects.join(", "), filter)
   }
   if (config.max_deliver !== undefined && config.max_deliver > 0) {
     return differs("max_deliver", "-1, because Millrace counts attempts and stores dead letters: the server would drop the message before", config.max_deliver)

@@ -1,0 +1,215 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Settlement from "@millrace/core/Settlement"
+import { Transport } from "@millrace/core/Transport"
+import { jetstreamManager } from "@nats-io/jetstream"
+import * as Arr from "effect/Array"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Result from "effect/Result"
+import * as JetStream from "../src/JetStream.ts"
+import { onNats, outgoing, publish, settle, subscribe, take, text, until, versions } from "./nats.ts"
+
+const manager = Effect.flatMap(JetStream.JetStream, ({ client }) => Effect.promise(() => jetstreamManager(client)))
+
+/** Publishes until it has been stored, as pipelines do. */
+const publishPatiently = (topic: string, body: string) => Effect.retry(publish(topic, [body]), { times: 200 })
+
+describe.each(versions)("on nats-server %s", (version) => {
+  const on = (f: Parameters<typeof onNats>[0], options: Parameters<typeof onNats>[1] = {}) =>
+    onNats(f, { version, sync: "always", ...options })
+
+  it.live("a server that is killed and comes back: reading goes on, settling too", () =>
+    on((broker) =>
+      Effect.gen(function*() {
+        yield* publish("orders", ["before", "held"])
+        const subscription = yield* subscribe("orders")
+        const [before, held] = yield* take(subscription, 2)
+        const next = yield* Effect.forkScoped(subscription.pull(10))
+        yield* broker.kill
+        yield* until(subscription.health, (health) => health === "reconnecting")
+
+        // What is said while nobody listens is not believed to have been heard.
+        const unheard = yield* Effect.result(settle(subscription, [before!], Settlement.ack))
+        assert.isTrue(Result.isFailure(unheard) && unheard.failure.reason._tag === "Interrupted")
+        const waiting = yield* Effect.forkScoped(
+          Effect.retry(settle(subscription, [before!, held!], Settlement.ack), { while: (error) => error.reason._tag === "Interrupted" })
+        )
+        yield* broker.start
+        assert.deepStrictEqual(yield* Fiber.join(waiting), [])
+        yield* until(subscription.health, (health) => health === "consuming")
+        yield* publishPatiently("orders", "after")
+        // A server that was killed may have forgotten that it had delivered: then they come again, as new.
+        for (let taken = yield* Fiber.join(next); ; taken = yield* subscription.pull(10)) {
+          yield* settle(subscription, taken, Settlement.ack)
+          if (taken.some((delivery) => text(delivery) === "after")) break
+        }
+        yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.lag === 0)
+      })
+    ))
+
+  it.live("publishing without a connection fails at once, and says that it was not sent", () =>
+    on((broker) =>
+      Effect.gen(function*() {
+        const transport = yield* Transport
+        yield* publish("orders", ["a"])
+        yield* broker.kill
+        yield* until(transport.health, (health) => health === "reconnecting")
+        const started = performance.now()
+        const [result] = yield* transport.publish([outgoing("orders", "b")])
+        assert.isBelow(performance.now() - started, 500)
+        assert.isTrue(Result.isFailure(result!) && result.failure.reason._tag === "NotSent")
+      })
+    ))
+
+  it.live("what was on its way when the connection was lost is unknown, and an id makes it safe to repeat", () =>
+    on((broker) =>
+      Effect.gen(function*() {
+        const transport = yield* Transport
+        yield* publish("orders", ["a"])
+        yield* broker.pause
+        const sending = yield* Effect.forkScoped(transport.publish([outgoing("orders", "b", { id: "b" })]))
+        yield* Effect.sleep("100 millis")
+        yield* broker.kill
+        const [result] = yield* Fiber.join(sending)
+        assert.isTrue(Result.isFailure(result!) && result.failure.reason._tag === "OutcomeUnknown")
+        yield* broker.start
+        yield* until(transport.health, (health) => health === "consuming")
+        yield* transport.publish([outgoing("orders", "b", { id: "b" })])
+        assert.strictEqual((yield* JetStream.streamInfo("orders")).messages, 2)
+      })
+    ))
+
+  it.live("a frozen server is noticed within seconds, and read again when it thaws", () =>
+    on((broker) =>
+      Effect.gen(function*() {
+        yield* publish("orders", ["a"])
+        const subscription = yield* subscribe("orders")
+        yield* settle(subscription, yield* take(subscription, 1), Settlement.ack)
+        const next = yield* Effect.forkScoped(subscription.pull(10))
+        yield* broker.pause
+        yield* until(subscription.health, (health) => health === "reconnecting", "10 seconds")
+        yield* broker.resume
+        yield* until(subscription.health, (health) => health === "consuming")
+        yield* publishPatiently("orders", "b")
+        assert.deepStrictEqual((yield* Fiber.join(next)).map(text), ["b"])
+      })
+    ))
+
+  it.live("a consumer deleted while nothing happens is created again, and goes on where it stood", () =>
+    on(() =>
+      Effect.gen(function*() {
+        yield* publish("orders", ["a", "b"])
+        const subscription = yield* subscribe("orders")
+        yield* settle(subscription, yield* take(subscription, 2), Settlement.ack)
+        const next = yield* Effect.forkScoped(subscription.pull(10))
+        const jsm = yield* manager
+        yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.waiting === 1)
+        yield* Effect.promise(() => jsm.consumers.delete("orders", "group"))
+        yield* publish("orders", ["c"])
+        // At least what was not settled for certain: here the consumer had not been looked at since it was created.
+        const again = yield* Fiber.join(next)
+        const rest = again.length < 3 ? yield* take(subscription, 3 - again.length) : []
+        assert.deepStrictEqual([...again, ...rest].map(text), ["a", "b", "c"])
+      })
+    ))
+
+  it.live("a consumer deleted while messages flow: none is lost", () =>
+    on(() =>
+      Effect.gen(function*() {
+        const total = 3000
+        const subscription = yield* subscribe("orders")
+        const seen = new Set<string>()
+        const reading = yield* Effect.forkScoped(Effect.whileLoop({
+          while: () => seen.size < total,
+          body: () =>
+            Effect.flatMap(subscription.pull(50), (taken) => {
+              for (const delivery of taken) seen.add(text(delivery))
+              return Effect.retry(settle(subscription, taken, Settlement.ack), { times: 50 })
+            }),
+          step: () => {}
+        }))
+        const jsm = yield* manager
+        for (let i = 0; i < 3; i++) {
+          yield* publish("orders", Arr.makeBy(total / 3, (n) => String(i * total + n)))
+          yield* Effect.promise(() => jsm.consumers.delete("orders", "group").catch(() => false))
+        }
+        yield* until(Effect.sync(() => seen.size), (size) => size === total)
+        yield* Fiber.join(reading)
+      })
+    ))
+
+  it.live("a stream deleted while it is read is created again, and what is published next is read", () =>
+    on(() =>
+      Effect.gen(function*() {
+        yield* publish("orders", ["a", "b", "c"])
+        const subscription = yield* subscribe("orders")
+        yield* settle(subscription, yield* take(subscription, 3), Settlement.ack)
+        const next = yield* Effect.forkScoped(subscription.pull(10))
+        const jsm = yield* manager
+        yield* Effect.promise(() => jsm.streams.delete("orders"))
+        yield* publishPatiently("orders", "d")
+        assert.deepStrictEqual((yield* Fiber.join(next)).map((delivery) => [delivery.id, text(delivery)]), [["1", "d"]])
+      })
+    ))
+
+  it.live("where nothing may be created, a consumer that stays away ends the subscription by name", () =>
+    on((broker) =>
+      Effect.gen(function*() {
+        yield* publish("orders", ["a"])
+        yield* Effect.scoped(subscribe("orders"))
+        const jsm = yield* manager
+        yield* Effect.gen(function*() {
+          const subscription = yield* subscribe("orders")
+          yield* settle(subscription, yield* take(subscription, 1), Settlement.ack)
+          const next = yield* Effect.forkScoped(Effect.flip(subscription.pull(10)))
+          yield* Effect.promise(() => jsm.consumers.delete("orders", "group"))
+          const error = yield* Fiber.join(next)
+          assert.match(error.message, /consumer group of stream orders is absent, expected there \(manage is "verify"\)/)
+        }).pipe(Effect.scoped, Effect.provide(Layer.fresh(JetStream.layer({ url: broker.url, manage: "verify" }))))
+      })
+    ))
+
+  it.live("a retry that waits survives the death of the server, with its time and its count", () =>
+    on((broker) =>
+      Effect.gen(function*() {
+        yield* publish("orders", ["a"])
+        const subscription = yield* subscribe("orders")
+        const said = performance.now()
+        yield* settle(subscription, yield* take(subscription, 1), Settlement.retry("4 seconds"))
+        yield* broker.restart
+        const [again] = yield* take(subscription, 1)
+        assert.strictEqual(again!.attempt, 2)
+        assert.isFalse(again!.suspect)
+        // The server stores the time in whole seconds.
+        assert.isAtLeast(performance.now() - said, 2900)
+      })
+    ))
+
+  it.live("many retries that wait long do not hold back what is new", () =>
+    on(() =>
+      Effect.gen(function*() {
+        yield* publish("orders", Arr.makeBy(1500, String))
+        const subscription = yield* subscribe("orders", { maxOwned: 2000, waiting: 5000 })
+        yield* settle(subscription, yield* take(subscription, 1500), Settlement.retry("1 hour"))
+        yield* publish("orders", ["new"])
+        assert.deepStrictEqual((yield* take(subscription, 1)).map(text), ["new"])
+      })
+    ))
+
+  it.live("closing with the server gone ends soon", () =>
+    on((broker) =>
+      Effect.gen(function*() {
+        yield* publish("orders", ["a", "b"])
+        const started = yield* Effect.scoped(Effect.gen(function*() {
+          const subscription = yield* subscribe("orders")
+          yield* take(subscription, 1)
+          yield* broker.kill
+          yield* until(subscription.health, (health) => health === "reconnecting")
+          return performance.now()
+        })).pipe(Effect.provide(Layer.fresh(JetStream.layer({ url: broker.url }))))
+        assert.isBelow(performance.now() - started, 6000)
+        yield* broker.start
+      })
+    ))
+})

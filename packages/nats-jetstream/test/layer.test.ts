@@ -1,0 +1,315 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Pipeline from "@millrace/core/Pipeline"
+import * as Publisher from "@millrace/core/Publisher"
+import * as Topic from "@millrace/core/Topic"
+import { Transport } from "@millrace/core/Transport"
+import type { TransportError } from "@millrace/core/TransportError"
+import * as Brokers from "@millrace/testing/Brokers"
+import { jetstreamManager } from "@nats-io/jetstream"
+import { connect } from "@nats-io/transport-node"
+import * as Config from "effect/Config"
+import * as ConfigProvider from "effect/ConfigProvider"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import * as Result from "effect/Result"
+import * as Schema from "effect/Schema"
+import { createServer } from "node:net"
+import * as JetStream from "../src/JetStream.ts"
+import { onNats, outgoing, publish, subscribe, take, until, versions } from "./nats.ts"
+
+const failing = (options: JetStream.Options) =>
+  Effect.flip(Effect.scoped(Layer.build(JetStream.layer(options)))) as Effect.Effect<TransportError>
+
+const Orders = Topic.make("orders", { schema: Schema.Struct({ id: Schema.String }) })
+
+describe("connecting", () => {
+  it.live("a URL of another scheme is refused by name, without its password", () =>
+    Effect.gen(function*() {
+      for (const url of ["http://user:secret@localhost:4222", "nats//localhost", "", "nats://"]) {
+        const error = yield* failing({ url: Redacted.make(url) })
+        assert.strictEqual(error.reason._tag, "InvalidOption", url)
+        assert.match(error.message, /url is .*nats:\/\/host:port/)
+        assert.notInclude(JSON.stringify(error) + error.message, "secret")
+      }
+      assert.match((yield* failing({ url: "ws://localhost" })).message, /wsconnect/)
+    }))
+
+  it.live("a port that refuses is a typed error at once, not a wait", () =>
+    Effect.gen(function*() {
+      const started = performance.now()
+      const error = yield* failing({ url: "nats://user:secret@127.0.0.1:1" })
+      assert.strictEqual(error.message, "nats: no broker answers at nats://127.0.0.1:1")
+      assert.notInclude(JSON.stringify(error), "secret")
+      assert.isBelow(performance.now() - started, 5000)
+    }))
+
+  it.live("a server that accepts and never speaks is given connectTimeout", () =>
+    Effect.gen(function*() {
+      const silent = yield* Effect.acquireRelease(
+        Effect.callback<ReturnType<typeof createServer>>((resume) => {
+          const server = createServer().listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
+        }),
+        (server) => Effect.sync(() => server.close())
+      )
+      const address = silent.address()
+      const port = typeof address === "object" ? address?.port : 0
+      const error = yield* failing({ url: `nats://127.0.0.1:${port}`, connectTimeout: "500 millis" })
+      assert.strictEqual(error.reason._tag, "Unreachable")
+    }))
+
+  it.live("a wrong password is Unauthorized and appears nowhere", () =>
+    Effect.gen(function*() {
+      const broker = yield* Brokers.nats({ config: `authorization { user: app, password: "right" }` })
+      const url = `nats://app:wr0ng@${broker.host}:${broker.port}`
+      const error = yield* failing({ url })
+      assert.strictEqual(error.reason._tag, "Unauthorized")
+      assert.match(error.message, /Authorization Violation/)
+      assert.notInclude(JSON.stringify(error) + String(error) + String(error.stack), "wr0ng")
+      yield* Effect.scoped(Layer.build(JetStream.layer({ url: `nats://app:right@${broker.host}:${broker.port}` })))
+    }))
+
+  it.live("a token, in the URL or beside it", () =>
+    Effect.gen(function*() {
+      const broker = yield* Brokers.nats({ config: `authorization { token: "t0ken" }` })
+      const address = `${broker.host}:${broker.port}`
+      yield* Effect.scoped(Layer.build(JetStream.layer({ url: `nats://t0ken@${address}` })))
+      yield* Effect.scoped(Layer.build(JetStream.layer({ url: `nats://${address}`, token: Redacted.make("t0ken") })))
+      assert.strictEqual((yield* failing({ url: `nats://${address}` })).reason._tag, "Unauthorized")
+    }))
+
+  it.live("impossible options name the option, the value and the remedy", () =>
+    Effect.gen(function*() {
+      const broker = yield* Brokers.nats({})
+      for (const concurrency of [0, NaN, 1.5, -1]) {
+        assert.match((yield* failing({ url: broker.url, concurrency })).message, /concurrency is .*: give a whole number/)
+      }
+      assert.match((yield* failing({ url: broker.url, connectTimeout: 0 })).message, /connectTimeout is "0".*10 seconds/)
+    }))
+
+  it.live("a server without JetStream is reported when it is needed, with the remedy", () =>
+    Effect.gen(function*() {
+      const broker = yield* Brokers.nats({ config: "accounts { A: { users: [{ user: a, password: a }] } }" })
+      const error = yield* Transport.use((transport) => transport.declare("orders")).pipe(
+        Effect.provide(JetStream.layer({ url: `nats://a:a@${broker.host}:${broker.port}` })),
+        Effect.flip
+      )
+      assert.match(error.message, /JetStream .*(enable|-js)/)
+    }))
+
+  it.live("options come from configuration", () =>
+    Effect.gen(function*() {
+      const broker = yield* Brokers.nats({})
+      yield* publish("orders", ["a"]).pipe(
+        Effect.provide(JetStream.layerConfig({ url: Config.Redacted("NATS_URL"), concurrency: Config.Int("WORKERS") })),
+        Effect.provide(ConfigProvider.layer(ConfigProvider.fromEnv({ env: { NATS_URL: broker.url, WORKERS: "3" } })))
+      )
+    }))
+
+  it.live("a connection made elsewhere is used, and stays open", () =>
+    Effect.gen(function*() {
+      const broker = yield* Brokers.nats({})
+      const client = yield* Effect.acquireRelease(
+        Effect.promise(() => connect({ servers: `${broker.host}:${broker.port}` })),
+        (client) => Effect.promise(() => client.close())
+      )
+      yield* publish("orders", ["a"]).pipe(Effect.provide(JetStream.layerFromConnection(client)))
+      assert.isFalse(client.isClosed())
+      yield* Effect.promise(() => client.flush())
+    }))
+})
+
+describe.each(versions)("declaring on nats-server %s", (version) => {
+  const on = (f: Parameters<typeof onNats>[0], layer: JetStream.CommonOptions = {}) => onNats(f, { version, layer })
+  const manager = Effect.flatMap(JetStream.JetStream, ({ client }) => Effect.promise(() => jetstreamManager(client)))
+
+  it.live("stream and consumer are named after topic and group", () =>
+    on(() =>
+      Effect.gen(function*() {
+        yield* subscribe("orders.created", { group: "billing" })
+        const info = yield* JetStream.consumerInfo("orders.created", "billing")
+        assert.deepStrictEqual([info.stream, info.consumer], ["orders_created", "billing"])
+      })
+    ))
+
+  it.live("where the stream holds more than the topic, the consumer says which it reads", () =>
+    on(() =>
+      Effect.gen(function*() {
+        const jsm = yield* manager
+        yield* Effect.promise(() => jsm.streams.add({ name: "EVERYTHING", subjects: ["orders.>"] }))
+        yield* publish("orders.created", ["a"])
+        yield* publish("orders.paid", ["b"])
+        const [delivery] = yield* take(yield* subscribe("orders.paid", { group: "billing" }), 1)
+        assert.strictEqual(delivery!.topic, "orders.paid")
+        const info = yield* JetStream.consumerInfo("orders.paid", "billing")
+        assert.deepStrictEqual([info.stream, info.consumer], ["EVERYTHING", "billing_orders_paid"])
+      })
+    ))
+
+  it.live("a consumer is created so that the server neither gives up nor holds back", () =>
+    on(() =>
+      Effect.gen(function*() {
+        yield* subscribe("orders", { ackWait: "7 seconds" })
+        const jsm = yield* manager
+        const { config } = yield* Effect.promise(() => jsm.consumers.info("orders", "group"))
+        assert.strictEqual(config.max_deliver, -1)
+        assert.strictEqual(config.max_ack_pending, -1)
+        assert.strictEqual(config.ack_wait, 7e9)
+        assert.strictEqual(config.filter_subject, "orders")
+      })
+    ))
+
+  const made = (consumer: object) =>
+    Effect.gen(function*() {
+      const jsm = yield* manager
+      yield* Effect.promise(() => jsm.streams.add({ name: "orders", subjects: ["orders", "orders.*"] }))
+      yield* Effect.promise(() =>
+        jsm.consumers.add("orders", {
+          durable_name: "group_orders",
+          ack_policy: "explicit",
+          filter_subject: "orders",
+          max_ack_pending: -1,
+          ...consumer
+        })
+      )
+      return yield* Effect.flip(subscribe("orders", { maxOwned: 500, ackWait: "30 seconds" }))
+    })
+
+  it.live.each([
+    ["max_deliver", { max_deliver: 3 }, /max_deliver of consumer group_orders of stream orders is 3, expected -1, because Millrace counts/],
+    ["backoff", { max_deliver: 5, backoff: [1e9] }, /(max_deliver|backoff) of consumer group_orders/],
+    ["ack_wait", { ack_wait: 20e9 }, /ack_wait of consumer group_orders of stream orders is "20000 ms", expected 30000 ms/],
+    ["max_ack_pending", { max_ack_pending: 100 }, /max_ack_pending of consumer group_orders of stream orders is 100, expected -1, or at least 500/],
+    ["filter_subject", { filter_subject: "orders.*" }, /filter_subject of consumer group_orders of stream orders is \["orders\.\*"\], expected orders/],
+    ["ack_policy", { ack_policy: "all" }, /ack_policy of consumer group_orders of stream orders is "all", expected "explicit"/]
+  ] as const)("a consumer made by hand with another %s is refused by name", ([, consumer, message]) =>
+    on(() =>
+      Effect.gen(function*() {
+        const error = yield* made(consumer)
+        assert.strictEqual(error.reason._tag, "Mismatch")
+        assert.match(error.message, message)
+      })
+    ))
+
+  it.live("a consumer without a filter reads what a filter would give it", () =>
+    on(() =>
+      Effect.gen(function*() {
+        const jsm = yield* manager
+        yield* publish("orders", ["a"])
+        yield* Effect.promise(() => jsm.consumers.add("orders", { durable_name: "group", ack_policy: "explicit", max_ack_pending: -1 }))
+        if (version === "2.10") yield* take(yield* subscribe("orders"), 1)
+        // Where delayed messages wait in the stream as well, it would read those.
+        else assert.match((yield* Effect.flip(subscribe("orders"))).message, /filter_subject of consumer group/)
+      })
+    ))
+
+  it.live("options of a stream that exists are verified, not overwritten", () =>
+    on(() =>
+      Effect.gen(function*() {
+        const jsm = yield* manager
+        yield* Effect.promise(() => jsm.streams.add({ name: "orders", subjects: ["orders"], max_msgs: 5 }))
+        const error = yield* Effect.flip(Transport.use((transport) => transport.declare("orders")))
+        assert.strictEqual(error.message, "nats: max_msgs of stream orders is 5, expected 10")
+        assert.strictEqual((yield* Effect.promise(() => jsm.streams.info("orders"))).config.max_msgs, 5)
+      }), { stream: { maxMessages: 10 } }))
+
+  it.live("retention that differs is reported", () =>
+    on(() =>
+      Effect.gen(function*() {
+        const jsm = yield* manager
+        yield* Effect.promise(() => jsm.streams.add({ name: "orders", subjects: ["orders"] }))
+        const error = yield* Effect.flip(subscribe("orders"))
+        assert.match(error.message, /retention of stream orders is "limits", expected "workqueue"/)
+      }), { retention: "until-acked" }))
+
+  it.live("a work queue serves one group; a second is told so", () =>
+    on(() =>
+      Effect.gen(function*() {
+        yield* subscribe("orders", { group: "one" })
+        const error = yield* Effect.flip(subscribe("orders", { group: "two" }))
+        assert.match(error.message, /stream orders is a work queue, which gives each message to one group only/)
+      }), { retention: "until-acked" }))
+
+  it.live("verify and none create nothing", () =>
+    Effect.forEach(["verify", "none"] as const, (manage) =>
+      on(() =>
+        Effect.gen(function*() {
+          const error = yield* Effect.flip(subscribe("orders"))
+          assert.match(error.message, /the stream of orders is absent, expected there/)
+          const results = yield* Transport.use((transport) => transport.publish([outgoing("orders", "a")]))
+          assert.match(String(Result.isFailure(results[0]!) && results[0].failure.message), /refused it: .*stream of orders is absent/)
+          const jsm = yield* manager
+          yield* Effect.promise(() => jsm.streams.add({ name: "orders", subjects: ["orders"] }))
+          assert.match((yield* Effect.flip(subscribe("orders"))).message, /consumer group of stream orders is absent/)
+        }), { manage })))
+
+  it.live("a publisher needs no consumer to have been there before", () =>
+    on(() =>
+      Effect.gen(function*() {
+        yield* Publisher.publish(Orders, { id: "1" })
+        assert.strictEqual((yield* JetStream.streamInfo(Orders)).messages, 1)
+      })
+    ))
+
+  it.live("names that NATS cannot have are typed errors", () =>
+    on(() =>
+      Effect.gen(function*() {
+        for (const topic of ["two words", "", "a..b", ".a", "a.", "orders.*"]) {
+          assert.strictEqual((yield* Effect.flip(subscribe(topic))).reason._tag, "InvalidOption", topic)
+        }
+        for (const group of ["", "a.b", "two words", "a>"]) {
+          assert.strictEqual((yield* Effect.flip(subscribe("orders", { group }))).reason._tag, "InvalidOption", group)
+        }
+        const bad = JetStream.from(Orders, { group: "g", subject: "orders.{region" })
+        assert.match((yield* Effect.flip(Effect.scoped(Pipeline.start(bad)))).message, /subject is "orders.{region"/)
+        const soon = JetStream.from(Orders, { group: "g", ackWait: "10 millis" })
+        assert.match((yield* Effect.flip(Effect.scoped(Pipeline.start(soon)))).message, /ackWait is "10 ms"/)
+      })
+    ))
+
+  it.live("peers that start at the same time agree", () =>
+    on((broker) =>
+      Effect.gen(function*() {
+        yield* Effect.forEach(Array.from({ length: 8 }), () =>
+          Effect.scoped(subscribe("orders")).pipe(Effect.provide(Layer.fresh(JetStream.layer({ url: broker.url })))), {
+          concurrency: "unbounded"
+        })
+        yield* until(JetStream.streamInfo("orders"), (info) => info.consumers === 1)
+      })
+    ))
+
+  it.live("a user who may not create is told what is missing", () =>
+    Effect.gen(function*() {
+      const broker = yield* Brokers.nats({
+        version,
+        config: `authorization { users: [
+          { user: admin, password: a },
+          { user: app, password: b, permissions: { publish: { deny: "$JS.API.STREAM.CREATE.>" } } },
+          { user: mute, password: c, permissions: { publish: { deny: "$JS.ACK.>" } } }
+        ] }`
+      })
+      const as = (user: string) => JetStream.layer({ url: `nats://${user}@${broker.host}:${broker.port}` })
+      const error = yield* Effect.flip(Effect.scoped(subscribe("orders"))).pipe(Effect.provide(as("app:b")))
+      assert.strictEqual(error.reason._tag, "Unauthorized")
+      assert.match(error.message, /\$JS\.API\.STREAM\.CREATE\.orders/)
+      yield* publish("orders", ["a"]).pipe(Effect.provide(as("admin:a")))
+      // One who may read and not acknowledge would be given everything again and again.
+      const silenced = yield* Effect.scoped(Effect.gen(function*() {
+        const subscription = yield* subscribe("orders")
+        const taken = yield* take(subscription, 1)
+        yield* subscription.settle([{ delivery: taken[0]!, settlement: { _tag: "Ack" } }])
+        return yield* Effect.flip(subscription.pull(1))
+      })).pipe(Effect.provide(as("mute:c")))
+      assert.strictEqual(silenced.reason._tag, "Unauthorized")
+    }))
+
+  it.live("a difference between versions is refused by the version that has it", () =>
+    onNats(() =>
+      Effect.gen(function*() {
+        const several = JetStream.from(Orders, { group: "g", subjects: ["orders.eu", "orders.us"] })
+        const error = yield* Effect.flip(Effect.scoped(Pipeline.start(several)))
+        assert.match(error.message, /reading 2 subjects.*nats-server 2\.10/)
+        const ttl = yield* Effect.flip(JetStream.publish(Orders, { id: "1" }, { ttl: "1 minute" }))
+        assert.match(ttl.message, /ttl is 60 s: .*nats-server 2\.11/)
+      }), { version: "2.9" }))
+})
