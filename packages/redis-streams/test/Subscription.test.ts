@@ -1,0 +1,325 @@
+import { assert, layer } from "@effect/vitest"
+import * as Arr from "effect/Array"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Scope from "effect/Scope"
+import * as Settlement from "@millrace/core/Settlement"
+import type { Delivery, Subscription } from "@millrace/core/Transport"
+import { Source } from "../src/internal/source.ts"
+import { fresh, outgoing, Server, servers, serving, subscribing, textOf, transport, until } from "./redis.ts"
+
+const pullAll = (subscription: Subscription, n: number): Effect.Effect<ReadonlyArray<Delivery>, unknown> =>
+  Effect.gen(function*() {
+    const got: Array<Delivery> = []
+    while (got.length < n) got.push(...yield* subscription.pull(n - got.length))
+    return got
+  })
+
+const settleAll = (subscription: Subscription, deliveries: ReadonlyArray<Delivery>, settlement: Settlement.Settlement) =>
+  subscription.settle(deliveries.map((delivery) => ({ delivery, settlement })) as any)
+
+const idle = { claim: { minIdle: "300 millis" } } as const
+
+const suite = ({ kind, version }: (typeof servers)[number]) =>
+  layer(serving(kind, { version }), { excludeTestServices: true })(`${kind} ${version}`, (it) => {
+    it.effect("gives bytes, headers and key as they were published", () =>
+      Effect.gen(function*() {
+        const redis = yield* transport()
+        const topic = fresh("bytes")
+        const body = Uint8Array.from({ length: 256 }, (_, i) => i)
+        yield* redis.publish([
+          outgoing(topic, body, { headers: { "content-type": "x", "a-header": "ä€", "millrace-key": "k%20k" } }),
+          outgoing(topic, ""),
+          outgoing(topic, new Uint8Array(1_000_000).fill(255))
+        ])
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        const [first, empty, large] = yield* pullAll(subscription, 3)
+        assert.deepStrictEqual(Uint8Array.from(first!.body), body)
+        assert.deepStrictEqual({ ...first!.headers }, { "content-type": "x", "a-header": "ä€", "millrace-key": "k%20k" })
+        assert.strictEqual(first!.key, "k k")
+        assert.strictEqual(first!.attempt, 1)
+        assert.isFalse(first!.redelivered || first!.suspect)
+        assert.strictEqual(first!.topic, topic)
+        assert.approximately(first!.publishedAt, Date.now(), 60_000)
+        assert.strictEqual(empty!.body.length, 0)
+        assert.deepStrictEqual({ ...empty!.headers }, {})
+        assert.strictEqual(large!.body.length, 1_000_000)
+        assert.isTrue(large!.body.every((byte) => byte === 255))
+      }))
+
+    it.effect("gives what redis-cli wrote with all its fields and no body", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const redis = yield* transport()
+        const topic = fresh("foreign")
+        yield* run("XADD", topic, "*", "user_id", "1", "action", "login")
+        const [delivery] = yield* (yield* redis.subscribe(subscribing(topic))).pull(1)
+        assert.strictEqual(delivery!.body.length, 0)
+        assert.deepStrictEqual(
+          [...delivery!.fields!].map(([name, bytes]) => [name, new TextDecoder().decode(bytes)]),
+          [["user_id", "1"], ["action", "login"]]
+        )
+      }))
+
+    it.effect("begins a new group where startFrom says, and leaves an existing one where it stands", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const redis = yield* transport()
+        const topic = fresh("start")
+        yield* redis.publish([outgoing(topic, "1"), outgoing(topic, "2")])
+        const fromNew = yield* redis.subscribe(subscribing(topic, { group: "new", startFrom: "new" }))
+        const fromBeginning = yield* redis.subscribe(subscribing(topic, { group: "beginning" }))
+        const [entry] = yield* run("XRANGE", topic, "-", "+", "COUNT", "1")
+        const fromId = yield* redis.subscribe(
+          subscribing(topic, { group: "id", settings: Context.make(Source, { startFrom: String(entry[0]) }) as any })
+        )
+        yield* run("XGROUP", "CREATE", topic, "there", "$")
+        const there = yield* redis.subscribe(subscribing(topic, { group: "there", startFrom: "beginning" }))
+        yield* redis.publish([outgoing(topic, "3")])
+        const texts = (subscription: Subscription, n: number) =>
+          Effect.map(pullAll(subscription, n), (deliveries) => deliveries.map(textOf).join())
+        assert.strictEqual(yield* texts(fromNew, 1), "3")
+        assert.strictEqual(yield* texts(fromBeginning, 3), "1,2,3")
+        assert.strictEqual(yield* texts(fromId, 2), "2,3")
+        assert.strictEqual(yield* texts(there, 1), "3")
+      }))
+
+    it.effect("never takes more than was asked for", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const redis = yield* transport()
+        const topic = fresh("demand")
+        yield* redis.publish(Arr.makeBy(100, (i) => outgoing(topic, String(i))))
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        assert.strictEqual((yield* pullAll(subscription, 3)).length, 3)
+        const [pending] = yield* run("XPENDING", topic, "g")
+        assert.strictEqual(Number(pending), 3)
+      }))
+
+    it.effect("a read that blocks for a minute delays neither start nor delivery nor another subscription", () =>
+      Effect.gen(function*() {
+        const redis = yield* transport({ block: "1 minute" })
+        const topic = fresh("block")
+        const other = fresh("other")
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        const pulling = yield* Effect.forkChild(subscription.pull(10))
+        yield* Effect.sleep(50)
+        const second = yield* redis.subscribe(subscribing(other))
+        yield* redis.publish([outgoing(other, "other")])
+        assert.strictEqual(textOf((yield* second.pull(10).pipe(Effect.timeout("20 seconds")))[0]), "other")
+        yield* redis.publish([outgoing(topic, "mine")])
+        assert.strictEqual(textOf((yield* Fiber.join(pulling).pipe(Effect.timeout("20 seconds")))[0]), "mine")
+      }))
+
+    it.effect("reads a hundred streams of a group on one connection", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const redis = yield* transport()
+        const before = String(yield* run("CLIENT", "LIST")).trim().split("\n").length
+        const names = Arr.makeBy(100, () => fresh("many"))
+        const subscriptions = yield* Effect.forEach(names, (name) => redis.subscribe(subscribing(name)))
+        const pulls = yield* Effect.forEach(subscriptions, (subscription) => Effect.forkChild(pullAll(subscription, 20)))
+        yield* redis.publish(Arr.flatMap(names as any, (name: string) => Arr.makeBy(20, (i) => outgoing(name, `${name} ${i}`))) as any)
+        const all = yield* Effect.forEach(pulls, Fiber.join)
+        all.forEach((deliveries, i) =>
+          assert.deepStrictEqual(deliveries.map(textOf), Arr.makeBy(20, (n) => `${names[i]} ${n}`))
+        )
+        const after = String(yield* run("CLIENT", "LIST")).trim().split("\n").length
+        assert.isAtMost(after - before, 2)
+      }))
+
+    it.effect("takes its asking back when a pull is interrupted, and hands back what came all the same", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const redis = yield* transport()
+        const topic = fresh("withdrawn")
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        yield* Fiber.interrupt(yield* Effect.forkChild(subscription.pull(5), { startImmediately: true }))
+        yield* Effect.sleep(20)
+        yield* Fiber.interrupt(yield* Effect.forkChild(Effect.andThen(Effect.sleep(5), subscription.pull(5))))
+        yield* redis.publish([outgoing(topic, "1")])
+        yield* until("nobody has it", Effect.map(run("XPENDING", topic, "g", "-", "+", "10"), (page) =>
+          page.every(([, , idle, count]: [string, string, number, number]) => count === 0 && idle > 1e12)))
+        const peer = yield* (yield* transport()).subscribe(subscribing(topic))
+        const [delivery] = yield* peer.pull(1)
+        assert.strictEqual(delivery!.attempt, 1)
+      }))
+
+    it.effect("an acknowledged message is not given again", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const redis = yield* transport(idle)
+        const topic = fresh("ack")
+        yield* redis.publish(Arr.makeBy(10, (i) => outgoing(topic, String(i))))
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        const deliveries = yield* pullAll(subscription, 10)
+        assert.deepStrictEqual(yield* settleAll(subscription, deliveries, Settlement.ack), [])
+        assert.strictEqual(Number((yield* run("XPENDING", topic, "g"))[0]), 0)
+        assert.deepStrictEqual(yield* settleAll(subscription, deliveries, Settlement.ack), [])
+      }))
+
+    it.effect("a retry comes back to the same process when it is due, counted, whether that is before or after minIdle", () =>
+      Effect.gen(function*() {
+        const redis = yield* transport({ claim: { minIdle: "200 millis" } })
+        const topic = fresh("retry")
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        const peer = yield* (yield* transport({ claim: { minIdle: "200 millis" } })).subscribe(subscribing(topic))
+        yield* redis.publish([outgoing(topic, "1")])
+        for (const [attempt, delay] of [[1, 0], [2, 50], [3, 1500]] as const) {
+          const [delivery] = yield* subscription.pull(1)
+          assert.strictEqual(delivery!.attempt, attempt)
+          assert.strictEqual(delivery!.redelivered, attempt > 1)
+          assert.isFalse(delivery!.suspect)
+          const since = performance.now()
+          const stolen = yield* Effect.forkChild(peer.pull(1))
+          assert.deepStrictEqual(yield* settleAll(subscription, [delivery!], Settlement.retry(Duration.millis(delay))), [])
+          const [again] = yield* subscription.pull(1)
+          yield* Fiber.interrupt(stolen)
+          assert.isAtLeast(performance.now() - since, delay - 1)
+          assert.strictEqual(again!.attempt, attempt + 1)
+          yield* settleAll(subscription, [again!], Settlement.release)
+        }
+      }))
+
+    it.effect("a waiting retry keeps its due time and count when its process closes or dies", () =>
+      Effect.gen(function*() {
+        const topic = fresh("handover")
+        for (const how of ["closes", "dies"]) {
+          const scope = yield* Scope.make()
+          const first = yield* Scope.provide(transport(idle), scope)
+          const subscription = yield* Scope.provide(first.subscribe(subscribing(topic)), scope)
+          yield* first.publish([outgoing(topic, how)])
+          const [delivery] = yield* subscription.pull(1)
+          const due = Date.now() + 2_500
+          yield* settleAll(subscription, [delivery!], Settlement.retry("2500 millis"))
+          const { run } = yield* Server
+          if (how === "closes") yield* Scope.close(scope, Exit.void)
+          else yield* run("XCLAIM", topic, "g", "dead", "0", delivery!.id, "JUSTID")
+          const peer = yield* (yield* transport(idle)).subscribe(subscribing(topic))
+          const [again] = yield* peer.pull(1)
+          assert.isAtLeast(Date.now(), due - 20, how)
+          assert.strictEqual(again!.attempt, 2, how)
+          assert.isFalse(again!.suspect, how)
+          yield* settleAll(peer, [again!], Settlement.ack)
+          yield* Scope.close(scope, Exit.void)
+        }
+      }))
+
+    it.effect("a peer takes what was released, its attempt uncounted and before minIdle", () =>
+      Effect.gen(function*() {
+        const redis = yield* transport()
+        const topic = fresh("release")
+        yield* redis.publish(Arr.makeBy(300, (i) => outgoing(topic, String(i))))
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        const deliveries = yield* pullAll(subscription, 300)
+        const peer = yield* (yield* transport()).subscribe(subscribing(topic))
+        yield* settleAll(subscription, deliveries, Settlement.release)
+        const taken = yield* pullAll(peer, 300)
+        assert.deepStrictEqual(taken.map(textOf), deliveries.map(textOf))
+        for (const { attempt, redelivered, suspect } of taken) {
+          assert.deepStrictEqual([attempt, redelivered, suspect], [1, true, false])
+        }
+      }))
+
+    it.effect("what a dead consumer had is given as suspect, one at a time, and counted only when it is", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const redis = yield* transport(idle)
+        const topic = fresh("dead")
+        yield* redis.publish(Arr.makeBy(5, (i) => outgoing(topic, String(i))))
+        yield* run("XGROUP", "CREATE", topic, "g", "0")
+        yield* run("XREADGROUP", "GROUP", "g", "dead", "COUNT", "5", "STREAMS", topic, ">")
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        for (let i = 0; i < 5; i++) {
+          const [delivery, ...rest] = yield* subscription.pull(100)
+          assert.deepStrictEqual([delivery!.attempt, delivery!.suspect, rest.length, textOf(delivery!)], [2, true, 0, String(i)])
+          const counts = (yield* run("XPENDING", topic, "g", "-", "+", "10")).map((entry: any) => entry[3])
+          assert.deepStrictEqual(counts, [2, ...Array(4 - i).fill(1)])
+          yield* settleAll(subscription, [delivery!], Settlement.ack)
+        }
+      }))
+
+    it.effect("what is kept is not claimed, however long it takes", () =>
+      Effect.gen(function*() {
+        const redis = yield* transport(idle)
+        const topic = fresh("kept")
+        yield* redis.publish([outgoing(topic, "1")])
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        const peer = yield* (yield* transport(idle)).subscribe(subscribing(topic))
+        const deliveries = yield* subscription.pull(1)
+        const stolen = yield* Effect.forkChild(peer.pull(1))
+        const own = yield* Effect.forkChild(subscription.pull(1))
+        for (let i = 0; i < 30; i++) {
+          yield* Effect.sleep(subscription.extendEvery!)
+          assert.deepStrictEqual(yield* subscription.extend(deliveries), [])
+        }
+        assert.isUndefined(stolen.pollUnsafe())
+        assert.isUndefined(own.pollUnsafe())
+      }))
+
+    it.effect("a former owner is told so and changes nothing, but its ack stands", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const redis = yield* transport()
+        const topic = fresh("former")
+        yield* redis.publish([outgoing(topic, "1")])
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        const [delivery] = yield* subscription.pull(1)
+        yield* run("XCLAIM", topic, "g", "peer", "0", delivery!.id)
+        const before = yield* run("XPENDING", topic, "g", "-", "+", "1")
+        assert.deepStrictEqual(yield* subscription.extend([delivery!]), [delivery!])
+        for (const settlement of [Settlement.retry("1 second"), Settlement.release, Settlement.terminate("no")]) {
+          assert.deepStrictEqual(yield* settleAll(subscription, [delivery!], settlement), [delivery!])
+        }
+        const after = yield* run("XPENDING", topic, "g", "-", "+", "1")
+        assert.deepStrictEqual([after[0][1], after[0][3]], ["peer", before[0][3]])
+        assert.deepStrictEqual(yield* settleAll(subscription, [delivery!], Settlement.ack), [])
+        assert.strictEqual(Number((yield* run("XPENDING", topic, "g"))[0]), 0)
+      }))
+
+    it.effect("entries deleted while they were pending are cleaned away, and do not stop the others", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const redis = yield* transport(idle)
+        const topic = fresh("deleted")
+        yield* redis.publish([outgoing(topic, "1"), outgoing(topic, "2")])
+        yield* run("XGROUP", "CREATE", topic, "g", "0")
+        const [[, [[first]]]] = yield* run("XREADGROUP", "GROUP", "g", "dead", "COUNT", "2", "STREAMS", topic, ">")
+        yield* run("XDEL", topic, first)
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        const [delivery] = yield* subscription.pull(5)
+        assert.strictEqual(textOf(delivery!), "2")
+        yield* settleAll(subscription, [delivery!], Settlement.ack)
+        assert.strictEqual(Number((yield* run("XPENDING", topic, "g"))[0]), 0)
+      }))
+
+    it.effect("takes nothing new while as many retries wait as may", () =>
+      Effect.gen(function*() {
+        const redis = yield* transport()
+        const topic = fresh("waiting")
+        yield* redis.publish(Arr.makeBy(5, (i) => outgoing(topic, String(i))))
+        const subscription = yield* redis.subscribe(subscribing(topic, { waiting: 2 }))
+        const two = yield* pullAll(subscription, 2)
+        yield* settleAll(subscription, two, Settlement.retry("1 second"))
+        const [next] = yield* subscription.pull(5)
+        assert.strictEqual(next!.attempt, 2)
+      }))
+
+    it.effect("close hands back what was fetched and not pulled, and deletes a consumer that owns nothing", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("close")
+        const redis = yield* transport()
+        yield* Effect.scoped(Effect.gen(function*() {
+          const subscription = yield* redis.subscribe(subscribing(topic))
+          yield* redis.publish([outgoing(topic, "1")])
+          yield* settleAll(subscription, yield* subscription.pull(1), Settlement.ack)
+        }))
+        assert.strictEqual((yield* run("XINFO", "CONSUMERS", topic, "g")).length, 0)
+      }))
+  })
+
+servers.forEach(suite)

@@ -1,0 +1,112 @@
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import { createClient, ErrorReply } from "redis"
+import { type SubscribeOptions, Transport } from "@millrace/core/Transport"
+import type { Outgoing } from "@millrace/core/Transport"
+import { RedisStreams } from "@millrace/redis-streams"
+import { Brokers } from "@millrace/testing"
+
+export type Kind = "redis" | "valkey"
+
+/** The servers to test against: the newest and the oldest, or all with `MILLRACE_MATRIX=all`. */
+export const servers: ReadonlyArray<{ readonly kind: Kind; readonly version: string }> =
+  process.env["MILLRACE_MATRIX"] === "all"
+    ? (await Effect.runPromise(Brokers.available)).flatMap(({ kind, version }) =>
+      kind === "nats" ? [] : [{ kind, version }]
+    )
+    : [{ kind: "redis", version: "newest" }, { kind: "redis", version: "oldest" }]
+
+/** A server of the test's own, and a plain client to look at it with. */
+export class Server extends Context.Service<Server, {
+  readonly broker: Brokers.Broker
+  readonly url: string
+  readonly run: (...command: ReadonlyArray<string>) => Effect.Effect<any>
+}>()("test/Server") {}
+
+/** Runs commands with a plain client; one that the server refuses gives its error. */
+export const admin = Effect.fnUntraced(function*(url: string) {
+  const client = yield* Effect.acquireRelease(
+    Effect.promise(async () => {
+      const client = createClient({ url, RESP: 2, socket: { reconnectStrategy: (n) => Math.min(20 * n, 200) } })
+      client.on("error", () => {})
+      await client.connect()
+      return client
+    }),
+    (client) => Effect.sync(() => client.destroy())
+  )
+  return (...command: ReadonlyArray<string>) =>
+    Effect.promise(() =>
+      client.sendCommand(command as Array<string>).catch((error) => {
+        if (error instanceof ErrorReply) return error
+        throw error
+      })
+    ) as Effect.Effect<any>
+})
+
+export const serving = (
+  kind: Kind,
+  options?: Brokers.RedisOptions
+): Layer.Layer<Server, Brokers.BrokersError> =>
+  Layer.effect(
+    Server,
+    Effect.gen(function*() {
+      const broker = yield* Brokers[kind](options)
+      return { broker, url: broker.url, run: yield* admin(broker.url) }
+    })
+  )
+
+/** A transport of its own: what a process would have. */
+export const connect = (
+  options?: Partial<RedisStreams.Options>
+): Effect.Effect<Context.Context<RedisStreams.RedisStreams | Transport>, never, Server | Scope.Scope> =>
+  Server.use(({ url }) => Effect.orDie(RedisStreams.make({ url, ...options })))
+
+export const transport = (options?: Partial<RedisStreams.Options>) =>
+  Effect.map(connect(options), (context) => Context.get(context, Transport))
+
+let topics = 0
+
+/** A name that no other test uses. */
+export const fresh = (name: string): string => `${name}-${process.pid}-${++topics}`
+
+export const subscribing = (topic: string, options?: Partial<SubscribeOptions>): SubscribeOptions => ({
+  topic,
+  group: "g",
+  startFrom: "beginning",
+  maxOwned: 1000,
+  waiting: 1000,
+  timeout: undefined,
+  settings: Context.empty(),
+  ...options
+})
+
+export const outgoing = (topic: string, body: string | Uint8Array, more?: Partial<Outgoing>): Outgoing => ({
+  topic,
+  body: typeof body === "string" ? new TextEncoder().encode(body) : body,
+  headers: {},
+  key: undefined,
+  id: undefined,
+  delay: undefined,
+  ...more
+})
+
+export const textOf = (delivery: { readonly body: Uint8Array }): string => new TextDecoder().decode(delivery.body)
+
+/** Waits until it is so; fails with `what` when that takes more than `seconds`. */
+export const until = <E, R>(
+  what: string,
+  condition: Effect.Effect<boolean, E, R>,
+  seconds = 20
+): Effect.Effect<void, E, R> =>
+  Effect.suspend(() => {
+    const deadline = performance.now() + seconds * 1000
+    const look: Effect.Effect<void, E, R> = Effect.flatMap(condition, (is) =>
+      is
+        ? Effect.void
+        : performance.now() > deadline
+        ? Effect.die(new Error(`not within ${seconds} s: ${what}`))
+        : Effect.andThen(Effect.sleep(10), look))
+    return look
+  })
