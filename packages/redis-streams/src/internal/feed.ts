@@ -195,7 +195,14 @@ export class Feed {
     } else {
       for (const delivery of deliveries) this.buffer.push(delivery)
     }
-    if (this.waiter !== undefined) this.give(this.waiter.resume, this.waiter.max)
+    if (this.waiter === undefined) return
+    // Its handlers may keep the loop busy: let the next read go out first.
+    if (this.isHot && this.wantsNew) setImmediate(() => setImmediate(this.giveNow))
+    else this.giveNow()
+  }
+
+  private readonly giveNow = (): void => {
+    if (this.waiter !== undefined && this.buffer.length > 0) this.give(this.waiter.resume, this.waiter.max)
   }
 
   /** Due retries first, then what can be claimed. */

@@ -83,9 +83,11 @@ export const dial = (options: DialOptions, address: Address): Effect.Effect<Conn
       resume(Effect.fail(new DialError({ address, error: heard ?? asError(error) })))
     }
     client.connect()
-      // Nothing of the handshake tells that a password is missing or the server still loading: this does.
-      .then(() => client.sendCommand(["CLIENT", "ID"]).catch((error) => codeOf(error) === "NOPERM" ? undefined : Promise.reject(error)))
-      .then((id) => {
+      // Nothing of the handshake tells that a password is missing or the server still loading: these do.
+      .then(() => Promise.all([["CLIENT", "ID"], ["PING"]].map((command) =>
+        client.sendCommand(command).catch((error) => codeOf(error) === "NOPERM" ? undefined : Promise.reject(error))
+      )))
+      .then(([id]) => {
         if (!client.isReady) return fail(new Error("closed while connecting"))
         resume(Effect.succeed({ client, address, clientId: id === undefined ? undefined : String(id) }))
       })
@@ -194,7 +196,7 @@ export class Link {
         Effect.flatMap(([took, connected]) => {
           this.adopt(connected)
           return established
-            ? Effect.logInfo(`redis: ${this.purpose}: connected again to ${connected.address.host}:${connected.address.port} after ${Duration.format(took)}`)
+            ? Effect.logInfo(`redis: ${this.purpose}: connected again to ${connected.address.host}:${connected.address.port} after ${Math.round(Duration.toMillis(took))} ms`)
             : Effect.void
         })
       )

@@ -38,7 +38,9 @@ export class Reader {
   private isBlocked = false
   private isNudged = false
   private canUnblock = true
+  /** Failed turns in a row. */
   private troubles = 0
+  private isStuck = false
 
   constructor(server: Server, link: Link, group: string, consumer: string, key: string) {
     this.server = server
@@ -49,7 +51,7 @@ export class Reader {
   }
 
   get isHealthy(): boolean {
-    return this.link.current !== undefined && this.server.keep.isUp && this.troubles === 0
+    return this.link.current !== undefined && this.server.keep.isUp && !this.isStuck
   }
 
   add(feed: Feed): void {
@@ -160,6 +162,7 @@ export class Reader {
       })
       if (failed !== undefined) return this.heal(connected, failed.error, failed.feeds)
       this.troubles = 0
+      this.isStuck = false
       return Effect.void
     })
   }
@@ -230,19 +233,20 @@ export class Reader {
   private heal(connected: Connected | undefined, error: Error, feeds: ReadonlyArray<Feed>): Effect.Effect<void> {
     const code = codeOf(error)
     const pause = Effect.suspend(() => Effect.sleep(Math.min(50 * 2 ** this.troubles++, 2_000) * (0.5 + Math.random() / 2)))
-    if (!(error instanceof ErrorReply)) return connected === undefined ? pause : Effect.void
+    if (!(error instanceof ErrorReply)) return connected === undefined ? pause : Effect.void // the link tries again
     if (code === "NOGROUP") {
       return Effect.forEach(feeds, (feed) => groups.recreate(this.server, feed.options.key, this.group), { discard: true }).pipe(
-        Effect.catch(() => Effect.void),
-        Effect.andThen(this.troubles++ > 0 ? pause : Effect.void)
+        Effect.match({ onFailure: () => this.isStuck = true, onSuccess: () => this.isStuck = false }),
+        Effect.andThen(Effect.suspend(() => this.troubles++ > 0 ? pause : Effect.void))
       )
     }
     if (code === "WRONGTYPE" || code === "NOPERM" || code === "NOAUTH") {
       return Effect.forEach(feeds, (feed) => this.failIfWrong(feed, error), { discard: true })
     }
-    if (connected !== undefined && isPassing(error) && code !== "UNBLOCKED") {
+    if (connected !== undefined && isPassing(error)) {
       return Effect.andThen(pause, Effect.sync(() => this.link.drop(connected, error)))
     }
+    this.isStuck = true
     return Effect.andThen(
       this.troubles === 0 ? Effect.logWarning(`redis: reading for group ${this.group}: ${error.message}`) : Effect.void,
       pause

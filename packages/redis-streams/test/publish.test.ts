@@ -1,0 +1,137 @@
+import { assert, layer } from "@effect/vitest"
+import * as Arr from "effect/Array"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Result from "effect/Result"
+import * as Stream from "effect/Stream"
+import { fresh, outgoing, Server, servers, serving, subscribing, textOf, transport } from "./redis.ts"
+
+const reasonOf = (result: Result.Result<unknown, { readonly reason: { readonly _tag: string } }>) =>
+  Result.isFailure(result) ? result.failure.reason._tag : "published"
+
+servers.forEach(({ kind, version }) =>
+  layer(serving(kind, { version }), { excludeTestServices: true })(`${kind} ${version}`, (it) => {
+    it.effect("writes what plain clients can read: a field for the body, one for each header", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const redis = yield* transport({ keyPrefix: "app:" })
+        const topic = fresh("wire")
+        yield* redis.publish([outgoing(topic, "hello", { headers: { "content-type": "text/plain", tenant: "a" } })])
+        const fields = new Map([["user_id", new TextEncoder().encode("1")], ["traceparent", new TextEncoder().encode("old")]])
+        yield* redis.publish([outgoing(topic, "{}", { fields, headers: { traceparent: "new", user_id: "other" } })])
+        const entries = yield* run("XRANGE", `app:${topic}`, "-", "+")
+        assert.deepStrictEqual(entries.map((entry: any) => entry[1]), [
+          ["body", "hello", "content-type", "text/plain", "tenant", "a"],
+          ["user_id", "1", "traceparent", "new"]
+        ])
+      }))
+
+    it.effect("keeps the order of many, and of several topics each", () =>
+      Effect.gen(function*() {
+        const redis = yield* transport()
+        const [a, b] = [fresh("a"), fresh("b")]
+        const outcomes = yield* redis.publish(
+          Arr.makeBy(2_000, (i) => outgoing(i % 2 === 0 ? a : b, String(i)))
+        )
+        assert.isTrue(outcomes.every(Result.isSuccess))
+        const texts = yield* Stream.runCollect(Stream.map(redis.browse(b), textOf))
+        assert.deepStrictEqual(texts, Arr.makeBy(1_000, (i) => String(2 * i + 1)))
+        assert.deepStrictEqual(outcomes.filter((_, i) => i % 2 === 1).map((outcome) => Result.getOrThrow(outcome).id), [
+          ...yield* Stream.runCollect(Stream.map(redis.browse(b), ({ id }) => id))
+        ])
+      }))
+
+    it.effect("browse ends at what was the last when it began, and gives nothing for a topic that is not there", () =>
+      Effect.gen(function*() {
+        const redis = yield* transport()
+        const topic = fresh("browse")
+        yield* redis.publish(Arr.makeBy(450, (i) => outgoing(topic, String(i))))
+        const seen = yield* redis.browse(topic).pipe(
+          Stream.tap(() => redis.publish([outgoing(topic, "later")])),
+          Stream.runCollect
+        )
+        assert.deepStrictEqual(seen.map(textOf), Arr.makeBy(450, String))
+        assert.deepStrictEqual(yield* Stream.runCollect(redis.browse(fresh("none"))), [])
+      }))
+
+    it.effect("takes an id once, for as long as it is remembered", () =>
+      Effect.gen(function*() {
+        const redis = yield* transport({ deduplicateFor: "400 millis" })
+        const topic = fresh("ids")
+        const [one, two] = yield* redis.publish([outgoing(topic, "1", { id: "x" }), outgoing(topic, "2", { id: "x" })])
+        const first = Result.getOrThrow(one!)
+        assert.isFalse(first.duplicate)
+        assert.deepStrictEqual(Result.getOrThrow(two!), { id: first.id, duplicate: true })
+        yield* Effect.sleep(850)
+        const [again] = yield* redis.publish([outgoing(topic, "3", { id: "x" })])
+        assert.isFalse(Result.getOrThrow(again!).duplicate)
+      }))
+
+    it.effect("a delayed message comes when it is due, also when its publisher is gone", () =>
+      Effect.gen(function*() {
+        const topic = fresh("delay")
+        const redis = yield* transport()
+        const since = performance.now()
+        yield* Effect.scoped(Effect.flatMap(transport(), (gone) =>
+          gone.publish([
+            outgoing(topic, "late", { delay: Duration.millis(500), id: "d" }),
+            outgoing(topic, "twice", { delay: Duration.millis(500), id: "d" }),
+            outgoing(topic, "now")
+          ])))
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        assert.strictEqual(textOf((yield* subscription.pull(5))[0]), "now")
+        const [late, ...rest] = yield* subscription.pull(5)
+        assert.isAtLeast(performance.now() - since, 499)
+        assert.strictEqual(textOf(late!), "late")
+        assert.strictEqual(late!.attempt, 1)
+        assert.strictEqual(rest.length, 0)
+      }))
+
+    it.effect("bounds a stream by length or by age", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const exact = yield* transport({ retention: { maxLength: 10, exact: true } })
+        const about = yield* transport({ retention: { maxLength: 10 } })
+        const young = yield* transport({ retention: { maxAge: "100 millis", exact: true } })
+        const [a, b, c] = [fresh("exact"), fresh("about"), fresh("young")]
+        yield* exact.publish(Arr.makeBy(500, (i) => outgoing(a, String(i))))
+        yield* about.publish(Arr.makeBy(500, (i) => outgoing(b, String(i))))
+        yield* young.publish([outgoing(c, "1")])
+        yield* Effect.sleep(150)
+        yield* young.publish([outgoing(c, "2")])
+        assert.strictEqual(yield* run("XLEN", a), 10)
+        assert.isBelow(yield* run("XLEN", b), 200)
+        assert.strictEqual(yield* run("XLEN", c), 1)
+      }))
+
+    it.effect("says that the broker refuses a key of another type, or has no memory left", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const redis = yield* transport()
+        const topic = fresh("text")
+        yield* run("SET", topic, "x")
+        const other = fresh("ok")
+        const [refused, refusedOnce, fine] = yield* redis.publish([
+          outgoing(topic, "1"),
+          outgoing(topic, "1", { id: "i" }),
+          outgoing(other, "1")
+        ])
+        assert.deepStrictEqual([refused, refusedOnce, fine].map((outcome) => reasonOf(outcome!)), ["Refused", "Refused", "published"])
+        yield* run("CONFIG", "SET", "maxmemory", "1")
+        const [full] = yield* redis.publish([outgoing(other, "1")])
+        yield* run("CONFIG", "SET", "maxmemory", "0")
+        assert.strictEqual(reasonOf(full!), "Refused")
+      }))
+
+    it.effect("removes entries of a topic whatever their state", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const redis = yield* transport()
+        const topic = fresh("remove")
+        const [one, two] = yield* redis.publish([outgoing(topic, "1"), outgoing(topic, "2")])
+        const ids = [Result.getOrThrow(one!).id, Result.getOrThrow(two!).id, "1-1"] as const
+        assert.strictEqual(yield* redis.remove(topic, ids), 2)
+        assert.strictEqual(yield* run("XLEN", topic), 0)
+      }))
+  })
+)
