@@ -10,7 +10,7 @@ const bin = path.join(root, "node_modules/.bin")
 
 const steps: Record<string, string> = {
   types: "tsc -p tsconfig.json",
-  effect: "effect-tsgo diagnostics --project tsconfig.json --strict",
+  effect: "effect-tsgo diagnostics --project tsconfig.json --format text --severity error,warning --strict",
   lint: "oxlint -f unix --deny-warnings --report-unused-disable-directives",
   format: "dprint check --list-different",
   // TypeScript 7 has no compiler API that a runner of type tests could use.

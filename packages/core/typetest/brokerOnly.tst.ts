@@ -1,3 +1,4 @@
+// That services are missing is the point. @effect-diagnostics missingEffectContext:off
 import { type Message, Pipeline, type Publisher, Topic, type TransportError } from "@millrace/core"
 import { JetStream } from "@millrace/nats-jetstream"
 import { RedisStreams } from "@millrace/redis-streams"
