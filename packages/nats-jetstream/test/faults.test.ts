@@ -7,13 +7,14 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Result from "effect/Result"
+import * as Schedule from "effect/Schedule"
 import * as JetStream from "../src/JetStream.ts"
 import { onNats, outgoing, publish, settle, subscribe, take, text, until, versions } from "./nats.ts"
 
 const manager = Effect.flatMap(JetStream.JetStream, ({ client }) => Effect.promise(() => jetstreamManager(client)))
 
 /** Publishes until it has been stored, as pipelines do. */
-const publishPatiently = (topic: string, body: string) => Effect.retry(publish(topic, [body]), { times: 200 })
+const publishPatiently = (topic: string, body: string) => Effect.retry(publish(topic, [body]), Schedule.spaced("50 millis"))
 
 describe.each(versions)("on nats-server %s", (version) => {
   const on = (f: Parameters<typeof onNats>[0], options: Parameters<typeof onNats>[1] = {}) =>

@@ -251,6 +251,10 @@ describe.each(versions)("declaring on nats-server %s", (version) => {
       })
     ))
 
+  it.live("a topic that begins with another's name has a stream of its own", () =>
+    on(() => Effect.forEach(["jobs", "jobs.dead", "jobs.dead.late"], (topic) => publish(topic, ["a"])))
+  )
+
   it.live("names that NATS cannot have are typed errors", () =>
     on(() =>
       Effect.gen(function*() {

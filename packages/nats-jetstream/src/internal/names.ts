@@ -9,8 +9,11 @@ export const streamOf = (topic: string): string => topic.replaceAll(".", "_")
 export const durableOf = (topic: string, group: string, subjects: ReadonlyArray<string>): string =>
   subjects.every((subject) => subject === topic || isDelayed(subject)) ? group : `${group}_${streamOf(topic)}`
 
-/** Where messages wait that are to be delivered later. Subjects of a stream must not overlap with another's. */
-export const delayedPrefix = (topic: string): string => `millrace-delayed.${topic}`
+/**
+ * Where messages wait that are to be delivered later, each on a subject of its own. Two streams may not take the same
+ * subject, so it holds the stream's name rather than the topic, of which another may be the beginning.
+ */
+export const delayedSubject = (topic: string, id: string): string => `millrace-delayed.${streamOf(topic)}.${id}`
 
 const isDelayed = (subject: string) => subject.startsWith("millrace-delayed.")
 

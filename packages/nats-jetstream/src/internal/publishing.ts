@@ -9,7 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import type { Connection } from "./connection.ts"
-import { delayedPrefix, validateTopic } from "./names.ts"
+import { delayedSubject, validateTopic } from "./names.ts"
 import { atLeast } from "./resources.ts"
 
 /** What JetStream can be told beside what every broker can. */
@@ -39,6 +39,7 @@ type Answer = Result.Result<Confirmed, Publisher.PublishError>
 interface Slot {
   readonly topic: string
   readonly subject: string
+  readonly delayed: boolean
   readonly until: number
   readonly done: (answer: Answer) => void
 }
@@ -176,11 +177,11 @@ export const publishing = Effect.fnUntraced(function*(
       headers.set("Nats-Schedule-Target", target)
     }
     // A subject holds one schedule: each message has its own.
-    const subject = delay > 0 ? `${delayedPrefix(topic)}.${createInbox().slice("_INBOX.".length)}` : target
+    const subject = delay > 0 ? delayedSubject(topic, createInbox().slice("_INBOX.".length)) : target
     const limit = nc.info?.max_payload ?? Infinity
     const size = message.body.length + sizeOf(headers)
     if (size > limit) return done(error(topic, new Publisher.TooLarge({ size, limit })))
-    slots.set(token, { topic, subject, until: now() + timeout, done })
+    slots.set(token, { topic, subject, delayed: delay > 0, until: now() + timeout, done })
     try {
       nc.publish(subject, message.body, { headers, reply: `${inbox}.${token}` })
     } catch (cause) {
@@ -235,6 +236,14 @@ const sizeOf = (headers: MsgHdrs): number => {
 
 const toAnswer = (slot: Slot, msg: Msg): Answer => {
   if (msg.data.length === 0) {
+    if (slot.delayed) {
+      return error(
+        slot.topic,
+        new Publisher.Refused({
+          detail: `for delayed delivery the stream of ${slot.topic} must take ${delayedSubject(slot.topic, "*")} too, and allow_msg_schedules`
+        })
+      )
+    }
     const reason = new Publisher.NotSent({ detail: `no stream takes ${slot.subject} now` })
     const unheard = new Publisher.PublishError({ topic: slot.topic, reason })
     nobody.add(unheard)

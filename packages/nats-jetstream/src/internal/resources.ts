@@ -115,7 +115,7 @@ export const ensureStream = Effect.fnUntraced(function*(
     const config: Partial<StreamConfig> & { readonly name: string } = {
       ...given(wanted),
       name,
-      subjects: delayed ? [...subjects, `${names.delayedPrefix(topic)}.>`] : [...subjects],
+      subjects: delayed ? [...subjects, names.delayedSubject(topic, "*")] : [...subjects],
       retention: wanted.retention ?? RetentionPolicy.Limits,
       storage: wanted.storage ?? StorageType.File,
       num_replicas: wanted.num_replicas ?? 1,
