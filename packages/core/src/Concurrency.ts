@@ -31,19 +31,23 @@ export interface Limit {
   readonly release: () => void
   /** Calls `wake` once, when a permit has become free. Gives a function that stops waiting. */
   readonly onFree: (wake: () => void) => () => void
+  /** Calls `listener` after every change of the maximum. Gives a function that stops it. */
+  readonly onResize: (listener: () => void) => () => void
 }
 
 class LimitImpl implements Limit {
   readonly [TypeId]: typeof TypeId = TypeId
   max: number
   inUse = 0
-  readonly waiters = new Set<() => void>()
+  private readonly waiters = new Set<() => void>()
+  private readonly listeners = new Set<() => void>()
   constructor(max: number) {
     this.max = max
   }
   resize(max: number): void {
     this.max = max
     this.wake()
+    for (const listener of this.listeners) listener()
   }
   tryTake(): boolean {
     if (this.inUse >= this.max) return false
@@ -58,7 +62,11 @@ class LimitImpl implements Limit {
     this.waiters.add(wake)
     return () => this.waiters.delete(wake)
   }
-  wake(): void {
+  onResize(listener: () => void): () => void {
+    this.listeners.add(listener)
+    return () => this.listeners.delete(listener)
+  }
+  private wake(): void {
     for (const waiter of this.waiters) {
       if (this.inUse >= this.max) return
       this.waiters.delete(waiter)

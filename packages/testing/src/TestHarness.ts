@@ -159,7 +159,7 @@ export const make = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
 export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
   topic: Topic.Topic<A, RD, RE>,
   pipeline: Pipeline.Pipeline<M, B, E, R>,
-  values: Iterable<A>
+  values: Iterable<NoInfer<A>>
 ): Effect.Effect<
   Report,
   TransportError | Publisher.PublishError | NotIdle,

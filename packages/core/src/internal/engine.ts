@@ -89,6 +89,7 @@ export class Engine {
   private suspicious = false
   private pumping = false
   private cancelWait: (() => void) | undefined
+  private readonly cancelResize: () => void
   private wakeReader: (() => void) | undefined
   private readonly idle = new Set<() => void>()
 
@@ -108,6 +109,7 @@ export class Engine {
     this.dispatcher = Context.get(context, Scheduler.Scheduler).makeDispatcher()
     const { concurrency, key, retry } = program.policies
     this.limit = isLimit(concurrency) ? concurrency : makeUnsafe(concurrency)
+    this.cancelResize = this.limit.onResize(() => this.pump())
     this.retry = retry ?? defaultRetry
     this.prefetch = new Prefetch(program.source.prefetch)
     this.prepare = preparation(program)
@@ -243,20 +245,22 @@ export class Engine {
   /** Starts what may start; `true` when there is more and the event loop must have its turn first. */
   private start(): boolean {
     const since = this.clock.currentTimeMillisUnsafe()
-    while (this.batches.length > 0) {
+    for (let n = 1;; n++) {
+      const batch = this.batches.length > 0
+      if (!batch) {
+        if (this.head === this.buffer.length || this.draining) return false
+        if (this.suspicious && !this.alone(this.buffer[this.head]!)) return false
+      }
       if (!this.takePermit()) return false
-      this.batches.shift()!()
-    }
-    for (let n = 1; this.head < this.buffer.length; n++) {
-      if (this.draining) return false
-      const attempt = this.buffer[this.head]!
-      if (this.suspicious && !this.alone(attempt)) return false
-      if (!this.takePermit()) return false
-      this.buffer[this.head++] = undefined as never
-      this.begin(attempt)
+      if (batch) {
+        this.batches.shift()!()
+      } else {
+        const attempt = this.buffer[this.head]!
+        this.buffer[this.head++] = undefined as never
+        this.begin(attempt)
+      }
       if ((n & 15) === 0 && this.clock.currentTimeMillisUnsafe() - since >= 1) return true
     }
-    return false
   }
 
   private begin(attempt: Attempt): void {
@@ -588,6 +592,7 @@ export class Engine {
 
   close(): void {
     this.cancelWait?.()
+    this.cancelResize()
     for (const deadline of this.deadlines.values()) deadline.close()
     for (const waiting of this.unsettled.values()) waiting.interruptUnsafe()
   }

@@ -199,7 +199,7 @@ export class Group {
 
   extend(consumer: Consumer, delivery: Transport.Delivery): boolean {
     const passage = this.pending.get(delivery.id)
-    if (passage === undefined) return true
+    if (passage === undefined) return false
     if (passage.owner !== consumer || passage.delivery !== delivery) return false
     passage.touchedAt = this.topic.broker.clock.currentTimeMillisUnsafe()
     this.pending.delete(delivery.id)

@@ -1,0 +1,128 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Pipeline, Topic } from "@millrace/core"
+import { TestHarness } from "@millrace/testing"
+import { Effect, Result, Schedule, Schema } from "effect"
+
+const Numbers = Topic.make("numbers", { schema: Schema.Number })
+const from = Pipeline.from(Numbers, { group: "test", startFrom: "beginning" })
+const upTo = (n: number) => Array.from({ length: n }, (_, i) => i)
+
+describe("batch", () => {
+  it.effect("is handed over when full, and the remainder when its time has come", () =>
+    Effect.gen(function*() {
+      const batches: Array<ReadonlyArray<number>> = []
+      const report = yield* TestHarness.run(
+        Numbers,
+        from.pipe(
+          Pipeline.batch({ size: 4, within: "10 seconds" }, (values) => Effect.sync(() => batches.push(values))),
+          Pipeline.map((n) => n * 10)
+        ),
+        upTo(10)
+      )
+      assert.deepStrictEqual(batches, [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]])
+      assert.deepStrictEqual(report.handled.map(({ value }) => value), upTo(10).map((n) => n * 10))
+      assert.strictEqual(report.settled.length, 10)
+      assert.strictEqual(yield* Effect.clockWith((clock) => clock.currentTimeMillis), 10_000)
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("is one permit, however many messages it holds", () =>
+    Effect.gen(function*() {
+      let running = 0
+      let most = 0
+      yield* TestHarness.run(
+        Numbers,
+        from.pipe(
+          Pipeline.batch({ size: 5, within: "1 second" }, () =>
+            Effect.acquireUseRelease(
+              Effect.sync(() => most = Math.max(most, ++running)),
+              () => Effect.sleep("1 second"),
+              () => Effect.sync(() => running--)
+            )),
+          Pipeline.concurrency(3)
+        ),
+        upTo(60)
+      )
+      assert.strictEqual(most, 3)
+      assert.strictEqual(yield* Effect.clockWith((clock) => clock.currentTimeMillis), 4000)
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("that fails is retried and dead-lettered message by message", () =>
+    Effect.gen(function*() {
+      const report = yield* TestHarness.run(
+        Numbers,
+        from.pipe(
+          Pipeline.batch(
+            { size: 3, within: "1 second" },
+            (values) => values.includes(1) ? Effect.fail("poison") : Effect.void
+          ),
+          Pipeline.retry({ times: 1, schedule: Schedule.spaced("1 second") })
+        ),
+        upTo(3)
+      )
+      assert.strictEqual(report.counts.retried, 3)
+      assert.deepStrictEqual(report.deadLettered.map(({ record }) => record.attempts), [2, 2, 2])
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("batchEach answers for each: a failed item is retried alone", () =>
+    Effect.gen(function*() {
+      const batches: Array<ReadonlyArray<number>> = []
+      const report = yield* TestHarness.run(
+        Numbers,
+        from.pipe(
+          Pipeline.batchEach({ size: 3, within: "1 second" }, (values, messages) => {
+            batches.push(values)
+            return Effect.succeed(values.map((n, i) =>
+              n === 1 && messages[i]!.attempt === 1 ? Result.fail("once") : Result.succeed(`done ${n}`)
+            ))
+          }),
+          Pipeline.retry({ times: 1, schedule: Schedule.spaced("1 second") })
+        ),
+        upTo(3)
+      )
+      assert.deepStrictEqual(batches, [[0, 1, 2], [1]])
+      assert.deepStrictEqual(report.handled.map(({ value }) => value), ["done 0", "done 2", "done 1"])
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("batchEach with a wrong number of results is a defect of the whole batch", () =>
+    Effect.gen(function*() {
+      const report = yield* TestHarness.run(
+        Numbers,
+        from.pipe(
+          Pipeline.batchEach({ size: 2, within: "1 second" }, () => Effect.succeed([Result.succeed(1)])),
+          Pipeline.retry({ times: 0 })
+        ),
+        upTo(2)
+      )
+      assert.strictEqual(report.deadLettered.length, 2)
+      assert.include(report.deadLettered[0]!.record.error.message, "1 results for 2 messages")
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("an open batch is handed over on drain", () =>
+    Effect.gen(function*() {
+      const batches: Array<ReadonlyArray<number>> = []
+      yield* Effect.scoped(Effect.gen(function*() {
+        const harness = yield* TestHarness.make(
+          Numbers,
+          from.pipe(Pipeline.batch({ size: 10, within: "1 hour" }, (values) => Effect.sync(() => batches.push(values))))
+        )
+        for (const n of upTo(3)) yield* harness.publish(n)
+        while ((yield* harness.running.owned).running < 3) yield* Effect.yieldNow
+      }))
+      assert.deepStrictEqual(batches, [[0, 1, 2]])
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("has no place in a branch", () =>
+    Effect.gen(function*() {
+      const error = yield* Effect.flip(TestHarness.run(
+        Numbers,
+        from.pipe(
+          Pipeline.branch((n) => n > 0 ? "yes" : "no", {
+            yes: (self) => self.pipe(Pipeline.batch({ size: 2, within: "1 second" }, () => Effect.void)),
+            no: (self) => self
+          })
+        ),
+        []
+      ))
+      assert.include(error.message, "batch is \"in a branch")
+    }).pipe(Effect.provide(TestHarness.layer)))
+})
