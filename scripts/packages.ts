@@ -86,7 +86,7 @@ fs.writeFileSync(
 )
 fs.writeFileSync(
   path.join(consumer, "pnpm-workspace.yaml"),
-  JSON.stringify({ overrides: tarballs, strictPeerDependencies: true, strictDepBuilds: false })
+  JSON.stringify({ overrides: tarballs, hoist: false, strictPeerDependencies: true, strictDepBuilds: false })
 )
 pnpm(consumer, "install", "--prefer-offline", "--ignore-scripts")
 
@@ -115,6 +115,5 @@ run(consumer, path.join(bin, "tsc6"), ...strict, "--skipLibCheck")
 run(consumer, process.execPath, "entries.ts")
 
 console.log(`${packed.length} tarballs, ${entries.length} entries`)
-if (failed === 0) fs.rmSync(temporary, { recursive: true })
-else console.log(`left in ${temporary}`)
+fs.rmSync(temporary, { recursive: true })
 process.exitCode = failed === 0 ? 0 : 1
