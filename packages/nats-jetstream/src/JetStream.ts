@@ -30,6 +30,7 @@ import * as Schedule from "effect/Schedule"
 import type * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import * as atomic from "./internal/atomic.ts"
 import * as browsing from "./internal/browsing.ts"
 import { addressOf, connect } from "./internal/connect.ts"
 import { type Connection, failure, interrupted, transport as transportName, unexpected, watch } from "./internal/connection.ts"
@@ -445,7 +446,7 @@ export const ackSync = Effect.fnUntraced(function*(
       return true
     }),
     Effect.mapError((cause) => new Settlement.SettleError({ id: message.id, cause })),
-    Effect.onError(() => Effect.sync(received.unclaim))
+    Effect.onError(() => Effect.sync(() => received.unclaim()))
   )
 })
 
@@ -538,11 +539,40 @@ export const publish = <A, RD, RE>(
   })
 
 /**
+ * Publishes values so that all are stored or none, and consumers see them together. Needs nats-server 2.12 and a stream
+ * with `allow_atomic`, which streams made by this layer have; at most 1000 values.
+ *
+ * **Gotchas**
+ *
+ * The server keeps no ids of such messages: when the outcome is unknown, publishing again may store all of them twice.
+ *
+ * @category publishing
+ * @since 0.1.0
+ */
+export const publishBatch = <A, RD, RE>(
+  topic: Topic.Topic<A, RD, RE>,
+  values: Arr.NonEmptyReadonlyArray<A>
+): Effect.Effect<{ readonly stream: string; readonly lastSequence: number }, Publisher.PublishError, JetStream | RE> =>
+  Effect.gen(function*() {
+    const { connection, declared } = yield* partsOf
+    const fail = (reason: Publisher.Reason) => new Publisher.PublishError({ topic: topic.name, reason })
+    if (!declared.has(topic.name)) {
+      yield* JetStream.use(({ transport }) => transport.declare(topic.name)).pipe(
+        Effect.mapError((error) => fail(new Publisher.NotSent({ detail: error.message })))
+      )
+    }
+    const messages = yield* Effect.forEach(values, (value) => Publisher.outgoing(topic, value))
+    return yield* atomic.publishBatch(connection, topic.name, messages)
+  })
+
+const steps = new WeakMap<Message.Any, number>()
+
+/**
  * A step that publishes to JetStream from a pipeline on any broker, and passes the value on.
  *
  * **Details**
  *
- * The message id derives from the source's topic, group and id and the target, so that a retry does not duplicate
+ * The message id derives from the source's topic, group and id, the target and the step, so that a retry does not duplicate
  * within the stream's duplicate window. While the server is unreachable the publish waits and holds its slot.
  *
  * @category steps
@@ -571,8 +601,11 @@ export const to: {
         )
       }
       const group = Message.received(message)?.group ?? ""
+      // Each attempt has a message of its own: the steps of one publish under the same numbers again.
+      const step = steps.get(message) ?? 0
+      steps.set(message, step + 1)
       const outgoing = yield* Publisher.outgoing(topic, value(input, message), {
-        id: [message.topic, group, message.id, topic.name].join(":")
+        id: [message.topic, group, message.id, topic.name, step].join("/")
       })
       return yield* sendUntil(all, { message: outgoing }, resources.backoff)
     })

@@ -45,7 +45,7 @@ interface Slot {
 }
 
 /** What the server says to a publish. */
-interface PubAck {
+export interface PubAck {
   readonly stream?: string
   readonly seq?: number
   readonly duplicate?: boolean
@@ -210,7 +210,7 @@ export const publishing = Effect.fnUntraced(function*(
   }
 })
 
-const encodeHeaders = (message: Transport.Outgoing, expectations: Expectations | undefined): MsgHdrs => {
+export const encodeHeaders = (message: Transport.Outgoing, expectations: Expectations | undefined): MsgHdrs => {
   const headers = makeHeaders()
   for (const name in message.headers) headers.append(name, message.headers[name]!)
   if (message.id !== undefined) headers.set("Nats-Msg-Id", message.id)
@@ -228,7 +228,7 @@ const encodeHeaders = (message: Transport.Outgoing, expectations: Expectations |
 }
 
 /** In bytes, as they are written: `NATS/1.0`, a line each, an empty line. */
-const sizeOf = (headers: MsgHdrs): number => {
+export const sizeOf = (headers: MsgHdrs): number => {
   let size = 12
   for (const [name, values] of headers) for (const value of values) size += name.length + Buffer.byteLength(value) + 4
   return size
