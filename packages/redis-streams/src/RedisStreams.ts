@@ -23,6 +23,7 @@ import { invalidOption, type TransportError } from "@millrace/core/TransportErro
 import { browse } from "./internal/browse.ts"
 import type { ConsumerInfo, GroupInfo } from "./internal/groups.ts"
 import * as groups from "./internal/groups.ts"
+import * as Janitor from "./internal/janitor.ts"
 import * as options_ from "./internal/options.ts"
 import * as publish from "./internal/publish.ts"
 import * as removal from "./internal/removal.ts"
@@ -68,6 +69,8 @@ export interface Bound {
  * - `claim.minIdle`: what nobody has kept for so long is taken over; default 30 seconds. Running handlers keep theirs
  * - `retention`: `"until-acked"` deletes an entry once every group has acknowledged it; `"acknowledged"` trims now and
  *   then what every group has acknowledged; a {@link Bound} trims whatever is older. Default: nothing is deleted
+ * - `forgetConsumersAfter`: consumers of dead processes are deleted when they have been idle for so long and own
+ *   nothing; default 1 hour
  * - `deduplicateFor`: how long a published id is recognised; default 2 minutes
  * - `offline`: while there is no connection, a publish waits for `wait` (default 5 seconds), at most `max` (default
  *   10,000) of them at a time
@@ -94,6 +97,7 @@ export interface Options {
   readonly block?: Duration.Input | undefined
   readonly claim?: { readonly minIdle?: Duration.Input | undefined } | undefined
   readonly retention?: "until-acked" | "acknowledged" | Bound | undefined
+  readonly forgetConsumersAfter?: Duration.Input | undefined
   readonly deduplicateFor?: Duration.Input | undefined
   readonly offline?: { readonly wait?: Duration.Input | undefined; readonly max?: number | undefined } | undefined
 }
@@ -153,6 +157,7 @@ export const make: (
     const server = yield* server_.make(settings)
     const keyOf = (topic: string) => settings.keyPrefix + topic
     const failing = (operation: string) => (error: Error) => transportError(operation, settings.label, error)
+    const janitor = yield* Janitor.make(server)
     const transport = Transport.Transport.of({
       name: "redis",
       capabilities: {
@@ -163,7 +168,7 @@ export const make: (
         maxBody: undefined
       },
       limit: Concurrency.isLimit(concurrency) ? concurrency : Concurrency.makeUnsafe(concurrency ?? Infinity),
-      subscribe: yield* subscribe.make(server),
+      subscribe: yield* subscribe.make(server, janitor),
       declare: (topic) => groups.verify(server, keyOf(topic)),
       publish: publish.make(server),
       browse: (topic) => browse(server, topic),
@@ -174,15 +179,13 @@ export const make: (
         }),
       health: Effect.sync(() => server.write.isUp && server.keep.isUp ? "consuming" : "reconnecting")
     })
-    const trim = (topic: string) =>
-      Effect.mapError(removal.trim(server, keyOf(topic)), failing(`trimming ${keyOf(topic)}`))
     return Context.make(Transport.Transport, transport).pipe(Context.add(
       RedisStreams,
       RedisStreams.of({
         transport,
         groupInfo: (topic, group) =>
           Effect.mapError(groups.info(server, keyOf(topic), group), failing(`looking at group ${group} of ${keyOf(topic)}`)),
-        trim,
+        trim: (topic) => Effect.mapError(Janitor.trim(server, keyOf(topic)), failing(`trimming ${keyOf(topic)}`)),
         remove: removal.make(server, transport)
       })
     ))

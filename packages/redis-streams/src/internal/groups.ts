@@ -70,12 +70,13 @@ export const info = (server: Server, key: string, group: string): Effect.Effect<
     const found = list(groups).map(entriesOf).find((one) => text(one.get("name")) === group)
     if (found === undefined) return undefined
     const oldest = list(pending)[1]
+    const [seconds, micros] = list(time).map(Number)
     const lag = found.get("lag")
     return {
       pending: Number(found.get("pending")),
       oldestPendingAge: oldest === null || oldest === undefined
         ? undefined
-        : Math.max(0, Number(text(list(time)[0])) * 1000 - Number.parseInt(text(oldest), 10)),
+        : Math.max(0, Math.floor(seconds! * 1000 + micros! / 1000) - Number.parseInt(text(oldest), 10)),
       lag: typeof lag === "number" ? lag : null,
       lastDeliveredId: text(found.get("last-delivered-id")),
       consumers: list(consumers).map(entriesOf).map((one) => ({

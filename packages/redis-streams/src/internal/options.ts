@@ -29,7 +29,8 @@ export interface Settings {
   readonly minIdle: number
   readonly untilAcked: boolean
   readonly bound: Bound | undefined
-  readonly janitor: boolean
+  readonly trimsAcknowledged: boolean
+  readonly consumerIdle: number
   readonly deduplication: number
   readonly offline: { readonly wait: number; readonly max: number }
 }
@@ -113,7 +114,8 @@ export const check = (options: Options): Result.Result<Settings, TransportError>
     minIdle: millis(options.claim?.minIdle, 30_000),
     untilAcked: options.retention === "until-acked",
     bound: typeof options.retention === "object" ? options.retention : undefined,
-    janitor: options.retention === "acknowledged",
+    trimsAcknowledged: options.retention === "acknowledged",
+    consumerIdle: millis(options.forgetConsumersAfter, 3_600_000),
     deduplication: millis(options.deduplicateFor, 120_000),
     offline: { wait: millis(options.offline?.wait, 5_000), max: options.offline?.max ?? 10_000 }
   }
@@ -124,6 +126,7 @@ export const check = (options: Options): Result.Result<Settings, TransportError>
     checkDuration("answerTimeout", settings.answerTimeout, 1) ??
     checkDuration("block", settings.block, 1) ??
     checkDuration("claim.minIdle", settings.minIdle, 10) ??
+    checkDuration("forgetConsumersAfter", settings.consumerIdle, 1) ??
     checkDuration("deduplicateFor", settings.deduplication, 1) ??
     checkDuration("offline.wait", settings.offline.wait, 0) ??
     checkBound(settings.bound)

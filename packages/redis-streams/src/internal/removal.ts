@@ -70,6 +70,3 @@ export const make = (server: Server, transport: Transport["Service"]) =>
         return failure === undefined ? Effect.succeed(removals) : Effect.fail(failure)
       }))
     })
-
-export const trim = (server: Server, key: string): Effect.Effect<number, Error> =>
-  Effect.map(server.keep.one(key, scripts.evalsha(scripts.trim, [key], [])), Number)

@@ -10,6 +10,7 @@ import type { Delivery, Settling, SubscribeOptions, Subscription } from "@millra
 import { Interrupted, invalidOption, TransportError, Unreachable } from "@millrace/core/TransportError"
 import { Feed, isOf } from "./feed.ts"
 import * as groups from "./groups.ts"
+import type { Janitor } from "./janitor.ts"
 import type { Command } from "./link.ts"
 import { checkDuration } from "./options.ts"
 import { Reader } from "./reader.ts"
@@ -40,7 +41,10 @@ class Names {
 
 export type Subscribe = (options: SubscribeOptions) => Effect.Effect<Subscription, TransportError, Scope.Scope>
 
-export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Return<Subscribe, never, Scope.Scope> {
+export const make = Effect.fnUntraced(function*(
+  server: Server,
+  janitor: Janitor
+): Effect.fn.Return<Subscribe, never, Scope.Scope> {
   const { settings } = server
   const names = new Names()
   const clock = yield* Clock.Clock
@@ -88,6 +92,7 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
       waiting: options.waiting
     })
     reader.add(feed)
+    yield* janitor.look(key, group)
     yield* Effect.addFinalizer(() => reader.remove(feed))
     const subscription: Subscription = {
       pull: feed.pull,
