@@ -740,6 +740,8 @@ export interface Counts {
  */
 export interface Running {
   readonly name: string
+  readonly topic: string
+  readonly group: string
   /** Stops taking messages; what was taken is finished. */
   readonly pause: Effect.Effect<void>
   readonly resume: Effect.Effect<void>

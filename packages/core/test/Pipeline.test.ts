@@ -407,7 +407,7 @@ describe("bad input", () => {
         "TooLarge",
         "InvalidOption"
       ])
-      yield* Publisher.publish(Topic.make("blobs", { codec: Codec.bytes }), new Uint8Array(1_048_576))
+      yield* Publisher.publish(Topic.make("blobs", { codec: Codec.bytes }), new Uint8Array(1_048_000))
     }).pipe(Effect.provide(TestHarness.layer)))
 })
 

@@ -22,7 +22,7 @@ import { connect } from "./internal/memory/transport.ts"
  * - `minIdle`: how long an unsettled message stays with a consumer that does not keep it; default 30 seconds
  * - `retention`: `"until-acked"` deletes a message once every group has acknowledged it; default `"keep"`
  * - `concurrency`: handlers that run at once on this broker, all pipelines together; default unbounded
- * - `maxBody`: the largest body in bytes; default 1 MiB, as NATS has it
+ * - `maxBody`: the largest message in bytes, headers included; default 1 MiB, as NATS has it
  * - `history`: keeps what was published and settled, for {@link MemoryTransport}; default `false`
  *
  * @category models

@@ -215,7 +215,9 @@ const untilIdle = (
     const isTestClock = "adjust" in clock
     for (;;) {
       yield* rest(memory)
-      const groups = (yield* memory.groups).filter(({ delayed, lag, pending }) => lag + pending.length + delayed.length > 0)
+      const groups = (yield* memory.groups).filter(({ delayed, group, lag, pending, topic }) =>
+        topic === running.topic && group === running.group && lag + pending.length + delayed.length > 0
+      )
       const held = yield* running.owned
       if (groups.length === 0 && held.running + held.waiting === 0) return
       const now = clock.currentTimeMillisUnsafe()

@@ -30,6 +30,7 @@ import { Prefetch } from "./prefetch.ts"
 import { allSteps, type Program, type Retry, type Step } from "./program.ts"
 import { publishStep, publishUntilAnswered } from "./publish.ts"
 import { Settler } from "./settler.ts"
+import { sdk } from "./version.ts"
 
 /**
  * One running pipeline: a reader, a pump that starts handlers within the limit, a settler.
@@ -83,6 +84,8 @@ export class Engine {
   private ending = 0
   /** Full batches that wait for a permit: before any message that has not begun. */
   private readonly batches: Array<() => void> = []
+  /** When messages that are retried failed for the first time here, by id. */
+  private readonly firstFailures = new Map<string, number>()
   /** Handled, and left for the user to settle. */
   private readonly unsettled = new Map<Attempt, Fiber.Fiber<void>>()
   private solo: "no" | "wanted" | "running" = "no"
@@ -390,6 +393,7 @@ export class Engine {
     this.run(Effect.flatMap(verdict, (verdict) => {
       if (verdict._tag === "End") return this.bury(attempt, cause, verdict.reason)
       const delay = Duration.toMillis(verdict.delay)
+      this.rememberFailure(attempt.delivery.id)
       this.counts.retried++
       this.report(attempt, { _tag: "Retried", delay, cause })
       this.lanes?.retried(attempt, delay + retryPatience)
@@ -438,8 +442,11 @@ export class Engine {
       return Effect.void
     }
     const { delivery } = attempt
+    const failedAt = this.clock.currentTimeMillisUnsafe()
+    const firstFailedAt = this.firstFailures.get(delivery.id) ?? (delivery.attempt === 1 ? failedAt : undefined)
     const record = new DeadLetter.Record({
       version: 1,
+      sdk,
       topic: delivery.topic,
       id: delivery.id,
       group: attempt.group,
@@ -447,8 +454,10 @@ export class Engine {
       reason,
       attempts: delivery.attempt,
       publishedAt: delivery.publishedAt,
-      failedAt: this.clock.currentTimeMillisUnsafe(),
-      error: DeadLetter.describe(cause)
+      ...(firstFailedAt === undefined ? {} : { firstFailedAt }),
+      failedAt,
+      error: DeadLetter.describe(cause),
+      history: DeadLetter.historyOf(delivery.headers)
     })
     return publishUntilAnswered(this.transport, DeadLetter.outgoing(topic, delivery, record)).pipe(
       Effect.matchCauseEffect({
@@ -468,6 +477,16 @@ export class Engine {
           )
       })
     )
+  }
+
+  private rememberFailure(id: string): void {
+    if (this.firstFailures.has(id)) return
+    // Those that were retried elsewhere are never asked for: the oldest make room.
+    for (const oldest of this.firstFailures.keys()) {
+      if (this.firstFailures.size < mostFailures) break
+      this.firstFailures.delete(oldest)
+    }
+    this.firstFailures.set(id, this.clock.currentTimeMillisUnsafe())
   }
 
   /** With `manual` the user has some time to settle what was handled; then it is reported and left to be redelivered. */
@@ -499,6 +518,9 @@ export class Engine {
   }
 
   private finish(attempt: Attempt, settlement: Settlement.Settlement): void {
+    if (this.firstFailures.size > 0 && settlement._tag !== "@millrace/Retry") {
+      this.firstFailures.delete(attempt.delivery.id)
+    }
     if (attempt.claim()) {
       attempt.settlement = settlement
       this.ending++
@@ -597,6 +619,8 @@ export class Engine {
     for (const waiting of this.unsettled.values()) waiting.interruptUnsafe()
   }
 }
+
+const mostFailures = 10_000
 
 /** How much longer than its delay a key waits for a retry to come back: a peer may have been given it. */
 const retryPatience = 30_000
@@ -723,6 +747,8 @@ export const start = Effect.fnUntraced(function*(
 
   return {
     name: program.name,
+    topic: source.topic.name,
+    group: source.group,
     pause: Effect.suspend(() => {
       engine.paused = true
       return stopReading

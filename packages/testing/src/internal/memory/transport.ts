@@ -36,7 +36,9 @@ const publish = (
   broker: Broker,
   message: Transport.Outgoing
 ): Effect.Effect<Result.Result<Transport.Published, Publisher.PublishError>> => {
-  const size = message.body.byteLength
+  // As NATS counts: headers are part of it.
+  let size = message.body.byteLength
+  for (const [name, text] of Object.entries(message.headers)) size += name.length + text.length
   const limit = broker.options.maxBody
   if (size > limit) {
     const reason = new Publisher.TooLarge({ size, limit })
