@@ -6,7 +6,7 @@ import { type Publisher, type Transport, TransportError } from "@millrace/core"
 import { JetStream } from "@millrace/nats-jetstream"
 import { RedisStreams } from "@millrace/redis-streams"
 import { MemoryTransport } from "@millrace/testing"
-import { Console, Data, Effect, type Layer, Option, Redacted, Runtime } from "effect"
+import { Console, Data, type Duration, Effect, type Layer, Option, Redacted, Runtime } from "effect"
 import { Command, Flag } from "effect/cli"
 
 /** `--redis URL` and `--nats URL`; neither means in memory. A URL may hold a password, so it is redacted. */
@@ -31,6 +31,8 @@ export interface Flags {
 export interface Options {
   /** A message is gone from the broker once every group has acknowledged it. */
   readonly retention?: "until-acked" | undefined
+  /** How long the messages of a process that died wait before another takes them over; default 30 seconds. */
+  readonly claimAfter?: Duration.Input | undefined
 }
 
 /** The broker that the flags choose, as a Layer: nothing else in a program knows which one it is. */
@@ -38,10 +40,12 @@ export const layer = (
   flags: Flags,
   options?: Options
 ): Layer.Layer<Transport.Transport, TransportError.TransportError> => {
-  const retention = options?.retention
-  if (Option.isSome(flags.redis)) return RedisStreams.layer({ url: flags.redis.value, retention })
+  const { claimAfter, retention } = options ?? {}
+  if (Option.isSome(flags.redis)) {
+    return RedisStreams.layer({ url: flags.redis.value, retention, claim: { minIdle: claimAfter } })
+  }
   if (Option.isSome(flags.nats)) return JetStream.layer({ url: flags.nats.value, retention })
-  return MemoryTransport.layer({ retention })
+  return MemoryTransport.layer({ retention, minIdle: claimAfter })
 }
 
 /** Where it runs, for people; without the password. */
@@ -51,6 +55,8 @@ export const describe = (flags: Flags): string =>
     onSome: (url) => `on ${TransportError.redactUrl(Redacted.value(url))}`
   })
 
+type Failure = TransportError.TransportError | Publisher.PublishError
+
 /** Its reason has been printed; the process ends with exit code 1. */
 class Failed extends Data.TaggedError("Failed") {
   override readonly [Runtime.errorReported] = false
@@ -58,7 +64,7 @@ class Failed extends Data.TaggedError("Failed") {
 
 /** Runs a command as this process. A broker that cannot be used is one line and exit code 1, not a stack. */
 export const runMain = <Name extends string, Input, Context>(
-  command: Command.Command<Name, Input, Context, TransportError.TransportError | Publisher.PublishError, Command.Environment>
+  command: Command.Command<Name, Input, Context, Failure, Command.Environment>
 ): void =>
   Command.run(command, { version: "0.1.0" }).pipe(
     Effect.catchTag(
