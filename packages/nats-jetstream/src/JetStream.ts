@@ -219,7 +219,7 @@ const make = Effect.fnUntraced(function*(
       ownership: true,
       maxBody: undefined
     },
-    limit: Concurrency.makeUnsafe(concurrency),
+    limit: Concurrency.shared(concurrency),
     subscribe: (wish) => subscribe(connection, declaring, inboxPrefix, wish),
     declare,
     publish: (messages) => publish(Arr.map(messages, (message) => ({ message }))),
@@ -442,7 +442,7 @@ export const ackSync = Effect.fnUntraced(function*(
     Effect.retry({ schedule: resources.backoff, while: (error) => error.reason._tag === "Interrupted" }),
     Effect.timeout(options?.timeout ?? "5 seconds"),
     Effect.map(() => {
-      delivery.onEnded?.()
+      delivery.owner?.ended(delivery, true)
       return true
     }),
     Effect.mapError((cause) => new Settlement.SettleError({ id: message.id, cause })),

@@ -72,6 +72,8 @@ export class Attempt implements Entry, Message.Received {
   isSettled = false
   startedAt = 0
   message: MessageImpl | undefined
+  /** Its handler has failed. */
+  failure = false
   /** Another consumer has it: nothing may be said about it any more. */
   lost = false
   /** Its key, where keys are kept in order. */
@@ -174,6 +176,7 @@ export class Attempt implements Entry, Message.Received {
 
   begin(): void {
     const engine = this.engine
+    if (engine.limit.observe !== undefined) this.startedAt = engine.clock.currentTimeMillisUnsafe()
     if (engine.deadlines.size > 0) {
       this.startedAt = engine.clock.currentTimeMillisUnsafe()
       for (const deadline of engine.deadlines.values()) deadline.add(this)

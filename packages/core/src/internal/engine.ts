@@ -11,7 +11,7 @@ import * as Schema from "effect/Schema"
 import * as Scheduler from "effect/Scheduler"
 import type * as Scope from "effect/Scope"
 import type * as Concurrency from "../Concurrency.ts"
-import { isLimit, makeUnsafe } from "../Concurrency.ts"
+import { isLimit, shared } from "../Concurrency.ts"
 import * as DeadLetter from "../DeadLetter.ts"
 import type * as Message from "../Message.ts"
 import type { Counts, Running } from "../Pipeline.ts"
@@ -111,7 +111,7 @@ export class Engine {
     this.run = Effect.runForkWith(context)
     this.dispatcher = Context.get(context, Scheduler.Scheduler).makeDispatcher()
     const { concurrency, key, retry } = program.policies
-    this.limit = isLimit(concurrency) ? concurrency : makeUnsafe(concurrency)
+    this.limit = isLimit(concurrency) ? concurrency : shared(concurrency)
     this.cancelResize = this.limit.onResize(() => this.pump())
     this.retry = retry ?? defaultRetry
     this.prefetch = new Prefetch(program.source.prefetch)
@@ -369,6 +369,7 @@ export class Engine {
   }
 
   failed(attempt: Attempt, cause: Cause.Cause<unknown>): void {
+    attempt.failure = true
     if (attempt.lost) return this.end(attempt)
     if (this.program.policies.ackPolicy === "on-receive") {
       this.running.add(attempt)
@@ -532,6 +533,10 @@ export class Engine {
   private end(attempt: Attempt): void {
     this.running.delete(attempt)
     for (const deadline of this.deadlines.values()) deadline.delete(attempt)
+    if (this.limit.observe !== undefined) {
+      const endedAt = this.clock.currentTimeMillisUnsafe()
+      this.limit.observe({ endedAt, latency: endedAt - attempt.startedAt, failed: attempt.failure })
+    }
     this.prefetch.done()
     this.started--
     this.releasePermitOf(attempt)
@@ -718,7 +723,7 @@ export const start = Effect.fnUntraced(function*(
   for (const topic of outputs(program)) yield* transport.declare(topic)
 
   const { concurrency, key, settings } = program.policies
-  const limit = isLimit(concurrency) ? concurrency.max : concurrency
+  const limit = isLimit(concurrency) ? concurrency.ceiling : concurrency
   const subscription = yield* transport.subscribe({
     topic: source.topic.name,
     group: source.group,
