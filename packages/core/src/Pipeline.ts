@@ -21,7 +21,7 @@ import type * as Scope from "effect/Scope"
 import type * as Types from "effect/Types"
 import { isLimit } from "./Concurrency.ts"
 import type * as Concurrency from "./Concurrency.ts"
-import * as engine from "./internal/engine.ts"
+import { start as startProgram } from "./internal/start.ts"
 import { defaultSchedule } from "./internal/failure.ts"
 import { noPolicies, type Policies, type Program, type Step as ProgramStep } from "./internal/program.ts"
 import type * as Message from "./Message.ts"
@@ -765,7 +765,7 @@ export interface Running {
  */
 export const start = <M extends Any, A, E, R>(
   self: Pipeline<M, A, E, R>
-): Effect.Effect<Running, TransportError, R | Scope.Scope> => engine.start(programOf(self))
+): Effect.Effect<Running, TransportError, R | Scope.Scope> => startProgram(programOf(self))
 
 /**
  * Runs a pipeline until it is interrupted, then drains it.

@@ -6,30 +6,28 @@ import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
+import type * as Fiber from "effect/Fiber"
 import * as Schema from "effect/Schema"
 import * as Scheduler from "effect/Scheduler"
-import type * as Scope from "effect/Scope"
 import type * as Concurrency from "../Concurrency.ts"
 import { isLimit, shared } from "../Concurrency.ts"
 import * as DeadLetter from "../DeadLetter.ts"
 import type * as Message from "../Message.ts"
-import type { Counts, Running } from "../Pipeline.ts"
+import type { Counts } from "../Pipeline.ts"
 import * as Settlement from "../Settlement.ts"
 import * as Telemetry from "../Telemetry.ts"
-import * as Topic from "../Topic.ts"
 import type { Delivery, Subscription, Transport } from "../Transport.ts"
-import { invalidOption, type TransportError } from "../TransportError.ts"
+import type { TransportError } from "../TransportError.ts"
 import { Attempt } from "./attempt.ts"
 import { Batcher } from "./batcher.ts"
 import { Deadlines } from "./deadlines.ts"
-import { drain } from "./drain.ts"
 import { defaultRetry, judge } from "./failure.ts"
 import { Lanes } from "./lanes.ts"
 import { Prefetch } from "./prefetch.ts"
-import { allSteps, type Program, type Retry, type Step } from "./program.ts"
+import type { Program, Retry, Step } from "./program.ts"
 import { publishStep, publishUntilAnswered } from "./publish.ts"
 import { Settler } from "./settler.ts"
+import { batchSize, deadLetterTopic } from "./validate.ts"
 import { sdk } from "./version.ts"
 
 /**
@@ -635,11 +633,6 @@ const killerText = "every allowed delivery ended without a settlement: its proce
 /** Settlements on their way; beyond it pulling stops. */
 const mostUnconfirmed = 4096
 
-const deadLetterTopic = (program: Program): string | undefined => {
-  const { deadLetter } = program.policies
-  return deadLetter === false ? undefined : deadLetter ?? `${program.source.topic.name}.dead`
-}
-
 const preparation = (program: Program): Engine["prepare"] => {
   const { extend, topic } = program.source
   const schema = "headers" in topic ? topic.headers as Schema.ConstraintCodec<unknown, Message.Headers> | undefined : undefined
@@ -655,118 +648,3 @@ const preparation = (program: Program): Engine["prepare"] => {
     return Exit.void
   }
 }
-
-/** The largest product of batches that one permit may stand for. */
-const batchSize = (program: Program): number =>
-  Math.max(1, ...program.steps.flatMap((step) => step._tag === "Batch" ? [step.size] : []))
-
-const validate = (program: Program, transport: string): TransportError | undefined => {
-  const { policies: { ackPolicy, concurrency, retry }, source: { group, prefetch, topic, waiting } } = program
-  const whole = (n: number, least: number) => Number.isInteger(n) && n >= least
-  const invalid = (option: string, value: unknown, remedy: string) => invalidOption(transport, option, value, remedy)
-  for (const name of [topic.name, ...outputs(program)]) {
-    const bad = Topic.validateName(transport, name)
-    if (bad !== undefined) return bad
-  }
-  if (!/^[A-Za-z0-9_-]+$/.test(group)) {
-    return invalid("group", group, "a group name is made of letters, digits and the signs _ -")
-  }
-  const max = isLimit(concurrency) ? concurrency.max : concurrency
-  if (!whole(max, 1)) return invalid("concurrency", max, "give a whole number of at least 1")
-  if (prefetch !== undefined && !whole(prefetch, 0)) {
-    return invalid("prefetch", prefetch, "give a whole number, or nothing for 200 ms of work")
-  }
-  if (!whole(waiting, 0)) return invalid("waiting", waiting, "give a whole number of retries that may wait")
-  if (retry !== undefined && !(whole(retry.times, 0) || retry.times === Infinity)) {
-    return invalid("retry.times", retry.times, "give a whole number of retries, 0 for none")
-  }
-  if (retry !== undefined && ackPolicy === "on-receive") {
-    return invalid("ackPolicy", ackPolicy, "what is acknowledged before it is handled cannot be retried: drop the retry")
-  }
-  const dead = deadLetterTopic(program)
-  if (dead === topic.name) {
-    return invalid("deadLetter", dead, "a pipeline would consume its own dead letters, give another topic")
-  }
-  for (const step of allSteps(program.steps)) {
-    if (step._tag !== "Batch") continue
-    if (!program.steps.includes(step)) {
-      return invalid("batch", "in a branch or above a middleware", "a batch stands in the pipeline itself, below them")
-    }
-    if (!whole(step.size, 1)) return invalid("batch.size", step.size, "give a whole number of at least 1")
-  }
-  return undefined
-}
-
-/** The topics a pipeline writes to. */
-const outputs = (program: Program): ReadonlySet<string> => {
-  const names = new Set<string>()
-  for (const step of allSteps(program.steps)) if (step._tag === "To") names.add(step.topic.name)
-  const dead = deadLetterTopic(program)
-  return dead === undefined ? names : names.add(dead)
-}
-
-const timeoutOf = (program: Program): Duration.Duration | undefined => {
-  let timeout: Duration.Duration | undefined
-  for (const step of allSteps(program.steps)) {
-    if (step._tag === "Timeout") timeout = timeout === undefined ? step.duration : Duration.max(timeout, step.duration)
-  }
-  return timeout
-}
-
-export const start = Effect.fnUntraced(function*(
-  program: Program
-): Effect.fn.Return<Running, TransportError, Scope.Scope> {
-  const { source } = program
-  const transport = yield* source.transport
-  const bad = validate(program, transport.name)
-  if (bad !== undefined) return yield* bad
-  for (const topic of outputs(program)) yield* transport.declare(topic)
-
-  const { concurrency, key, settings } = program.policies
-  const limit = isLimit(concurrency) ? concurrency.ceiling : concurrency
-  const subscription = yield* transport.subscribe({
-    topic: source.topic.name,
-    group: source.group,
-    startFrom: source.startFrom,
-    maxOwned: limit * batchSize(program) + (source.prefetch ?? Prefetch.most) + (key === undefined ? 0 : source.waiting),
-    waiting: source.waiting,
-    timeout: timeoutOf(program),
-    settings
-  })
-  const engine = new Engine(program, transport, subscription, yield* Effect.context<never>())
-
-  let reader: Fiber.Fiber<void> | undefined
-  const read = Effect.sync(() => {
-    reader = engine.run(Effect.catchCause(engine.read, (cause) => {
-      if (Cause.hasInterruptsOnly(cause)) return Effect.void
-      Deferred.doneUnsafe(engine.failure, Exit.failCause(cause))
-      return Effect.logError(`${program.name} can no longer run`, cause)
-    }))
-  })
-  const stopReading = Effect.suspend(() => reader === undefined ? Effect.void : Fiber.interrupt(reader))
-  if (subscription.extendEvery !== undefined) {
-    yield* engine.extend.pipe(Effect.delay(subscription.extendEvery), Effect.forever, Effect.forkScoped)
-  }
-  yield* Effect.addFinalizer(() => drain(engine, stopReading, source.drainTimeout))
-  yield* read
-
-  return {
-    name: program.name,
-    topic: source.topic.name,
-    group: source.group,
-    pause: Effect.suspend(() => {
-      engine.paused = true
-      return stopReading
-    }),
-    resume: Effect.suspend(() => {
-      if (!engine.paused || engine.draining) return Effect.void
-      engine.paused = false
-      return read
-    }),
-    health: Effect.suspend(() => engine.paused ? Effect.succeed("paused" as const) : subscription.health),
-    limit: engine.limit,
-    owned: Effect.sync(() => ({ waiting: engine.waiting, running: engine.inUse })),
-    counts: Effect.sync(() => ({ ...engine.counts })),
-    await: Deferred.await(engine.failure)
-  }
-})

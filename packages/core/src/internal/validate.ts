@@ -1,0 +1,68 @@
+import * as Duration from "effect/Duration"
+import { isLimit } from "../Concurrency.ts"
+import * as Topic from "../Topic.ts"
+import { invalidOption, type TransportError } from "../TransportError.ts"
+import { allSteps, type Program } from "./program.ts"
+
+/** What cannot work is said before anything is read: option, value and remedy. */
+export const validate = (program: Program, transport: string): TransportError | undefined => {
+  const { policies: { ackPolicy, concurrency, retry }, source: { group, prefetch, topic, waiting } } = program
+  const whole = (n: number, least: number) => Number.isInteger(n) && n >= least
+  const invalid = (option: string, value: unknown, remedy: string) => invalidOption(transport, option, value, remedy)
+  for (const name of [topic.name, ...outputs(program)]) {
+    const bad = Topic.validateName(transport, name)
+    if (bad !== undefined) return bad
+  }
+  if (!/^[A-Za-z0-9_-]+$/.test(group)) {
+    return invalid("group", group, "a group name is made of letters, digits and the signs _ -")
+  }
+  const max = isLimit(concurrency) ? concurrency.max : concurrency
+  if (!whole(max, 1)) return invalid("concurrency", max, "give a whole number of at least 1")
+  if (prefetch !== undefined && !whole(prefetch, 0)) {
+    return invalid("prefetch", prefetch, "give a whole number, or nothing for 200 ms of work")
+  }
+  if (!whole(waiting, 0)) return invalid("waiting", waiting, "give a whole number of retries that may wait")
+  if (retry !== undefined && !(whole(retry.times, 0) || retry.times === Infinity)) {
+    return invalid("retry.times", retry.times, "give a whole number of retries, 0 for none")
+  }
+  if (retry !== undefined && ackPolicy === "on-receive") {
+    return invalid("ackPolicy", ackPolicy, "what is acknowledged before it is handled cannot be retried: drop the retry")
+  }
+  const dead = deadLetterTopic(program)
+  if (dead === topic.name) {
+    return invalid("deadLetter", dead, "a pipeline would consume its own dead letters, give another topic")
+  }
+  for (const step of allSteps(program.steps)) {
+    if (step._tag !== "Batch") continue
+    if (!program.steps.includes(step)) {
+      return invalid("batch", "in a branch or above a middleware", "a batch stands in the pipeline itself, below them")
+    }
+    if (!whole(step.size, 1)) return invalid("batch.size", step.size, "give a whole number of at least 1")
+  }
+  return undefined
+}
+
+/** The topics a pipeline writes to. */
+export const outputs = (program: Program): ReadonlySet<string> => {
+  const names = new Set<string>()
+  for (const step of allSteps(program.steps)) if (step._tag === "To") names.add(step.topic.name)
+  const dead = deadLetterTopic(program)
+  return dead === undefined ? names : names.add(dead)
+}
+
+export const deadLetterTopic = (program: Program): string | undefined => {
+  const { deadLetter } = program.policies
+  return deadLetter === false ? undefined : deadLetter ?? `${program.source.topic.name}.dead`
+}
+
+export const timeoutOf = (program: Program): Duration.Duration | undefined => {
+  let timeout: Duration.Duration | undefined
+  for (const step of allSteps(program.steps)) {
+    if (step._tag === "Timeout") timeout = timeout === undefined ? step.duration : Duration.max(timeout, step.duration)
+  }
+  return timeout
+}
+
+/** The largest product of batches that one permit may stand for. */
+export const batchSize = (program: Program): number =>
+  Math.max(1, ...program.steps.flatMap((step) => step._tag === "Batch" ? [step.size] : []))
