@@ -176,7 +176,7 @@ export class Attempt implements Entry, Message.Received {
 
   begin(): void {
     const engine = this.engine
-    if (engine.limit.observe !== undefined) this.startedAt = engine.clock.currentTimeMillisUnsafe()
+    if (engine.timed) this.startedAt = engine.clock.currentTimeMillisUnsafe()
     if (engine.deadlines.size > 0) {
       this.startedAt = engine.clock.currentTimeMillisUnsafe()
       for (const deadline of engine.deadlines.values()) deadline.add(this)

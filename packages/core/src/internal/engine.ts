@@ -23,6 +23,7 @@ import { Batcher } from "./batcher.ts"
 import { Deadlines } from "./deadlines.ts"
 import { defaultRetry, judge } from "./failure.ts"
 import { Lanes } from "./lanes.ts"
+import { Meter } from "./meter.ts"
 import { Prefetch } from "./prefetch.ts"
 import type { Program, Retry, Step } from "./program.ts"
 import { publishStep, publishUntilAnswered } from "./publish.ts"
@@ -46,6 +47,8 @@ export class Engine {
   readonly limit: Concurrency.Limit
   /** One timer for each `timeout` step, by its index. */
   readonly deadlines: ReadonlyMap<number, Deadlines<Attempt>>
+  /** Something wants to know how long handlers take. */
+  readonly timed: boolean
   readonly batchers: ReadonlyMap<number, Batcher>
   /** Adds to a message what its source promises beside the common fields. */
   readonly prepare: ((message: Message.Any, delivery: Delivery) => Exit.Exit<unknown, unknown>) | undefined
@@ -70,6 +73,7 @@ export class Engine {
 
   private readonly dispatcher: Scheduler.SchedulerDispatcher
   private readonly observer: ((outcome: Telemetry.Outcome) => void) | undefined
+  private readonly meter: Meter | undefined
   private readonly prefetch: Prefetch
   private readonly retry: Retry
   private readonly lanes: Lanes | undefined
@@ -106,6 +110,10 @@ export class Engine {
     this.context = context
     this.clock = Context.get(context, Clock.Clock)
     this.observer = Context.get(context, Telemetry.Observer)
+    const { group, topic } = program.source
+    this.meter = Context.get(context, Telemetry.Metrics)
+      ? new Meter(context, transport.name, topic.name, group)
+      : undefined
     this.run = Effect.runForkWith(context)
     this.dispatcher = Context.get(context, Scheduler.Scheduler).makeDispatcher()
     const { concurrency, key, retry } = program.policies
@@ -123,6 +131,7 @@ export class Engine {
         this.pump()
       }
     })
+    this.timed = this.meter !== undefined || this.limit.observe !== undefined
     this.deadlines = new Map(
       program.steps.flatMap((step, index) =>
         step._tag === "Timeout"
@@ -512,6 +521,10 @@ export class Engine {
   }
 
   private report(attempt: Attempt, outcome: Telemetry.OutcomeKind): void {
+    if (this.meter !== undefined && attempt.startedAt > 0) {
+      const millis = this.clock.currentTimeMillisUnsafe() - attempt.startedAt
+      this.meter.ended(outcome._tag, millis, "cause" in outcome ? outcome.cause : undefined)
+    }
     if (this.observer === undefined) return
     this.observer({ pipeline: this.program.name, delivery: attempt.delivery, message: attempt.message, ...outcome })
   }

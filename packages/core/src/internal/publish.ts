@@ -1,6 +1,8 @@
+import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
+import * as Tracer from "effect/Tracer"
 import type * as Message from "../Message.ts"
 import * as Publisher from "../Publisher.ts"
 import type { Outgoing, Published, Transport } from "../Transport.ts"
@@ -30,9 +32,10 @@ export const publishStep = (
   value: unknown,
   message: Message.Any
 ): Effect.Effect<void, Publisher.PublishError> =>
-  Effect.suspend(() => {
+  Effect.withFiber((fiber) => {
     const id = `${message.topic}/${source.group}/${message.id}/${path}`
-    const headers = traceOf(message.headers)
+    const spanned = Context.getOrUndefined(fiber.context, Tracer.ParentSpan) !== undefined
+    const headers = pick(message.headers, spanned ? ["baggage"] : ["traceparent", "tracestate", "baggage"])
     const publish = (value: unknown, id: string) =>
       Effect.flatMap(
         Publisher.outgoing(step.topic, value, { id, headers }),
@@ -44,14 +47,14 @@ export const publishStep = (
       : publish(given, id)
   })
 
-/** A trace goes on through pipelines that open no span of their own. */
-const traceOf = (headers: Message.Headers): Message.Headers => {
-  const trace: Record<string, string> = {}
-  for (const name of ["traceparent", "tracestate", "baggage"]) {
+/** A trace goes on, as it came, through a pipeline that opens no span of its own. */
+const pick = (headers: Message.Headers, names: ReadonlyArray<string>): Message.Headers => {
+  const picked: Record<string, string> = {}
+  for (const name of names) {
     const text = headers[name]
-    if (text !== undefined) trace[name] = text
+    if (text !== undefined) picked[name] = text
   }
-  return trace
+  return picked
 }
 
 const backoff = Schedule.min([

@@ -1,9 +1,11 @@
 import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
+import * as Tracer from "effect/Tracer"
 import { isLimit } from "../Concurrency.ts"
 import type { Running } from "../Pipeline.ts"
 import type { TransportError } from "../TransportError.ts"
@@ -34,7 +36,9 @@ export const start = Effect.fnUntraced(function*(
     timeout: timeoutOf(program),
     settings
   })
-  const engine = new Engine(program, transport, subscription, yield* Effect.context<never>())
+  // A message is not part of the span that its pipeline happened to be started in.
+  const context = Context.omit(Tracer.ParentSpan)(yield* Effect.context<never>())
+  const engine = new Engine(program, transport, subscription, context)
 
   let reader: Fiber.Fiber<void> | undefined
   const read = Effect.sync(() => {
