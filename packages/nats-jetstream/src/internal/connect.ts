@@ -2,7 +2,6 @@ import * as TransportError from "@millrace/core/TransportError"
 import type { ConnectionOptions, NatsConnection, TlsOptions } from "@nats-io/nats-core"
 import { credsAuthenticator } from "@nats-io/nats-core"
 import { connect as connectNode } from "@nats-io/transport-node"
-import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
@@ -72,9 +71,7 @@ export const connect = Effect.fnUntraced(function*(
       "give a duration longer than zero, such as 10 seconds"
     )
   }
-  const clock = yield* Clock.clockWith(Effect.succeed)
-  let lastTry = 0
-  let delay = 0
+  let client: NatsConnection | undefined
   const settings: ConnectionOptions = {
     servers: parsed.servers,
     name: options.name ?? "millrace",
@@ -86,10 +83,9 @@ export const connect = Effect.fnUntraced(function*(
     maxPingOut: 2,
     noAsyncTraces: true,
     reconnectDelayHandler() {
-      const now = clock.currentTimeMillisUnsafe()
-      delay = now - lastTry > 5000 ? 100 : Math.min(delay * 1.5, 2000)
-      lastTry = now
-      return delay * (0.5 + Math.random())
+      // Tries since one of the servers was last reached.
+      const tries = Math.min(...client?.getServers().map(({ reconnects }) => reconnects) ?? [0])
+      return Math.min(100 * 1.5 ** tries, 2000) * (0.5 + Math.random())
     },
     ...(parsed.user === undefined
       ? {}
@@ -108,7 +104,7 @@ export const connect = Effect.fnUntraced(function*(
         connectNode(settings).then((nc) => {
           // Nobody waits any longer.
           if (signal.aborted) void nc.close()
-          return nc
+          return client = nc
         }),
       catch(cause) {
         const error = fromCause(address, "connecting", cause)

@@ -194,3 +194,5 @@ export const watch = Effect.fnUntraced(function*(
 })
 
 export const notConnected = new Error("the connection was lost")
+// Where this module was loaded from helps nobody.
+notConnected.stack = `${notConnected}`

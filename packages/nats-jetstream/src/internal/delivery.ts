@@ -29,8 +29,8 @@ export class JetStreamDelivery implements Transport.Delivery {
   suspect = false
   /** Monotonic milliseconds after which a peer may have it. */
   heldUntil = 0
-  /** Called when it is settled, or somebody else's. */
-  onEnded: (() => void) | undefined
+  /** Told when it is settled, or somebody else's. */
+  owner: { readonly ended: (delivery: JetStreamDelivery, done: boolean) => void } | undefined
 
   constructor(msg: Msg) {
     this.msg = msg

@@ -76,10 +76,8 @@ export const settling = (options: SettlingOptions) => {
     const lost: Array<JetStreamDelivery> = []
     const acks: Array<JetStreamDelivery> = []
     const releases: Array<JetStreamDelivery> = []
-    const settled: Array<JetStreamDelivery> = []
     for (const { delivery, settlement } of batch) {
       if (!(delivery instanceof JetStreamDelivery)) continue
-      settled.push(delivery)
       const ours = time < delivery.heldUntil
       if (!ours) lost.push(delivery)
       switch (settlement._tag) {
@@ -111,7 +109,9 @@ export const settling = (options: SettlingOptions) => {
     return Effect.map(
       Effect.andThen(Effect.andThen(spoken, giveBack(releases)), connection.flush),
       () => {
-        for (const delivery of settled) delivery.onEnded?.()
+        for (const { delivery, settlement } of batch) {
+          if (delivery instanceof JetStreamDelivery) delivery.owner?.ended(delivery, settlement._tag === "Ack")
+        }
         return lost
       }
     )
@@ -140,12 +140,13 @@ export const settling = (options: SettlingOptions) => {
         else extended.push(delivery)
       }
       if (connection.state() !== "connected") {
+        for (const delivery of lost) if (delivery instanceof JetStreamDelivery) delivery.owner?.ended(delivery, false)
         return lost.length > 0 ? Effect.succeed(lost) : Effect.fail(interrupted("extend", notConnected))
       }
       for (const delivery of extended) say(delivery, working)
       return Effect.map(connection.flush, () => {
         for (const delivery of extended) delivery.heldUntil = time + lease
-        for (const delivery of lost) if (delivery instanceof JetStreamDelivery) delivery.onEnded?.()
+        for (const delivery of lost) if (delivery instanceof JetStreamDelivery) delivery.owner?.ended(delivery, false)
         return lost
       })
     })
@@ -153,6 +154,10 @@ export const settling = (options: SettlingOptions) => {
   return {
     settle,
     extend,
+    /** Of a message that is done; unheard, it is said again when it comes again. */
+    acknowledge(delivery: JetStreamDelivery) {
+      if (connection.state() === "connected") say(delivery, ack)
+    },
     /** Gives back what no handler has seen, on the way out. */
     handBack: (deliveries: ReadonlyArray<JetStreamDelivery>) =>
       Effect.suspend(() => {

@@ -9,6 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
+import { Arrivals } from "./arrivals.ts"
 import { type Connection, unauthorized } from "./connection.ts"
 import type { JetStreamDelivery } from "./delivery.ts"
 import * as names from "./names.ts"
@@ -65,67 +66,6 @@ export const subscribe = Effect.fnUntraced(function*(
     ? Math.max(1, Math.min(options.waiting, maxAckPending - options.maxOwned))
     : options.waiting
 
-  // --- what has arrived
-
-  /** In order of arrival, to be given to the next pull. */
-  const queue: Array<JetStreamDelivery> = []
-  /** Given one at a time: see `suspect` of the contract. */
-  const suspects: Array<JetStreamDelivery> = []
-  let suspect: JetStreamDelivery | undefined
-  /** Arrived, and being looked up. */
-  let arriving = 0
-  let lookup: Promise<unknown> | undefined
-  /** Retries that this process asked for, by id. */
-  const retries = new Map<string, { readonly delivered: number; readonly released: number; readonly due: number }>()
-
-  const known = (delivery: JetStreamDelivery): boolean => {
-    if (delivery.delivered === 1) return true
-    const retry = retries.get(delivery.id)
-    if (retry === undefined || retry.delivered !== delivery.delivered - 1) return false
-    retries.delete(delivery.id)
-    delivery.released = retry.released
-    return true
-  }
-  const lookUp = (delivery: JetStreamDelivery): Promise<void> | undefined => {
-    if (known(delivery)) return undefined
-    retries.delete(delivery.id)
-    delivery.suspect = true
-    return notes?.read(delivery).then((note) => {
-      if (note === undefined) return
-      delivery.released = note.released
-      delivery.suspect = !note.settled || note.delivered !== delivery.delivered - 1
-    })
-  }
-  const admit = (chunk: ReadonlyArray<JetStreamDelivery>) => {
-    for (const delivery of chunk) {
-      if (!delivery.suspect) queue.push(delivery)
-      else {
-        suspects.push(delivery)
-        if (connection.state() === "connected") notes?.arrived(delivery)
-      }
-    }
-    wake()
-  }
-  const onChunk = (chunk: Array<JetStreamDelivery>) => {
-    const heldUntil = now() + lease
-    let unknown: Array<Promise<void>> | undefined
-    for (const delivery of chunk) {
-      delivery.heldUntil = heldUntil
-      const found = lookUp(delivery)
-      if (found !== undefined) (unknown ??= []).push(found)
-    }
-    active = true
-    if (unknown === undefined && lookup === undefined) return admit(chunk)
-    // What comes behind waits, so that the order of arrival is kept.
-    arriving += chunk.length
-    const turn: Promise<void> = Promise.all([lookup, ...unknown ?? []]).then(() => {
-      if (lookup === turn) lookup = undefined
-      arriving -= chunk.length
-      admit(chunk)
-    })
-    lookup = turn
-  }
-
   // --- asking
 
   let wanted = 0
@@ -138,27 +78,18 @@ export const subscribe = Effect.fnUntraced(function*(
   let active = false
   let dueTimer: NodeJS.Timeout | undefined
 
-  const held = () => queue.length + suspects.length + arriving
-
-  /** At the bound, retries that are due no longer count: they come back, here or elsewhere. */
   const waitingIsFull = () => {
-    if (retries.size < mostWaiting) return false
-    const time = now()
-    let next = Infinity
-    for (const [id, { due }] of retries) {
-      if (due <= time) retries.delete(id)
-      else if (due < next) next = due
-    }
-    if (retries.size < mostWaiting) return false
+    const wait = arrivals.fullFor(mostWaiting)
+    if (wait === 0) return false
     dueTimer ??= setTimeout(() => {
       dueTimer = undefined
       ask()
-    }, next - time + 1)
+    }, wait)
     return true
   }
   const ask = () => {
     if (waiter === undefined || closed || retiring || healing || !reader.open) return
-    const open = held() + reader.asked
+    const open = arrivals.size + reader.asked
     if (open > wanted && reader.asked > 0) return retire()
     const missing = wanted - open
     // Small requests cost as much as large ones: while some are open, wait for a quarter to be missing.
@@ -176,39 +107,17 @@ export const subscribe = Effect.fnUntraced(function*(
     })
   }
   const give = (): Arr.NonEmptyReadonlyArray<JetStreamDelivery> | undefined => {
-    const given = queue.splice(0, wanted)
+    const given = arrivals.give(wanted)
     wanted -= given.length
     return Arr.isArrayNonEmpty(given) ? given : undefined
   }
   const wake = () => {
-    beginSuspect()
-    if (waiter !== undefined) {
-      const given = give()
-      if (given === undefined) return ask()
-      const resume = waiter
-      waiter = undefined
-      resume(Exit.succeed(given))
-    }
-  }
-  const beginSuspect = () => {
-    if (suspect !== undefined || closed) return
-    const next = suspects.shift()
-    if (next === undefined) return
-    suspect = next
-    next.onEnded = () => {
-      suspect = undefined
-      beginSuspect()
-    }
-    arriving++
-    const begun = notes === undefined ? Effect.void : Effect.retry(notes.begins(next), { schedule: resources.backoff })
-    runFork(begun).addObserver(() => {
-      arriving--
-      if (closed) suspects.push(next)
-      else {
-        queue.push(next)
-        wake()
-      }
-    })
+    if (waiter === undefined) return
+    const given = give()
+    if (given === undefined) return ask()
+    const resume = waiter
+    waiter = undefined
+    resume(Exit.succeed(given))
   }
   const fail = (error: TransportFailure) => {
     failure ??= error
@@ -285,7 +194,11 @@ export const subscribe = Effect.fnUntraced(function*(
     inboxPrefix,
     maxBatch: consumer.config.max_batch ?? Infinity,
     expires: Math.min(requestExpires, (consumer.config.max_expires ?? Infinity) / 1e6),
-    onChunk,
+    onChunk(chunk) {
+      if (chunk.length === 0) return ask()
+      active = true
+      arrivals.receive(chunk)
+    },
     onTrouble: heal,
     onFailure: fail
   })
@@ -317,23 +230,24 @@ export const subscribe = Effect.fnUntraced(function*(
     now,
     lease,
     confirm: Context.get(options.settings, settings.Acknowledge) === "confirm",
-    onRetry(delivery, delay) {
-      retries.set(delivery.id, { delivered: delivery.delivered, released: delivery.released, due: now() + delay })
-    }
+    onRetry: (delivery, delay) => arrivals.retried(delivery, delay)
+  })
+  const arrivals = new Arrivals({
+    connection,
+    notes,
+    now,
+    lease,
+    run: runFork,
+    acknowledge: voice.acknowledge,
+    onReady: wake
   })
   const extendEvery = Duration.millis(ackWait / 3)
   // What nobody has pulled is kept alive too; what could not be is no longer ours to give.
   yield* Effect.suspend(() => {
-    // Nobody says so when a message that was not settled has been given up.
-    if (suspect !== undefined && now() > suspect.heldUntil) suspect.onEnded?.()
-    const waiting = [...queue, ...suspects]
-    if (!Arr.isArrayNonEmpty(waiting)) return Effect.void
-    return Effect.map(voice.extend(waiting), (lost) => {
-      for (const list of [queue, suspects]) {
-        const kept = list.filter((delivery) => !lost.includes(delivery))
-        list.splice(0, list.length, ...kept)
-      }
-    })
+    const kept = arrivals.kept
+    return Arr.isReadonlyArrayNonEmpty(kept)
+      ? Effect.map(voice.extend(kept), (lost) => arrivals.forget(lost))
+      : Effect.void
   }).pipe(Effect.ignore, Effect.delay(extendEvery), Effect.forever, Effect.forkScoped)
   // Where a consumer would begin, were it to be created again.
   yield* Effect.suspend(() => {
@@ -352,8 +266,7 @@ export const subscribe = Effect.fnUntraced(function*(
       reader.close()
       clearTimeout(dueTimer)
       yield* Effect.promise(() => reader.end())
-      if (lookup !== undefined) yield* Effect.promise(() => lookup ?? Promise.resolve())
-      yield* voice.handBack([...queue, ...suspects])
+      yield* voice.handBack(yield* Effect.promise(() => arrivals.close()))
     }).pipe(Effect.timeoutOption(Duration.seconds(5)), Effect.ignore)
   )
   reader.begin()

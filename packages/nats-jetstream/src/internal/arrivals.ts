@@ -1,0 +1,205 @@
+import * as Effect from "effect/Effect"
+import type { Connection } from "./connection.ts"
+import type { JetStreamDelivery } from "./delivery.ts"
+import type { Notes } from "./notes.ts"
+import { backoff } from "./resources.ts"
+
+export interface ArrivalsOptions {
+  readonly connection: Connection
+  readonly notes: Notes | undefined
+  /** Monotonic milliseconds. */
+  readonly now: () => number
+  /** How long a delivery is surely ours after a sign of life, in milliseconds. */
+  readonly lease: number
+  readonly run: <A, E>(effect: Effect.Effect<A, E>) => { readonly addObserver: (f: () => void) => void }
+  /** Says once more that a message is done: of it, a copy has come. */
+  readonly acknowledge: (copy: JetStreamDelivery) => void
+  /** There may be something to give. */
+  readonly onReady: () => void
+}
+
+/**
+ * What has arrived and is not settled: in order, counted as the contract counts, no message twice at a time.
+ */
+export class Arrivals {
+  private readonly options: ArrivalsOptions
+  /** In order of arrival, to be given to the next pull. */
+  private queue: Array<JetStreamDelivery> = []
+  /** Given one at a time: see `suspect` of the contract. */
+  private suspects: Array<JetStreamDelivery> = []
+  private suspect: JetStreamDelivery | undefined
+  /** Being looked up, or noted. */
+  private pending = 0
+  private lookup: Promise<void> | undefined
+  /** Given and not settled, by id. */
+  private readonly given = new Map<string, JetStreamDelivery>()
+  /** Deliveries of what is given already: the server took us for dead. They wait until the first has ended. */
+  private readonly copies = new Map<string, JetStreamDelivery>()
+  /** Acknowledged so late that a copy may be on its way, and until when. */
+  private readonly late = new Map<string, number>()
+  /** Retries that this process asked for, by id. */
+  private readonly retries = new Map<string, { readonly delivered: number; readonly released: number; readonly due: number }>()
+  private closed = false
+
+  constructor(options: ArrivalsOptions) {
+    this.options = options
+  }
+
+  /** Arrived and not given. */
+  get size(): number {
+    return this.queue.length + this.suspects.length + this.copies.size + this.pending
+  }
+
+  /** Messages in the order in which they were read. */
+  receive(chunk: Array<JetStreamDelivery>): void {
+    const heldUntil = this.options.now() + this.options.lease
+    let unknown: Array<Promise<void>> | undefined
+    let fresh = chunk
+    for (const delivery of chunk) {
+      delivery.heldUntil = heldUntil
+      delivery.owner = this
+      if (this.isCopy(delivery)) {
+        fresh = fresh === chunk ? chunk.slice() : fresh
+        fresh.splice(fresh.indexOf(delivery), 1)
+        continue
+      }
+      const found = this.lookUp(delivery)
+      if (found !== undefined) (unknown ??= []).push(found)
+    }
+    if (unknown === undefined && this.lookup === undefined) return this.admit(fresh)
+    // What comes behind waits, so that the order of arrival is kept.
+    this.pending += fresh.length
+    const turn: Promise<void> = Promise.all([this.lookup, ...unknown ?? []]).then(() => {
+      if (this.lookup === turn) this.lookup = undefined
+      this.pending -= fresh.length
+      this.admit(fresh)
+    })
+    this.lookup = turn
+  }
+
+  give(max: number): Array<JetStreamDelivery> {
+    const given = max >= this.queue.length ? this.queue : this.queue.splice(0, max)
+    if (given === this.queue) this.queue = []
+    for (const delivery of given) this.given.set(delivery.id, delivery)
+    return given
+  }
+
+  /** It is settled, or somebody else's. */
+  ended(delivery: JetStreamDelivery, done: boolean): void {
+    const { id } = delivery
+    if (this.given.get(id) === delivery) this.given.delete(id)
+    const copy = this.copies.get(id)
+    if (copy !== undefined) {
+      this.copies.delete(id)
+      if (done) this.options.acknowledge(copy)
+      else this.receive([copy])
+    } else if (done && this.options.now() >= delivery.heldUntil) {
+      this.late.set(id, this.options.now() + 60_000)
+    }
+    if (delivery === this.suspect) {
+      this.suspect = undefined
+      this.beginSuspect()
+    }
+  }
+
+  retried(delivery: JetStreamDelivery, delay: number): void {
+    const { delivered, id, released } = delivery
+    this.retries.set(id, { delivered, released, due: this.options.now() + delay })
+  }
+
+  /** Milliseconds until there are fewer than `most` retries that wait. Those that are due come back, here or elsewhere. */
+  fullFor(most: number): number {
+    if (this.retries.size < most) return 0
+    const time = this.options.now()
+    let next = Infinity
+    for (const [id, { due }] of this.retries) {
+      if (due <= time) this.retries.delete(id)
+      else if (due < next) next = due
+    }
+    return this.retries.size < most ? 0 : next - time + 1
+  }
+
+  /** What nobody has been given: it is kept alive here. */
+  get kept(): ReadonlyArray<JetStreamDelivery> {
+    const time = this.options.now()
+    // Nobody says so when a message that was not settled has been given up.
+    if (this.suspect !== undefined && time > this.suspect.heldUntil) this.ended(this.suspect, false)
+    for (const delivery of this.given.values()) if (time > delivery.heldUntil + this.options.lease) this.ended(delivery, false)
+    for (const [id, until] of this.late) if (time > until) this.late.delete(id)
+    return [...this.queue, ...this.suspects, ...this.copies.values()]
+  }
+
+  forget(lost: ReadonlyArray<unknown>): void {
+    if (lost.length === 0) return
+    this.queue = this.queue.filter((delivery) => !lost.includes(delivery))
+    this.suspects = this.suspects.filter((delivery) => !lost.includes(delivery))
+    for (const [id, copy] of this.copies) if (lost.includes(copy)) this.copies.delete(id)
+  }
+
+  /** Gives nothing more; resolves with what is left, when the last of it has been looked up. */
+  close(): Promise<ReadonlyArray<JetStreamDelivery>> {
+    this.closed = true
+    return (this.lookup ?? Promise.resolve()).then(() => [...this.queue, ...this.suspects, ...this.copies.values()])
+  }
+
+  private isCopy(delivery: JetStreamDelivery): boolean {
+    const { id } = delivery
+    const first = this.given.get(id)
+    if (first !== undefined) {
+      // Whatever the handler of the first does now, this one is what counts.
+      first.heldUntil = 0
+      this.copies.set(id, delivery)
+      return true
+    }
+    if (this.late.size === 0 || !this.late.has(id)) return false
+    this.options.acknowledge(delivery)
+    return true
+  }
+
+  /** Settles how often it counts; a promise where that has to be asked. */
+  private lookUp(delivery: JetStreamDelivery): Promise<void> | undefined {
+    if (delivery.delivered === 1) return undefined
+    const retry = this.retries.get(delivery.id)
+    this.retries.delete(delivery.id)
+    if (retry !== undefined && retry.delivered === delivery.delivered - 1) {
+      delivery.released = retry.released
+      return undefined
+    }
+    delivery.suspect = true
+    return this.options.notes?.read(delivery).then((note) => {
+      if (note === undefined) return
+      delivery.released = note.released
+      delivery.suspect = !note.settled || note.delivered !== delivery.delivered - 1
+    })
+  }
+
+  private admit(chunk: ReadonlyArray<JetStreamDelivery>): void {
+    for (const delivery of chunk) {
+      if (!delivery.suspect) this.queue.push(delivery)
+      else {
+        this.suspects.push(delivery)
+        if (this.options.connection.state() === "connected") this.options.notes?.arrived(delivery)
+      }
+    }
+    this.beginSuspect()
+    this.options.onReady()
+  }
+
+  /** Notes that the next of them counts, before anybody is given it: it may be the last thing this process does. */
+  private beginSuspect(): void {
+    if (this.suspect !== undefined || this.closed) return
+    const next = this.suspects.shift()
+    if (next === undefined) return
+    this.suspect = next
+    this.pending++
+    const begun = this.options.notes === undefined
+      ? Effect.void
+      : Effect.retry(this.options.notes.begins(next), backoff)
+    this.options.run(begun).addObserver(() => {
+      this.pending--
+      if (this.closed) return this.suspects.push(next)
+      this.queue.push(next)
+      this.options.onReady()
+    })
+  }
+}
