@@ -28,6 +28,9 @@ export interface Flags {
   readonly nats: Option.Option<Redacted.Redacted<string>>
 }
 
+/** Somebody sits and waits. */
+const connectTimeout = "3 seconds"
+
 export interface Options {
   /** A message is gone from the broker once every group has acknowledged it. */
   readonly retention?: "until-acked" | undefined
@@ -42,9 +45,9 @@ export const layer = (
 ): Layer.Layer<Transport.Transport, TransportError.TransportError> => {
   const { claimAfter, retention } = options ?? {}
   if (Option.isSome(flags.redis)) {
-    return RedisStreams.layer({ url: flags.redis.value, retention, claim: { minIdle: claimAfter } })
+    return RedisStreams.layer({ url: flags.redis.value, retention, connectTimeout, claim: { minIdle: claimAfter } })
   }
-  if (Option.isSome(flags.nats)) return JetStream.layer({ url: flags.nats.value, retention })
+  if (Option.isSome(flags.nats)) return JetStream.layer({ url: flags.nats.value, retention, connectTimeout })
   return MemoryTransport.layer({ retention, minIdle: claimAfter })
 }
 
