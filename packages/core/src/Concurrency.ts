@@ -169,8 +169,8 @@ class AdaptiveLimit extends LimitImpl {
       since = undefined
       inFlight = ended = failed = latency = 0
       late = false
-      const bounded = Math.min(max, Math.max(min, next))
-      if (bounded === this.max) return
+      const bounded = Math.min(max, Math.max(min, Math.floor(next)))
+      if (bounded === this.max || Number.isNaN(bounded)) return
       changedAt = handler.endedAt
       this.resize(bounded)
     }

@@ -186,8 +186,13 @@ export class Attempt implements Entry, Message.Received {
     const exit = exitOf(decoding)
     if (exit === undefined) return this.fork(decoding, beforeSteps, false, undefined)
     if (Exit.isSuccess(exit)) return this.decoded(exit.value)
-    if (Cause.hasDies(exit.cause)) return this.failed(exit.cause)
-    engine.undecodable(this, exit.cause)
+    this.notDecoded(exit.cause)
+  }
+
+  /** Bytes that do not fit will never fit; a decoder that breaks is a defect like any other. */
+  private notDecoded(cause: Cause.Cause<unknown>): void {
+    if (Cause.hasDies(cause)) return this.failed(cause)
+    this.engine.undecodable(this, cause)
   }
 
   private decoded(value: unknown): void {
@@ -195,7 +200,7 @@ export class Attempt implements Entry, Message.Received {
     const message = this.message = this.message ?? new MessageImpl(value, this)
     if (this.engine.prepare !== undefined) {
       const exit = this.engine.prepare(message, this.delivery)
-      if (Exit.isFailure(exit)) return this.engine.undecodable(this, exit.cause)
+      if (Exit.isFailure(exit)) return this.notDecoded(exit.cause)
     }
     if (!this.engine.isFor(this.delivery)) return this.filtered()
     if (program.steps.length === 0) return this.succeeded(value)
@@ -366,7 +371,10 @@ export class Attempt implements Entry, Message.Received {
 
   /** Stops the handler where it is and calls `then` when it has stopped; a promise is told by its signal and left. */
   private stop(reason: Error, then: () => void): void {
-    if (this.ended) return
+    if (this.ended) {
+      this.conclusion?.interruptUnsafe()
+      return
+    }
     this.epoch++
     this.abort(reason)
     if (this.fiber === undefined && this.batch?.fiber === undefined) return then()
@@ -412,6 +420,21 @@ export class Attempt implements Entry, Message.Received {
   // --- ends
 
   private ended = false
+  private conclusion: Fiber.Fiber<void> | undefined
+
+  get isOver(): boolean {
+    return this.ended
+  }
+
+  /** What is done about it after its handler has ended; taken away meanwhile, it is handed back. */
+  conclude(effect: Effect.Effect<void>): void {
+    this.ended = true
+    this.engine.running.add(this)
+    const fiber = this.conclusion = this.engine.run(effect)
+    fiber.addObserver((exit) => {
+      if (Exit.isFailure(exit)) this.engine.interrupted(this)
+    })
+  }
 
   private succeeded(value: unknown): void {
     if (this.close(Exit.succeed(value), () => this.engine.succeeded(this, value))) this.engine.succeeded(this, value)

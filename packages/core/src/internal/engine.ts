@@ -277,14 +277,16 @@ export class Engine {
     this.started++
     const { delivery } = attempt
     if (delivery.suspect && delivery.attempt > this.retry.times + 1) {
-      this.running.add(attempt)
-      this.run(this.bury(attempt, Cause.die(new Error(killerText)), "killer"))
-      return
+      return attempt.conclude(this.bury(attempt, Cause.die(new Error(killerText)), "killer"))
     }
     if (this.program.policies.ackPolicy !== "on-receive") return attempt.begin()
     // Acknowledged first: only when the broker has confirmed it does the handler begin.
     this.running.add(attempt)
-    attempt.settleThen(Settlement.ack, (owned) => owned ? attempt.begin() : this.end(attempt))
+    attempt.settleThen(Settlement.ack, (owned) => {
+      if (attempt.isOver) return
+      if (owned) attempt.begin()
+      else this.end(attempt)
+    })
   }
 
   /**
@@ -371,24 +373,20 @@ export class Engine {
   }
 
   undecodable(attempt: Attempt, cause: Cause.Cause<unknown>): void {
-    this.running.add(attempt)
-    this.run(this.bury(attempt, cause, "undecodable"))
+    attempt.conclude(this.bury(attempt, cause, "undecodable"))
   }
 
   failed(attempt: Attempt, cause: Cause.Cause<unknown>): void {
     attempt.failure = true
     if (attempt.lost) return this.end(attempt)
     if (this.program.policies.ackPolicy === "on-receive") {
-      this.running.add(attempt)
-      this.run(this.bury(attempt, cause, "exhausted"))
-      return
+      return attempt.conclude(this.bury(attempt, cause, "exhausted"))
     }
     if (attempt.isSettled) {
       this.counts.failedAfterSettle++
       this.report(attempt, { _tag: "FailedAfterSettle", cause })
       return this.end(attempt)
     }
-    this.running.add(attempt)
     // A `while` or a schedule of the user's may throw: then the message is retried as if there were no policy of theirs.
     const verdict = Effect.suspend(() => judge(this.retry, cause, attempt.delivery.attempt, attempt.message)).pipe(
       Effect.catchCause((defect) =>
@@ -398,7 +396,7 @@ export class Engine {
         )
       )
     )
-    this.run(Effect.flatMap(verdict, (verdict) => {
+    attempt.conclude(Effect.flatMap(verdict, (verdict) => {
       if (verdict._tag === "End") return this.bury(attempt, cause, verdict.reason)
       const delay = Duration.toMillis(verdict.delay)
       this.rememberFailure(attempt.delivery.id)
@@ -517,7 +515,7 @@ export class Engine {
 
   released(delivery: Delivery, message: Message.Any | undefined): void {
     this.counts.released++
-    this.observer?.({ pipeline: this.program.name, delivery, message, _tag: "Released" })
+    this.observe({ pipeline: this.program.name, delivery, message, _tag: "Released" })
   }
 
   private report(attempt: Attempt, outcome: Telemetry.OutcomeKind): void {
@@ -526,7 +524,15 @@ export class Engine {
       this.meter.ended(outcome._tag, millis, "cause" in outcome ? outcome.cause : undefined)
     }
     if (this.observer === undefined) return
-    this.observer({ pipeline: this.program.name, delivery: attempt.delivery, message: attempt.message, ...outcome })
+    this.observe({ pipeline: this.program.name, delivery: attempt.delivery, message: attempt.message, ...outcome })
+  }
+
+  private observe(outcome: Telemetry.Outcome): void {
+    try {
+      this.observer?.(outcome)
+    } catch (error) {
+      this.run(Effect.logError(`${this.program.name}: the observer of outcomes failed`, error))
+    }
   }
 
   private finish(attempt: Attempt, settlement: Settlement.Settlement): void {
@@ -657,7 +663,11 @@ const preparation = (program: Program): Engine["prepare"] => {
       if (Exit.isFailure(exit)) return exit
       Object.assign(message, { typedHeaders: exit.value })
     }
-    if (extend !== undefined) extend(message, delivery)
-    return Exit.void
+    try {
+      extend?.(message, delivery)
+      return Exit.void
+    } catch (error) {
+      return Exit.die(error)
+    }
   }
 }

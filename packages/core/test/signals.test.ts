@@ -1,0 +1,32 @@
+import { assert, describe, it } from "@effect/vitest"
+import { spawn } from "node:child_process"
+
+/** Runs the fixture and sends it `signals`, the first one when its handler has begun. */
+const run = (args: ReadonlyArray<string>, signals: ReadonlyArray<NodeJS.Signals>) =>
+  new Promise<{ readonly code: number | null; readonly out: string }>((resolve) => {
+    const child = spawn(process.execPath, [new URL("fixtures/drain.ts", import.meta.url).pathname, ...args], {
+      stdio: ["ignore", "pipe", "inherit"]
+    })
+    let out = ""
+    child.stdout.on("data", (chunk) => {
+      const before = out
+      out += chunk
+      if (before.includes("begun") || !out.includes("begun")) return
+      signals.forEach((signal, i) => setTimeout(() => child.kill(signal), i * 300))
+    })
+    child.on("close", (code) => resolve({ code, out }))
+  })
+
+describe("signals", () => {
+  it("SIGTERM drains: the running handler finishes, exit 130", async () => {
+    assert.deepStrictEqual(await run(["1000"], ["SIGTERM"]), { code: 130, out: "begun\nfinished\n" })
+  })
+
+  it("the same under Layer.launch, with the pipeline one Layer among others", async () => {
+    assert.deepStrictEqual(await run(["1000", "launch"], ["SIGINT"]), { code: 130, out: "begun\nfinished\n" })
+  })
+
+  it("a second signal exits at once, where that was asked for", async () => {
+    assert.deepStrictEqual(await run(["60000"], ["SIGTERM", "SIGTERM"]), { code: 1, out: "begun\n" })
+  })
+})
