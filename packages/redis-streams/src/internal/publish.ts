@@ -24,7 +24,7 @@ export const make = (server: Server): Publish => {
 
   const send = (key: string, commands: ReadonlyArray<Command>): Effect.Effect<ReadonlyArray<unknown>> =>
     Effect.suspend(() => {
-      if (server.write.isUp) return server.write.send(key, commands, 0)
+      if (server.write.isUpFor(key)) return server.write.send(key, commands, 0)
       if (waiting + commands.length > offline.max) {
         const lost = new Lost(false, new Error(`${waiting} messages wait for a connection already, offline.max is ${offline.max}`))
         return Effect.succeed(commands.map(() => lost))

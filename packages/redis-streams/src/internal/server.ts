@@ -54,6 +54,12 @@ export class Channel {
     )
   }
 
+  /** Whether what is about this key can be sent at once. */
+  isUpFor(key: string): boolean {
+    const address = this.settings.topology === "cluster" ? this.slots.get(slotOf(key)) : undefined
+    return this.links.get(address === undefined ? "" : nameOf(address))?.current !== undefined
+  }
+
   get isUp(): boolean {
     for (const link of this.links.values()) if (link.current === undefined) return false
     return true
@@ -160,12 +166,14 @@ export interface Server {
   readonly keep: Channel
   /** A connection of its own, that may block. */
   readonly reading: (purpose: string, key: string) => Effect.Effect<Link, never, Scope.Scope>
-  readonly hasRemoval: boolean
+  /** XACKDEL: asked, not read from a version, and given up when it turns out otherwise. */
+  hasRemoval: boolean
 }
 
 /** Connects, or says within `connectTimeout` why that cannot be done. */
 export const make = Effect.fnUntraced(function*(settings: Settings): Effect.fn.Return<Server, TransportError, Scope.Scope> {
-  const scope = yield* Effect.scope
+  // Connections are made when they are needed, and must all outlive the subscriptions: a scope of this moment.
+  const scope = yield* Scope.fork(yield* Effect.scope)
   const slots = new SlotMap()
   const topology = Topology.make(settings, slots)
   const first = yield* firstConnection(settings, topology)
@@ -183,7 +191,7 @@ export const make = Effect.fnUntraced(function*(settings: Settings): Effect.fn.R
   }
 })
 
-/** Whether the server has a command that this user may run; asked, not read from a version. */
+/** Whether the server has a command. */
 const knows = (connected: Connected, command: string): Effect.Effect<boolean> =>
   Effect.promise(() =>
     connected.client.sendCommand([command]).then(() => true, (error) =>

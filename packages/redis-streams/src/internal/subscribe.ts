@@ -14,7 +14,7 @@ import type { Janitor } from "./janitor.ts"
 import type { Command } from "./link.ts"
 import { checkDuration } from "./options.ts"
 import { Reader } from "./reader.ts"
-import { list, transportError } from "./reply.ts"
+import { codeOf, isUnknown, list, transportError } from "./reply.ts"
 import * as scripts from "./scripts.ts"
 import type { Server } from "./server.ts"
 import { RemoveOnSuccess, Source } from "./source.ts"
@@ -111,7 +111,7 @@ const interrupted = (operation: string, cause: Error): TransportError =>
 const settling = (server: Server, feed: Feed, removes: boolean) => {
   const { consumer, group, key } = feed.options
   const isMine = isOf(feed)
-  return (batch: Arr.NonEmptyReadonlyArray<Settling>): Effect.Effect<ReadonlyArray<Delivery>, TransportError> =>
+  const settle = (batch: Arr.NonEmptyReadonlyArray<Settling>): Effect.Effect<ReadonlyArray<Delivery>, TransportError> =>
     Effect.suspend(() => {
       const acks: Array<string> = []
       const ops: Array<string> = []
@@ -156,6 +156,10 @@ const settling = (server: Server, feed: Feed, removes: boolean) => {
         ? -1
         : commands.push(scripts.evalsha(scripts.remove, [key], [group, consumer, "0", ...ends.map(({ id }) => id)])) - 1
       return Effect.flatMap(server.write.send(key, commands), (replies) => {
+        if (removes && server.hasRemoval && (isUnknown(replies[0]) || codeOf(replies[0]) === "NOPERM")) {
+          server.hasRemoval = false
+          return settle(batch)
+        }
         for (const reply of replies) {
           // With the group everything that was owned is gone.
           if (!(reply instanceof Error) || reply.message.startsWith("NOGROUP")) continue
@@ -180,6 +184,7 @@ const settling = (server: Server, feed: Feed, removes: boolean) => {
         return Effect.succeed([...lost])
       })
     })
+  return settle
 }
 
 const delayOf = (after: Duration.Duration | undefined): number => after === undefined ? 0 : Math.ceil(Duration.toMillis(after))
