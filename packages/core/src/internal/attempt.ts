@@ -437,28 +437,37 @@ export class Attempt implements Entry, Message.Received {
   }
 
   private succeeded(value: unknown): void {
-    if (this.close(Exit.succeed(value), () => this.engine.succeeded(this, value))) this.engine.succeeded(this, value)
+    this.ended = true
+    if (this.hasFinalizers) this.close(Exit.succeed(value), () => this.engine.succeeded(this, value))
+    else this.engine.succeeded(this, value)
   }
 
   private filtered(): void {
-    if (this.close(Exit.void, () => this.engine.filtered(this))) this.engine.filtered(this)
+    this.ended = true
+    if (this.hasFinalizers) this.close(Exit.void, () => this.engine.filtered(this))
+    else this.engine.filtered(this)
   }
 
   private failed(cause: Cause.Cause<unknown>): void {
-    if (this.close(Exit.failCause(cause), () => this.engine.failed(this, cause))) this.engine.failed(this, cause)
+    this.ended = true
+    if (this.hasFinalizers) this.close(Exit.failCause(cause), () => this.engine.failed(this, cause))
+    else this.engine.failed(this, cause)
   }
 
   private interrupted(): void {
-    if (this.close(Exit.interrupt(), () => this.engine.interrupted(this))) this.engine.interrupted(this)
+    this.ended = true
+    if (this.hasFinalizers) this.close(Exit.interrupt(), () => this.engine.interrupted(this))
+    else this.engine.interrupted(this)
   }
 
-  /** Runs the finalizers of this attempt's own scope; `true` when there are none, as nearly always. */
-  private close(exit: Exit.Exit<unknown, unknown>, then: () => void): boolean {
-    this.ended = true
-    if (this.scope === undefined || this.scope.state._tag === "Empty") return true
+  private get hasFinalizers(): boolean {
+    return this.scope !== undefined && this.scope.state._tag !== "Empty"
+  }
+
+  /** Runs the finalizers of this attempt's own scope, which nearly never has any. */
+  private close(exit: Exit.Exit<unknown, unknown>, then: () => void): void {
     this.engine.running.add(this)
-    Effect.runForkWith(this.engine.context)(Scope.close(this.scope, exit)).addObserver(then)
-    return false
+    Effect.runForkWith(this.engine.context)(Scope.close(this.scope!, exit)).addObserver(then)
   }
 }
 

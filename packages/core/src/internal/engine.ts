@@ -92,6 +92,10 @@ export class Engine {
   private readonly unsettled = new Map<Attempt, Fiber.Fiber<void>>()
   private solo: "no" | "wanted" | "running" = "no"
   private suspicious = false
+  /** With more than this in the buffer nothing is asked for. */
+  private refillAt = 0
+  /** Handlers that are started between two looks at the clock. */
+  private stride = 16
   private pumping = false
   private cancelWait: (() => void) | undefined
   private readonly cancelResize: () => void
@@ -192,7 +196,8 @@ export class Engine {
     if (parked > 0 && parked >= this.program.source.waiting) return 0
     const prefetch = this.prefetch.current(this.clock.currentTimeMillisUnsafe())
     // What stands behind another message of its key is bounded apart: it must not keep other keys from coming.
-    if (this.waiting - parked > prefetch / 2) return 0
+    this.refillAt = prefetch / 2
+    if (this.waiting - parked > this.refillAt) return 0
     return this.limit.max * this.perPermit + prefetch - (this.owned - parked)
   }
 
@@ -212,7 +217,8 @@ export class Engine {
   })
 
   private demandChanged(): void {
-    if (this.wakeReader !== undefined && !this.pumping) this.wakeReader()
+    if (this.wakeReader === undefined || this.pumping || this.buffer.length - this.head > this.refillAt) return
+    this.wakeReader()
   }
 
   readonly read: Effect.Effect<never, TransportError> = Effect.suspend(() => this.awaitDemand).pipe(
@@ -255,7 +261,7 @@ export class Engine {
   /** Starts what may start; `true` when there is more and the event loop must have its turn first. */
   private start(): boolean {
     const since = this.clock.currentTimeMillisUnsafe()
-    for (let n = 1;; n++) {
+    for (let n = this.stride;; n--) {
       const batch = this.batches.length > 0
       if (!batch) {
         if (this.head === this.buffer.length || this.draining) return false
@@ -269,7 +275,12 @@ export class Engine {
         this.buffer[this.head++] = undefined as never
         this.begin(attempt)
       }
-      if ((n & 15) === 0 && this.clock.currentTimeMillisUnsafe() - since >= 1) return true
+      if (n > 1) continue
+      // Looking at the clock costs as much as starting a cheap handler; after slow ones it is looked at more often.
+      const isLate = this.clock.currentTimeMillisUnsafe() - since >= 1
+      this.stride = isLate ? Math.max(1, this.stride >> 1) : Math.min(16, this.stride << 1)
+      if (isLate) return true
+      n = this.stride + 1
     }
   }
 
@@ -417,11 +428,9 @@ export class Engine {
 
   /** The broker has answered. */
   settled(attempt: Attempt, owned: boolean): void {
-    const waiting = this.unsettled.get(attempt)
-    if (waiting !== undefined) {
-      this.unsettled.delete(attempt)
-      waiting.interruptUnsafe()
-      this.demandChanged()
+    if (this.unsettled.size > 0) {
+      this.unsettled.get(attempt)?.interruptUnsafe()
+      if (this.unsettled.delete(attempt)) this.demandChanged()
     }
     if (owned) return
     this.counts.lost++
@@ -549,7 +558,7 @@ export class Engine {
 
   private end(attempt: Attempt): void {
     this.running.delete(attempt)
-    for (const deadline of this.deadlines.values()) deadline.delete(attempt)
+    if (this.deadlines.size > 0) for (const deadline of this.deadlines.values()) deadline.delete(attempt)
     if (this.limit.observe !== undefined) {
       const endedAt = this.clock.currentTimeMillisUnsafe()
       this.limit.observe({ endedAt, latency: endedAt - attempt.startedAt, failed: attempt.failure })
