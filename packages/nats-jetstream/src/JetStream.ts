@@ -186,7 +186,7 @@ const make = Effect.fnUntraced(function*(
   const declare = Effect.fnUntraced(function*(topic: string): Effect.fn.Return<void, TransportError.TransportError> {
     const badName = names.validateTopic(topic)
     if (badName !== undefined) return yield* badName
-    yield* resources.ensureStream(connection, declaring, topic, Arr.of(topic))
+    yield* resources.whenReady(resources.ensureStream(connection, declaring, topic, Arr.of(topic)))
     declared.add(topic)
   })
   /** Makes the stream that a message lacks: a publisher need not know whether a consumer has been started before. */
@@ -643,7 +643,9 @@ export const read = <A, RD, RE>(
     const subject = options?.subject ?? topic.name
     const badName = names.validateTopic(topic.name) ?? names.validateFilter(subject)
     if (badName !== undefined) return yield* badName
-    const stream = yield* resources.ensureStream(connection, declaring, topic.name, Arr.of(subject))
+    const stream = yield* resources.whenReady(
+      resources.ensureStream(connection, declaring, topic.name, Arr.of(subject))
+    )
     const messages = yield* connection.call(`reading ${subject}`, (jsm) =>
       jsm.jetstream().consumers.get(stream.config.name, {
         filter_subjects: subject,

@@ -37,6 +37,9 @@ export interface Connection {
 
 export const transport = "nats"
 
+/** The server has JetStream, and nobody answers for what was asked: there is no leader now. */
+export class NoAnswer extends Error {}
+
 export const failure = (reason: TransportError.Reason) => new TransportError.TransportError({ transport, reason })
 
 export const interrupted = (operation: string, cause?: unknown) =>
@@ -53,6 +56,9 @@ const permissionOf = (cause: unknown): InstanceType<typeof errors.PermissionViol
     ? permissionOf(cause.cause)
     : undefined
 
+/** The client does not export the class. */
+const isNotEnabled = (cause: unknown): cause is Error => cause instanceof Error && cause.name === "JetStreamNotEnabled"
+
 /** What a failed request means. */
 export const fromCause = (address: string, operation: string, cause: unknown): TransportError.TransportError => {
   const permission = permissionOf(cause)
@@ -68,7 +74,7 @@ export const fromCause = (address: string, operation: string, cause: unknown): T
   if (cause instanceof errors.AuthorizationError || cause instanceof errors.UserAuthenticationExpiredError) {
     return failure(new TransportError.Unauthorized({ address, operation, detail: cause.message }))
   }
-  if (cause instanceof Error && cause.name === "JetStreamNotEnabled") {
+  if (isNotEnabled(cause)) {
     return failure(
       new TransportError.Unsupported({
         operation,
@@ -188,8 +194,13 @@ export const watch = Effect.fnUntraced(function*(
       return Effect.sync(stop)
     }),
     call: (operation, f) =>
-      whileConnected(operation, () => f(jsm), (cause) =>
-        cause instanceof JetStreamApiError ? cause : fromCause(address, operation, cause))
+      whileConnected(operation, () => f(jsm), (cause) => {
+        if (cause instanceof JetStreamApiError) return cause
+        const unheard = isNotEnabled(cause) && !(cause.cause instanceof JetStreamApiError) && nc.info?.jetstream === true
+        return unheard || cause instanceof errors.TimeoutError
+          ? interrupted(operation, new NoAnswer("JetStream does not answer: it may have no leader now"))
+          : fromCause(address, operation, cause)
+      })
   }
 })
 

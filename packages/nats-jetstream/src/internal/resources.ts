@@ -16,7 +16,7 @@ import * as DateTime from "effect/DateTime"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
-import { type Connection, failure, transport, unexpected } from "./connection.ts"
+import { type Connection, failure, NoAnswer, transport, unexpected } from "./connection.ts"
 import * as names from "./names.ts"
 import type { StartFrom } from "./settings.ts"
 
@@ -327,6 +327,20 @@ export const validateAckWait = (millis: number): TransportError.TransportError |
 export const backoff = Schedule.min([Schedule.exponential(Duration.millis(100)), Schedule.spaced(Duration.seconds(2))]).pipe(
   Schedule.jittered
 )
+
+/** A cluster that has just been started, or lost a node, has no leader for some seconds. */
+const hasNoLeader = ({ reason }: TransportError.TransportError): boolean =>
+  reason._tag === "Interrupted" &&
+  (reason.cause instanceof NoAnswer || (reason.cause instanceof JetStreamApiError && reason.cause.status === 503))
+
+/** Waits for a leader, up to ten seconds. */
+export const whenReady = <A>(
+  effect: Effect.Effect<A, TransportError.TransportError>
+): Effect.Effect<A, TransportError.TransportError> =>
+  Effect.retry(effect, {
+    schedule: Schedule.upTo(backoff, { duration: Duration.seconds(10) }),
+    while: hasNoLeader
+  })
 
 const mayHeal = (error: TransportError.TransportError) =>
   error.reason._tag === "Interrupted" || error.reason._tag === "Unreachable" || error.reason._tag === "Unsupported"

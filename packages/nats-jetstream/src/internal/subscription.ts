@@ -47,8 +47,12 @@ export const subscribe = Effect.fnUntraced(function*(
   const badWait = wish.ackWait === undefined ? undefined : resources.validateAckWait(wish.ackWait)
   if (badWait !== undefined) return yield* badWait
 
-  const stream = yield* resources.ensureStream(connection, declaring, options.topic, subjects)
-  const consumer = yield* resources.ensureConsumer(connection, declaring, stream, wish)
+  const { consumer, stream } = yield* resources.whenReady(
+    Effect.gen(function*() {
+      const stream = yield* resources.ensureStream(connection, declaring, options.topic, subjects)
+      return { stream, consumer: yield* resources.ensureConsumer(connection, declaring, stream, wish) }
+    })
+  )
   const notes = (yield* openNotes(connection, declaring))
     ? new Notes(connection, consumer.stream_name, consumer.name)
     : undefined
