@@ -33,7 +33,14 @@ import * as Stream from "effect/Stream"
 import * as atomic from "./internal/atomic.ts"
 import * as browsing from "./internal/browsing.ts"
 import { addressOf, connect } from "./internal/connect.ts"
-import { type Connection, failure, interrupted, transport as transportName, unexpected, watch } from "./internal/connection.ts"
+import {
+  type Connection,
+  failure,
+  interrupted,
+  transport as transportName,
+  unexpected,
+  watch
+} from "./internal/connection.ts"
 import { JetStreamDelivery } from "./internal/delivery.ts"
 import * as names from "./internal/names.ts"
 import * as publishing from "./internal/publishing.ts"
@@ -61,6 +68,8 @@ export type Manage = "create" | "verify" | "none"
  * - `retention`: `"until-acked"` makes work queues: a message is gone when its group has settled it. Default: streams
  *   keep what they take, within the bounds of `stream`
  * - `stream`: of streams that are created; verified on those that exist, where given
+ * - `ackWait`: how long the server waits for a sign of life, and so how soon a peer gets the messages of a process that
+ *   died; of consumers that are created, default 30 seconds. Long handlers are kept alive
  * - `publishTimeout`: how long a confirmation may take; default 5 seconds
  * - `domain`: the JetStream domain
  * - `inboxPrefix`: for accounts that may only subscribe below it; default `_INBOX`
@@ -73,6 +82,7 @@ export interface CommonOptions {
   readonly manage?: Manage | undefined
   readonly retention?: "limits" | "until-acked" | undefined
   readonly stream?: StreamOptions | undefined
+  readonly ackWait?: Duration.Input | undefined
   readonly publishTimeout?: Duration.Input | undefined
   readonly domain?: string | undefined
   readonly inboxPrefix?: string | undefined
@@ -142,7 +152,9 @@ const parts = new WeakMap<object, Parts>()
 const partsOf: Effect.Effect<Parts, never, JetStream> = JetStream.use((service) => {
   const found = parts.get(service)
   return found === undefined
-    ? Effect.die(new Error("this JetStream service was not made by JetStream.layer, layerConfig or layerFromConnection"))
+    ? Effect.die(
+      new Error("this JetStream service was not made by JetStream.layer, layerConfig or layerFromConnection")
+    )
     : Effect.succeed(found)
 })
 
@@ -180,6 +192,7 @@ const make = Effect.fnUntraced(function*(
   const declaring: resources.Declaring = {
     manage: options.manage ?? "create",
     retention: options.retention,
+    ackWait: options.ackWait,
     ...options.stream
   }
   const declared = new Set<string>()
@@ -316,8 +329,7 @@ export interface WithParams<out A, out P> extends Message.Message<A> {
  * - `subject`: what to read, where that is not the topic's own name: parts may be `*` or `{name}`, the last one `>`
  * - `subjects`: several of them, without names
  * - `startFrom`: also a stream sequence or a time
- * - `ackWait`: how long the server waits for a sign of life, and so how soon a peer gets the messages of a process that
- *   died; default 30 seconds. Long handlers are kept alive
+ * - `ackWait`: this consumer's, instead of the layer's
  * - `acknowledge`: see {@link acknowledge}
  *
  * @category models
@@ -411,8 +423,10 @@ export const acknowledge: {
     self: Pipeline.Pipeline<M, A, E, R>,
     mode: "write" | "confirm"
   ): Pipeline.Pipeline<M, A, E, R | JetStream>
-} = dual(2, (self: Pipeline.AnyPipeline, mode: "write" | "confirm") =>
-  Pipeline.withSetting(self, settings.Acknowledge, mode))
+} = dual(
+  2,
+  (self: Pipeline.AnyPipeline, mode: "write" | "confirm") => Pipeline.withSetting(self, settings.Acknowledge, mode)
+)
 
 /**
  * Acknowledges a message and waits until the server has confirmed it.
@@ -434,7 +448,10 @@ export const ackSync = Effect.fnUntraced(function*(
   const received = Message.received(message)
   const delivery = received?.delivery
   if (received === undefined || received.transport !== service.transport || !(delivery instanceof JetStreamDelivery)) {
-    return yield* new Settlement.SettleError({ id: message.id, cause: new Error("it did not come from this JetStream layer") })
+    return yield* new Settlement.SettleError({
+      id: message.id,
+      cause: new Error("it did not come from this JetStream layer")
+    })
   }
   if (!received.claim()) return false
   return yield* connection.whenConnected.pipe(
@@ -527,7 +544,9 @@ export const publish = <A, RD, RE>(
         message,
         subject: options.subject,
         expectations: {
-          ttl: options.ttl === undefined ? undefined : Math.ceil(Duration.toSeconds(Duration.fromInputUnsafe(options.ttl))),
+          ttl: options.ttl === undefined
+            ? undefined
+            : Math.ceil(Duration.toSeconds(Duration.fromInputUnsafe(options.ttl))),
           expectStream: options.expect?.stream,
           expectLastSequence: options.expect?.lastSequence,
           expectLastSubjectSequence: options.expect?.lastSubjectSequence,
@@ -646,11 +665,14 @@ export const read = <A, RD, RE>(
     const stream = yield* resources.whenReady(
       resources.ensureStream(connection, declaring, topic.name, Arr.of(subject))
     )
-    const messages = yield* connection.call(`reading ${subject}`, (jsm) =>
-      jsm.jetstream().consumers.get(stream.config.name, {
-        filter_subjects: subject,
-        ...resources.start(options?.startFrom ?? "beginning")
-      }).then((consumer) => consumer.consume())).pipe(Effect.mapError(unexpected(`reading ${subject}`)))
+    const messages = yield* connection.call(
+      `reading ${subject}`,
+      (jsm) =>
+        jsm.jetstream().consumers.get(stream.config.name, {
+          filter_subjects: subject,
+          ...resources.start(options?.startFrom ?? "beginning")
+        }).then((consumer) => consumer.consume())
+    ).pipe(Effect.mapError(unexpected(`reading ${subject}`)))
     yield* Effect.addFinalizer(() => Effect.promise(() => messages.close()).pipe(Effect.ignore))
     return Stream.fromAsyncIterable(messages, (cause) => interrupted(`reading ${subject}`, cause)).pipe(
       Stream.mapEffect((message) => {
@@ -735,7 +757,11 @@ export const consumerInfo = Effect.fnUntraced(function*(
   const info = yield* resources.consumerInfo(connection, stream.config.name, durable)
   if (info === undefined) {
     return yield* failure(
-      new TransportError.Mismatch({ name: `consumer ${durable} of stream ${stream.config.name}`, expected: "there", found: "absent" })
+      new TransportError.Mismatch({
+        name: `consumer ${durable} of stream ${stream.config.name}`,
+        expected: "there",
+        found: "absent"
+      })
     )
   }
   const position = (sequence: { readonly stream_seq: number; readonly last_active?: unknown }) => ({

@@ -34,13 +34,14 @@ describe.each(versions)("on nats-server %s", (version) => {
         Effect.gen(function*() {
           const seen: Array<string> = []
           yield* Pipeline.start(
-            JetStream.from(Orders, { group: "regions", subject: "orders.{region}.*.{kind}", startFrom: "beginning" }).pipe(
-              Pipeline.map((order, message) => {
-                const { kind, region } = message.params
-                seen.push(`${region} ${kind} ${order.id} ${message.topic} ${message.key}`)
-              }),
-              Pipeline.discard
-            )
+            JetStream.from(Orders, { group: "regions", subject: "orders.{region}.*.{kind}", startFrom: "beginning" })
+              .pipe(
+                Pipeline.map((order, message) => {
+                  const { kind, region } = message.params
+                  seen.push(`${region} ${kind} ${order.id} ${message.topic} ${message.key}`)
+                }),
+                Pipeline.discard
+              )
           )
           yield* JetStream.publish(Orders, { id: 1 }, { subject: "orders.eu.x.new" })
           yield* JetStream.publish(Orders, { id: 2 }, { subject: "orders.us.y.old" })
@@ -57,13 +58,16 @@ describe.each(versions)("on nats-server %s", (version) => {
         Effect.gen(function*() {
           const jsm = yield* manager
           yield* Effect.promise(() => jsm.streams.add({ name: "ALL", subjects: ["orders", "orders.>"] }))
-          for (const subject of ["orders.eu", "orders.us", "orders.jp"]) yield* JetStream.publish(Orders, { id: 1 }, { subject })
+          for (const subject of ["orders.eu", "orders.us", "orders.jp"]) {
+            yield* JetStream.publish(Orders, { id: 1 }, { subject })
+          }
           const seen: Array<string> = []
           yield* Pipeline.start(
-            JetStream.from(Orders, { group: "west", subjects: ["orders.eu", "orders.us"], startFrom: "beginning" }).pipe(
-              Pipeline.map((_, message) => seen.push(message.topic)),
-              Pipeline.discard
-            )
+            JetStream.from(Orders, { group: "west", subjects: ["orders.eu", "orders.us"], startFrom: "beginning" })
+              .pipe(
+                Pipeline.map((_, message) => seen.push(message.topic)),
+                Pipeline.discard
+              )
           )
           yield* JetStream.publish(Orders, { id: 1 }, { subject: "orders.us" })
           yield* until(Effect.sync(() => seen), (seen) => seen.length === 3)
@@ -300,7 +304,12 @@ describe.each(versions)("on nats-server %s", (version) => {
         yield* Publisher.publishAll(Orders, orders(5).slice(3))
         const read = yield* until(Effect.sync(() => reading.pollUnsafe()), (exit) => exit !== undefined)
         assert.strictEqual(read?._tag, "Success")
-        if (read?._tag === "Success") assert.deepStrictEqual(read.value.map(({ id, value }) => [id, value.id]), [["2", 1], ["3", 2], ["4", 3], ["5", 4]])
+        if (read?._tag === "Success") {
+          assert.deepStrictEqual(read.value.map(({ id, value }) => [id, value.id]), [["2", 1], ["3", 2], ["4", 3], [
+            "5",
+            4
+          ]])
+        }
       })
     ))
 
@@ -316,7 +325,10 @@ describe.each(versions)("on nats-server %s", (version) => {
           )
         )
         yield* until(running.counts, (counts) => counts.handled === 4)
-        const info = yield* until(JetStream.consumerInfo(Orders, "g"), (info) => info.ackPending === 2 && info.ackFloor.sequence === 4)
+        const info = yield* until(
+          JetStream.consumerInfo(Orders, "g"),
+          (info) => info.ackPending === 2 && info.ackFloor.sequence === 4
+        )
         assert.deepInclude(info, { stream: "orders", consumer: "g", pending: 4, lag: 6, redelivered: 0 })
         assert.strictEqual(info.lastDelivered.sequence, 6)
         assert.isDefined(info.lastDelivered.at)

@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
+import type { PublishError } from "@millrace/core/Publisher"
 import * as Settlement from "@millrace/core/Settlement"
 import { type Delivery, Transport } from "@millrace/core/Transport"
-import type { PublishError } from "@millrace/core/Publisher"
 import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -9,8 +9,8 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Result from "effect/Result"
 import * as Stream from "effect/Stream"
-import * as JetStream from "../src/JetStream.ts"
 import * as settings from "../src/internal/settings.ts"
+import * as JetStream from "../src/JetStream.ts"
 import { onNats, outgoing, publish, settle, subscribe, take, text, until, versions } from "./nats.ts"
 
 const failureOf = (results: ReadonlyArray<Result.Result<unknown, PublishError>>) =>
@@ -98,7 +98,10 @@ describe.each(versions)("on nats-server %s", (version) => {
           yield* transport.declare("orders")
           const [result] = yield* transport.publish([outgoing("orders", "later", { delay: Duration.millis(600) })])
           if (!transport.capabilities.delayedPublish) {
-            assert.match(String(Result.isFailure(result!) && result.failure.message), /delay is 600ms: .*needs nats-server 2\.12/)
+            assert.match(
+              String(Result.isFailure(result!) && result.failure.message),
+              /delay is 600ms: .*needs nats-server 2\.12/
+            )
             return
           }
           const sent = Date.now()
@@ -284,13 +287,12 @@ describe.each(versions)("on nats-server %s", (version) => {
           yield* publish("orders", Arr.makeBy(1000, String))
           const subscription = yield* subscribe("orders")
           const most = 50
-          let owned: ReadonlyArray<Delivery> = []
+          const owned: Array<Delivery> = []
           for (let round = 0; round < 60; round++) {
-            owned = [...owned, ...yield* subscription.pull(most - owned.length)]
+            owned.push(...yield* subscription.pull(most - owned.length))
             const done = Math.min(owned.length, 1 + (round * 7) % 23)
             assert.isAtMost((yield* JetStream.consumerInfo("orders", "group")).ackPending, most)
-            yield* settle(subscription, owned.slice(0, done), Settlement.ack)
-            owned = owned.slice(done)
+            yield* settle(subscription, owned.splice(0, done), Settlement.ack)
           }
         })
       ))

@@ -59,8 +59,14 @@ describe.each(versions)("three nodes of nats-server %s", (version) => {
           body: () =>
             Effect.gen(function*() {
               const transport = yield* Transport
-              const batch = Arr.makeBy(50, (i) => outgoing("jobs", JSON.stringify({ n: published + i }), { id: `${published + i}` }))
-              yield* Effect.flatMap(transport.publish(batch), (results) => Effect.forEach(results, (result) => Effect.fromResult(result))).pipe(patiently)
+              const batch = Arr.makeBy(
+                50,
+                (i) => outgoing("jobs", JSON.stringify({ n: published + i }), { id: `${published + i}` })
+              )
+              yield* Effect.flatMap(
+                transport.publish(batch),
+                (results) => Effect.forEach(results, (result) => Effect.fromResult(result))
+              ).pipe(patiently)
               yield* Effect.sleep("20 millis")
             }),
           step: () => {
@@ -81,8 +87,14 @@ describe.each(versions)("three nodes of nats-server %s", (version) => {
           )
         }
         // The leader gives way while messages flow.
-        yield* patiently(Effect.tryPromise(() => client.request("$JS.API.STREAM.LEADER.STEPDOWN.jobs", "", { timeout: 2000 })))
-        yield* patiently(Effect.tryPromise(() => client.request("$JS.API.CONSUMER.LEADER.STEPDOWN.jobs.workers", "", { timeout: 2000 })))
+        yield* patiently(
+          Effect.tryPromise(() => client.request("$JS.API.STREAM.LEADER.STEPDOWN.jobs", "", { timeout: 2000 }))
+        )
+        yield* patiently(
+          Effect.tryPromise(() =>
+            client.request("$JS.API.CONSUMER.LEADER.STEPDOWN.jobs.workers", "", { timeout: 2000 })
+          )
+        )
         const before = seen.size
         yield* until(Effect.sync(() => seen.size), (size) => size > before + 100, "30 seconds")
         going = false

@@ -14,7 +14,8 @@ import { onNats, outgoing, publish, settle, subscribe, take, text, until, versio
 const manager = Effect.flatMap(JetStream.JetStream, ({ client }) => Effect.promise(() => jetstreamManager(client)))
 
 /** Publishes until it has been stored, as pipelines do. */
-const publishPatiently = (topic: string, body: string) => Effect.retry(publish(topic, [body]), Schedule.spaced("50 millis"))
+const publishPatiently = (topic: string, body: string) =>
+  Effect.retry(publish(topic, [body]), Schedule.spaced("50 millis"))
 
 describe.each(versions)("on nats-server %s", (version) => {
   const on = (f: Parameters<typeof onNats>[0], options: Parameters<typeof onNats>[1] = {}) =>
@@ -34,14 +35,16 @@ describe.each(versions)("on nats-server %s", (version) => {
         const unheard = yield* Effect.result(settle(subscription, [before!], Settlement.ack))
         assert.isTrue(Result.isFailure(unheard) && unheard.failure.reason._tag === "Interrupted")
         const waiting = yield* Effect.forkScoped(
-          Effect.retry(settle(subscription, [before!, held!], Settlement.ack), { while: (error) => error.reason._tag === "Interrupted" })
+          Effect.retry(settle(subscription, [before!, held!], Settlement.ack), {
+            while: (error) => error.reason._tag === "Interrupted"
+          })
         )
         yield* broker.start
         assert.deepStrictEqual(yield* Fiber.join(waiting), [])
         yield* until(subscription.health, (health) => health === "consuming")
         yield* publishPatiently("orders", "after")
         // A server that was killed may have forgotten that it had delivered: then they come again, as new.
-        for (let taken = yield* Fiber.join(next); ; taken = yield* subscription.pull(10)) {
+        for (let taken = yield* Fiber.join(next);; taken = yield* subscription.pull(10)) {
           yield* settle(subscription, taken, Settlement.ack)
           if (taken.some((delivery) => text(delivery) === "after")) break
         }
@@ -166,7 +169,10 @@ describe.each(versions)("on nats-server %s", (version) => {
           const next = yield* Effect.forkScoped(Effect.flip(subscription.pull(10)))
           yield* Effect.promise(() => jsm.consumers.delete("orders", "group"))
           const error = yield* Fiber.join(next)
-          assert.match(error.message, /consumer group of stream orders is absent, expected there \(manage is "verify"\)/)
+          assert.match(
+            error.message,
+            /consumer group of stream orders is absent, expected there \(manage is "verify"\)/
+          )
         }).pipe(Effect.scoped, Effect.provide(Layer.fresh(JetStream.layer({ url: broker.url, manage: "verify" }))))
       })
     ))

@@ -82,9 +82,15 @@ describe("connecting", () => {
     Effect.gen(function*() {
       const broker = yield* Brokers.nats({})
       for (const concurrency of [0, NaN, 1.5, -1]) {
-        assert.match((yield* failing({ url: broker.url, concurrency })).message, /concurrency is .*: give a whole number/)
+        assert.match(
+          (yield* failing({ url: broker.url, concurrency })).message,
+          /concurrency is .*: give a whole number/
+        )
       }
-      assert.match((yield* failing({ url: broker.url, connectTimeout: 0 })).message, /connectTimeout is "0".*10 seconds/)
+      assert.match(
+        (yield* failing({ url: broker.url, connectTimeout: 0 })).message,
+        /connectTimeout is "0".*10 seconds/
+      )
     }))
 
   it.live("a server without JetStream is reported when it is needed, with the remedy", () =>
@@ -175,28 +181,55 @@ describe.each(versions)("declaring on nats-server %s", (version) => {
       return yield* Effect.flip(subscribe("orders", { maxOwned: 500, ackWait: "30 seconds" }))
     })
 
-  it.live.each([
-    ["max_deliver", { max_deliver: 3 }, /max_deliver of consumer group_orders of stream orders is 3, expected -1, because Millrace counts/],
-    ["backoff", { max_deliver: 5, backoff: [1e9] }, /(max_deliver|backoff) of consumer group_orders/],
-    ["ack_wait", { ack_wait: 20e9 }, /ack_wait of consumer group_orders of stream orders is "20000 ms", expected 30000 ms/],
-    ["max_ack_pending", { max_ack_pending: 100 }, /max_ack_pending of consumer group_orders of stream orders is 100, expected -1, or at least 500/],
-    ["filter_subject", { filter_subject: "orders.*" }, /filter_subject of consumer group_orders of stream orders is \["orders\.\*"\], expected orders/],
-    ["ack_policy", { ack_policy: "all" }, /ack_policy of consumer group_orders of stream orders is "all", expected "explicit"/]
-  ] as const)("a consumer made by hand with another %s is refused by name", ([, consumer, message]) =>
-    on(() =>
-      Effect.gen(function*() {
-        const error = yield* made(consumer)
-        assert.strictEqual(error.reason._tag, "Mismatch")
-        assert.match(error.message, message)
-      })
-    ))
+  it.live.each(
+    [
+      [
+        "max_deliver",
+        { max_deliver: 3 },
+        /max_deliver of consumer group_orders of stream orders is 3, expected -1, because Millrace counts/
+      ],
+      ["backoff", { max_deliver: 5, backoff: [1e9] }, /(max_deliver|backoff) of consumer group_orders/],
+      [
+        "ack_wait",
+        { ack_wait: 20e9 },
+        /ack_wait of consumer group_orders of stream orders is "20000 ms", expected 30000 ms/
+      ],
+      [
+        "max_ack_pending",
+        { max_ack_pending: 100 },
+        /max_ack_pending of consumer group_orders of stream orders is 100, expected -1, or at least 500/
+      ],
+      [
+        "filter_subject",
+        { filter_subject: "orders.*" },
+        /filter_subject of consumer group_orders of stream orders is \["orders\.\*"\], expected orders/
+      ],
+      [
+        "ack_policy",
+        { ack_policy: "all" },
+        /ack_policy of consumer group_orders of stream orders is "all", expected "explicit"/
+      ]
+    ] as const
+  )(
+    "a consumer made by hand with another %s is refused by name",
+    ([, consumer, message]) =>
+      on(() =>
+        Effect.gen(function*() {
+          const error = yield* made(consumer)
+          assert.strictEqual(error.reason._tag, "Mismatch")
+          assert.match(error.message, message)
+        })
+      )
+  )
 
   it.live("a consumer without a filter reads what a filter would give it", () =>
     on(() =>
       Effect.gen(function*() {
         const jsm = yield* manager
         yield* publish("orders", ["a"])
-        yield* Effect.promise(() => jsm.consumers.add("orders", { durable_name: "group", ack_policy: "explicit", max_ack_pending: -1 }))
+        yield* Effect.promise(() =>
+          jsm.consumers.add("orders", { durable_name: "group", ack_policy: "explicit", max_ack_pending: -1 })
+        )
         if (version === "2.10") yield* take(yield* subscribe("orders"), 1)
         // Where delayed messages wait in the stream as well, it would read those.
         else assert.match((yield* Effect.flip(subscribe("orders"))).message, /filter_subject of consumer group/)
@@ -237,7 +270,10 @@ describe.each(versions)("declaring on nats-server %s", (version) => {
           const error = yield* Effect.flip(subscribe("orders"))
           assert.match(error.message, /the stream of orders is absent, expected there/)
           const results = yield* Transport.use((transport) => transport.publish([outgoing("orders", "a")]))
-          assert.match(String(Result.isFailure(results[0]!) && results[0].failure.message), /refused it: .*stream of orders is absent/)
+          assert.match(
+            String(Result.isFailure(results[0]!) && results[0].failure.message),
+            /refused it: .*stream of orders is absent/
+          )
           const jsm = yield* manager
           yield* Effect.promise(() => jsm.streams.add({ name: "orders", subjects: ["orders"] }))
           assert.match((yield* Effect.flip(subscribe("orders"))).message, /consumer group of stream orders is absent/)
@@ -252,8 +288,7 @@ describe.each(versions)("declaring on nats-server %s", (version) => {
     ))
 
   it.live("a topic that begins with another's name has a stream of its own", () =>
-    on(() => Effect.forEach(["jobs", "jobs.dead", "jobs.dead.late"], (topic) => publish(topic, ["a"])))
-  )
+    on(() => Effect.forEach(["jobs", "jobs.dead", "jobs.dead.late"], (topic) => publish(topic, ["a"]))))
 
   it.live("names that NATS cannot have are typed errors", () =>
     on(() =>
@@ -274,10 +309,14 @@ describe.each(versions)("declaring on nats-server %s", (version) => {
   it.live("peers that start at the same time agree", () =>
     on((broker) =>
       Effect.gen(function*() {
-        yield* Effect.forEach(Array.from({ length: 8 }), () =>
-          Effect.scoped(subscribe("orders")).pipe(Effect.provide(Layer.fresh(JetStream.layer({ url: broker.url })))), {
-          concurrency: "unbounded"
-        })
+        yield* Effect.forEach(
+          Array.from({ length: 8 }),
+          () =>
+            Effect.scoped(subscribe("orders")).pipe(Effect.provide(Layer.fresh(JetStream.layer({ url: broker.url })))),
+          {
+            concurrency: "unbounded"
+          }
+        )
         yield* until(JetStream.streamInfo("orders"), (info) => info.consumers === 1)
       })
     ))

@@ -1,5 +1,5 @@
-import type * as Delivery from "@millrace/core/Transport"
 import type * as Settlement from "@millrace/core/Settlement"
+import type * as Delivery from "@millrace/core/Transport"
 import { Transport } from "@millrace/core/Transport"
 import * as Brokers from "@millrace/testing/Brokers"
 import * as Arr from "effect/Array"
@@ -8,8 +8,8 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
-import * as JetStream from "../src/JetStream.ts"
 import { AckWait } from "../src/internal/settings.ts"
+import * as JetStream from "../src/JetStream.ts"
 
 /** The servers of the matrix. */
 export const versions = ["2.15", "2.10"]

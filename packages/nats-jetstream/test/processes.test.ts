@@ -60,40 +60,48 @@ const keepWorking = (args: ReadonlyArray<string>) => {
 const jobs = (count: number) => publish("jobs", Arr.makeBy(count, (n) => JSON.stringify({ n })))
 
 describe.each(versions)("on nats-server %s", (version) => {
-  it.live("a process killed in the middle: everything is handled by those that follow, nothing is a dead letter", () =>
-    onNats((broker) =>
-      Effect.gen(function*() {
-        const transport = yield* Transport
-        yield* jobs(2000)
-        const { file, lines } = yield* journal
-        const worker = yield* keepWorking([broker.url, file])
-        for (const count of [200, 700, 1300]) {
-          yield* until(lines, (lines) => lines.length > count)
-          yield* worker.kill
-        }
-        yield* until(JetStream.consumerInfo("jobs", "workers"), (info) => info.lag === 0, "40 seconds")
-        assert.strictEqual(new Set(yield* lines).size, 2000)
-        assert.deepStrictEqual(yield* Stream.runCollect(transport.browse("jobs.dead")), [])
-      }), { version }), 90_000)
+  it.live(
+    "a process killed in the middle: everything is handled by those that follow, nothing is a dead letter",
+    () =>
+      onNats((broker) =>
+        Effect.gen(function*() {
+          const transport = yield* Transport
+          yield* jobs(2000)
+          const { file, lines } = yield* journal
+          const worker = yield* keepWorking([broker.url, file])
+          for (const count of [200, 700, 1300]) {
+            yield* until(lines, (lines) => lines.length > count)
+            yield* worker.kill
+          }
+          yield* until(JetStream.consumerInfo("jobs", "workers"), (info) => info.lag === 0, "40 seconds")
+          assert.strictEqual(new Set(yield* lines).size, 2000)
+          assert.deepStrictEqual(yield* Stream.runCollect(transport.browse("jobs.dead")), [])
+        }), { version }),
+    90_000
+  )
 
-  it.live("a message that kills its process is a dead letter after its attempts, and takes no neighbour with it", () =>
-    onNats((broker) =>
-      Effect.gen(function*() {
-        const transport = yield* Transport
-        yield* jobs(1000)
-        const { file, lines } = yield* journal
-        const worker = yield* keepWorking([broker.url, file, "500"])
-        yield* until(
-          Stream.runCollect(transport.browse("jobs.dead")),
-          (dead) => dead.length > 0,
-          "60 seconds"
-        )
-        yield* until(JetStream.consumerInfo("jobs", "workers"), (info) => info.lag === 0, "40 seconds")
-        const dead = yield* Stream.runCollect(transport.browse("jobs.dead"))
-        assert.deepStrictEqual(dead.map((delivery) => new TextDecoder().decode(delivery.body)), ["{\"n\":500}"])
-        const killed = (yield* lines).filter((line) => line.startsWith("killed"))
-        assert.deepStrictEqual(killed, Arr.makeBy(5, (i) => `killed at attempt ${i + 1}`))
-        assert.strictEqual(worker.deaths(), 5)
-        assert.strictEqual(new Set((yield* lines).filter((line) => !line.startsWith("killed"))).size, 999)
-      }), { version }), 120_000)
+  it.live(
+    "a message that kills its process is a dead letter after its attempts, and takes no neighbour with it",
+    () =>
+      onNats((broker) =>
+        Effect.gen(function*() {
+          const transport = yield* Transport
+          yield* jobs(1000)
+          const { file, lines } = yield* journal
+          const worker = yield* keepWorking([broker.url, file, "500"])
+          yield* until(
+            Stream.runCollect(transport.browse("jobs.dead")),
+            (dead) => dead.length > 0,
+            "60 seconds"
+          )
+          yield* until(JetStream.consumerInfo("jobs", "workers"), (info) => info.lag === 0, "40 seconds")
+          const dead = yield* Stream.runCollect(transport.browse("jobs.dead"))
+          assert.deepStrictEqual(dead.map((delivery) => new TextDecoder().decode(delivery.body)), ["{\"n\":500}"])
+          const killed = (yield* lines).filter((line) => line.startsWith("killed"))
+          assert.deepStrictEqual(killed, Arr.makeBy(5, (i) => `killed at attempt ${i + 1}`))
+          assert.strictEqual(worker.deaths(), 5)
+          assert.strictEqual(new Set((yield* lines).filter((line) => !line.startsWith("killed"))).size, 999)
+        }), { version }),
+    120_000
+  )
 })

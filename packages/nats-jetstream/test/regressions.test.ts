@@ -29,41 +29,45 @@ const publishJobs = (count: number, first = 0) =>
   )
 
 describe("P9", () => {
-  it.live("a server away for longer than a client's ten tries: the pipeline recovers, the event loop is never blocked, no hot loop", () =>
-    onNats((broker) =>
-      Effect.gen(function*() {
-        const { client } = yield* JetStream.JetStream
-        const seen = new Set<number>()
-        const running = yield* Pipeline.start(from.pipe(
-          Pipeline.map((job) => seen.add(job.n)),
-          Pipeline.discard
-        ))
-        yield* publishJobs(10)
-        yield* until(Effect.sync(() => seen.size), (size) => size === 10)
+  it.live(
+    "a server away for longer than a client's ten tries: the pipeline recovers, the event loop is never blocked, no hot loop",
+    () =>
+      onNats((broker) =>
+        Effect.gen(function*() {
+          const { client } = yield* JetStream.JetStream
+          const seen = new Set<number>()
+          const running = yield* Pipeline.start(from.pipe(
+            Pipeline.map((job) => seen.add(job.n)),
+            Pipeline.discard
+          ))
+          yield* publishJobs(10)
+          yield* until(Effect.sync(() => seen.size), (size) => size === 10)
 
-        let tries = 0
-        const watching = yield* Effect.forkScoped(
-          Stream.fromAsyncIterable(client.status(), (cause) => cause).pipe(
-            Stream.runForEach((status) => Effect.sync(() => status.type === "reconnecting" && tries++))
+          let tries = 0
+          const watching = yield* Effect.forkScoped(
+            Stream.fromAsyncIterable(client.status(), (cause) => cause).pipe(
+              Stream.runForEach((status) => Effect.sync(() => status.type === "reconnecting" && tries++))
+            )
           )
-        )
-        const delay = monitorEventLoopDelay({ resolution: 10 })
-        yield* broker.kill
-        yield* until(running.health, (health) => health === "reconnecting")
-        delay.enable()
-        const cpu = process.cpuUsage()
-        yield* until(Effect.sync(() => tries), (tries) => tries > 11, "60 seconds")
-        delay.disable()
-        const used = process.cpuUsage(cpu)
-        assert.isBelow(delay.max / 1e6, 1000)
-        assert.isBelow((used.user + used.system) / 1e6, 5)
-        assert.isUndefined(watching.pollUnsafe())
+          const delay = monitorEventLoopDelay({ resolution: 10 })
+          yield* broker.kill
+          yield* until(running.health, (health) => health === "reconnecting")
+          delay.enable()
+          const cpu = process.cpuUsage()
+          yield* until(Effect.sync(() => tries), (tries) => tries > 11, "60 seconds")
+          delay.disable()
+          const used = process.cpuUsage(cpu)
+          assert.isBelow(delay.max / 1e6, 1000)
+          assert.isBelow((used.user + used.system) / 1e6, 5)
+          assert.isUndefined(watching.pollUnsafe())
 
-        yield* broker.start
-        yield* publishJobs(10, 10)
-        yield* until(Effect.sync(() => seen.size), (size) => size === 20)
-        yield* until(running.health, (health) => health === "consuming")
-      }), { sync: "always" }), 90_000)
+          yield* broker.start
+          yield* publishJobs(10, 10)
+          yield* until(Effect.sync(() => seen.size), (size) => size === 20)
+          yield* until(running.health, (health) => health === "consuming")
+        }), { sync: "always" }),
+    90_000
+  )
 })
 
 describe("P11", () => {
@@ -248,7 +252,11 @@ describe("P15", () => {
         yield* until(running.counts, (counts) => counts.deadLettered === 3 && counts.handled === 1)
         assert.deepStrictEqual(seen, [7])
         const dead = yield* Stream.runCollect(transport.browse("jobs.dead"))
-        assert.deepStrictEqual(dead.map((delivery) => new TextDecoder().decode(delivery.body)), ["not JSON", "{\"n\":\"text\"}", ""])
+        assert.deepStrictEqual(dead.map((delivery) => new TextDecoder().decode(delivery.body)), [
+          "not JSON",
+          "{\"n\":\"text\"}",
+          ""
+        ])
       })
     ))
 })

@@ -4,6 +4,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Pipeline from "@millrace/core/Pipeline"
 import * as Topic from "@millrace/core/Topic"
+import { Transport } from "@millrace/core/Transport"
 import { jetstreamManager } from "@nats-io/jetstream"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
@@ -13,7 +14,6 @@ import * as Schema from "effect/Schema"
 import { createServer, type Socket } from "node:net"
 import * as JetStream from "../src/JetStream.ts"
 import { onNats, outgoing, until } from "./nats.ts"
-import { Transport } from "@millrace/core/Transport"
 
 const seconds = Number(process.env["SOAK_SECONDS"] ?? 12)
 const patience = 60_000 + seconds * 4000
@@ -30,119 +30,156 @@ const publishing = (going: () => boolean, window = 500) =>
     let next = 0
     while (going()) {
       const batch = Arr.makeBy(window, (i) => outgoing("jobs", JSON.stringify({ n: next + i }), { id: `n${next + i}` }))
-      yield* Effect.flatMap(transport.publish(batch), (results) => Effect.forEach(results, (result) => Effect.fromResult(result), { discard: true })).pipe(patiently)
+      yield* Effect.flatMap(transport.publish(batch), (results) =>
+        Effect.forEach(results, (result) => Effect.fromResult(result), { discard: true })).pipe(patiently)
       next += window
     }
     return next
   })
 
 describe("soak", () => {
-  it.live("a server killed every few seconds under load loses nothing", () =>
-    onNats((broker) =>
-      Effect.gen(function*() {
-        const runs = new Map<number, number>()
-        const running = yield* Pipeline.start(
-          JetStream.from(Jobs, { group: "workers", startFrom: "beginning", ackWait: "5 seconds" }).pipe(
-            Pipeline.map((job) => runs.set(job.n, (runs.get(job.n) ?? 0) + 1)),
-            Pipeline.discard,
-            Pipeline.concurrency(64)
-          )
-        )
-        let going = true
-        const producing = yield* Effect.forkScoped(publishing(() => going || runs.size < Math.min(100_000, seconds * 2000)))
-        const until = performance.now() + seconds * 1000
-        let kills = 0
-        while (performance.now() < until) {
-          yield* Effect.sleep("2500 millis")
-          yield* broker.kill
-          yield* broker.start
-          kills++
-        }
-        going = false
-        const published = yield* Effect.promise(() => new Promise<number>((resolve) => producing.addObserver((exit) => resolve(exit._tag === "Success" ? exit.value : -1))))
-        assert.isAtLeast(published, 0)
-        yield* settled(JetStream.consumerInfo(Jobs, "workers"))
-        const duplicates = [...runs.values()].reduce((sum, n) => sum + n - 1, 0)
-        console.log(`soak: ${kills} kills, ${published} published, ${runs.size} handled, ${duplicates} run again`, yield* running.counts)
-        assert.strictEqual(runs.size, published)
-        // What was owned, or acknowledged and not yet written down, when the server died.
-        assert.isAtMost(duplicates, kills * 5000)
-      }), { sync: "always" }), patience)
-
-  it.live("64 slow slots and prefetch 512 never own more than 576, through kills, deletions and lost connections", () =>
-    onNats((broker) =>
-      Effect.gen(function*() {
-        const { client } = yield* JetStream.JetStream
-        let inHand = 0
-        const running = yield* Pipeline.start(
-          JetStream.from(Jobs, { group: "workers", startFrom: "beginning", prefetch: 512, ackWait: "5 seconds", drainTimeout: 0 }).pipe(
-            Pipeline.tap(() => Effect.sync(() => inHand++).pipe(Effect.andThen(Effect.sleep("100 millis")), Effect.ensuring(Effect.sync(() => inHand--)))),
-            Pipeline.discard,
-            Pipeline.concurrency(64)
-          )
-        )
-        let going = true
-        yield* Effect.forkScoped(publishing(() => going, 100))
-        let most = 0
-        yield* Effect.forkScoped(Effect.forever(Effect.delay(
-          Effect.map(running.owned, ({ running, waiting }) => {
-            most = Math.max(most, running + waiting)
-          }),
-          "2 millis"
-        )))
-        yield* until(running.counts, (counts) => counts.handled > 500)
-        for (let round = 0; round < Math.max(1, seconds / 6); round++) {
-          yield* Effect.sleep("1 second")
-          yield* broker.kill
-          yield* broker.start
-          yield* Effect.sleep("1 second")
-          const jsm = yield* Effect.promise(() => jetstreamManager(client, { checkAPI: false }))
-          yield* Effect.tryPromise(() => jsm.consumers.delete("jobs", "workers")).pipe(patiently)
-          yield* Effect.sleep("1 second")
-          yield* Effect.promise(() => client.reconnect())
-        }
-        yield* Effect.sleep("1 second")
-        going = false
-        assert.isAtMost(most, 576)
-        assert.isAtLeast(most, 560)
-        assert.isAtMost(inHand, 64)
-      }), { sync: "always" }), patience)
-
-  it.live("ackSync over connections that drop: no message is run again after its confirmation was reported", () =>
-    onNats((broker) =>
-      Effect.gen(function*() {
-        const port = yield* droppingProxy(broker.port, 0.005)
-        const confirmed = new Set<string>()
-        const again: Array<string> = []
-        let reconnects = 0
-        yield* Effect.gen(function*() {
-          const { client } = yield* JetStream.JetStream
-          void (async () => {
-            for await (const status of client.status()) if (status.type === "reconnect") reconnects++
-          })()
+  it.live(
+    "a server killed every few seconds under load loses nothing",
+    () =>
+      onNats((broker) =>
+        Effect.gen(function*() {
+          const runs = new Map<number, number>()
           const running = yield* Pipeline.start(
-            JetStream.from(Jobs, { group: "workers", startFrom: "beginning", ackWait: "2 seconds" }).pipe(
-              Pipeline.mapEffect((_, message) => {
-                if (confirmed.has(message.id)) again.push(message.id)
-                return Effect.sleep(message.id.endsWith("50") ? "2500 millis" : "1 millis").pipe(
-                  Effect.andThen(JetStream.ackSync(message)),
-                  Effect.tap((first) => Effect.sync(() => first && confirmed.add(message.id)))
-                )
-              }),
-              Pipeline.retry({ times: Infinity, schedule: Schedule.spaced("100 millis") }),
+            JetStream.from(Jobs, { group: "workers", startFrom: "beginning", ackWait: "5 seconds" }).pipe(
+              Pipeline.map((job) => runs.set(job.n, (runs.get(job.n) ?? 0) + 1)),
               Pipeline.discard,
               Pipeline.concurrency(64)
             )
           )
-          let batches = 0
-          yield* publishing(() => batches++ < seconds * 50, 20)
+          let going = true
+          const producing = yield* Effect.forkScoped(
+            publishing(() => going || runs.size < Math.min(100_000, seconds * 2000))
+          )
+          const until = performance.now() + seconds * 1000
+          let kills = 0
+          while (performance.now() < until) {
+            yield* Effect.sleep("2500 millis")
+            yield* broker.kill
+            yield* broker.start
+            kills++
+          }
+          going = false
+          const published = yield* Effect.promise(() =>
+            new Promise<number>((resolve) =>
+              producing.addObserver((exit) => resolve(exit._tag === "Success" ? exit.value : -1))
+            )
+          )
+          assert.isAtLeast(published, 0)
           yield* settled(JetStream.consumerInfo(Jobs, "workers"))
-          console.log(`ackSync: ${reconnects} reconnects, ${confirmed.size} confirmed, ${again.length} again`, yield* running.counts)
-        }).pipe(Effect.scoped, Effect.provide(Layer.fresh(JetStream.layer({ url: `nats://127.0.0.1:${port}` }))))
-        assert.isAtLeast(reconnects, 3)
-        assert.deepStrictEqual(again, [])
-        assert.strictEqual((yield* JetStream.consumerInfo(Jobs, "workers")).lag, 0)
-      })), patience)
+          const duplicates = [...runs.values()].reduce((sum, n) => sum + n - 1, 0)
+          console.log(
+            `soak: ${kills} kills, ${published} published, ${runs.size} handled, ${duplicates} run again`,
+            yield* running.counts
+          )
+          assert.strictEqual(runs.size, published)
+          // What was owned, or acknowledged and not yet written down, when the server died.
+          assert.isAtMost(duplicates, kills * 5000)
+        }), { sync: "always" }),
+    patience
+  )
+
+  it.live(
+    "64 slow slots and prefetch 512 never own more than 576, through kills, deletions and lost connections",
+    () =>
+      onNats((broker) =>
+        Effect.gen(function*() {
+          const { client } = yield* JetStream.JetStream
+          let inHand = 0
+          const running = yield* Pipeline.start(
+            JetStream.from(Jobs, {
+              group: "workers",
+              startFrom: "beginning",
+              prefetch: 512,
+              ackWait: "5 seconds",
+              drainTimeout: 0
+            }).pipe(
+              Pipeline.tap(() =>
+                Effect.sync(() => inHand++).pipe(
+                  Effect.andThen(Effect.sleep("100 millis")),
+                  Effect.ensuring(Effect.sync(() => inHand--))
+                )
+              ),
+              Pipeline.discard,
+              Pipeline.concurrency(64)
+            )
+          )
+          let going = true
+          yield* Effect.forkScoped(publishing(() => going, 100))
+          let most = 0
+          yield* Effect.forkScoped(Effect.forever(Effect.delay(
+            Effect.map(running.owned, ({ running, waiting }) => {
+              most = Math.max(most, running + waiting)
+            }),
+            "2 millis"
+          )))
+          yield* until(running.counts, (counts) => counts.handled > 500)
+          for (let round = 0; round < Math.max(1, seconds / 6); round++) {
+            yield* Effect.sleep("1 second")
+            yield* broker.kill
+            yield* broker.start
+            yield* Effect.sleep("1 second")
+            const jsm = yield* Effect.promise(() => jetstreamManager(client, { checkAPI: false }))
+            yield* Effect.tryPromise(() => jsm.consumers.delete("jobs", "workers")).pipe(patiently)
+            yield* Effect.sleep("1 second")
+            yield* Effect.promise(() => client.reconnect())
+          }
+          yield* Effect.sleep("1 second")
+          going = false
+          assert.isAtMost(most, 576)
+          assert.isAtLeast(most, 560)
+          assert.isAtMost(inHand, 64)
+        }), { sync: "always" }),
+    patience
+  )
+
+  it.live(
+    "ackSync over connections that drop: no message is run again after its confirmation was reported",
+    () =>
+      onNats((broker) =>
+        Effect.gen(function*() {
+          const port = yield* droppingProxy(broker.port, 0.005)
+          const confirmed = new Set<string>()
+          const again: Array<string> = []
+          let reconnects = 0
+          yield* Effect.gen(function*() {
+            const { client } = yield* JetStream.JetStream
+            void (async () => {
+              for await (const status of client.status()) if (status.type === "reconnect") reconnects++
+            })()
+            const running = yield* Pipeline.start(
+              JetStream.from(Jobs, { group: "workers", startFrom: "beginning", ackWait: "2 seconds" }).pipe(
+                Pipeline.mapEffect((_, message) => {
+                  if (confirmed.has(message.id)) again.push(message.id)
+                  return Effect.sleep(message.id.endsWith("50") ? "2500 millis" : "1 millis").pipe(
+                    Effect.andThen(JetStream.ackSync(message)),
+                    Effect.tap((first) => Effect.sync(() => first && confirmed.add(message.id)))
+                  )
+                }),
+                Pipeline.retry({ times: Infinity, schedule: Schedule.spaced("100 millis") }),
+                Pipeline.discard,
+                Pipeline.concurrency(64)
+              )
+            )
+            let batches = 0
+            yield* publishing(() => batches++ < seconds * 50, 20)
+            yield* settled(JetStream.consumerInfo(Jobs, "workers"))
+            console.log(
+              `ackSync: ${reconnects} reconnects, ${confirmed.size} confirmed, ${again.length} again`,
+              yield* running.counts
+            )
+          }).pipe(Effect.scoped, Effect.provide(Layer.fresh(JetStream.layer({ url: `nats://127.0.0.1:${port}` }))))
+          assert.isAtLeast(reconnects, 3)
+          assert.deepStrictEqual(again, [])
+          assert.strictEqual((yield* JetStream.consumerInfo(Jobs, "workers")).lag, 0)
+        })
+      ),
+    patience
+  )
 })
 
 const settled = <E, R>(info: Effect.Effect<JetStream.ConsumerInfo, E, R>) =>

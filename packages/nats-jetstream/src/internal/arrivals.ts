@@ -38,7 +38,10 @@ export class Arrivals {
   /** Acknowledged so late that a copy may be on its way, and until when. */
   private readonly late = new Map<string, number>()
   /** Retries that this process asked for, by id. */
-  private readonly retries = new Map<string, { readonly delivered: number; readonly released: number; readonly due: number }>()
+  private readonly retries = new Map<
+    string,
+    { readonly delivered: number; readonly released: number; readonly due: number }
+  >()
   private closed = false
 
   constructor(options: ArrivalsOptions) {
@@ -124,7 +127,9 @@ export class Arrivals {
     const time = this.options.now()
     // Nobody says so when a message that was not settled has been given up.
     if (this.suspect !== undefined && time > this.suspect.heldUntil) this.ended(this.suspect, false)
-    for (const delivery of this.given.values()) if (time > delivery.heldUntil + this.options.lease) this.ended(delivery, false)
+    for (const delivery of this.given.values()) {
+      if (time > delivery.heldUntil + this.options.lease) this.ended(delivery, false)
+    }
     for (const [id, until] of this.late) if (time > until) this.late.delete(id)
     return [...this.queue, ...this.suspects, ...this.copies.values()]
   }

@@ -42,7 +42,9 @@ export const publishBatch = Effect.fnUntraced(function*(
   const ack = yield* connection.call("publishing a batch", () => {
     const last = encoded[encoded.length - 1]!
     for (const { body, headers } of encoded.slice(0, -1)) nc.publish(topic, body, { headers })
-    return nc.request(topic, last.body, { headers: last.headers, timeout: 5000 }).then((answer) => answer.json<PubAck>())
+    return nc.request(topic, last.body, { headers: last.headers, timeout: 5000 }).then((answer) =>
+      answer.json<PubAck>()
+    )
   }).pipe(Effect.mapError((error) =>
     fail(
       error instanceof TransportError.TransportError && error.reason._tag === "Unauthorized"

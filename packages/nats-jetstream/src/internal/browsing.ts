@@ -21,11 +21,14 @@ export const browse = (
     if (info === undefined) return Stream.empty
     const stream = info.config.name
     const last = info.state.last_seq
-    return Stream.paginate(1, (seq) =>
-      Effect.map(next(connection, stream, topic, seq), (message) =>
-        message === undefined || message.seq > last
-          ? [[], Option.none()] as const
-          : [[toDelivery(message)], Option.some(message.seq + 1)] as const))
+    return Stream.paginate(
+      1,
+      (seq) =>
+        Effect.map(next(connection, stream, topic, seq), (message) =>
+          message === undefined || message.seq > last
+            ? [[], Option.none()] as const
+            : [[toDelivery(message)], Option.some(message.seq + 1)] as const)
+    )
   }))
 
 /** What the server answers to `STREAM.MSG.GET`; the client's own call cannot ask for the next of a subject. */
@@ -60,7 +63,9 @@ const next = (connection: Connection, stream: string, subject: string, seq: numb
 const noMessage = 10037
 
 const toDelivery = (message: Stored): Transport.Delivery => {
-  const headers = toHeaders(message.hdrs === undefined ? undefined : MsgHdrsImpl.decode(Buffer.from(message.hdrs, "base64")))
+  const headers = toHeaders(
+    message.hdrs === undefined ? undefined : MsgHdrsImpl.decode(Buffer.from(message.hdrs, "base64"))
+  )
   return {
     id: String(message.seq),
     topic: message.subject,
@@ -85,14 +90,16 @@ export const remove = Effect.fnUntraced(function*(
   const removed = yield* Effect.forEach(
     ids,
     (id) =>
-      connection.call(`deleting from ${topic}`, (jsm) => jsm.streams.deleteMessage(info.config.name, Number(id), false)).pipe(
-        Effect.catch((error) =>
-          // 10043 as 2.9 says it, 10057: there is no such message.
-          error instanceof JetStreamApiError && (error.code === noMessage || error.code === 10043 || error.code === 10057)
-            ? Effect.succeed(false)
-            : Effect.fail(unexpected(`deleting from ${topic}`)(error))
-        )
-      ),
+      connection.call(`deleting from ${topic}`, (jsm) => jsm.streams.deleteMessage(info.config.name, Number(id), false))
+        .pipe(
+          Effect.catch((error) =>
+            // 10043 as 2.9 says it, 10057: there is no such message.
+            error instanceof JetStreamApiError &&
+              (error.code === noMessage || error.code === 10043 || error.code === 10057)
+              ? Effect.succeed(false)
+              : Effect.fail(unexpected(`deleting from ${topic}`)(error))
+          )
+        ),
     { concurrency: 64 }
   )
   return removed.filter((done) => done).length

@@ -1,8 +1,8 @@
 import * as TransportError from "@millrace/core/TransportError"
 import {
+  JetStreamApiError,
   type JetStreamManager,
   jetstreamManager,
-  JetStreamApiError,
   type JetStreamManagerOptions
 } from "@nats-io/jetstream"
 import { errors, type NatsConnection, type Status } from "@nats-io/nats-core"
@@ -67,7 +67,9 @@ export const fromCause = (address: string, operation: string, cause: unknown): T
       new TransportError.Unauthorized({
         address,
         operation,
-        detail: `no permission to ${permission.operation === "publish" ? "publish to" : "subscribe to"} ${permission.subject}`
+        detail: `no permission to ${
+          permission.operation === "publish" ? "publish to" : "subscribe to"
+        } ${permission.subject}`
       })
     )
   }
@@ -96,8 +98,7 @@ export const unauthorized = (connection: { readonly nc: NatsConnection }, operat
 
 /** What the API refused and we have no better words for. */
 export const unexpected =
-  (operation: string) =>
-  (error: TransportError.TransportError | JetStreamApiError): TransportError.TransportError =>
+  (operation: string) => (error: TransportError.TransportError | JetStreamApiError): TransportError.TransportError =>
     error instanceof JetStreamApiError ? interrupted(operation, error) : error
 
 /** Watches a client's connection for as long as the scope is open. Closing it is its owner's business. */
@@ -196,7 +197,8 @@ export const watch = Effect.fnUntraced(function*(
     call: (operation, f) =>
       whileConnected(operation, () => f(jsm), (cause) => {
         if (cause instanceof JetStreamApiError) return cause
-        const unheard = isNotEnabled(cause) && !(cause.cause instanceof JetStreamApiError) && nc.info?.jetstream === true
+        const unheard = isNotEnabled(cause) && !(cause.cause instanceof JetStreamApiError) &&
+          nc.info?.jetstream === true
         return unheard || cause instanceof errors.TimeoutError
           ? interrupted(operation, new NoAnswer("JetStream does not answer: it may have no leader now"))
           : fromCause(address, operation, cause)

@@ -21,13 +21,23 @@ const isDelayed = (subject: string) => subject.startsWith("millrace-delayed.")
 export const validateTopic = (topic: string): TransportError.TransportError | undefined =>
   Topic.validateName(transport, topic) ??
     (topic.split(".").includes("")
-      ? TransportError.invalidOption(transport, "topic", topic, "a NATS subject has no empty part: no dot at either end, no two in a row")
+      ? TransportError.invalidOption(
+        transport,
+        "topic",
+        topic,
+        "a NATS subject has no empty part: no dot at either end, no two in a row"
+      )
       : undefined)
 
 export const validateGroup = (group: string): TransportError.TransportError | undefined =>
   /^[A-Za-z0-9_-]+$/.test(group)
     ? undefined
-    : TransportError.invalidOption(transport, "group", group, "a group name is made of letters, digits and the signs _ -")
+    : TransportError.invalidOption(
+      transport,
+      "group",
+      group,
+      "a group name is made of letters, digits and the signs _ -"
+    )
 
 /** A subject with wildcards. */
 export const validateFilter = (subject: string): TransportError.TransportError | undefined =>

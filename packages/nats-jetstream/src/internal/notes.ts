@@ -117,12 +117,17 @@ export class Notes {
   }
 
   private store(deliveries: ReadonlyArray<JetStreamDelivery>, text: (delivery: JetStreamDelivery) => string) {
-    return this.connection.call("keeping notes", () =>
-      Promise.all(deliveries.map((delivery) =>
-        this.connection.nc.request(this.subjectOf(delivery), text(delivery), { timeout: 5000 })
-      ))).pipe(
-        Effect.mapError(unexpected("keeping notes")),
-        Effect.asVoid
-      )
+    return this.connection.call(
+      "keeping notes",
+      () =>
+        Promise.all(
+          deliveries.map((delivery) =>
+            this.connection.nc.request(this.subjectOf(delivery), text(delivery), { timeout: 5000 })
+          )
+        )
+    ).pipe(
+      Effect.mapError(unexpected("keeping notes")),
+      Effect.asVoid
+    )
   }
 }

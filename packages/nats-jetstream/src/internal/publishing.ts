@@ -74,9 +74,13 @@ const window = 1024
 export const publishing = Effect.fnUntraced(function*(
   connection: Connection,
   options: { readonly timeout: Duration.Duration; readonly inboxPrefix: string }
-): Effect.fn.Return<{
-  readonly send: (sendings: Arr.NonEmptyReadonlyArray<Sending>) => Effect.Effect<ReadonlyArray<Answer>>
-}, never, Scope.Scope> {
+): Effect.fn.Return<
+  {
+    readonly send: (sendings: Arr.NonEmptyReadonlyArray<Sending>) => Effect.Effect<ReadonlyArray<Answer>>
+  },
+  never,
+  Scope.Scope
+> {
   const { nc } = connection
   const clock = yield* Clock.clockWith(Effect.succeed)
   const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
@@ -91,7 +95,7 @@ export const publishing = Effect.fnUntraced(function*(
     if (slot === undefined) return
     slots.delete(token)
     slot.done(answer(slot))
-    if (waiters.length > 0 && slots.size <= window / 2) for (const wake of waiters.splice(0)) wake()
+    if (waiters.length > 0 && slots.size <= window / 2) { for (const wake of waiters.splice(0)) wake() }
   }
   const subscription = nc.subscribe(`${inbox}.*`, {
     callback(_, msg) {
@@ -102,16 +106,28 @@ export const publishing = Effect.fnUntraced(function*(
     const time = now()
     for (const [token, slot] of slots) {
       if (slot.until > time) return
-      settle(token, () =>
-        error(slot.topic, new Publisher.OutcomeUnknown({ detail: `no confirmation within ${Duration.format(options.timeout)}` })))
+      settle(
+        token,
+        () =>
+          error(
+            slot.topic,
+            new Publisher.OutcomeUnknown({ detail: `no confirmation within ${Duration.format(options.timeout)}` })
+          )
+      )
     }
   }, Math.max(10, Math.min(250, timeout / 4)))
   sweep.unref()
   const stop = connection.listen({
     lost() {
       for (const token of slots.keys()) {
-        settle(token, (slot) =>
-          error(slot.topic, new Publisher.OutcomeUnknown({ detail: "the connection was lost before the confirmation" })))
+        settle(
+          token,
+          (slot) =>
+            error(
+              slot.topic,
+              new Publisher.OutcomeUnknown({ detail: "the connection was lost before the confirmation" })
+            )
+        )
       }
     },
     refused(violation) {
@@ -168,7 +184,8 @@ export const publishing = Effect.fnUntraced(function*(
         new TransportError.InvalidOption({
           option: "ttl",
           value: `${sending.expectations.ttl} s`,
-          remedy: `a time to live needs nats-server 2.11, this is ${nc.info?.version}; bound the stream's max_age instead`
+          remedy:
+            `a time to live needs nats-server 2.11, this is ${nc.info?.version}; bound the stream's max_age instead`
         })
       ))
     }
@@ -185,7 +202,10 @@ export const publishing = Effect.fnUntraced(function*(
     try {
       nc.publish(subject, message.body, { headers, reply: `${inbox}.${token}` })
     } catch (cause) {
-      settle(token, () => error(topic, new Publisher.NotSent({ detail: cause instanceof Error ? cause.message : String(cause) })))
+      settle(
+        token,
+        () => error(topic, new Publisher.NotSent({ detail: cause instanceof Error ? cause.message : String(cause) }))
+      )
     }
   }
 
@@ -240,7 +260,9 @@ const toAnswer = (slot: Slot, msg: Msg): Answer => {
       return error(
         slot.topic,
         new Publisher.Refused({
-          detail: `for delayed delivery the stream of ${slot.topic} must take ${delayedSubject(slot.topic, "*")} too, and allow_msg_schedules`
+          detail: `for delayed delivery the stream of ${slot.topic} must take ${
+            delayedSubject(slot.topic, "*")
+          } too, and allow_msg_schedules`
         })
       )
     }
@@ -253,7 +275,10 @@ const toAnswer = (slot: Slot, msg: Msg): Answer => {
   try {
     ack = JSON.parse(decoder.decode(msg.data))
   } catch {
-    return error(slot.topic, new Publisher.OutcomeUnknown({ detail: `something else than a stream answers for ${slot.subject}` }))
+    return error(
+      slot.topic,
+      new Publisher.OutcomeUnknown({ detail: `something else than a stream answers for ${slot.subject}` })
+    )
   }
   if (ack.error !== undefined) {
     const detail = `${ack.error.description} (${ack.error.err_code ?? ack.error.code})`
@@ -263,7 +288,10 @@ const toAnswer = (slot: Slot, msg: Msg): Answer => {
     )
   }
   if (ack.stream === undefined || ack.seq === undefined) {
-    return error(slot.topic, new Publisher.OutcomeUnknown({ detail: `something else than a stream answers for ${slot.subject}` }))
+    return error(
+      slot.topic,
+      new Publisher.OutcomeUnknown({ detail: `something else than a stream answers for ${slot.subject}` })
+    )
   }
   return Result.succeed({
     id: String(ack.seq),

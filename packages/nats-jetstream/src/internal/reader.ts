@@ -112,7 +112,9 @@ export class Reader {
   private receive(msg: Msg, epoch: Subscription): void {
     if (epoch === this.epoch) this.silentSince = 0n
     if (msg.data.length === 0 && msg.headers !== undefined && msg.headers.code >= 100) {
-      if (epoch === this.epoch) this.status(msg.headers.code, msg.headers.description, msg.headers.get("Nats-Pending-Messages"))
+      if (epoch === this.epoch) {
+        this.status(msg.headers.code, msg.headers.description, msg.headers.get("Nats-Pending-Messages"))
+      }
       return
     }
     if (this.asked > 0) this.asked--

@@ -24,6 +24,7 @@ import type { StartFrom } from "./settings.ts"
 export interface Declaring {
   readonly manage: "create" | "verify" | "none"
   readonly retention: "limits" | "until-acked" | undefined
+  readonly ackWait?: Duration.Input | undefined
   readonly storage?: "file" | "memory" | undefined
   readonly replicas?: number | undefined
   readonly maxAge?: Duration.Input | undefined
@@ -57,14 +58,16 @@ export const atLeast = (version: string | undefined, major: number, minor: numbe
 
 /** The stream that takes what is published on a subject, if there is one. */
 export const findStream = (connection: Connection, subject: string) =>
-  connection.call(`looking for the stream of ${subject}`, (jsm) =>
-    jsm.streams.find(subject).then((name) => jsm.streams.info(name))).pipe(
-      Effect.catch((error) =>
-        isCode(error, code.streamNotFound)
-          ? Effect.succeed(undefined)
-          : Effect.fail(unexpected(`looking for the stream of ${subject}`)(error))
-      )
+  connection.call(
+    `looking for the stream of ${subject}`,
+    (jsm) => jsm.streams.find(subject).then((name) => jsm.streams.info(name))
+  ).pipe(
+    Effect.catch((error) =>
+      isCode(error, code.streamNotFound)
+        ? Effect.succeed(undefined)
+        : Effect.fail(unexpected(`looking for the stream of ${subject}`)(error))
     )
+  )
 
 const differences = (
   found: Record<string, unknown>,
@@ -140,6 +143,11 @@ export const ensureStream = Effect.fnUntraced(function*(
   return yield* verifyStream(existing, wanted, subjects)
 })
 
+/** Whether nothing is ever removed from a stream. */
+export const isUnbounded = (config: StreamConfig): boolean =>
+  config.retention === RetentionPolicy.Limits && config.max_age === 0 &&
+  [config.max_msgs, config.max_bytes, config.max_msgs_per_subject].every((bound) => bound <= 0)
+
 const verifyStream = (
   info: StreamInfo,
   wanted: Record<string, unknown>,
@@ -148,7 +156,11 @@ const verifyStream = (
   for (const subject of subjects) {
     if (!(info.config.subjects ?? []).some((captured) => names.covers(captured, subject))) {
       return Effect.fail(
-        mismatch(`stream ${info.config.name}`, `to take ${subject}`, `taking ${(info.config.subjects ?? []).join(", ")}`)
+        mismatch(
+          `stream ${info.config.name}`,
+          `to take ${subject}`,
+          `taking ${(info.config.subjects ?? []).join(", ")}`
+        )
       )
     }
   }
@@ -288,29 +300,49 @@ const verifyConsumer = (
   const { config } = info
   const differs = (option: string, expected: string, found: unknown) =>
     Effect.fail(
-      mismatch(`${option} of consumer ${info.name} of stream ${info.stream_name}`, expected, JSON.stringify(found) ?? "absent")
+      mismatch(
+        `${option} of consumer ${info.name} of stream ${info.stream_name}`,
+        expected,
+        JSON.stringify(found) ?? "absent"
+      )
     )
-  if (config.deliver_subject !== undefined) return differs("deliver_subject", "absent (a pull consumer)", config.deliver_subject)
+  if (config.deliver_subject !== undefined) {
+    return differs("deliver_subject", "absent (a pull consumer)", config.deliver_subject)
+  }
   if (config.ack_policy !== AckPolicy.Explicit) return differs("ack_policy", "\"explicit\"", config.ack_policy)
   const filter = filterOf(config, stream)
   if ([...filter].sort().join() !== [...wish.subjects].sort().join()) {
     return differs("filter_subject", wish.subjects.join(", "), filter)
   }
   if (config.max_deliver !== undefined && config.max_deliver > 0) {
-    return differs("max_deliver", "-1, because Millrace counts attempts and stores dead letters: the server would drop the message before", config.max_deliver)
+    return differs(
+      "max_deliver",
+      "-1, because Millrace counts attempts and stores dead letters: the server would drop the message before",
+      config.max_deliver
+    )
   }
   if (config.backoff !== undefined && config.backoff.length > 0) {
-    return differs("backoff", "absent, because it overrides ack_wait: the pipeline's retry policy decides", config.backoff)
+    return differs(
+      "backoff",
+      "absent, because it overrides ack_wait: the pipeline's retry policy decides",
+      config.backoff
+    )
   }
   if (config.headers_only === true) return differs("headers_only", "false", true)
   const ackWait = (config.ack_wait ?? 0) / 1e6
   if (wish.ackWait !== undefined && ackWait !== wish.ackWait) {
     return differs("ack_wait", `${wish.ackWait} ms`, `${ackWait} ms`)
   }
-  if (ackWait < leastAckWait) return differs("ack_wait", `at least ${leastAckWait} ms, to be kept alive in time`, `${ackWait} ms`)
+  if (ackWait < leastAckWait) {
+    return differs("ack_wait", `at least ${leastAckWait} ms, to be kept alive in time`, `${ackWait} ms`)
+  }
   const maxAckPending = config.max_ack_pending ?? 0
   if (maxAckPending > 0 && maxAckPending < wish.maxOwned) {
-    return differs("max_ack_pending", `-1, or at least ${wish.maxOwned}: what this process alone may hold at once`, maxAckPending)
+    return differs(
+      "max_ack_pending",
+      `-1, or at least ${wish.maxOwned}: what this process alone may hold at once`,
+      maxAckPending
+    )
   }
   return Effect.succeed(info)
 }
@@ -321,12 +353,18 @@ export const leastAckWait = 500
 export const validateAckWait = (millis: number): TransportError.TransportError | undefined =>
   millis >= leastAckWait && millis <= 24 * 3600_000
     ? undefined
-    : TransportError.invalidOption(transport, "ackWait", `${millis} ms`, "give 0.5 seconds to 24 hours; long handlers are kept alive")
+    : TransportError.invalidOption(
+      transport,
+      "ackWait",
+      `${millis} ms`,
+      "give 0.5 seconds to 24 hours; long handlers are kept alive"
+    )
 
 /** Between tries. */
-export const backoff = Schedule.min([Schedule.exponential(Duration.millis(100)), Schedule.spaced(Duration.seconds(2))]).pipe(
-  Schedule.jittered
-)
+export const backoff = Schedule.min([Schedule.exponential(Duration.millis(100)), Schedule.spaced(Duration.seconds(2))])
+  .pipe(
+    Schedule.jittered
+  )
 
 /** A cluster that has just been started, or lost a node, has no leader for some seconds. */
 const hasNoLeader = ({ reason }: TransportError.TransportError): boolean =>

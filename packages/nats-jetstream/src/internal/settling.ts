@@ -172,8 +172,11 @@ export const confirmAll = (
   connection: Connection,
   deliveries: ReadonlyArray<JetStreamDelivery>
 ): Effect.Effect<void, TransportError.TransportError> =>
-  connection.call("confirming acknowledgements", () =>
-    Promise.all(deliveries.map((delivery) => connection.nc.request(delivery.reply, ack, { timeout: confirmTimeout })))).pipe(
-      Effect.mapError(unexpected("confirming acknowledgements")),
-      Effect.asVoid
-    )
+  connection.call(
+    "confirming acknowledgements",
+    () =>
+      Promise.all(deliveries.map((delivery) => connection.nc.request(delivery.reply, ack, { timeout: confirmTimeout })))
+  ).pipe(
+    Effect.mapError(unexpected("confirming acknowledgements")),
+    Effect.asVoid
+  )

@@ -33,13 +33,13 @@ export const subscribe = Effect.fnUntraced(function*(
   const badName = names.validateTopic(options.topic) ?? names.validateGroup(options.group)
   if (badName !== undefined) return yield* badName
   const subjects = Context.get(options.settings, settings.Subjects) ?? Arr.of(options.topic)
-  const chosenAckWait = Context.get(options.settings, settings.AckWait)
+  const ackWaitGiven = Context.get(options.settings, settings.AckWait) ?? declaring.ackWait
   const wish: resources.ConsumerWish = {
     topic: options.topic,
     group: options.group,
     subjects,
     startFrom: Context.get(options.settings, settings.Start) ?? options.startFrom,
-    ackWait: chosenAckWait === undefined ? undefined : Duration.toMillis(chosenAckWait),
+    ackWait: ackWaitGiven === undefined ? undefined : Duration.toMillis(Duration.fromInputUnsafe(ackWaitGiven)),
     maxOwned: options.maxOwned
   }
   const badFilter = subjects.map((subject) => names.validateFilter(subject)).find((error) => error !== undefined)
@@ -56,6 +56,11 @@ export const subscribe = Effect.fnUntraced(function*(
   const notes = (yield* openNotes(connection, declaring))
     ? new Notes(connection, consumer.stream_name, consumer.name)
     : undefined
+  if (resources.isUnbounded(stream.config)) {
+    yield* Effect.logInfo(
+      `stream ${stream.config.name} keeps every message for ever: bound it with maxAge, maxMessages or maxBytes, or use retention "until-acked"`
+    )
+  }
   const clock = yield* Clock.clockWith(Effect.succeed)
   const runFork = Effect.runForkWith(yield* Effect.context<never>())
   const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
@@ -209,9 +214,11 @@ export const subscribe = Effect.fnUntraced(function*(
   const stopListening = connection.listen({
     lost() {
       reader.abandon()
-      if (connection.state() === "closed") runFork(Effect.flip(connection.whenConnected)).addObserver((exit) => {
-        if (Exit.isSuccess(exit)) fail(exit.value)
-      })
+      if (connection.state() === "closed") {
+        runFork(Effect.flip(connection.whenConnected)).addObserver((exit) => {
+          if (Exit.isSuccess(exit)) fail(exit.value)
+        })
+      }
     },
     refused({ operation, subject }) {
       if (operation !== "publish") return
@@ -281,6 +288,8 @@ export const subscribe = Effect.fnUntraced(function*(
     settle: (batch) => voice.settle(batch),
     extend: (deliveries) => voice.extend(deliveries),
     extendEvery,
-    health: Effect.sync(() => connection.state() === "connected" && reader.open && !healing ? "consuming" : "reconnecting")
+    health: Effect.sync(() =>
+      connection.state() === "connected" && reader.open && !healing ? "consuming" : "reconnecting"
+    )
   }
 })
