@@ -163,10 +163,10 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
 
     it.effect("a retry comes back to the same process when it is due, counted, whether that is before or after minIdle", () =>
       Effect.gen(function*() {
-        const redis = yield* transport({ claim: { minIdle: "200 millis" } })
+        const redis = yield* transport({ claim: { minIdle: "600 millis" } })
         const topic = fresh("retry")
         const subscription = yield* redis.subscribe(subscribing(topic))
-        const peer = yield* (yield* transport({ claim: { minIdle: "200 millis" } })).subscribe(subscribing(topic))
+        const peer = yield* (yield* transport({ claim: { minIdle: "600 millis" } })).subscribe(subscribing(topic))
         yield* redis.publish([outgoing(topic, "1")])
         for (const [attempt, delay] of [[1, 0], [2, 50], [3, 1500]] as const) {
           const [delivery] = yield* subscription.pull(1)

@@ -44,9 +44,9 @@ export class Feed {
   failure: TransportError | undefined
   /** Something can be claimed, as far as the last look at it goes. */
   claimable = false
+  readonly reader: Reader
   private readonly server: Server
   private readonly entries = new EntryReader()
-  private readonly reader: Reader
   private readonly clock: Clock.Clock
   private buffer: Array<RedisDelivery> = []
   private bufferedAt = 0
@@ -179,6 +179,13 @@ export class Feed {
 
   private get admitsSuspect(): boolean {
     return this.quarantine.admits(this.now(), this.owned + this.buffer.length)
+  }
+
+  /** A look at the server has found what can be claimed. */
+  foundSomething(): void {
+    if (this.claimable) return
+    this.claimable = true
+    this.reader.wake(this, true)
   }
 
   received(entries: ReadonlyArray<RawEntry>, asked: number): void {

@@ -1,4 +1,3 @@
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
 import type * as Scope from "effect/Scope"
@@ -6,20 +5,15 @@ import { ErrorReply } from "redis"
 import type { RawEntry } from "./entry.ts"
 import type { Feed } from "./feed.ts"
 import * as groups from "./groups.ts"
-import * as keys from "./keys.ts"
 import type { Command, Connected, Link } from "./link.ts"
 import { codeOf, isPassing, list, text, transportError } from "./reply.ts"
-import * as scripts from "./scripts.ts"
 import type { Server } from "./server.ts"
-
-/** How often abandoned entries are looked for: a peer must take what was released within a second. */
-const scanEvery = 950
 
 /** Without `CLIENT UNBLOCK` nothing can end a read early, so none may be long. */
 const shortBlock = 100
 
 /**
- * One connection that reads many streams for one consumer of one group.
+ * Reads many streams for one consumer of one group, on one connection.
  *
  * A turn first takes what is older than anything new (due retries, abandoned entries), then reads: one stream with all
  * it asks for; of several, those that had more each by its own read, the others together. A blocked read is ended by
@@ -27,7 +21,8 @@ const shortBlock = 100
  */
 export class Reader {
   private readonly server: Server
-  private readonly link: Link
+  private readonly link: Link | undefined
+  private readonly pollEvery: () => number
   private readonly group: string
   private readonly consumer: string
   private readonly key: string
@@ -42,16 +37,25 @@ export class Reader {
   private troubles = 0
   private isStuck = false
 
-  constructor(server: Server, link: Link, group: string, consumer: string, key: string) {
+  /** Without a connection of its own it polls on a shared one. */
+  constructor(
+    server: Server,
+    link: Link | undefined,
+    pollEvery: () => number,
+    group: string,
+    consumer: string,
+    key: string
+  ) {
     this.server = server
     this.link = link
+    this.pollEvery = pollEvery
     this.group = group
     this.consumer = consumer
     this.key = key
   }
 
   get isHealthy(): boolean {
-    return this.link.current !== undefined && this.server.keep.isUp && !this.isStuck
+    return (this.link === undefined || this.link.current !== undefined) && this.server.keep.isUp && !this.isStuck
   }
 
   add(feed: Feed): void {
@@ -85,11 +89,16 @@ export class Reader {
   }
 
   private nudge(): void {
-    const id = this.link.current?.clientId
+    const id = this.link?.current?.clientId
     if (!this.isBlocked || this.isNudged || id === undefined) return
     this.isNudged = true
+    const read = this.reading
     this.runFork(Effect.map(this.server.keep.send(this.key, [["CLIENT", "UNBLOCK", id]]), ([reply]) => {
       if (reply instanceof ErrorReply) this.canUnblock = false
+      if (reply !== 0 || this.reading !== read) return
+      // It came before the read, on a connection of its own.
+      this.isNudged = false
+      setTimeout(() => this.reading === read && this.nudge(), 2)
     }))
   }
 
@@ -98,7 +107,6 @@ export class Reader {
   readonly run: Effect.Effect<void, never, Scope.Scope> = Effect.gen({ self: this }, function*() {
     const fork = Effect.runForkWith(yield* Effect.context<never>())
     this.runFork = (effect) => void fork(effect)
-    yield* Effect.forkScoped(this.scan)
     return yield* Effect.forever(this.turn, { disableYield: true })
   })
 
@@ -120,15 +128,15 @@ export class Reader {
       isBusy ||= feed.wantsOld
     }
     if (wanting.length === 0) return isBusy ? Effect.void : this.work.await
-    const connected = this.link.current
-    if (connected === undefined) return Effect.ignore(this.link.awaitUp(60_000))
+    const connected = this.link?.current
+    if (this.link !== undefined && connected === undefined) return Effect.ignore(this.link.awaitUp(60_000))
     return this.read(connected, wanting, isBusy)
   })
 
-  private read(connected: Connected, wanting: ReadonlyArray<Feed>, isBusy: boolean): Effect.Effect<void> {
+  private read(connected: Connected | undefined, wanting: ReadonlyArray<Feed>, isBusy: boolean): Effect.Effect<void> {
     const hot = wanting.length === 1 ? [] : wanting.filter((feed) => feed.isHot)
     const cold = wanting.length === 1 ? wanting : wanting.filter((feed) => !feed.isHot)
-    const block = isBusy || hot.length > 0 ? undefined : this.blockFor(connected, cold)
+    const block = isBusy || hot.length > 0 || connected === undefined ? undefined : this.blockFor(connected, cold)
     const reads: Array<{ readonly feeds: ReadonlyArray<Feed>; readonly count: number }> = hot.map((feed) => ({
       feeds: [feed],
       count: feed.credit
@@ -150,7 +158,10 @@ export class Reader {
     this.isBlocked = block !== undefined
     this.isNudged = false
     this.done.closeUnsafe()
-    return Effect.flatMap(this.link.send(commands, (block ?? 0) + this.server.settings.answerTimeout), (replies) => {
+    const sent = this.link === undefined
+      ? this.server.poll.send(this.key, commands)
+      : this.link.send(commands, (block ?? 0) + this.server.settings.answerTimeout)
+    return Effect.flatMap(sent, (replies) => {
       this.reading = undefined
       this.isBlocked = false
       this.done.openUnsafe()
@@ -163,7 +174,10 @@ export class Reader {
       if (failed !== undefined) return this.heal(connected, failed.error, failed.feeds)
       this.troubles = 0
       this.isStuck = false
-      return Effect.void
+      // Polling, and nothing there: not again at once.
+      return this.link === undefined && replies.every((reply) => reply === null)
+        ? Effect.asVoid(Effect.timeoutOption(this.work.await, this.pollEvery()))
+        : Effect.void
     })
   }
 
@@ -180,49 +194,6 @@ export class Reader {
       feed?.received(list(entries) as ReadonlyArray<RawEntry>, count)
     }
   }
-
-  // --- abandoned entries
-
-  private readonly look: Effect.Effect<void> = Effect.suspend(() => {
-    const feeds = [...this.feeds.values()].filter((feed) => feed.wantsScan)
-    const ticks = Effect.forEach(this.feeds.values(), (feed) => feed.tick, { discard: true })
-    if (feeds.length === 0) return ticks
-    const streams = feeds.flatMap(({ options: { key } }) => [key, keys.delayed(key)])
-    const command = scripts.evalsha(scripts.peek, streams, [
-      this.group,
-      ...feeds.map((feed) => String(feed.options.minIdle))
-    ])
-    return ticks.pipe(
-      Effect.andThen(this.server.keep.one(this.key, command, 0)),
-      Effect.flatMap((states) => {
-        let moves: Array<Feed> | undefined
-        feeds.forEach((feed, i) => {
-          const state = Number(list(states)[i])
-          if ((state & 1) !== 0 && !feed.claimable) {
-            feed.claimable = true
-            this.wake(feed, true)
-          }
-          if ((state & 2) !== 0) (moves ??= []).push(feed)
-        })
-        return moves === undefined ? Effect.void : Effect.forEach(moves, (feed) => this.move(feed), { discard: true })
-      }),
-      Effect.ignore
-    )
-  })
-
-  private move(feed: Feed): Effect.Effect<void, Error> {
-    const { key } = feed.options
-    return Effect.flatMap(
-      this.server.keep.one(key, scripts.evalsha(scripts.move, [key, keys.delayed(key)], [])),
-      (left) => Number(left) > 0 ? this.move(feed) : Effect.void
-    )
-  }
-
-  /** Looks once a second, later where looking takes long: at most a twentieth of the server's time. */
-  private readonly scan: Effect.Effect<never> = Effect.timed(this.look).pipe(
-    Effect.flatMap(([took]) => Effect.sleep(Math.max(scanEvery, 20 * Duration.toMillis(took)))),
-    Effect.forever
-  )
 
   // --- healing
 
@@ -244,7 +215,7 @@ export class Reader {
       return Effect.forEach(feeds, (feed) => this.failIfWrong(feed, error), { discard: true })
     }
     if (connected !== undefined && isPassing(error)) {
-      return Effect.andThen(pause, Effect.sync(() => this.link.drop(connected, error)))
+      return Effect.andThen(pause, Effect.sync(() => this.link?.drop(connected, error)))
     }
     this.isStuck = true
     return Effect.andThen(

@@ -164,6 +164,8 @@ export interface Server {
   readonly write: Channel
   /** Claims, heartbeats and whatever must not wait behind a long write. */
   readonly keep: Channel
+  /** Reads of those that have no connection of their own. */
+  readonly poll: Channel
   /** A connection of its own, that may block. */
   readonly reading: (purpose: string, key: string) => Effect.Effect<Link, never, Scope.Scope>
   /** XACKDEL: asked, not read from a version, and given up when it turns out otherwise. */
@@ -186,6 +188,7 @@ export const make = Effect.fnUntraced(function*(settings: Settings): Effect.fn.R
     slots,
     write,
     keep,
+    poll: new Channel("reading for many groups", settings, topology, slots, scope),
     reading: (purpose, key) => makeLink(purpose, topology.connect(key)),
     hasRemoval
   }

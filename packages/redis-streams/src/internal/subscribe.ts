@@ -14,6 +14,7 @@ import type { Janitor } from "./janitor.ts"
 import type { Command } from "./link.ts"
 import { checkDuration } from "./options.ts"
 import { Reader } from "./reader.ts"
+import * as Scanner from "./scanner.ts"
 import { codeOf, isUnknown, list, transportError } from "./reply.ts"
 import * as scripts from "./scripts.ts"
 import type { Server } from "./server.ts"
@@ -39,6 +40,19 @@ class Names {
   }
 }
 
+/** What a connection for reading is for; `key` where streams may live on different nodes. */
+interface ReaderId {
+  readonly group: string
+  readonly consumer: string
+  readonly key: string
+}
+
+/** Groups, in a cluster streams, that are read on a connection of their own. Those beyond are polled on a shared one. */
+const mostOwn = 16
+
+/** How often to poll in ms; less often for very many, so that they ask for no more than 4,000 reads a second. */
+const leastPoll = 50
+
 export type Subscribe = (options: SubscribeOptions) => Effect.Effect<Subscription, TransportError, Scope.Scope>
 
 export const make = Effect.fnUntraced(function*(
@@ -48,12 +62,20 @@ export const make = Effect.fnUntraced(function*(
   const { settings } = server
   const names = new Names()
   const clock = yield* Clock.Clock
+  const scanner = yield* Scanner.make(server)
+  let own = 0
+  let polling = 0
   const readers = yield* RcMap.make({
     lookup: (id: string) =>
       Effect.gen(function*() {
-        const { consumer, group, key } = JSON.parse(id) as { readonly group: string; readonly consumer: string; readonly key: string }
-        const link = yield* server.reading(`reading for group ${group}`, key)
-        const reader = new Reader(server, link, group, consumer, key)
+        const { consumer, group, key }: ReaderId = JSON.parse(id)
+        const hasOwn = own < mostOwn
+        yield* Effect.acquireRelease(
+          Effect.sync(() => hasOwn ? own++ : polling++),
+          () => Effect.sync(() => hasOwn ? own-- : polling--)
+        )
+        const link = hasOwn ? yield* server.reading(`reading for group ${group}`, key) : undefined
+        const reader = new Reader(server, link, () => Math.max(leastPoll, polling / 4), group, consumer, key)
         yield* Effect.forkScoped(reader.run)
         return { reader, link }
       })
@@ -78,10 +100,12 @@ export const make = Effect.fnUntraced(function*(
     // One connection for all streams of a group; in a cluster, where they may live on different nodes, one for each.
     const { link, reader } = yield* RcMap.get(
       readers,
-      JSON.stringify({ group, consumer, key: settings.topology === "cluster" ? key : "" })
+      JSON.stringify({ group, consumer, key: settings.topology === "cluster" ? key : "" } satisfies ReaderId)
     )
-    yield* Effect.mapError(link.awaitUp(settings.connectTimeout), (lost) =>
-      new TransportError({ transport: "redis", reason: new Unreachable({ address: settings.label, cause: lost }) }))
+    if (link !== undefined) {
+      yield* Effect.mapError(link.awaitUp(settings.connectTimeout), (lost) =>
+        new TransportError({ transport: "redis", reason: new Unreachable({ address: settings.label, cause: lost }) }))
+    }
     const feed = new Feed(server, reader, clock, {
       topic,
       key,
@@ -94,6 +118,7 @@ export const make = Effect.fnUntraced(function*(
     reader.add(feed)
     yield* janitor.look(key, group)
     yield* Effect.addFinalizer(() => reader.remove(feed))
+    yield* scanner.look(feed)
     const subscription: Subscription = {
       pull: feed.pull,
       settle: settling(server, feed, settings.untilAcked || Context.get(options.settings, RemoveOnSuccess)),
