@@ -13,6 +13,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
+import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import { createServer } from "node:net"
 import * as JetStream from "../src/JetStream.ts"
@@ -344,6 +345,39 @@ describe.each(versions)("declaring on nats-server %s", (version) => {
         return yield* Effect.flip(subscription.pull(1))
       })).pipe(Effect.provide(as("mute:c")))
       assert.strictEqual(silenced.reason._tag, "Unauthorized")
+    }))
+
+  it.live("the permissions that the documentation lists are enough, to create and to run", () =>
+    Effect.gen(function*() {
+      const run = `"orders.>", "orders", "$JS.ACK.>", "$KV.millrace.>", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.INFO.*",
+        "$JS.API.STREAM.MSG.GET.*", "$JS.API.CONSUMER.INFO.>", "$JS.API.CONSUMER.MSG.NEXT.>"`
+      const create = `"$JS.API.STREAM.CREATE.*", "$JS.API.CONSUMER.CREATE.>"`
+      const broker = yield* Brokers.nats({
+        version,
+        config: `authorization { users: [
+          { user: creates, password: c, permissions: { publish: [${run}, ${create}], subscribe: "_INBOX.>" } },
+          { user: runs, password: r, permissions: { publish: [${run}], subscribe: "_INBOX.>" } }
+        ] }`
+      })
+      const as = (user: string, options: JetStream.CommonOptions) =>
+        Effect.provide(
+          Layer.fresh(JetStream.layer({ url: `nats://${user}@${broker.host}:${broker.port}`, ...options }))
+        )
+      const work = Effect.gen(function*() {
+        let failures = 1
+        const running = yield* Pipeline.start(
+          Pipeline.from(Orders, { group: "group", startFrom: "beginning" }).pipe(
+            Pipeline.mapEffect((order) =>
+              order.id === "bad" ? Effect.fail("bad") : failures-- > 0 ? Effect.fail("once") : Effect.void
+            ),
+            Pipeline.retry({ times: 1, schedule: Schedule.spaced("10 millis") })
+          )
+        )
+        yield* Publisher.publishAll(Orders, [{ id: "good" }, { id: "bad" }])
+        yield* until(running.counts, (counts) => counts.handled === 1 && counts.deadLettered === 1)
+      }).pipe(Effect.scoped)
+      yield* work.pipe(as("creates:c", {}))
+      yield* work.pipe(as("runs:r", { manage: "verify" }))
     }))
 
   it.live("a difference between versions is refused by the version that has it", () =>
