@@ -12,6 +12,7 @@ interface Manifest {
   readonly name: string
   readonly dependencies?: Record<string, string>
   readonly peerDependencies?: Record<string, string>
+  readonly peerDependenciesMeta?: Record<string, { readonly optional: boolean }>
 }
 
 const root = path.dirname(import.meta.dirname)
@@ -70,9 +71,13 @@ for (const { file, manifest, unpacked } of packed) {
   run(unpacked, path.join(bin, "oxlint"), "-f", "unix", "-c", rules, ...declarations)
 }
 
-// An empty project: the tarballs, what they ask for, and nothing of this workspace.
+// An empty project: the tarballs, what they cannot do without, and nothing of this workspace.
 const tarballs = Object.fromEntries(packed.map(({ file, manifest }) => [manifest.name, `file:${file}`]))
-const peers = Object.assign({}, ...packed.map(({ manifest }) => manifest.peerDependencies)) as Record<string, string>
+const peers = Object.fromEntries(
+  packed.flatMap(({ manifest: { peerDependencies = {}, peerDependenciesMeta = {} } }) =>
+    Object.entries(peerDependencies).filter(([name]) => !peerDependenciesMeta[name]?.optional)
+  )
+)
 const types = JSON.parse(fs.readFileSync(path.join(root, "node_modules/@types/node/package.json"), "utf8")) as {
   readonly version: string
 }
