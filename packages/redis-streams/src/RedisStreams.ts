@@ -4,6 +4,12 @@
  * @stability unstable
  * @since 0.1.0
  */
+import * as Concurrency from "@millrace/core/Concurrency"
+import type * as Message from "@millrace/core/Message"
+import * as Pipeline from "@millrace/core/Pipeline"
+import type * as Topic from "@millrace/core/Topic"
+import * as Transport from "@millrace/core/Transport"
+import { invalidOption, type TransportError } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
 import * as Config from "effect/Config"
 import * as Context from "effect/Context"
@@ -14,12 +20,6 @@ import * as Layer from "effect/Layer"
 import type * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import type { ConnectionOptions } from "node:tls"
-import * as Concurrency from "@millrace/core/Concurrency"
-import * as Message from "@millrace/core/Message"
-import * as Pipeline from "@millrace/core/Pipeline"
-import type * as Topic from "@millrace/core/Topic"
-import * as Transport from "@millrace/core/Transport"
-import { invalidOption, type TransportError } from "@millrace/core/TransportError"
 import { browse } from "./internal/browse.ts"
 import type { ConsumerInfo, GroupInfo } from "./internal/groups.ts"
 import * as groups from "./internal/groups.ts"
@@ -147,50 +147,54 @@ export interface RemoveOptions {
  */
 export const make: (
   options: Options
-) => Effect.Effect<Context.Context<RedisStreams | Transport.Transport>, TransportError, Scope.Scope> = Effect.fnUntraced(
-  function*(options: Options) {
-    const { concurrency } = options
-    if (typeof concurrency === "number" && !(Number.isInteger(concurrency) && concurrency >= 1)) {
-      return yield* invalidOption("redis", "concurrency", concurrency, "give a whole number of at least 1")
-    }
-    const settings = yield* Effect.fromResult(options_.check(options))
-    const server = yield* server_.make(settings)
-    const keyOf = (topic: string) => settings.keyPrefix + topic
-    const failing = (operation: string) => (error: Error) => transportError(operation, settings.label, error)
-    const janitor = yield* Janitor.make(server)
-    const transport = Transport.Transport.of({
-      name: "redis",
-      capabilities: {
-        deduplication: true,
-        delayedPublish: true,
-        uncountedRelease: true,
-        ownership: true,
-        maxBody: undefined
-      },
-      limit: Concurrency.isLimit(concurrency) ? concurrency : Concurrency.shared(concurrency ?? Infinity),
-      subscribe: yield* subscribe.make(server, janitor),
-      declare: (topic) => groups.verify(server, keyOf(topic)),
-      publish: publish.make(server),
-      browse: (topic) => browse(server, topic),
-      remove: (topic, ids) =>
-        Effect.mapBoth(server.write.one(keyOf(topic), ["XDEL", keyOf(topic), ...ids]), {
-          onFailure: failing(`removing from ${keyOf(topic)}`),
-          onSuccess: Number
-        }),
-      health: Effect.sync(() => server.write.isUp && server.keep.isUp ? "consuming" : "reconnecting")
-    })
-    return Context.make(Transport.Transport, transport).pipe(Context.add(
-      RedisStreams,
-      RedisStreams.of({
-        transport,
-        groupInfo: (topic, group) =>
-          Effect.mapError(groups.info(server, keyOf(topic), group), failing(`looking at group ${group} of ${keyOf(topic)}`)),
-        trim: (topic) => Effect.mapError(Janitor.trim(server, keyOf(topic)), failing(`trimming ${keyOf(topic)}`)),
-        remove: removal.make(server, transport)
+) => Effect.Effect<Context.Context<RedisStreams | Transport.Transport>, TransportError, Scope.Scope> = Effect
+  .fnUntraced(
+    function*(options: Options) {
+      const { concurrency } = options
+      if (typeof concurrency === "number" && !(Number.isInteger(concurrency) && concurrency >= 1)) {
+        return yield* invalidOption("redis", "concurrency", concurrency, "give a whole number of at least 1")
+      }
+      const settings = yield* Effect.fromResult(options_.check(options))
+      const server = yield* server_.make(settings)
+      const keyOf = (topic: string) => settings.keyPrefix + topic
+      const failing = (operation: string) => (error: Error) => transportError(operation, settings.label, error)
+      const janitor = yield* Janitor.make(server)
+      const transport = Transport.Transport.of({
+        name: "redis",
+        capabilities: {
+          deduplication: true,
+          delayedPublish: true,
+          uncountedRelease: true,
+          ownership: true,
+          maxBody: undefined
+        },
+        limit: Concurrency.isLimit(concurrency) ? concurrency : Concurrency.shared(concurrency ?? Infinity),
+        subscribe: yield* subscribe.make(server, janitor),
+        declare: (topic) => groups.verify(server, keyOf(topic)),
+        publish: publish.make(server),
+        browse: (topic) => browse(server, topic),
+        remove: (topic, ids) =>
+          Effect.mapBoth(server.write.one(keyOf(topic), ["XDEL", keyOf(topic), ...ids]), {
+            onFailure: failing(`removing from ${keyOf(topic)}`),
+            onSuccess: Number
+          }),
+        health: Effect.sync(() => server.write.isUp && server.keep.isUp ? "consuming" : "reconnecting")
       })
-    ))
-  }
-)
+      return Context.make(Transport.Transport, transport).pipe(Context.add(
+        RedisStreams,
+        RedisStreams.of({
+          transport,
+          groupInfo: (topic, group) =>
+            Effect.mapError(
+              groups.info(server, keyOf(topic), group),
+              failing(`looking at group ${group} of ${keyOf(topic)}`)
+            ),
+          trim: (topic) => Effect.mapError(Janitor.trim(server, keyOf(topic)), failing(`trimming ${keyOf(topic)}`)),
+          remove: removal.make(server, transport)
+        })
+      ))
+    }
+  )
 
 /**
  * Provides Redis, or Valkey, as the broker of pipelines.
@@ -242,7 +246,10 @@ export const from = <A, RD, RE>(
 ): Pipeline.Open<Message.Message<A>, A, never, RedisStreams | RD> => {
   const { block, claim, startFrom, ...common } = options
   const isCommon = startFrom === undefined || startFrom === "new" || startFrom === "beginning"
-  return Pipeline.fromTransport(topic, { ...common, startFrom: isCommon ? startFrom as "new" | "beginning" | undefined : undefined }, {
+  return Pipeline.fromTransport(topic, {
+    ...common,
+    startFrom: isCommon ? startFrom as "new" | "beginning" | undefined : undefined
+  }, {
     transport: RedisStreams.use(({ transport }) => Effect.succeed(transport)),
     settings: Context.make(Source, {
       startFrom: isCommon ? undefined : startFrom,

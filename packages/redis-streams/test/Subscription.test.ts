@@ -1,4 +1,6 @@
 import { assert, layer } from "@effect/vitest"
+import * as Settlement from "@millrace/core/Settlement"
+import type { Delivery, Subscription } from "@millrace/core/Transport"
 import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -6,8 +8,6 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
-import * as Settlement from "@millrace/core/Settlement"
-import type { Delivery, Subscription } from "@millrace/core/Transport"
 import { Source } from "../src/internal/source.ts"
 import { fresh, outgoing, Server, servers, serving, subscribing, textOf, transport, until } from "./redis.ts"
 
@@ -18,8 +18,11 @@ const pullAll = (subscription: Subscription, n: number): Effect.Effect<ReadonlyA
     return got
   })
 
-const settleAll = (subscription: Subscription, deliveries: ReadonlyArray<Delivery>, settlement: Settlement.Settlement) =>
-  subscription.settle(deliveries.map((delivery) => ({ delivery, settlement })) as any)
+const settleAll = (
+  subscription: Subscription,
+  deliveries: ReadonlyArray<Delivery>,
+  settlement: Settlement.Settlement
+) => subscription.settle(deliveries.map((delivery) => ({ delivery, settlement })) as any)
 
 const idle = { claim: { minIdle: "300 millis" } } as const
 
@@ -38,7 +41,11 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         const subscription = yield* redis.subscribe(subscribing(topic))
         const [first, empty, large] = yield* pullAll(subscription, 3)
         assert.deepStrictEqual(Uint8Array.from(first!.body), body)
-        assert.deepStrictEqual({ ...first!.headers }, { "content-type": "x", "a-header": "ä€", "millrace-key": "k%20k" })
+        assert.deepStrictEqual({ ...first!.headers }, {
+          "content-type": "x",
+          "a-header": "ä€",
+          "millrace-key": "k%20k"
+        })
         assert.strictEqual(first!.key, "k k")
         assert.strictEqual(first!.attempt, 1)
         assert.isFalse(first!.redelivered || first!.suspect)
@@ -121,8 +128,13 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         const before = String(yield* run("CLIENT", "LIST")).trim().split("\n").length
         const names = Arr.makeBy(100, () => fresh("many"))
         const subscriptions = yield* Effect.forEach(names, (name) => redis.subscribe(subscribing(name)))
-        const pulls = yield* Effect.forEach(subscriptions, (subscription) => Effect.forkChild(pullAll(subscription, 20)))
-        yield* redis.publish(Arr.flatMap(names as any, (name: string) => Arr.makeBy(20, (i) => outgoing(name, `${name} ${i}`))) as any)
+        const pulls = yield* Effect.forEach(
+          subscriptions,
+          (subscription) => Effect.forkChild(pullAll(subscription, 20))
+        )
+        yield* redis.publish(
+          Arr.flatMap(names as any, (name: string) => Arr.makeBy(20, (i) => outgoing(name, `${name} ${i}`))) as any
+        )
         const all = yield* Effect.forEach(pulls, Fiber.join)
         all.forEach((deliveries, i) =>
           assert.deepStrictEqual(deliveries.map(textOf), Arr.makeBy(20, (n) => `${names[i]} ${n}`))
@@ -141,8 +153,13 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         yield* Effect.sleep(20)
         yield* Fiber.interrupt(yield* Effect.forkChild(Effect.andThen(Effect.sleep(5), subscription.pull(5))))
         yield* redis.publish([outgoing(topic, "1")])
-        yield* until("nobody has it", Effect.map(run("XPENDING", topic, "g", "-", "+", "10"), (page) =>
-          page.every(([, , idle, count]: [string, string, number, number]) => count === 0 && idle > 1e12)))
+        yield* until(
+          "nobody has it",
+          Effect.map(
+            run("XPENDING", topic, "g", "-", "+", "10"),
+            (page) => page.every(([, , idle, count]: [string, string, number, number]) => count === 0 && idle > 1e12)
+          )
+        )
         const peer = yield* (yield* transport()).subscribe(subscribing(topic))
         const [delivery] = yield* peer.pull(1)
         assert.strictEqual(delivery!.attempt, 1)
@@ -175,7 +192,10 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
           assert.isFalse(delivery!.suspect)
           const since = performance.now()
           const stolen = yield* Effect.forkChild(peer.pull(1))
-          assert.deepStrictEqual(yield* settleAll(subscription, [delivery!], Settlement.retry(Duration.millis(delay))), [])
+          assert.deepStrictEqual(
+            yield* settleAll(subscription, [delivery!], Settlement.retry(Duration.millis(delay))),
+            []
+          )
           const [again] = yield* subscription.pull(1)
           yield* Fiber.interrupt(stolen)
           assert.isAtLeast(performance.now() - since, delay - 1)
@@ -235,7 +255,12 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         const subscription = yield* redis.subscribe(subscribing(topic))
         for (let i = 0; i < 5; i++) {
           const [delivery, ...rest] = yield* subscription.pull(100)
-          assert.deepStrictEqual([delivery!.attempt, delivery!.suspect, rest.length, textOf(delivery!)], [2, true, 0, String(i)])
+          assert.deepStrictEqual([delivery!.attempt, delivery!.suspect, rest.length, textOf(delivery!)], [
+            2,
+            true,
+            0,
+            String(i)
+          ])
           const counts = (yield* run("XPENDING", topic, "g", "-", "+", "10")).map((entry: any) => entry[3])
           assert.deepStrictEqual(counts, [2, ...Array(4 - i).fill(1)])
           yield* settleAll(subscription, [delivery!], Settlement.ack)

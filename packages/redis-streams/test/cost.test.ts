@@ -1,8 +1,8 @@
 import { assert, layer } from "@effect/vitest"
+import * as Settlement from "@millrace/core/Settlement"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import * as Settlement from "@millrace/core/Settlement"
 import { fresh, outgoing, Server, serving, subscribing, transport, until } from "./redis.ts"
 
 const calls = (stats: unknown): ReadonlyMap<string, number> =>
@@ -23,7 +23,9 @@ layer(serving("redis"), { excludeTestServices: true })("what it costs", (it) => 
       assert.isAtMost(counts.get("evalsha") ?? 0, 5)
       assert.isAtMost(counts.get("xreadgroup") ?? 0, 2)
       const inScripts = ["xpending", "zrange", "time"]
-      const others = [...counts.keys()].filter((name) => !["evalsha", "xreadgroup", "info", ...inScripts].includes(name))
+      const others = [...counts.keys()].filter((name) =>
+        !["evalsha", "xreadgroup", "info", ...inScripts].includes(name)
+      )
       assert.deepStrictEqual(others.filter((name) => !name.startsWith("config")), [])
     }))
 
@@ -48,20 +50,24 @@ layer(serving("redis"), { excludeTestServices: true })("what it costs", (it) => 
       yield* until("all settled", Effect.map(run("XPENDING", topic, "g"), ([pending]) => pending === 0))
     }))
 
-  it.effect("a thousand subscriptions of as many groups share a bounded number of connections, and all get their messages", () =>
-    Effect.gen(function*() {
-      const { run } = yield* Server
-      const redis = yield* transport()
-      const topic = fresh("groups")
-      const clients = Effect.map(run("CLIENT", "LIST"), (list) => String(list).trim().split("\n").length)
-      const before = yield* clients
-      const pulls: Array<Fiber.Fiber<unknown, unknown>> = []
-      for (let i = 0; i < 1_000; i++) {
-        const subscription = yield* redis.subscribe(subscribing(topic, { group: `g${i}` }))
-        pulls.push(yield* Effect.forkChild(subscription.pull(10)))
-      }
-      assert.isAtMost((yield* clients) - before, 20)
-      yield* redis.publish([outgoing(topic, "for all")])
-      yield* Effect.forEach(pulls, Fiber.join, { discard: true })
-    }), 120_000)
+  it.effect(
+    "a thousand subscriptions of as many groups share a bounded number of connections, and all get their messages",
+    () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const redis = yield* transport()
+        const topic = fresh("groups")
+        const clients = Effect.map(run("CLIENT", "LIST"), (list) => String(list).trim().split("\n").length)
+        const before = yield* clients
+        const pulls: Array<Fiber.Fiber<unknown, unknown>> = []
+        for (let i = 0; i < 1_000; i++) {
+          const subscription = yield* redis.subscribe(subscribing(topic, { group: `g${i}` }))
+          pulls.push(yield* Effect.forkChild(subscription.pull(10)))
+        }
+        assert.isAtMost((yield* clients) - before, 20)
+        yield* redis.publish([outgoing(topic, "for all")])
+        yield* Effect.forEach(pulls, Fiber.join, { discard: true })
+      }),
+    120_000
+  )
 })

@@ -33,28 +33,32 @@ const supervise = (...args: ReadonlyArray<string>) =>
 
 servers.forEach(({ kind, version }) =>
   layer(serving(kind, { version }), { excludeTestServices: true })(`${kind} ${version}`, (it) => {
-    it.effect("one message that kills its process, among a thousand: one dead letter, and all others handled", () =>
-      Effect.gen(function*() {
-        const { run, url } = yield* Server
-        const redis = yield* transport()
-        const topic = fresh("killer")
-        const values = Arr.makeBy(1_001, (i) => i === 300 ? "killer" : String(i))
-        yield* redis.publish(values.map((value) => outgoing(topic, JSON.stringify(value))) as any)
-        const state = yield* supervise(url, topic)
-        yield* until(
-          "everything is settled",
-          Effect.gen(function*() {
-            const pending = yield* run("XPENDING", topic, "g")
-            return Array.isArray(pending) && Number(pending[0]) === 0 && (yield* run("XLEN", `${topic}.dead`)) > 0 &&
-              (yield* run("XLEN", `${topic}.done`)) >= 1_000
-          }),
-          90
-        )
-        const dead = yield* Stream.runCollect(redis.browse(`${topic}.dead`))
-        assert.deepStrictEqual(dead.map(textOf), [JSON.stringify("killer")])
-        const done = yield* Stream.runCollect(redis.browse(`${topic}.done`))
-        assert.deepStrictEqual(new Set(done.map(textOf)).size, 1_000)
-        assert.strictEqual(state.deaths, 3)
-      }), 120_000)
+    it.effect(
+      "one message that kills its process, among a thousand: one dead letter, and all others handled",
+      () =>
+        Effect.gen(function*() {
+          const { run, url } = yield* Server
+          const redis = yield* transport()
+          const topic = fresh("killer")
+          const values = Arr.makeBy(1_001, (i) => i === 300 ? "killer" : String(i))
+          yield* redis.publish(values.map((value) => outgoing(topic, JSON.stringify(value))) as any)
+          const state = yield* supervise(url, topic)
+          yield* until(
+            "everything is settled",
+            Effect.gen(function*() {
+              const pending = yield* run("XPENDING", topic, "g")
+              return Array.isArray(pending) && Number(pending[0]) === 0 && (yield* run("XLEN", `${topic}.dead`)) > 0 &&
+                (yield* run("XLEN", `${topic}.done`)) >= 1_000
+            }),
+            90
+          )
+          const dead = yield* Stream.runCollect(redis.browse(`${topic}.dead`))
+          assert.deepStrictEqual(dead.map(textOf), [JSON.stringify("killer")])
+          const done = yield* Stream.runCollect(redis.browse(`${topic}.done`))
+          assert.deepStrictEqual(new Set(done.map(textOf)).size, 1_000)
+          assert.strictEqual(state.deaths, 3)
+        }),
+      120_000
+    )
   })
 )

@@ -1,4 +1,10 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as Pipeline from "@millrace/core/Pipeline"
+import * as Settlement from "@millrace/core/Settlement"
+import * as Topic from "@millrace/core/Topic"
+import { Transport } from "@millrace/core/Transport"
+import type { RedisStreams } from "@millrace/redis-streams"
+import { Brokers } from "@millrace/testing"
 import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -8,12 +14,6 @@ import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import { createServer } from "node:net"
-import * as Pipeline from "@millrace/core/Pipeline"
-import * as Settlement from "@millrace/core/Settlement"
-import * as Topic from "@millrace/core/Topic"
-import { Transport } from "@millrace/core/Transport"
-import { RedisStreams } from "@millrace/redis-streams"
-import { Brokers } from "@millrace/testing"
 import { connect, fresh, outgoing, Server, serving, subscribing, textOf, transport, until } from "./redis.ts"
 
 const onServer = <A, E>(
@@ -48,111 +48,133 @@ const json = (topic: string, value: string) => outgoing(topic, JSON.stringify(va
 
 describe("what a server does to a consumer", () => {
   it.live("stream deleted, group destroyed, everything flushed: consumption goes on by itself, from the beginning", () =>
-    onServer({}, Effect.gen(function*() {
-      const { run } = yield* Server
-      const topic = fresh("gone")
-      const { handled, redis, running } = yield* consuming(topic)
-      for (const command of [["DEL", topic], ["XGROUP", "DESTROY", topic, "g"], ["FLUSHALL"], ["SCRIPT", "FLUSH"]]) {
-        const before = `before ${command[0]}`
-        yield* redis.publish([json(topic, before)])
-        yield* until(before, Effect.sync(() => handled.has(before)))
+    onServer(
+      {},
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("gone")
+        const { handled, redis, running } = yield* consuming(topic)
+        for (const command of [["DEL", topic], ["XGROUP", "DESTROY", topic, "g"], ["FLUSHALL"], ["SCRIPT", "FLUSH"]]) {
+          const before = `before ${command[0]}`
+          yield* redis.publish([json(topic, before)])
+          yield* until(before, Effect.sync(() => handled.has(before)))
+          yield* run("CONFIG", "RESETSTAT")
+          yield* run(...command)
+          const after = `after ${command[0]}`
+          yield* run("XADD", topic, "*", "body", JSON.stringify(after))
+          yield* until(after, Effect.sync(() => handled.has(after)))
+        }
+        yield* run("DEL", topic)
         yield* run("CONFIG", "RESETSTAT")
-        yield* run(...command)
-        const after = `after ${command[0]}`
-        yield* run("XADD", topic, "*", "body", JSON.stringify(after))
-        yield* until(after, Effect.sync(() => handled.has(after)))
-      }
-      yield* run("DEL", topic)
-      yield* run("CONFIG", "RESETSTAT")
-      yield* Effect.sleep(1_000)
-      const reads = /cmdstat_xreadgroup:calls=(\d+)/.exec(String(yield* run("INFO", "commandstats")))
-      assert.isAtMost(Number(reads?.[1] ?? 0), 10, "a hot loop")
-      assert.strictEqual(yield* running.health, "consuming")
-    })))
+        yield* Effect.sleep(1_000)
+        const reads = /cmdstat_xreadgroup:calls=(\d+)/.exec(String(yield* run("INFO", "commandstats")))
+        assert.isAtMost(Number(reads?.[1] ?? 0), 10, "a hot loop")
+        assert.strictEqual(yield* running.health, "consuming")
+      })
+    ))
 
   it.live("every client killed, again and again: nothing is lost", () =>
-    onServer({}, Effect.gen(function*() {
-      const { run } = yield* Server
-      const topic = fresh("killed")
-      const { handled, running } = yield* consuming(topic)
-      for (let round = 0; round < 5; round++) {
-        for (let i = 0; i < 200; i++) yield* run("XADD", topic, "*", "body", JSON.stringify(`${round} ${i}`))
-        yield* run("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-      }
-      yield* until("all handled", Effect.sync(() => handled.size === 1_000))
-      yield* until("healthy", Effect.map(running.health, (health) => health === "consuming"))
-    })))
+    onServer(
+      {},
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("killed")
+        const { handled, running } = yield* consuming(topic)
+        for (let round = 0; round < 5; round++) {
+          for (let i = 0; i < 200; i++) yield* run("XADD", topic, "*", "body", JSON.stringify(`${round} ${i}`))
+          yield* run("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        }
+        yield* until("all handled", Effect.sync(() => handled.size === 1_000))
+        yield* until("healthy", Effect.map(running.health, (health) => health === "consuming"))
+      })
+    ))
 
   it.live("restarted without its data: the group is made again and reads what comes", () =>
-    onServer({ persistence: "none" }, Effect.gen(function*() {
-      const { broker } = yield* Server
-      const topic = fresh("empty")
-      const { handled, redis, running } = yield* consuming(topic)
-      yield* redis.publish([json(topic, "before")])
-      yield* until("before", Effect.sync(() => handled.has("before")))
-      yield* broker.kill
-      yield* until("noticed", Effect.map(running.health, (health) => health === "reconnecting"))
-      yield* broker.start
-      yield* redis.publish([json(topic, "after")])
-      yield* until("after", Effect.sync(() => handled.has("after")))
-      assert.strictEqual(yield* running.health, "consuming")
-    })))
-
-  it.live("killed and restarted with its data under load: nothing is lost, and what is repeated was never confirmed", () =>
-    onServer({ persistence: "always" }, Effect.gen(function*() {
-      const { broker } = yield* Server
-      const topic = fresh("load")
-      const { handled, redis, running, suspects } = yield* consuming(topic)
-      const confirmed = new Set<string>()
-      let published = 0
-      const publishing = yield* Effect.forkChild(Effect.forever(Effect.gen(function*() {
-        const values = Arr.makeBy(100, () => `m${published++}`)
-        const outcomes = yield* redis.publish(values.map((value) => json(topic, value)) as any)
-        outcomes.forEach((outcome, i) => Result.isSuccess(outcome) && confirmed.add(values[i]!))
-        yield* Effect.sleep(5)
-      })))
-      const end = performance.now() + soakFor * 1_000
-      let kills = 0
-      while (performance.now() < end) {
-        yield* Effect.sleep(soakFor < 60 ? 1_000 : 3_000)
+    onServer(
+      { persistence: "none" },
+      Effect.gen(function*() {
+        const { broker } = yield* Server
+        const topic = fresh("empty")
+        const { handled, redis, running } = yield* consuming(topic)
+        yield* redis.publish([json(topic, "before")])
+        yield* until("before", Effect.sync(() => handled.has("before")))
         yield* broker.kill
-        kills++
-        yield* Effect.sleep(300)
+        yield* until("noticed", Effect.map(running.health, (health) => health === "reconnecting"))
         yield* broker.start
-      }
-      yield* Effect.sleep(500)
-      yield* Fiber.interrupt(publishing)
-      yield* until("all handled", Effect.sync(() => [...confirmed].every((value) => handled.has(value))), 60)
-      const { resettled } = yield* running.counts
-      const repeated = [...handled].filter(([, n]) => n > 1)
-      const explained = repeated.filter(([value]) => suspects.has(value))
-      console.log(
-        `${kills} kills: ${confirmed.size} published and confirmed, ${handled.size} handled, ${repeated.length} more than ` +
-          `once (${explained.length} of them redelivered as suspect), ${resettled} settlements sent again`
-      )
-      assert.strictEqual(explained.length, repeated.length)
-      assert.isAbove(confirmed.size, 1_000)
-    })), (soakFor + 120) * 1_000)
+        yield* redis.publish([json(topic, "after")])
+        yield* until("after", Effect.sync(() => handled.has("after")))
+        assert.strictEqual(yield* running.health, "consuming")
+      })
+    ))
+
+  it.live(
+    "killed and restarted with its data under load: nothing is lost, and what is repeated was never confirmed",
+    () =>
+      onServer(
+        { persistence: "always" },
+        Effect.gen(function*() {
+          const { broker } = yield* Server
+          const topic = fresh("load")
+          const { handled, redis, running, suspects } = yield* consuming(topic)
+          const confirmed = new Set<string>()
+          let published = 0
+          const publishing = yield* Effect.forkChild(Effect.forever(Effect.gen(function*() {
+            const values = Arr.makeBy(100, () => `m${published++}`)
+            const outcomes = yield* redis.publish(values.map((value) => json(topic, value)) as any)
+            outcomes.forEach((outcome, i) => Result.isSuccess(outcome) && confirmed.add(values[i]!))
+            yield* Effect.sleep(5)
+          })))
+          const end = performance.now() + soakFor * 1_000
+          let kills = 0
+          while (performance.now() < end) {
+            yield* Effect.sleep(soakFor < 60 ? 1_000 : 3_000)
+            yield* broker.kill
+            kills++
+            yield* Effect.sleep(300)
+            yield* broker.start
+          }
+          yield* Effect.sleep(500)
+          yield* Fiber.interrupt(publishing)
+          yield* until("all handled", Effect.sync(() => [...confirmed].every((value) => handled.has(value))), 60)
+          const { resettled } = yield* running.counts
+          const repeated = [...handled].filter(([, n]) => n > 1)
+          const explained = repeated.filter(([value]) => suspects.has(value))
+          console.log(
+            `${kills} kills: ${confirmed.size} published and confirmed, ${handled.size} handled, ${repeated.length} more than ` +
+              `once (${explained.length} of them redelivered as suspect), ${resettled} settlements sent again`
+          )
+          assert.strictEqual(explained.length, repeated.length)
+          assert.isAbove(confirmed.size, 1_000)
+        })
+      ),
+    (soakFor + 120) * 1_000
+  )
 
   it.live("frozen: the connections are given up, and made again when it answers", () =>
-    onServer({}, Effect.gen(function*() {
-      const { broker } = yield* Server
-      const topic = fresh("frozen")
-      const { handled, redis, running } = yield* consuming(topic, { block: "500 millis" })
-      yield* broker.pause
-      yield* until("noticed", Effect.map(running.health, (health) => health === "reconnecting"))
-      yield* broker.resume
-      yield* until("healthy", Effect.map(running.health, (health) => health === "consuming"))
-      yield* redis.publish([json(topic, "after")])
-      yield* until("after", Effect.sync(() => handled.has("after")))
-    })))
+    onServer(
+      {},
+      Effect.gen(function*() {
+        const { broker } = yield* Server
+        const topic = fresh("frozen")
+        const { handled, redis, running } = yield* consuming(topic, { block: "500 millis" })
+        yield* broker.pause
+        yield* until("noticed", Effect.map(running.health, (health) => health === "reconnecting"))
+        yield* broker.resume
+        yield* until("healthy", Effect.map(running.health, (health) => health === "consuming"))
+        yield* redis.publish([json(topic, "after")])
+        yield* until("after", Effect.sync(() => handled.has("after")))
+      })
+    ))
 
   it.live("down: asked for at most a few times a second, and closing does not wait for it", () =>
     Effect.scoped(Effect.gen(function*() {
       const broker = yield* Brokers.redis()
       const scope = yield* Scope.make()
       const server = Server.of({ broker, url: broker.url, run: () => Effect.die("not here") })
-      const { running } = yield* consuming(fresh("down")).pipe(Scope.provide(scope), Effect.provideService(Server, server))
+      const { running } = yield* consuming(fresh("down")).pipe(
+        Scope.provide(scope),
+        Effect.provideService(Server, server)
+      )
       yield* broker.kill
       let asked = 0
       const door = createServer((socket) => {
@@ -169,105 +191,140 @@ describe("what a server does to a consumer", () => {
     })))
 
   it.live("without memory: what is there is still consumed", () =>
-    onServer({}, Effect.gen(function*() {
-      const { run } = yield* Server
-      const topic = fresh("oom")
-      const { handled, redis, running } = yield* consuming(topic)
-      yield* running.pause
-      yield* redis.publish([json(topic, "before")])
-      yield* run("CONFIG", "SET", "maxmemory", "1")
-      yield* running.resume
-      yield* until("before", Effect.sync(() => handled.has("before")))
-      yield* run("CONFIG", "SET", "maxmemory", "0")
-      yield* redis.publish([json(topic, "after")])
-      yield* until("after", Effect.sync(() => handled.has("after")))
-    })))
+    onServer(
+      {},
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("oom")
+        const { handled, redis, running } = yield* consuming(topic)
+        yield* running.pause
+        yield* redis.publish([json(topic, "before")])
+        yield* run("CONFIG", "SET", "maxmemory", "1")
+        yield* running.resume
+        yield* until("before", Effect.sync(() => handled.has("before")))
+        yield* run("CONFIG", "SET", "maxmemory", "0")
+        yield* redis.publish([json(topic, "after")])
+        yield* until(
+          "after",
+          Effect.sync(() => handled.has("after"))
+        )
+      })
+    ))
 
   it.live("turned into a replica and back: reading and settling go on", () =>
-    onServer({}, Effect.gen(function*() {
-      const { run } = yield* Server
-      const topic = fresh("replica")
-      const { handled, redis } = yield* consuming(topic)
-      yield* redis.publish([json(topic, "before")])
-      yield* until("before", Effect.sync(() => handled.has("before")))
-      yield* run("REPLICAOF", "127.0.0.1", "1")
-      const [outcome] = yield* redis.publish([json(topic, "meanwhile")])
-      assert.strictEqual(Result.isFailure(outcome!) && outcome.failure.reason._tag, "NotSent")
-      yield* run("REPLICAOF", "NO", "ONE")
-      yield* Effect.sleep(100)
-      yield* until("published", Effect.map(redis.publish([json(topic, "after")]), ([outcome]) => Result.isSuccess(outcome!)))
-      yield* until("after", Effect.sync(() => handled.has("after")))
-    })))
+    onServer(
+      {},
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("replica")
+        const { handled, redis } = yield* consuming(topic)
+        yield* redis.publish([json(topic, "before")])
+        yield* until("before", Effect.sync(() => handled.has("before")))
+        yield* run("REPLICAOF", "127.0.0.1", "1")
+        const [outcome] = yield* redis.publish([json(topic, "meanwhile")])
+        assert.strictEqual(Result.isFailure(outcome!) && outcome.failure.reason._tag, "NotSent")
+        yield* run("REPLICAOF", "NO", "ONE")
+        yield* Effect.sleep(100)
+        yield* until(
+          "published",
+          Effect.map(redis.publish([json(topic, "after")]), ([outcome]) => Result.isSuccess(outcome!))
+        )
+        yield* until(
+          "after",
+          Effect.sync(() => handled.has("after"))
+        )
+      })
+    ))
 })
 
 describe("what a consumer's connection does to a message", () => {
   it.live("a settlement that finds no server fails, and can be sent again when it is back", () =>
-    onServer({ persistence: "always" }, Effect.gen(function*() {
-      const { broker, run } = yield* Server
-      const redis = yield* transport(quick)
-      const topic = fresh("settle")
-      const subscription = yield* redis.subscribe(subscribing(topic))
-      yield* redis.publish(Arr.makeBy(4, (i) => outgoing(topic, String(i))) as any)
-      const deliveries: Array<any> = []
-      while (deliveries.length < 4) deliveries.push(...yield* subscription.pull(4 - deliveries.length))
-      const settlements = [Settlement.ack, Settlement.retry("1 millis"), Settlement.release, Settlement.terminate("no")]
-      const batch = deliveries.map((delivery, i) => ({ delivery, settlement: settlements[i]! })) as any
-      yield* broker.kill
-      assert.strictEqual((yield* Effect.flip(subscription.settle(batch))).reason._tag, "Interrupted")
-      yield* broker.start
-      yield* until("settled", Effect.isSuccess(subscription.settle(batch)))
-      assert.deepStrictEqual(yield* subscription.settle(batch), [deliveries[3]], "repeated: the ended one is no longer owned")
-      const left = yield* run("XPENDING", topic, "g", "-", "+", "10")
-      assert.deepStrictEqual(left.map((entry: any) => entry[0]).sort(), [deliveries[1].id, deliveries[2].id])
-    })))
+    onServer(
+      { persistence: "always" },
+      Effect.gen(function*() {
+        const { broker, run } = yield* Server
+        const redis = yield* transport(quick)
+        const topic = fresh("settle")
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        yield* redis.publish(Arr.makeBy(4, (i) => outgoing(topic, String(i))) as any)
+        const deliveries: Array<any> = []
+        while (deliveries.length < 4) deliveries.push(...yield* subscription.pull(4 - deliveries.length))
+        const settlements = [
+          Settlement.ack,
+          Settlement.retry("1 millis"),
+          Settlement.release,
+          Settlement.terminate("no")
+        ]
+        const batch = deliveries.map((delivery, i) => ({ delivery, settlement: settlements[i]! })) as any
+        yield* broker.kill
+        assert.strictEqual((yield* Effect.flip(subscription.settle(batch))).reason._tag, "Interrupted")
+        yield* broker.start
+        yield* until("settled", Effect.isSuccess(subscription.settle(batch)))
+        assert.deepStrictEqual(
+          yield* subscription.settle(batch),
+          [deliveries[3]],
+          "repeated: the ended one is no longer owned"
+        )
+        const left = yield* run("XPENDING", topic, "g", "-", "+", "10")
+        assert.deepStrictEqual(left.map((entry: any) => entry[0]).sort(), [deliveries[1].id, deliveries[2].id])
+      })
+    ))
 
   it.live("a publish that waits for a connection is sent once there is one; too many say that they were not sent", () =>
-    onServer({}, Effect.gen(function*() {
-      const { broker } = yield* Server
-      const redis = yield* transport({ offline: { wait: "20 seconds", max: 3 } })
-      const topic = fresh("offline")
-      yield* redis.publish([outgoing(topic, "first")])
-      yield* broker.kill
-      yield* until("noticed", Effect.map(redis.health, (health) => health === "reconnecting"))
-      const waiting = yield* Effect.forkChild(redis.publish(Arr.makeBy(3, (i) => outgoing(topic, String(i))) as any))
-      yield* Effect.sleep(10)
-      const [refused] = yield* redis.publish([outgoing(topic, "4")])
-      assert.strictEqual(Result.isFailure(refused!) && refused.failure.reason._tag, "NotSent")
-      yield* broker.start
-      assert.isTrue((yield* Fiber.join(waiting)).every(Result.isSuccess))
-    })))
+    onServer(
+      {},
+      Effect.gen(function*() {
+        const { broker } = yield* Server
+        const redis = yield* transport({ offline: { wait: "20 seconds", max: 3 } })
+        const topic = fresh("offline")
+        yield* redis.publish([outgoing(topic, "first")])
+        yield* broker.kill
+        yield* until("noticed", Effect.map(redis.health, (health) => health === "reconnecting"))
+        const waiting = yield* Effect.forkChild(redis.publish(Arr.makeBy(3, (i) => outgoing(topic, String(i))) as any))
+        yield* Effect.sleep(10)
+        const [refused] = yield* redis.publish([outgoing(topic, "4")])
+        assert.strictEqual(Result.isFailure(refused!) && refused.failure.reason._tag, "NotSent")
+        yield* broker.start
+        assert.isTrue((yield* Fiber.join(waiting)).every(Result.isSuccess))
+      })
+    ))
 
   it.live("a publish whose connection is lost before the answer says that its outcome is not known", () =>
-    onServer({}, Effect.gen(function*() {
-      const { broker } = yield* Server
-      const redis = yield* transport({ answerTimeout: "300 millis" })
-      const topic = fresh("unknown")
-      yield* redis.publish([outgoing(topic, "first")])
-      yield* broker.pause
-      const [outcome] = yield* redis.publish([outgoing(topic, "second")])
-      yield* broker.resume
-      assert.strictEqual(Result.isFailure(outcome!) && outcome.failure.reason._tag, "OutcomeUnknown")
-      const subscription = yield* redis.subscribe(subscribing(topic))
-      assert.strictEqual(textOf((yield* subscription.pull(1))[0]), "first")
-    })))
+    onServer(
+      {},
+      Effect.gen(function*() {
+        const { broker } = yield* Server
+        const redis = yield* transport({ answerTimeout: "300 millis" })
+        const topic = fresh("unknown")
+        yield* redis.publish([outgoing(topic, "first")])
+        yield* broker.pause
+        const [outcome] = yield* redis.publish([outgoing(topic, "second")])
+        yield* broker.resume
+        assert.strictEqual(Result.isFailure(outcome!) && outcome.failure.reason._tag, "OutcomeUnknown")
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        assert.strictEqual(textOf((yield* subscription.pull(1))[0]), "first")
+      })
+    ))
 
   it.live("without CLIENT UNBLOCK nothing waits for a long read either", () =>
-    onServer({}, Effect.gen(function*() {
-      const { broker, run } = yield* Server
-      yield* run("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-client|unblock")
-      const redis = yield* transport({ url: `redis://app:pw@127.0.0.1:${broker.port}`, block: "1 minute" })
-      const [a, b] = [fresh("a"), fresh("b")]
-      const one = yield* redis.subscribe(subscribing(a))
-      const pulling = yield* Effect.forkChild(one.pull(1))
-      yield* Effect.sleep(50)
-      const other = yield* redis.subscribe(subscribing(b))
-      yield* redis.publish([outgoing(b, "b")])
-      // The first read is as long as asked for: its end cannot be forced, and only then is it known.
-      yield* redis.publish([outgoing(a, "a")])
-      assert.strictEqual(textOf((yield* Fiber.join(pulling))[0]), "a")
-      assert.strictEqual(textOf((yield* other.pull(1))[0]), "b")
-      yield* redis.publish([outgoing(b, "c")])
-      assert.strictEqual(textOf((yield* other.pull(1))[0]), "c")
-    })))
+    onServer(
+      {},
+      Effect.gen(function*() {
+        const { broker, run } = yield* Server
+        yield* run("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-client|unblock")
+        const redis = yield* transport({ url: `redis://app:pw@127.0.0.1:${broker.port}`, block: "1 minute" })
+        const [a, b] = [fresh("a"), fresh("b")]
+        const one = yield* redis.subscribe(subscribing(a))
+        const pulling = yield* Effect.forkChild(one.pull(1))
+        yield* Effect.sleep(50)
+        const other = yield* redis.subscribe(subscribing(b))
+        yield* redis.publish([outgoing(b, "b")])
+        // The first read is as long as asked for: its end cannot be forced, and only then is it known.
+        yield* redis.publish([outgoing(a, "a")])
+        assert.strictEqual(textOf((yield* Fiber.join(pulling))[0]), "a")
+        assert.strictEqual(textOf((yield* other.pull(1))[0]), "b")
+        yield* redis.publish([outgoing(b, "c")])
+        assert.strictEqual(textOf((yield* other.pull(1))[0]), "c")
+      })
+    ))
 })
-

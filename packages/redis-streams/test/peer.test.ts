@@ -3,6 +3,12 @@
  * and P16 the in-memory broker.
  */
 import { assert, layer } from "@effect/vitest"
+import * as Message from "@millrace/core/Message"
+import * as Pipeline from "@millrace/core/Pipeline"
+import * as Settlement from "@millrace/core/Settlement"
+import * as Topic from "@millrace/core/Topic"
+import { Transport } from "@millrace/core/Transport"
+import { RedisStreams } from "@millrace/redis-streams"
 import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -12,12 +18,6 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import * as Message from "@millrace/core/Message"
-import * as Pipeline from "@millrace/core/Pipeline"
-import * as Settlement from "@millrace/core/Settlement"
-import * as Topic from "@millrace/core/Topic"
-import { Transport } from "@millrace/core/Transport"
-import { RedisStreams } from "@millrace/redis-streams"
 import { connect, fresh, outgoing, Server, serving, subscribing, textOf, transport, until } from "./redis.ts"
 
 const topicOf = (name: string) => Topic.make(name, { schema: Schema.String })
@@ -59,9 +59,13 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       const redis = yield* transport()
       const topic = fresh("p2")
       yield* redis.publish([json(topic, "policy"), json(topic, "by hand")])
-      const running = yield* started(source(topic).pipe(
-        Pipeline.mapEffect((value, message) => value === "policy" ? Effect.void : Message.settle(message, Settlement.ack))
-      ))
+      const running = yield* started(
+        source(topic).pipe(
+          Pipeline.mapEffect((value, message) =>
+            value === "policy" ? Effect.void : Message.settle(message, Settlement.ack)
+          )
+        )
+      )
       yield* until("handled", Effect.map(running.counts, ({ handled }) => handled === 2))
       yield* until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
     }))
@@ -73,10 +77,12 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       const topic = fresh("p3")
       yield* redis.publish([json(topic, "a")])
       let calls = 0
-      yield* started(source(topic).pipe(
-        Pipeline.mapEffect(() => Effect.fail(++calls)),
-        Pipeline.retry({ times: 2, schedule: Schedule.spaced("10 millis") })
-      ))
+      yield* started(
+        source(topic).pipe(
+          Pipeline.mapEffect(() => Effect.fail(++calls)),
+          Pipeline.retry({ times: 2, schedule: Schedule.spaced("10 millis") })
+        )
+      )
       yield* until("dead-lettered", Effect.map(run("XLEN", `${topic}.dead`), (n) => n === 1))
       yield* until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
       assert.strictEqual(calls, 3)
@@ -90,10 +96,12 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       const bad = Uint8Array.of(0x7b, 0xff, 0xfe, 0x00)
       yield* redis.publish([...many(topic, 2), outgoing(topic, bad), ...many(topic, 2)] as any)
       const handled: Array<string> = []
-      yield* started(source(topic).pipe(
-        Pipeline.batch({ size: 5, within: "200 millis" }, (values) => Effect.sync(() => handled.push(...values))),
-        Pipeline.concurrency(5)
-      ))
+      yield* started(
+        source(topic).pipe(
+          Pipeline.batch({ size: 5, within: "200 millis" }, (values) => Effect.sync(() => handled.push(...values))),
+          Pipeline.concurrency(5)
+        )
+      )
       yield* until("four", Effect.sync(() => handled.length === 4))
       yield* until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
       const [dead] = yield* Stream.runCollect(redis.browse(`${topic}.dead`))
@@ -128,7 +136,12 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       const redis = yield* transport()
       const topic = fresh("p6")
       for (let i = 0; i < 20; i++) yield* redis.publish(many(topic, 1_000) as any)
-      const running = yield* started(source(topic, { drainTimeout: "100 millis" }).pipe(Pipeline.mapEffect(() => Effect.never), Pipeline.concurrency(4)))
+      const running = yield* started(
+        source(topic, { drainTimeout: "100 millis" }).pipe(
+          Pipeline.mapEffect(() => Effect.never),
+          Pipeline.concurrency(4)
+        )
+      )
       yield* until("four", Effect.map(running.owned, ({ running }) => running === 4))
       yield* Effect.sleep(500)
       const { running: inUse, waiting } = yield* running.owned

@@ -17,7 +17,10 @@ servers.forEach(({ kind, version }) =>
         const redis = yield* transport({ keyPrefix: "app:" })
         const topic = fresh("wire")
         yield* redis.publish([outgoing(topic, "hello", { headers: { "content-type": "text/plain", tenant: "a" } })])
-        const fields = new Map([["user_id", new TextEncoder().encode("1")], ["traceparent", new TextEncoder().encode("old")]])
+        const fields = new Map([["user_id", new TextEncoder().encode("1")], [
+          "traceparent",
+          new TextEncoder().encode("old")
+        ]])
         yield* redis.publish([outgoing(topic, "{}", { fields, headers: { traceparent: "new", user_id: "other" } })])
         const entries = yield* run("XRANGE", `app:${topic}`, "-", "+")
         assert.deepStrictEqual(entries.map((entry: any) => entry[1]), [
@@ -116,7 +119,11 @@ servers.forEach(({ kind, version }) =>
           outgoing(topic, "1", { id: "i" }),
           outgoing(other, "1")
         ])
-        assert.deepStrictEqual([refused, refusedOnce, fine].map((outcome) => reasonOf(outcome!)), ["Refused", "Refused", "published"])
+        assert.deepStrictEqual([refused, refusedOnce, fine].map((outcome) => reasonOf(outcome!)), [
+          "Refused",
+          "Refused",
+          "published"
+        ])
         yield* run("CONFIG", "SET", "maxmemory", "1")
         const [full] = yield* redis.publish([outgoing(other, "1")])
         yield* run("CONFIG", "SET", "maxmemory", "0")

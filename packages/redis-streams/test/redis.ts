@@ -1,12 +1,11 @@
+import { type Outgoing, type SubscribeOptions, Transport } from "@millrace/core/Transport"
+import { RedisStreams } from "@millrace/redis-streams"
+import { Brokers } from "@millrace/testing"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { createClient, ErrorReply } from "redis"
-import { type SubscribeOptions, Transport } from "@millrace/core/Transport"
-import type { Outgoing } from "@millrace/core/Transport"
-import { RedisStreams } from "@millrace/redis-streams"
-import { Brokers } from "@millrace/testing"
 
 export type Kind = "redis" | "valkey"
 

@@ -1,15 +1,15 @@
 import { assert, layer } from "@effect/vitest"
-import * as Arr from "effect/Array"
-import * as Context from "effect/Context"
-import * as Effect from "effect/Effect"
-import * as Schedule from "effect/Schedule"
-import * as Schema from "effect/Schema"
 import * as Message from "@millrace/core/Message"
 import * as Pipeline from "@millrace/core/Pipeline"
 import * as Settlement from "@millrace/core/Settlement"
 import * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import { RedisStreams } from "@millrace/redis-streams"
+import * as Arr from "effect/Array"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
+import * as Schema from "effect/Schema"
 import { connect, fresh, outgoing, Server, servers, serving, transport, until } from "./redis.ts"
 
 const topicOf = (name: string) => Topic.make(name, { schema: Schema.String })
@@ -26,7 +26,9 @@ servers.forEach(({ kind, version }) =>
     ) {
       const answers: Array<unknown> = []
       const running = yield* Pipeline.from(topicOf(topic), { group, startFrom: "beginning" }).pipe(
-        Pipeline.mapEffect((_, message) => Effect.tap(handler(message), (answer) => Effect.sync(() => answers.push(answer)))),
+        Pipeline.mapEffect((_, message) =>
+          Effect.tap(handler(message), (answer) => Effect.sync(() => answers.push(answer)))
+        ),
         Pipeline.start
       )
       return { answers, running }
@@ -39,9 +41,16 @@ servers.forEach(({ kind, version }) =>
         const context = yield* connect()
         const { answers, running } = yield* removing(topic, "g", (message) =>
           Effect.tap(RedisStreams.remove(message), () =>
-            message.value === "fails" ? Effect.fail("after it was removed") : Effect.void)).pipe(Effect.provide(context))
+            message.value === "fails" ? Effect.fail("after it was removed") : Effect.void)).pipe(
+            Effect.provide(context)
+          )
         yield* Context.get(context, Transport).publish([json(topic, "a"), json(topic, "fails"), json(topic, "b")])
-        yield* until("both", Effect.sync(() => answers.length === 2))
+        yield* until(
+          "both",
+          Effect.sync(() =>
+            answers.length === 2
+          )
+        )
         assert.deepStrictEqual(answers, ["removed", "removed"])
         assert.strictEqual((yield* running.counts).failedAfterSettle, 1)
         assert.strictEqual(yield* run("XLEN", topic), 0)
@@ -55,13 +64,18 @@ servers.forEach(({ kind, version }) =>
         const topic = fresh("groups")
         const context = yield* connect()
         yield* run("XGROUP", "CREATE", topic, "later", "0", "MKSTREAM")
-        const first = yield* removing(topic, "first", (message) =>
-          Effect.andThen(Message.settle(message, Settlement.ack), RedisStreams.remove(message))).pipe(Effect.provide(context))
+        const first = yield* removing(
+          topic,
+          "first",
+          (message) => Effect.andThen(Message.settle(message, Settlement.ack), RedisStreams.remove(message))
+        ).pipe(Effect.provide(context))
         yield* Context.get(context, Transport).publish([json(topic, "a")])
         yield* until("kept", Effect.sync(() => first.answers.length === 1))
         assert.deepStrictEqual(first.answers, ["kept"])
         assert.strictEqual(yield* run("XLEN", topic), 1)
-        const later = yield* removing(topic, "later", (message) => RedisStreams.remove(message)).pipe(Effect.provide(context))
+        const later = yield* removing(topic, "later", (message) => RedisStreams.remove(message)).pipe(
+          Effect.provide(context)
+        )
         yield* until("removed", Effect.sync(() => later.answers.length === 1))
         assert.deepStrictEqual(later.answers, ["removed"])
         assert.strictEqual(yield* run("XLEN", topic), 0)
@@ -78,9 +92,16 @@ servers.forEach(({ kind, version }) =>
             ? RedisStreams.remove(message, { force: true })
             : message.value === "gone"
             ? Effect.andThen(run("XDEL", topic, message.id), RedisStreams.remove(message))
-            : Effect.andThen(run("XCLAIM", topic, "g", "peer", "0", message.id), RedisStreams.remove(message, { force: true })))
+            : Effect.andThen(
+              run("XCLAIM", topic, "g", "peer", "0", message.id),
+              RedisStreams.remove(message, { force: true })
+            ))
           .pipe(Effect.provide(context))
-        yield* Context.get(context, Transport).publish([json(topic, "force"), json(topic, "gone"), json(topic, "taken")])
+        yield* Context.get(context, Transport).publish([
+          json(topic, "force"),
+          json(topic, "gone"),
+          json(topic, "taken")
+        ])
         yield* until("three", Effect.sync(() => answers.length === 3))
         assert.deepStrictEqual(answers, ["removed", "absent", "kept"])
         assert.strictEqual(yield* run("XLEN", topic), 1)
@@ -97,12 +118,18 @@ servers.forEach(({ kind, version }) =>
         yield* run("CONFIG", "RESETSTAT")
         yield* Pipeline.from(topicOf(topic), { group: "g", startFrom: "beginning" }).pipe(
           Pipeline.batch({ size: 20, within: "10 seconds" }, (_, messages) =>
-            Effect.tap(RedisStreams.removeAll(messages), (removals) => Effect.sync(() => answers.push(...removals)))),
+            Effect.tap(RedisStreams.removeAll(messages), (removals) =>
+              Effect.sync(() => answers.push(...removals)))),
           Pipeline.concurrency(20),
           Pipeline.start,
           Effect.provide(context)
         )
-        yield* until("all", Effect.sync(() => answers.length === 20))
+        yield* until(
+          "all",
+          Effect.sync(() =>
+            answers.length === 20
+          )
+        )
         assert.deepStrictEqual(new Set(answers), new Set(["removed"]))
         assert.strictEqual(yield* run("XLEN", topic), 0)
       }))
@@ -121,7 +148,11 @@ servers.forEach(({ kind, version }) =>
           yield* (byRetention ? Pipeline.start(pipeline) : Pipeline.start(RedisStreams.removeOnSuccess(pipeline))).pipe(
             Effect.provide(context)
           )
-          yield* Context.get(context, Transport).publish([json(topic, "good"), json(topic, "filtered"), json(topic, "bad")])
+          yield* Context.get(context, Transport).publish([
+            json(topic, "good"),
+            json(topic, "filtered"),
+            json(topic, "bad")
+          ])
           yield* until("dead-lettered", Effect.map(run("XLEN", `${topic}.dead`), (n) => n === 1))
           yield* until("empty", Effect.map(run("XLEN", topic), (n) => n === 0))
         }
@@ -185,10 +216,13 @@ servers.forEach(({ kind, version }) =>
           Effect.provideService(Transport, redis)
         )
         yield* until("handled", Effect.sync(() => done >= 498))
-        yield* until("pruned", Effect.map(run("XINFO", "CONSUMERS", topic, "g"), (consumers) => {
-          const names = consumers.map((consumer: Array<unknown>) => consumer[1])
-          return names.includes("owns") && !names.includes("empty")
-        }))
+        yield* until(
+          "pruned",
+          Effect.map(run("XINFO", "CONSUMERS", topic, "g"), (consumers) => {
+            const names = consumers.map((consumer: Array<unknown>) => consumer[1])
+            return names.includes("owns") && !names.includes("empty")
+          })
+        )
         assert.strictEqual(yield* run("XLEN", topic), 500, "the oldest is pending")
         yield* run("XACK", topic, "g", (yield* run("XPENDING", topic, "g", "-", "+", "1", "owns"))[0][0])
         yield* until("trimmed", Effect.map(run("XLEN", topic), (n) => n < 200))
@@ -208,7 +242,11 @@ servers.forEach(({ kind, version }) =>
         yield* run("XREADGROUP", "GROUP", "g", "c", "COUNT", "1", "STREAMS", topic, ">")
         yield* Effect.sleep(5)
         const found = yield* info
-        assert.deepStrictEqual([found?.pending, found?.lag, found?.consumers.map(({ name, pending }) => [name, pending])], [
+        assert.deepStrictEqual([
+          found?.pending,
+          found?.lag,
+          found?.consumers.map(({ name, pending }) => [name, pending])
+        ], [
           1,
           1,
           [["c", 1]]

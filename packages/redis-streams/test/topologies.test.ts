@@ -1,4 +1,9 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as Pipeline from "@millrace/core/Pipeline"
+import * as Topic from "@millrace/core/Topic"
+import { Transport } from "@millrace/core/Transport"
+import { RedisStreams } from "@millrace/redis-streams"
+import { Brokers } from "@millrace/testing"
 import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -13,11 +18,6 @@ import * as Fs from "node:fs"
 import { createServer } from "node:net"
 import * as Os from "node:os"
 import * as Path from "node:path"
-import * as Pipeline from "@millrace/core/Pipeline"
-import * as Topic from "@millrace/core/Topic"
-import { Transport } from "@millrace/core/Transport"
-import { RedisStreams } from "@millrace/redis-streams"
-import { Brokers } from "@millrace/testing"
 import { slotOf } from "../src/internal/cluster.ts"
 import { admin, fresh, outgoing, until } from "./redis.ts"
 
@@ -39,7 +39,10 @@ const json = (topic: string, value: string) => outgoing(topic, JSON.stringify(va
 const consuming = Effect.fnUntraced(function*(topic: string, options: RedisStreams.Options) {
   const context = yield* RedisStreams.make(options)
   const handled = new Map<string, number>()
-  const running = yield* Pipeline.from(Topic.make(topic, { schema: Schema.String }), { group: "g", startFrom: "beginning" }).pipe(
+  const running = yield* Pipeline.from(Topic.make(topic, { schema: Schema.String }), {
+    group: "g",
+    startFrom: "beginning"
+  }).pipe(
     Pipeline.mapEffect((value) => {
       handled.set(value, (handled.get(value) ?? 0) + 1)
       return value.startsWith("bad") ? Effect.fail(value) : Effect.void
@@ -56,13 +59,20 @@ describe("cluster", () => {
   const nodes = Effect.gen(function*() {
     const brokers = yield* Effect.all([0, 1, 2].map(() => Brokers.redis({ args: ["--cluster-enabled", "yes"] })))
     const runs = yield* Effect.forEach(brokers, ({ url }) => admin(url))
-    yield* Effect.forEach(runs, (run, i) =>
-      run("CLUSTER", "ADDSLOTSRANGE", ...[["0", "5460"], ["5461", "10922"], ["10923", "16383"]][i]!))
+    yield* Effect.forEach(
+      runs,
+      (run, i) => run("CLUSTER", "ADDSLOTSRANGE", ...[["0", "5460"], ["5461", "10922"], ["10923", "16383"]][i]!)
+    )
     yield* Effect.forEach(brokers, ({ port }) => runs[0]!("CLUSTER", "MEET", "127.0.0.1", String(port)))
-    yield* until("the cluster is one", Effect.map(
-      Effect.forEach(runs, (run) => run("CLUSTER", "INFO")),
-      (infos) => infos.every((info) => /cluster_state:ok/.test(String(info)) && /cluster_known_nodes:3/.test(String(info)))
-    ), 60)
+    yield* until(
+      "the cluster is one",
+      Effect.map(
+        Effect.forEach(runs, (run) => run("CLUSTER", "INFO")),
+        (infos) =>
+          infos.every((info) => /cluster_state:ok/.test(String(info)) && /cluster_known_nodes:3/.test(String(info)))
+      ),
+      60
+    )
     const ids = yield* Effect.map(Effect.forEach(runs, (run) => run("CLUSTER", "MYID")), (ids) => ids.map(String))
     return { brokers, runs, ids, ownerOf: (slot: number) => slot <= 5460 ? 0 : slot <= 10922 ? 1 : 2 }
   })
@@ -74,11 +84,16 @@ describe("cluster", () => {
       assert.isAbove(new Set(names.map((name) => ownerOf(slotOf(name)))).size, 1)
       const all = yield* Effect.forEach(names, (name) => consuming(name, { url: brokers[0]!.url, cluster: true }))
       const outcomes = yield* all[0]!.redis.publish(
-        Arr.flatMap(names as any, (name: string) => Arr.makeBy(20, (i) => json(name, i === 7 ? `bad ${i}` : String(i)))) as any
+        Arr.flatMap(names as any, (name: string) =>
+          Arr.makeBy(20, (i) => json(name, i === 7 ? `bad ${i}` : String(i)))) as any
       )
       assert.isTrue(outcomes.every(Result.isSuccess))
       for (const { handled, running } of all) {
-        yield* until("all", Effect.map(running.counts, ({ deadLettered }) => handled.size === 20 && deadLettered === 1))
+        yield* until(
+          "all",
+          Effect.map(running.counts, ({ deadLettered }) =>
+            handled.size === 20 && deadLettered === 1)
+        )
       }
     }).pipe(Effect.scoped), 120_000)
 
@@ -129,14 +144,17 @@ describe("sentinel", () => {
 
   const sentinel = Effect.fnUntraced(function*(port: number, masterPort: number) {
     const at = Path.join(yield* folder, "sentinel.conf")
-    Fs.writeFileSync(at, [
-      `port ${port}`,
-      "bind 127.0.0.1",
-      "protected-mode no",
-      `sentinel monitor orders 127.0.0.1 ${masterPort} 1`,
-      "sentinel down-after-milliseconds orders 500",
-      "sentinel failover-timeout orders 5000"
-    ].join("\n"))
+    Fs.writeFileSync(
+      at,
+      [
+        `port ${port}`,
+        "bind 127.0.0.1",
+        "protected-mode no",
+        `sentinel monitor orders 127.0.0.1 ${masterPort} 1`,
+        "sentinel down-after-milliseconds orders 500",
+        "sentinel failover-timeout orders 5000"
+      ].join("\n")
+    )
     yield* Effect.acquireRelease(
       Effect.sync(() => spawn(Path.join(bin, program!), [at, "--sentinel"], { stdio: "ignore" })),
       (child) => Effect.sync(() => child.kill("SIGKILL"))
@@ -144,33 +162,50 @@ describe("sentinel", () => {
     return yield* admin(`redis://127.0.0.1:${port}`)
   })
 
-  it.live.skipIf(program === undefined)("the master killed while it is consumed: the replica takes over", () =>
-    Effect.gen(function*() {
-      const master = yield* Brokers.redis()
-      const replica = yield* Brokers.redis()
-      const onReplica = yield* admin(replica.url)
-      yield* onReplica("REPLICAOF", "127.0.0.1", String(master.port))
-      yield* until("replicating", Effect.map(onReplica("INFO", "replication"), (info) => /master_link_status:up/.test(String(info))))
-      const port = yield* freePort
-      const onSentinel = yield* sentinel(port, master.port)
-      yield* until("the replica is known", Effect.map(onSentinel("SENTINEL", "REPLICAS", "orders"), (replicas) =>
-        Array.isArray(replicas) && replicas.length === 1), 30)
-      const topic = fresh("sentinel")
-      const { handled, redis, running } = yield* consuming(topic, {
-        url: `redis://127.0.0.1:${port}`,
-        sentinel: { master: "orders" },
-        claim: { minIdle: "1 second" }
-      })
-      yield* redis.publish([json(topic, "before")])
-      yield* until("before", Effect.sync(() => handled.has("before")))
-      yield* master.kill
-      yield* until("published after the failover", Effect.map(
-        redis.publish([json(topic, "after")]),
-        ([outcome]) => Result.isSuccess(outcome!)
-      ), 60)
-      yield* until("after", Effect.sync(() => handled.has("after")))
-      assert.strictEqual(yield* running.health, "consuming")
-    }).pipe(Effect.scoped), 120_000)
+  it.live.skipIf(program === undefined)(
+    "the master killed while it is consumed: the replica takes over",
+    () =>
+      Effect.gen(function*() {
+        const master = yield* Brokers.redis()
+        const replica = yield* Brokers.redis()
+        const onReplica = yield* admin(replica.url)
+        yield* onReplica("REPLICAOF", "127.0.0.1", String(master.port))
+        yield* until(
+          "replicating",
+          Effect.map(onReplica("INFO", "replication"), (info) => /master_link_status:up/.test(String(info)))
+        )
+        const port = yield* freePort
+        const onSentinel = yield* sentinel(port, master.port)
+        yield* until(
+          "the replica is known",
+          Effect.map(
+            onSentinel("SENTINEL", "REPLICAS", "orders"),
+            (replicas) => Array.isArray(replicas) && replicas.length === 1
+          ),
+          30
+        )
+        const topic = fresh("sentinel")
+        const { handled, redis, running } = yield* consuming(topic, {
+          url: `redis://127.0.0.1:${port}`,
+          sentinel: { master: "orders" },
+          claim: { minIdle: "1 second" }
+        })
+        yield* redis.publish([json(topic, "before")])
+        yield* until("before", Effect.sync(() => handled.has("before")))
+        yield* master.kill
+        yield* until(
+          "published after the failover",
+          Effect.map(
+            redis.publish([json(topic, "after")]),
+            ([outcome]) => Result.isSuccess(outcome!)
+          ),
+          60
+        )
+        yield* until("after", Effect.sync(() => handled.has("after")))
+        assert.strictEqual(yield* running.health, "consuming")
+      }).pipe(Effect.scoped),
+    120_000
+  )
 })
 
 describe("TLS", () => {
@@ -183,31 +218,33 @@ describe("TLS", () => {
     }
   })()
 
-  it.live.skipIf(!hasOpenssl)("connects, refuses a certificate nobody vouches for, and presents its own", () =>
-    Effect.gen(function*() {
-      const at = yield* folder
-      const key = Path.join(at, "key.pem")
-      const cert = Path.join(at, "cert.pem")
-      execFileSync("openssl", [
-        ...["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"],
-        ...["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", key, "-out", cert]
-      ], { stdio: "ignore" })
-      const port = yield* freePort
-      yield* Brokers.redis({
-        args: ["--tls-port", String(port), "--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", cert]
-      })
-      const url = `rediss://127.0.0.1:${port}`
-      const error = yield* Effect.flip(RedisStreams.make({ url, connectTimeout: "500 millis" }))
-      assert.strictEqual(error.reason._tag, "Unreachable")
-      const [certificate, privateKey] = [Fs.readFileSync(cert), Fs.readFileSync(key)]
-      const topic = fresh("tls")
-      const { handled, redis } = yield* consuming(topic, {
-        url,
-        tls: { ca: certificate, cert: certificate, key: privateKey }
-      })
-      yield* redis.publish([json(topic, "a")])
-      yield* until("a", Effect.sync(() => handled.has("a")))
-    }).pipe(Effect.scoped))
+  it.live.skipIf(!hasOpenssl)(
+    "connects, refuses a certificate nobody vouches for, and presents its own",
+    () =>
+      Effect.gen(function*() {
+        const at = yield* folder
+        const key = Path.join(at, "key.pem")
+        const cert = Path.join(at, "cert.pem")
+        const subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
+        const options = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", key, "-out", cert]
+        execFileSync("openssl", ["req", ...options, ...subject], { stdio: "ignore" })
+        const port = yield* freePort
+        yield* Brokers.redis({
+          args: ["--tls-port", String(port), "--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", cert]
+        })
+        const url = `rediss://127.0.0.1:${port}`
+        const error = yield* Effect.flip(RedisStreams.make({ url, connectTimeout: "500 millis" }))
+        assert.strictEqual(error.reason._tag, "Unreachable")
+        const [certificate, privateKey] = [Fs.readFileSync(cert), Fs.readFileSync(key)]
+        const topic = fresh("tls")
+        const { handled, redis } = yield* consuming(topic, {
+          url,
+          tls: { ca: certificate, cert: certificate, key: privateKey }
+        })
+        yield* redis.publish([json(topic, "a")])
+        yield* until("a", Effect.sync(() => handled.has("a")))
+      }).pipe(Effect.scoped)
+  )
 })
 
 describe("ACL", () => {
@@ -218,7 +255,15 @@ describe("ACL", () => {
         const broker = yield* Brokers.redis({ version })
         const run = yield* admin(broker.url)
         const rules = docs.match(/ACL SETUSER app[\s\S]*?```/)![0].match(/[+~-][^\s`\\]+/g)!
-        const reply = yield* run("ACL", "SETUSER", "app", "reset", "on", ">secret", ...rules.map((rule) => rule.replace("orders", "acl")))
+        const reply = yield* run(
+          "ACL",
+          "SETUSER",
+          "app",
+          "reset",
+          "on",
+          ">secret",
+          ...rules.map((rule) => rule.replace("orders", "acl"))
+        )
         assert.strictEqual(String(reply), "OK")
         const topic = fresh("acl")
         const { context, handled, redis, running } = yield* consuming(topic, {

@@ -43,7 +43,7 @@ export class SlotMap {
       const [first, last, master] = list(range)
       const [host, port] = list(master)
       const address = { host: host === null || text(host) === "" ? from.host : text(host), port: Number(port) }
-      this.nodes.fill(address, Number(first), Number(last) + 1)
+      for (let slot = Number(first); slot <= Number(last); slot++) this.nodes[slot] = address
     }
   }
 }
@@ -51,7 +51,10 @@ export class SlotMap {
 export const nameOf = (address: Address): string => `${address.host}:${address.port}`
 
 /** Where `MOVED slot host:port` or `ASK slot host:port` points. */
-export const redirection = (message: string, from: Address): { readonly slot: number; readonly address: Address } | undefined => {
+export const redirection = (
+  message: string,
+  from: Address
+): { readonly slot: number; readonly address: Address } | undefined => {
   const match = /^(?:MOVED|ASK) (\d+) (.*):(\d+)/.exec(message)
   if (match === null) return undefined
   return { slot: Number(match[1]), address: { host: match[2] === "" ? from.host : match[2]!, port: Number(match[3]) } }

@@ -1,5 +1,5 @@
-import { keyOf } from "@millrace/core/Publisher"
 import type * as Message from "@millrace/core/Message"
+import { keyOf } from "@millrace/core/Publisher"
 import type { Delivery, Outgoing } from "@millrace/core/Transport"
 import type { Argument } from "./link.ts"
 
@@ -25,7 +25,14 @@ export class EntryReader {
   private contentType = nothing
   private headers: Message.Headers = {}
 
-  read(source: unknown, topic: string, entry: RawEntry, attempt: number, redelivered: boolean, suspect: boolean): RedisDelivery {
+  read(
+    source: unknown,
+    topic: string,
+    entry: RawEntry,
+    attempt: number,
+    redelivered: boolean,
+    suspect: boolean
+  ): RedisDelivery {
     const [id, fields] = entry
     const delivery = new RedisDelivery(source, topic, id.toString("latin1"), attempt, redelivered, suspect)
     if (fields.length === 4 && same(fields[0]!, bodyName) && same(fields[2]!, contentTypeName)) {

@@ -1,12 +1,12 @@
+import type { Delivery } from "@millrace/core/Transport"
+import type { TransportError } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
 import type * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
-import type { Delivery } from "@millrace/core/Transport"
-import type { TransportError } from "@millrace/core/TransportError"
 import { EntryReader, type RawEntry, RedisDelivery } from "./entry.ts"
 import * as keys from "./keys.ts"
-import { Quarantine } from "./quarantine.ts"
 import type { Command } from "./link.ts"
+import { Quarantine } from "./quarantine.ts"
 import type { Reader } from "./reader.ts"
 import { list, text } from "./reply.ts"
 import * as scripts from "./scripts.ts"
@@ -225,10 +225,12 @@ export class Feed {
       Effect.map((reply) => {
         for (const id of ids) this.forget(id)
         const [given] = list(reply)
-        this.take(list(given).map((entry) => {
-          const [id, fields, attempt] = list(entry)
-          return this.entries.read(this, this.options.topic, rawEntry(id, fields), Number(attempt), true, false)
-        }))
+        this.take(
+          list(given).map((entry) => {
+            const [id, fields, attempt] = list(entry)
+            return this.entries.read(this, this.options.topic, rawEntry(id, fields), Number(attempt), true, false)
+          })
+        )
       })
     )
   })
@@ -270,7 +272,10 @@ export class Feed {
       const ids = list(gone).map(text)
       return ids.length === 0
         ? Effect.void
-        : Effect.logWarning(`redis: ${key}: ${ids.length} entries were deleted before group ${group} had settled them`, ids)
+        : Effect.logWarning(
+          `redis: ${key}: ${ids.length} entries were deleted before group ${group} had settled them`,
+          ids
+        )
     }))
   })
 
@@ -280,7 +285,9 @@ export class Feed {
     const { consumer, group, key } = this.options
     const commands: Array<Command> = []
     for (let i = 0; i < ids.length; i += chunk) {
-      commands.push(scripts.evalsha(scripts.settle, [key, this.dues], [group, consumer, ...ids.slice(i, i + chunk).flat()]))
+      commands.push(
+        scripts.evalsha(scripts.settle, [key, this.dues], [group, consumer, ...ids.slice(i, i + chunk).flat()])
+      )
     }
     return commands
   }

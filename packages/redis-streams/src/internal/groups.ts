@@ -1,5 +1,5 @@
-import * as Effect from "effect/Effect"
 import { invalidOption, Mismatch, TransportError } from "@millrace/core/TransportError"
+import * as Effect from "effect/Effect"
 import { codeOf, entriesOf, list, text, transportError } from "./reply.ts"
 import type { Server } from "./server.ts"
 
@@ -29,7 +29,9 @@ export const recreate = (server: Server, key: string, group: string): Effect.Eff
 export const verify = (server: Server, key: string): Effect.Effect<void, TransportError> =>
   server.keep.one(key, ["TYPE", key], server.settings.connectTimeout).pipe(
     Effect.mapError((error) => transportError(`looking at ${key}`, server.settings.label, error)),
-    Effect.flatMap((type) => text(type) === "stream" || text(type) === "none" ? Effect.void : Effect.fail(mismatch(key, text(type))))
+    Effect.flatMap((type) =>
+      text(type) === "stream" || text(type) === "none" ? Effect.void : Effect.fail(mismatch(key, text(type)))
+    )
   )
 
 const mismatch = (key: string, found = "a key of another type"): TransportError =>

@@ -21,7 +21,10 @@ const prune = (server: Server, key: string, group: string): Effect.Effect<void, 
     Effect.forEach(
       list(reply).map(entriesOf).filter((one) => one.get("pending") === 0 && Number(one.get("idle")) >= consumerIdle),
       (one) =>
-        server.keep.one(key, scripts.evalsha(scripts.prune, [key], [group, text(one.get("name")), String(consumerIdle)])),
+        server.keep.one(
+          key,
+          scripts.evalsha(scripts.prune, [key], [group, text(one.get("name")), String(consumerIdle)])
+        ),
       { discard: true }
     ))
 }

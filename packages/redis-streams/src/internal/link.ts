@@ -6,8 +6,8 @@ import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type { ConnectionOptions } from "node:tls"
 import { createClient, ErrorReply, RESP_TYPES } from "redis"
-import { asError, codeOf } from "./reply.ts"
 import type { Address } from "./options.ts"
+import { asError, codeOf } from "./reply.ts"
 
 export type Argument = string | Buffer
 export type Command = ReadonlyArray<Argument>
@@ -57,12 +57,14 @@ export class DialError extends Data.TaggedError("DialError")<{ readonly address:
   }
   /** Trying again with the same options cannot help. */
   get isFinal(): boolean {
-    return this.error instanceof ErrorReply && isRefusal(this.error) || /\b(WRONGPASS|DENIED)\b/.test(this.error.message)
+    return this.error instanceof ErrorReply && isRefusal(this.error) ||
+      /\b(WRONGPASS|DENIED)\b/.test(this.error.message)
   }
 }
 
 const isRefusal = (error: ErrorReply): boolean =>
-  ["WRONGPASS", "NOAUTH", "NOPERM", "DENIED"].includes(codeOf(error)) || /invalid (username-)?password|AUTH .*called/.test(error.message)
+  ["WRONGPASS", "NOAUTH", "NOPERM", "DENIED"].includes(codeOf(error)) ||
+  /invalid (username-)?password|AUTH .*called/.test(error.message)
 
 /** The connection was lost before the answer (`sent`), or there was none to send on. */
 export class Lost extends Error {
@@ -84,9 +86,13 @@ export const dial = (options: DialOptions, address: Address): Effect.Effect<Conn
     }
     client.connect()
       // Nothing of the handshake tells that a password is missing or the server still loading: these do.
-      .then(() => Promise.all([["CLIENT", "ID"], ["PING"]].map((command) =>
-        client.sendCommand(command).catch((error) => codeOf(error) === "NOPERM" ? undefined : Promise.reject(error))
-      )))
+      .then(() =>
+        Promise.all(
+          [["CLIENT", "ID"], ["PING"]].map((command) =>
+            client.sendCommand(command).catch((error) => codeOf(error) === "NOPERM" ? undefined : Promise.reject(error))
+          )
+        )
+      )
       .then(([id]) => {
         if (!client.isReady) return fail(new Error("closed while connecting"))
         resume(Effect.succeed({ client, address, clientId: id === undefined ? undefined : String(id) }))
@@ -99,7 +105,9 @@ export const dial = (options: DialOptions, address: Address): Effect.Effect<Conn
   }))
 
 /** 50 ms to 2 s, jittered: while a server is down, every connection asks for it once every other second at most. */
-export const backoff = Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("2 seconds")]).pipe(Schedule.jittered)
+export const backoff = Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("2 seconds")]).pipe(
+  Schedule.jittered
+)
 
 /** A connection that is made again whenever it is lost, for as long as its scope is open. */
 export class Link {
@@ -108,6 +116,7 @@ export class Link {
   private readonly down = Latch.makeUnsafe(true)
   private cause: Error = new Error("not connected yet")
   private readonly purpose: string
+  private answered = 0
 
   constructor(purpose: string) {
     this.purpose = purpose
@@ -130,7 +139,7 @@ export class Link {
 
   /**
    * Sends commands in one write and gives their replies in order. What the server refuses is an `ErrorReply` in its
-   * place, what the connection lost is a `Lost`. No answer `within` milliseconds ends the connection.
+   * place, what the connection lost is a `Lost`. No answer to anything `within` milliseconds ends the connection.
    */
   send(commands: ReadonlyArray<Command>, within: number): Effect.Effect<ReadonlyArray<unknown>> {
     return Effect.callback((resume) => {
@@ -141,8 +150,16 @@ export class Link {
       }
       const replies = new Array<unknown>(commands.length)
       let left = commands.length
-      const timer = setTimeout(() => this.drop(connected, new Error(`no answer within ${within} ms`)), within)
+      let answered = this.answered
+      const expire = () => {
+        // As long as others are answered it is only a long way to go.
+        if (this.answered === answered) return this.drop(connected, new Error(`no answer within ${within} ms`))
+        answered = this.answered
+        timer = setTimeout(expire, within)
+      }
+      let timer = setTimeout(expire, within)
       const done = () => {
+        this.answered++
         if (--left > 0) return
         clearTimeout(timer)
         resume(Effect.succeed(replies))
@@ -186,7 +203,10 @@ export class Link {
   }
 
   /** Keeps it connected. `first` is a connection that exists already. */
-  readonly keep = (redial: Effect.Effect<Connected, DialError>, first?: Connected): Effect.Effect<never, never, Scope.Scope> => {
+  readonly keep = (
+    redial: Effect.Effect<Connected, DialError>,
+    first?: Connected
+  ): Effect.Effect<never, never, Scope.Scope> => {
     const connect = (established: boolean) =>
       redial.pipe(
         Effect.tapError((error) => Effect.sync(() => this.cause = error)),
@@ -196,13 +216,19 @@ export class Link {
         Effect.flatMap(([took, connected]) => {
           this.adopt(connected)
           return established
-            ? Effect.logInfo(`redis: ${this.purpose}: connected again to ${connected.address.host}:${connected.address.port} after ${Math.round(Duration.toMillis(took))} ms`)
+            ? Effect.logInfo(
+              `redis: ${this.purpose}: connected again to ${connected.address.host}:${connected.address.port} after ${
+                Math.round(Duration.toMillis(took))
+              } ms`
+            )
             : Effect.void
         })
       )
     const lost = Effect.andThen(
       this.down.await,
-      Effect.suspend(() => Effect.logWarning(`redis: ${this.purpose}: connection lost (${this.cause.message}), connecting again`))
+      Effect.suspend(() =>
+        Effect.logWarning(`redis: ${this.purpose}: connection lost (${this.cause.message}), connecting again`)
+      )
     )
     return Effect.addFinalizer(() =>
       Effect.sync(() => {

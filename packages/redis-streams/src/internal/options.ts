@@ -1,9 +1,9 @@
+import { invalidOption, redactUrl, type TransportError } from "@millrace/core/TransportError"
 import * as Duration from "effect/Duration"
 import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
-import type { ConnectionOptions } from "node:tls"
 import { hostname } from "node:os"
-import { invalidOption, redactUrl, type TransportError } from "@millrace/core/TransportError"
+import type { ConnectionOptions } from "node:tls"
 import type { Bound, Options } from "../RedisStreams.ts"
 
 export interface Address {
@@ -77,7 +77,11 @@ export const check = (options: Options): Result.Result<Settings, TransportError>
     return refuse("url", redactUrl(given), "the path of the URL is the number of a database, as in redis://host:port/0")
   }
   if (options.cluster !== undefined && options.cluster !== false && options.sentinel !== undefined) {
-    return refuse("cluster", "given together with sentinel", "a server is in a cluster or watched by Sentinel, give one")
+    return refuse(
+      "cluster",
+      "given together with sentinel",
+      "a server is in a cluster or watched by Sentinel, give one"
+    )
   }
   const more = options.sentinel?.nodes ?? (typeof options.cluster === "object" ? options.cluster.nodes : [])
   const seeds: Array<Address> = []

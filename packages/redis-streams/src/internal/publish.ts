@@ -1,10 +1,10 @@
+import { NotSent, OutcomeUnknown, PublishError, type Reason, Refused } from "@millrace/core/Publisher"
+import type { Outgoing, Published } from "@millrace/core/Transport"
+import { Unauthorized } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
-import { NotSent, OutcomeUnknown, PublishError, type Reason, Refused } from "@millrace/core/Publisher"
-import type { Outgoing, Published } from "@millrace/core/Transport"
-import { Unauthorized } from "@millrace/core/TransportError"
 import { fieldsOf } from "./entry.ts"
 import * as keys from "./keys.ts"
 import { type Argument, type Command, Lost } from "./link.ts"
@@ -26,7 +26,10 @@ export const make = (server: Server): Publish => {
     Effect.suspend(() => {
       if (server.write.isUpFor(key)) return server.write.send(key, commands, 0)
       if (waiting + commands.length > offline.max) {
-        const lost = new Lost(false, new Error(`${waiting} messages wait for a connection already, offline.max is ${offline.max}`))
+        const lost = new Lost(
+          false,
+          new Error(`${waiting} messages wait for a connection already, offline.max is ${offline.max}`)
+        )
         return Effect.succeed(commands.map(() => lost))
       }
       waiting += commands.length
@@ -46,7 +49,9 @@ export const make = (server: Server): Publish => {
     Effect.clockWith((clock) => {
       const now = clock.currentTimeMillisUnsafe()
       const { topic } = messages[0]
-      if (messages.every((message) => message.topic === topic)) return sendAll(settings.keyPrefix + topic, messages, now)
+      if (messages.every((message) => message.topic === topic)) {
+        return sendAll(settings.keyPrefix + topic, messages, now)
+      }
       const byTopic = Map.groupBy(messages, (message) => message.topic)
       return Effect.map(
         Effect.forEach(byTopic, ([topic, some]) => sendAll(settings.keyPrefix + topic, some, now), {
@@ -104,4 +109,3 @@ const reasonOf = (server: Server, error: Error): Reason => {
     ? new NotSent({ detail: error.message })
     : new Refused({ detail: asError(error).message })
 }
-

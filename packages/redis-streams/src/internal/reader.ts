@@ -80,7 +80,9 @@ export class Reader {
   /** The feed wants something that the read of this moment may not bring. */
   wake(feed: Feed, isUrgent = false): void {
     this.work.openUnsafe()
-    if (this.isBlocked && (isUrgent ? feed.wantsOld : !this.reading!.has(feed) && (feed.wantsNew || feed.wantsOld))) this.nudge()
+    if (this.isBlocked && (isUrgent ? feed.wantsOld : !this.reading!.has(feed) && (feed.wantsNew || feed.wantsOld))) {
+      this.nudge()
+    }
   }
 
   /** The feed takes its asking back. */
@@ -88,7 +90,7 @@ export class Reader {
     if (this.isBlocked && this.reading!.has(feed)) this.nudge()
   }
 
-  private nudge(): void {
+  private nudge(again = 2): void {
     const id = this.link?.current?.clientId
     if (!this.isBlocked || this.isNudged || id === undefined) return
     this.isNudged = true
@@ -98,7 +100,7 @@ export class Reader {
       if (reply !== 0 || this.reading !== read) return
       // It came before the read, on a connection of its own.
       this.isNudged = false
-      setTimeout(() => this.reading === read && this.nudge(), 2)
+      setTimeout(() => this.reading === read && this.nudge(2 * again), again)
     }))
   }
 
@@ -141,7 +143,12 @@ export class Reader {
       feeds: [feed],
       count: feed.credit
     }))
-    if (cold.length > 0) reads.push({ feeds: cold, count: cold.reduce((least, feed) => Math.min(least, feed.credit), Infinity) })
+    if (cold.length > 0) {
+      reads.push({
+        feeds: cold,
+        count: cold.reduce((least, feed) => Math.min(least, feed.credit), Infinity)
+      })
+    }
     const commands = reads.map(({ count, feeds }): Command => [
       "XREADGROUP",
       "GROUP",
@@ -203,10 +210,14 @@ export class Reader {
 
   private heal(connected: Connected | undefined, error: Error, feeds: ReadonlyArray<Feed>): Effect.Effect<void> {
     const code = codeOf(error)
-    const pause = Effect.suspend(() => Effect.sleep(Math.min(50 * 2 ** this.troubles++, 2_000) * (0.5 + Math.random() / 2)))
+    const pause = Effect.suspend(() =>
+      Effect.sleep(Math.min(50 * 2 ** this.troubles++, 2_000) * (0.5 + Math.random() / 2))
+    )
     if (!(error instanceof ErrorReply)) return connected === undefined ? pause : Effect.void // the link tries again
     if (code === "NOGROUP") {
-      return Effect.forEach(feeds, (feed) => groups.recreate(this.server, feed.options.key, this.group), { discard: true }).pipe(
+      return Effect.forEach(feeds, (feed) => groups.recreate(this.server, feed.options.key, this.group), {
+        discard: true
+      }).pipe(
         Effect.match({ onFailure: () => this.isStuck = true, onSuccess: () => this.isStuck = false }),
         Effect.andThen(Effect.suspend(() => this.troubles++ > 0 ? pause : Effect.void))
       )

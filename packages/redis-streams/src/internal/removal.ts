@@ -1,8 +1,8 @@
-import type * as Arr from "effect/Array"
-import * as Effect from "effect/Effect"
 import * as Message from "@millrace/core/Message"
 import type { Transport } from "@millrace/core/Transport"
 import { invalidOption, type TransportError } from "@millrace/core/TransportError"
+import type * as Arr from "effect/Array"
+import * as Effect from "effect/Effect"
 import type { Removal, RemoveOptions } from "../RedisStreams.ts"
 import { RedisDelivery } from "./entry.ts"
 import { Feed } from "./feed.ts"
@@ -21,52 +21,52 @@ interface Wanted {
 }
 
 export const make = (server: Server, transport: Transport["Service"]) =>
-  (
-    messages: Arr.NonEmptyReadonlyArray<Message.Any>,
-    options?: RemoveOptions
-  ): Effect.Effect<ReadonlyArray<Removal>, TransportError> =>
-    Effect.suspend(() => {
-      const wanted: Array<Wanted> = []
-      for (const message of messages) {
-        const received = Message.received(message)
-        const delivery = received?.delivery
-        if (
-          received === undefined || received.transport !== transport || !(delivery instanceof RedisDelivery) ||
-          !(delivery.source instanceof Feed)
-        ) {
-          for (const { isClaimed, received } of wanted) if (isClaimed) received.unclaim()
-          return invalidOption("redis", "message", message.id, "give a message that a pipeline on this Layer received")
-        }
-        wanted.push({ received, delivery, feed: delivery.source, index: wanted.length, isClaimed: received.claim() })
+(
+  messages: Arr.NonEmptyReadonlyArray<Message.Any>,
+  options?: RemoveOptions
+): Effect.Effect<ReadonlyArray<Removal>, TransportError> =>
+  Effect.suspend(() => {
+    const wanted: Array<Wanted> = []
+    for (const message of messages) {
+      const received = Message.received(message)
+      const delivery = received?.delivery
+      if (
+        received === undefined || received.transport !== transport || !(delivery instanceof RedisDelivery) ||
+        !(delivery.source instanceof Feed)
+      ) {
+        for (const { isClaimed, received } of wanted) if (isClaimed) received.unclaim()
+        return invalidOption("redis", "message", message.id, "give a message that a pipeline on this Layer received")
       }
-      const removals: Array<Removal> = []
-      return Effect.forEach(
-        Map.groupBy(wanted, ({ feed }) => feed),
-        ([feed, some]) => {
-          const { consumer, group, key } = feed.options
-          const command = scripts.evalsha(scripts.remove, [key], [
-            group,
-            consumer,
-            options?.force === true ? "1" : "0",
-            ...some.map(({ delivery }) => delivery.id)
-          ])
-          return Effect.match(server.write.one(key, command), {
-            onFailure: (error) => {
-              for (const { isClaimed, received } of some) if (isClaimed) received.unclaim()
-              return transportError(`removing from ${key}`, server.settings.label, error)
-            },
-            onSuccess: (replies) => {
-              some.forEach(({ delivery, index }, i) => {
-                removals[index] = answers.get(Number(list(replies)[i])) ?? "absent"
-                feed.ended(delivery)
-              })
-              return undefined
-            }
-          })
-        },
-        { concurrency: "unbounded" }
-      ).pipe(Effect.flatMap((failures) => {
-        const failure = failures.find((failure) => failure !== undefined)
-        return failure === undefined ? Effect.succeed(removals) : Effect.fail(failure)
-      }))
-    })
+      wanted.push({ received, delivery, feed: delivery.source, index: wanted.length, isClaimed: received.claim() })
+    }
+    const removals: Array<Removal> = []
+    return Effect.forEach(
+      Map.groupBy(wanted, ({ feed }) => feed),
+      ([feed, some]) => {
+        const { consumer, group, key } = feed.options
+        const command = scripts.evalsha(scripts.remove, [key], [
+          group,
+          consumer,
+          options?.force === true ? "1" : "0",
+          ...some.map(({ delivery }) => delivery.id)
+        ])
+        return Effect.match(server.write.one(key, command), {
+          onFailure: (error) => {
+            for (const { isClaimed, received } of some) if (isClaimed) received.unclaim()
+            return transportError(`removing from ${key}`, server.settings.label, error)
+          },
+          onSuccess: (replies) => {
+            some.forEach(({ delivery, index }, i) => {
+              removals[index] = answers.get(Number(list(replies)[i])) ?? "absent"
+              feed.ended(delivery)
+            })
+            return undefined
+          }
+        })
+      },
+      { concurrency: "unbounded" }
+    ).pipe(Effect.flatMap((failures) => {
+      const failure = failures.find((failure) => failure !== undefined)
+      return failure === undefined ? Effect.succeed(removals) : Effect.fail(failure)
+    }))
+  })

@@ -10,7 +10,21 @@ export const codeOf = (u: unknown): string => {
   return end < 0 ? u.message : u.message.slice(0, end)
 }
 
-const passing = new Set(["LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "BUSY", "NOREPLICAS", "UNBLOCKED", "NOSCRIPT", "MISCONF", "UNKILLABLE"])
+const passing = new Set([
+  "LOADING",
+  "READONLY",
+  "MASTERDOWN",
+  "CLUSTERDOWN",
+  "TRYAGAIN",
+  "MOVED",
+  "ASK",
+  "BUSY",
+  "NOREPLICAS",
+  "UNBLOCKED",
+  "NOSCRIPT",
+  "MISCONF",
+  "UNKILLABLE"
+])
 
 /** Refused for now, by a server that starts, follows another or is not the one: nothing was done. */
 export const isPassing = (u: unknown): boolean => u instanceof ErrorReply && passing.has(codeOf(u))
@@ -37,7 +51,10 @@ export const transportError = (operation: string, address: string, error: Error)
     : code === "WRONGTYPE"
     ? new Mismatch({ name: operation, expected: "a stream", found: "a key of another type" })
     : isUnknown(error)
-    ? new Unsupported({ operation, remedy: `the server says "${error.message}"; Redis 7.0 or Valkey 8.0 is the oldest that will do` })
+    ? new Unsupported({
+      operation,
+      remedy: `the server says "${error.message}"; Redis 7.0 or Valkey 8.0 is the oldest that will do`
+    })
     : new Interrupted({ operation, cause: error })
   return new TransportError({ transport: "redis", reason })
 }

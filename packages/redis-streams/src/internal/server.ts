@@ -1,7 +1,7 @@
+import { invalidOption, TransportError, Unauthorized, Unreachable } from "@millrace/core/TransportError"
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
 import { ErrorReply } from "redis"
-import { invalidOption, TransportError, Unauthorized, Unreachable } from "@millrace/core/TransportError"
 import { nameOf, redirection, SlotMap, slotOf } from "./cluster.ts"
 import { backoff, type Command, type Connected, type DialError, type Link, make as makeLink } from "./link.ts"
 import type { Address, Settings } from "./options.ts"
@@ -35,10 +35,13 @@ export class Channel {
       const link = this.links.get(name)
       if (link !== undefined) return Effect.succeed(link)
       if (isCluster && address === undefined) {
-        return Effect.andThen(Effect.ignore(Effect.flatMap(this.topology.connect(key), close)), Effect.suspend(() => {
-          const address = this.slots.get(slotOf(key))
-          return address === undefined ? this.open("", key) : this.open(nameOf(address), key)
-        }))
+        return Effect.andThen(
+          Effect.ignore(Effect.flatMap(this.topology.connect(key), close)),
+          Effect.suspend(() => {
+            const address = this.slots.get(slotOf(key))
+            return address === undefined ? this.open("", key) : this.open(nameOf(address), key)
+          })
+        )
       }
       return this.open(name, key, first)
     })
@@ -60,9 +63,12 @@ export class Channel {
     return this.links.get(address === undefined ? "" : nameOf(address))?.current !== undefined
   }
 
+  /** Whether every node that is needed can be reached. */
   get isUp(): boolean {
-    for (const link of this.links.values()) if (link.current === undefined) return false
-    return true
+    if (this.settings.topology !== "cluster") return this.links.get("")?.current !== undefined || this.links.size === 0
+    return this.slots.known().every((address) =>
+      this.links.get(nameOf(address))?.current !== undefined || !this.links.has(nameOf(address))
+    )
   }
 
   /**
@@ -91,8 +97,10 @@ export class Channel {
 
   /** One command; fails with what the server or the connection says. */
   one(key: string, command: Command, patience?: number): Effect.Effect<unknown, Error> {
-    return Effect.flatMap(this.send(key, [command], patience), ([reply]) =>
-      reply instanceof Error ? Effect.fail(reply) : Effect.succeed(reply))
+    return Effect.flatMap(
+      this.send(key, [command], patience),
+      ([reply]) => reply instanceof Error ? Effect.fail(reply) : Effect.succeed(reply)
+    )
   }
 
   /** Sends again what was not done: scripts the server has forgotten, commands for another node. */
@@ -173,32 +181,36 @@ export interface Server {
 }
 
 /** Connects, or says within `connectTimeout` why that cannot be done. */
-export const make = Effect.fnUntraced(function*(settings: Settings): Effect.fn.Return<Server, TransportError, Scope.Scope> {
-  // Connections are made when they are needed, and must all outlive the subscriptions: a scope of this moment.
-  const scope = yield* Scope.fork(yield* Effect.scope)
-  const slots = new SlotMap()
-  const topology = Topology.make(settings, slots)
-  const first = yield* firstConnection(settings, topology)
-  const hasRemoval = yield* knows(first, "XACKDEL")
-  const write = new Channel("settling and publishing", settings, topology, slots, scope)
-  const keep = new Channel("claiming and keeping", settings, topology, slots, scope)
-  yield* write.link("", first)
-  return {
-    settings,
-    slots,
-    write,
-    keep,
-    poll: new Channel("reading for many groups", settings, topology, slots, scope),
-    reading: (purpose, key) => makeLink(purpose, topology.connect(key)),
-    hasRemoval
+export const make = Effect.fnUntraced(
+  function*(settings: Settings): Effect.fn.Return<Server, TransportError, Scope.Scope> {
+    // Connections are made when they are needed, and must all outlive the subscriptions: a scope of this moment.
+    const scope = yield* Scope.fork(yield* Effect.scope)
+    const slots = new SlotMap()
+    const topology = Topology.make(settings, slots)
+    const first = yield* firstConnection(settings, topology)
+    const hasRemoval = yield* knows(first, "XACKDEL")
+    const write = new Channel("settling and publishing", settings, topology, slots, scope)
+    const keep = new Channel("claiming and keeping", settings, topology, slots, scope)
+    yield* write.link("", first)
+    return {
+      settings,
+      slots,
+      write,
+      keep,
+      poll: new Channel("reading for many groups", settings, topology, slots, scope),
+      reading: (purpose, key) => makeLink(purpose, topology.connect(key)),
+      hasRemoval
+    }
   }
-})
+)
 
 /** Whether the server has a command. */
 const knows = (connected: Connected, command: string): Effect.Effect<boolean> =>
   Effect.promise(() =>
-    connected.client.sendCommand([command]).then(() => true, (error) =>
-      error instanceof ErrorReply && /wrong number of arguments/.test(error.message))
+    connected.client.sendCommand([command]).then(
+      () => true,
+      (error) => error instanceof ErrorReply && /wrong number of arguments/.test(error.message)
+    )
   )
 
 const firstConnection = (settings: Settings, topology: Topology.Topology): Effect.Effect<Connected, TransportError> => {
@@ -227,4 +239,3 @@ const refused = (settings: Settings, { error }: DialError): TransportError =>
       transport: "redis",
       reason: new Unauthorized({ address: settings.label, operation: "the connection", detail: error.message })
     })
-

@@ -1,3 +1,6 @@
+import * as Topic from "@millrace/core/Topic"
+import type { Delivery, Settling, SubscribeOptions, Subscription } from "@millrace/core/Transport"
+import { Interrupted, invalidOption, TransportError, Unreachable } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
@@ -5,17 +8,14 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as RcMap from "effect/RcMap"
 import type * as Scope from "effect/Scope"
-import * as Topic from "@millrace/core/Topic"
-import type { Delivery, Settling, SubscribeOptions, Subscription } from "@millrace/core/Transport"
-import { Interrupted, invalidOption, TransportError, Unreachable } from "@millrace/core/TransportError"
 import { Feed, isOf } from "./feed.ts"
 import * as groups from "./groups.ts"
 import type { Janitor } from "./janitor.ts"
 import type { Command } from "./link.ts"
 import { checkDuration } from "./options.ts"
 import { Reader } from "./reader.ts"
-import * as Scanner from "./scanner.ts"
 import { codeOf, isUnknown, list, transportError } from "./reply.ts"
+import * as Scanner from "./scanner.ts"
 import * as scripts from "./scripts.ts"
 import type { Server } from "./server.ts"
 import { RemoveOnSuccess, Source } from "./source.ts"
@@ -85,7 +85,12 @@ export const make = Effect.fnUntraced(function*(
     const bad = Topic.validateName("redis", options.topic)
     if (bad !== undefined) return yield* bad
     if (!/^[A-Za-z0-9_-]+$/.test(options.group)) {
-      return yield* invalidOption("redis", "group", options.group, "a group name is made of letters, digits and the signs _ -")
+      return yield* invalidOption(
+        "redis",
+        "group",
+        options.group,
+        "a group name is made of letters, digits and the signs _ -"
+      )
     }
     const source = Context.get(options.settings, Source)
     const minIdle = source.minIdle ?? settings.minIdle
@@ -103,8 +108,11 @@ export const make = Effect.fnUntraced(function*(
       JSON.stringify({ group, consumer, key: settings.topology === "cluster" ? key : "" } satisfies ReaderId)
     )
     if (link !== undefined) {
-      yield* Effect.mapError(link.awaitUp(settings.connectTimeout), (lost) =>
-        new TransportError({ transport: "redis", reason: new Unreachable({ address: settings.label, cause: lost }) }))
+      yield* Effect.mapError(
+        link.awaitUp(settings.connectTimeout),
+        (lost) =>
+          new TransportError({ transport: "redis", reason: new Unreachable({ address: settings.label, cause: lost }) })
+      )
     }
     const feed = new Feed(server, reader, clock, {
       topic,
@@ -212,7 +220,8 @@ const settling = (server: Server, feed: Feed, removes: boolean) => {
   return settle
 }
 
-const delayOf = (after: Duration.Duration | undefined): number => after === undefined ? 0 : Math.ceil(Duration.toMillis(after))
+const delayOf = (after: Duration.Duration | undefined): number =>
+  after === undefined ? 0 : Math.ceil(Duration.toMillis(after))
 
 const extending = (server: Server, feed: Feed) => {
   const { consumer, group, key } = feed.options
@@ -235,4 +244,3 @@ const extending = (server: Server, feed: Feed) => {
       )
     })
 }
-

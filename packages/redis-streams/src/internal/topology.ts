@@ -1,5 +1,5 @@
 import * as Effect from "effect/Effect"
-import { slotOf, type SlotMap } from "./cluster.ts"
+import { type SlotMap, slotOf } from "./cluster.ts"
 import { type Connected, dial, DialError, type DialOptions } from "./link.ts"
 import type { Address, Settings } from "./options.ts"
 import { asError, codeOf, list, text } from "./reply.ts"
@@ -18,7 +18,11 @@ const dialOptions = (settings: Settings): DialOptions => ({
 })
 
 /** Runs one command on a connection of its own. */
-export const ask = (options: DialOptions, address: Address, command: ReadonlyArray<string>): Effect.Effect<unknown, DialError> =>
+export const ask = (
+  options: DialOptions,
+  address: Address,
+  command: ReadonlyArray<string>
+): Effect.Effect<unknown, DialError> =>
   Effect.acquireUseRelease(
     dial(options, address),
     ({ client }) =>
@@ -42,30 +46,36 @@ const firstOf = <A>(
 const sentinel = (settings: Settings, master: string, password: string | undefined): Topology => {
   const options = dialOptions(settings)
   const asked: DialOptions = { ...options, username: undefined, password, database: 0 }
-  const resolve = firstOf(settings.seeds, (seed) =>
-    Effect.flatMap(ask(asked, seed, ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", master]), (reply) => {
-      const [host, port] = list(reply)
-      return host === undefined
-        ? Effect.fail(new DialError({ address: seed, error: new Error(`this Sentinel knows no master "${master}"`) }))
-        : Effect.succeed({ host: text(host), port: Number(text(port)) })
-    }))
-  const connect = Effect.flatMap(resolve, (address) =>
-    Effect.tap(dial(options, address), ({ client }) =>
-      Effect.tryPromise({
-        try: () =>
-          client.sendCommand(["ROLE"]).then(
-            (role) => text(list(role)[0]),
-            (error) => codeOf(error) === "NOPERM" ? "master" : Promise.reject(error)
+  const resolve = firstOf(
+    settings.seeds,
+    (seed) =>
+      Effect.flatMap(ask(asked, seed, ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", master]), (reply) => {
+        const [host, port] = list(reply)
+        return host === undefined
+          ? Effect.fail(new DialError({ address: seed, error: new Error(`this Sentinel knows no master "${master}"`) }))
+          : Effect.succeed({ host: text(host), port: Number(text(port)) })
+      })
+  )
+  const connect = Effect.flatMap(
+    resolve,
+    (address) =>
+      Effect.tap(dial(options, address), ({ client }) =>
+        Effect.tryPromise({
+          try: () =>
+            client.sendCommand(["ROLE"]).then(
+              (role) => text(list(role)[0]),
+              (error) => codeOf(error) === "NOPERM" ? "master" : Promise.reject(error)
+            ),
+          catch: (error) => new DialError({ address, error: asError(error) })
+        }).pipe(
+          Effect.flatMap((role) =>
+            role === "master"
+              ? Effect.void
+              : Effect.fail(new DialError({ address, error: new Error(`this server is a ${role}, not the master`) }))
           ),
-        catch: (error) => new DialError({ address, error: asError(error) })
-      }).pipe(
-        Effect.flatMap((role) =>
-          role === "master"
-            ? Effect.void
-            : Effect.fail(new DialError({ address, error: new Error(`this server is a ${role}, not the master`) }))
-        ),
-        Effect.tapError(() => Effect.sync(() => client.destroy()))
-      )))
+          Effect.tapError(() => Effect.sync(() => client.destroy()))
+        ))
+  )
   return { connect: () => connect }
 }
 
@@ -73,8 +83,14 @@ const sentinel = (settings: Settings, master: string, password: string | undefin
 const cluster = (settings: Settings, slots: SlotMap): Topology => {
   const options = { ...dialOptions(settings), database: 0 }
   const refresh = Effect.suspend(() =>
-    firstOf([...slots.known(), ...settings.seeds], (address) =>
-      Effect.tap(ask(options, address, ["CLUSTER", "SLOTS"]), (reply) => Effect.sync(() => slots.read(reply, address))))
+    firstOf(
+      [...slots.known(), ...settings.seeds],
+      (address) =>
+        Effect.tap(
+          ask(options, address, ["CLUSTER", "SLOTS"]),
+          (reply) => Effect.sync(() => slots.read(reply, address))
+        )
+    )
   )
   const connect = (key: string) =>
     Effect.suspend(() => {
@@ -88,9 +104,10 @@ const cluster = (settings: Settings, slots: SlotMap): Topology => {
   // What is known may be wrong by now: whoever fails to connect asks again.
   return {
     connect: (key) =>
-      Effect.suspend(() => slots.get(slotOf(key)) === undefined ? Effect.andThen(refresh, connect(key)) : connect(key)).pipe(
-        Effect.catch(() => Effect.andThen(refresh, connect(key)))
-      )
+      Effect.suspend(() => slots.get(slotOf(key)) === undefined ? Effect.andThen(refresh, connect(key)) : connect(key))
+        .pipe(
+          Effect.catch(() => Effect.andThen(refresh, connect(key)))
+        )
   }
 }
 
