@@ -314,7 +314,12 @@ const redrivenMessage = ({ message, record }: DeadLetter): Outgoing => {
 
 // --- writing one
 
-/** The dead letter of a delivery. Its id makes the write idempotent by topic, group and source id. */
+/**
+ * Makes the dead letter of a delivery. Its id makes the write idempotent by topic, group and source id.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
 export const outgoing = (topic: string, delivery: Delivery, record: Record): Outgoing => ({
   topic,
   body: delivery.body,
@@ -325,7 +330,12 @@ export const outgoing = (topic: string, delivery: Delivery, record: Record): Out
   delay: undefined
 })
 
-/** How a redriven message failed before. */
+/**
+ * Reads how a redriven message failed before.
+ *
+ * @category accessors
+ * @since 0.1.0
+ */
 export const historyOf = (headers: Message.Headers): ReadonlyArray<Failure> => {
   const text = headers["millrace-history"]
   if (text === undefined) return []
@@ -333,7 +343,12 @@ export const historyOf = (headers: Message.Headers): ReadonlyArray<Failure> => {
   return Exit.isSuccess(exit) ? exit.value : []
 }
 
-/** Describes a cause within bounds: a header has to hold it. */
+/**
+ * Describes a cause within bounds: a header has to hold it.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
 export const describe = (cause: Cause.Cause<unknown>): Record["error"] => {
   const error = Cause.squash(cause)
   const stack = error instanceof Error && error.stack !== undefined ? { stack: error.stack.slice(0, 2000) } : {}

@@ -21,9 +21,9 @@ import type * as Scope from "effect/Scope"
 import type * as Types from "effect/Types"
 import { isLimit } from "./Concurrency.ts"
 import type * as Concurrency from "./Concurrency.ts"
-import { start as startProgram } from "./internal/start.ts"
 import { defaultSchedule } from "./internal/failure.ts"
 import { noPolicies, type Policies, type Program, type Step as ProgramStep } from "./internal/program.ts"
+import { start as startProgram } from "./internal/start.ts"
 import type * as Message from "./Message.ts"
 import type { PublishError } from "./Publisher.ts"
 import type * as Settlement from "./Settlement.ts"
@@ -65,11 +65,11 @@ export interface Open<out M extends Message.Any, out A, out E = never, out R = n
 type Any = Message.Any
 type Step<M extends Any, A, B, E2 = never, R2 = never> = <E, R>(self: Open<M, A, E, R>) => Open<M, B, E | E2, R | R2>
 type Policy = <M extends Any, A, E, R>(self: Pipeline<M, A, E, R>) => Pipeline<M, A, E, R>
-type NoEffect<B> = B extends Effect.Effect<any, any, any>
+type NoEffect<B> = B extends Effect.Effect<unknown, unknown, unknown>
   ? "this resolves to an Effect nobody runs: use Pipeline.mapEffect"
   : unknown
 type Sync<B> = B extends PromiseLike<unknown> ? "this returns a Promise: use Pipeline.mapPromise"
-  : B extends Effect.Effect<any, any, any> ? "this returns an Effect: use Pipeline.mapEffect"
+  : B extends Effect.Effect<unknown, unknown, unknown> ? "this returns an Effect: use Pipeline.mapEffect"
   : unknown
 
 /**
@@ -78,7 +78,7 @@ type Sync<B> = B extends PromiseLike<unknown> ? "this returns a Promise: use Pip
  * @category models
  * @since 0.1.0
  */
-export type AnyPipeline = Pipeline<any, any, any, any>
+export type AnyPipeline = Pipeline<Any, unknown, unknown, unknown>
 
 /**
  * The services a pipeline needs.
@@ -86,7 +86,7 @@ export type AnyPipeline = Pipeline<any, any, any, any>
  * @category models
  * @since 0.1.0
  */
-export type Services<P> = P extends Pipeline<any, any, any, infer R> ? R : never
+export type Services<P> = P extends Pipeline<Any, unknown, unknown, infer R> ? R : never
 
 /**
  * The failures that a pipeline's policies settle.
@@ -94,7 +94,7 @@ export type Services<P> = P extends Pipeline<any, any, any, infer R> ? R : never
  * @category models
  * @since 0.1.0
  */
-export type Error<P> = P extends Pipeline<any, any, infer E, any> ? E : never
+export type Error<P> = P extends Pipeline<Any, unknown, infer E, unknown> ? E : never
 
 /**
  * What every broker's source takes.
@@ -360,8 +360,7 @@ export const to: {
   ): Open<M, A, E | PublishError, R | RE>
 } = dual(
   (args) => isPipeline(args[0]),
-  (self: AnyPipeline, topic: any, value?: any) =>
-    addStep(self, { _tag: "To", topic, f: value })
+  (self: AnyPipeline, topic: any, value?: any) => addStep(self, { _tag: "To", topic, f: value })
 )
 
 /**
@@ -378,8 +377,11 @@ export const timeout: {
     self: Open<M, A, E, R>,
     duration: Duration.Input
   ): Open<M, A, E | Cause.TimeoutError, R>
-} = dual(2, (self: AnyPipeline, duration: Duration.Input) =>
-  addStep(self, { _tag: "Timeout", duration: Duration.fromInputUnsafe(duration) }))
+} = dual(
+  2,
+  (self: AnyPipeline, duration: Duration.Input) =>
+    addStep(self, { _tag: "Timeout", duration: Duration.fromInputUnsafe(duration) })
+)
 
 type TagOf<K> = K extends Arr.NonEmptyReadonlyArray<string> ? K[number] : K extends string ? K : never
 
@@ -483,9 +485,9 @@ const addBatch = (self: AnyPipeline, options: BatchOptions, each: boolean, f: an
     f
   })
 
-type AnyOpen = Open<any, any, any, any>
+type AnyOpen = Open<Any, unknown, unknown, unknown>
 type Out<C, I extends 0 | 1 | 2> = {
-  [K in keyof C]: C[K] extends (...args: any) => Open<any, infer A, infer E, infer R> ? [A, E, R][I] : never
+  [K in keyof C]: C[K] extends (...args: never) => Open<Any, infer A, infer E, infer R> ? [A, E, R][I] : never
 }[keyof C]
 type Cases<M extends Any, A, C> =
   & { readonly [K in Types.Tags<A>]: (self: Open<M, Types.ExtractTag<A, K>>) => AnyOpen }
@@ -704,8 +706,11 @@ export const withSetting: {
     reference: Context.Reference<S>,
     value: S
   ): Pipeline<M, A, E, R>
-} = dual(3, (self: AnyPipeline, reference: Context.Reference<any>, value: any) =>
-  addPolicy(self, { settings: Context.add(programOf(self).policies.settings, reference, value) }))
+} = dual(
+  3,
+  (self: AnyPipeline, reference: Context.Reference<any>, value: any) =>
+    addPolicy(self, { settings: Context.add(programOf(self).policies.settings, reference, value) })
+)
 
 // --- running
 

@@ -162,8 +162,13 @@ export const publish = <A, RD, RE>(
   value: A,
   options?: PublishOptions
 ): Effect.Effect<Published, PublishError, Transport | RE> =>
-  Effect.flatMap(outgoing(topic, value, options), (message) =>
-    Transport.use((transport) => Effect.flatMap(transport.publish([message]), (results) => Effect.fromResult(results[0]!))))
+  Effect.flatMap(
+    outgoing(topic, value, options),
+    (message) =>
+      Transport.use((transport) =>
+        Effect.flatMap(transport.publish([message]), (results) => Effect.fromResult(results[0]!))
+      )
+  )
 
 /**
  * Publishes many values in order, as one pipelined write, and waits for all confirmations.
@@ -192,7 +197,12 @@ export const publishAll = <A, RD, RE>(
 
 const isReserved = (name: string) => name === "body" || name === "content-type" || name.startsWith("millrace-")
 
-/** What `publish` sends, before it is sent. */
+/**
+ * Makes what `publish` sends, without sending it.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
 export const outgoing = <A, RD, RE>(
   topic: Topic.Topic<A, RD, RE>,
   value: A,
@@ -238,7 +248,12 @@ export const outgoing = <A, RD, RE>(
     })
   })
 
-/** Reads the key back from the headers of a delivery. */
+/**
+ * Reads the key back from the headers of a delivery.
+ *
+ * @category accessors
+ * @since 0.1.0
+ */
 export const keyOf = (headers: Message.Headers): string | undefined => {
   const key = headers["millrace-key"]
   if (key === undefined) return undefined

@@ -1,4 +1,6 @@
-import type { Message, Settlement, Transport } from "@millrace/core"
+import type * as Message from "@millrace/core/Message"
+import type * as Settlement from "@millrace/core/Settlement"
+import type * as Transport from "@millrace/core/Transport"
 import type * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import type { Settled } from "../../MemoryTransport.ts"
@@ -350,7 +352,10 @@ export class Broker {
     else topic.schedule(message, this.clock.currentTimeMillisUnsafe() + Duration.toMillis(message.delay))
     if (this.options.history) this.published.push(message)
     if (message.id !== undefined) {
-      this.seen.set(`${message.topic}\n${message.id}`, { id, until: this.clock.currentTimeMillisUnsafe() + dedupWindow })
+      this.seen.set(`${message.topic}\n${message.id}`, {
+        id,
+        until: this.clock.currentTimeMillisUnsafe() + dedupWindow
+      })
     }
     return { id, duplicate: false }
   }

@@ -1,4 +1,6 @@
-import { type Concurrency, Publisher, Transport } from "@millrace/core"
+import type * as Concurrency from "@millrace/core/Concurrency"
+import * as Publisher from "@millrace/core/Publisher"
+import * as Transport from "@millrace/core/Transport"
 import * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
