@@ -137,7 +137,8 @@ class AdaptiveLimit extends LimitImpl {
     return this.most
   }
   constructor(options: Parameters<typeof adaptive>[0]) {
-    const { algorithm = LimitAlgorithm.aimd(), eventLoopDelay = 50, failures = 0.1, max, min = 1, window = 100 } = options
+    const { algorithm = LimitAlgorithm.aimd(), eventLoopDelay = 50, failures = 0.1, max, min = 1, window = 100 } =
+      options
     super(min)
     this.most = max
     let since: number | undefined
@@ -167,7 +168,11 @@ class AdaptiveLimit extends LimitImpl {
         dropped: late || failed / ended > failures
       })
       since = undefined
-      inFlight = ended = failed = latency = 0
+      inFlight =
+        ended =
+        failed =
+        latency =
+          0
       late = false
       const bounded = Math.min(max, Math.max(min, Math.floor(next)))
       if (bounded === this.max || Number.isNaN(bounded)) return

@@ -87,29 +87,30 @@ export const layerMetrics: Layer.Layer<never> = Layer.succeed(Metrics, true)
  * @category tracing
  * @since 0.1.0
  */
-export const spans = (options?: { readonly relation?: "link" | "parent" | undefined }) =>
-<M extends Message.Any, A, E, R>(
-  self: Pipeline.Open<M, A, E, R>
-): Pipeline.Open<M, A, E, Exclude<R, Tracer.ParentSpan>> =>
-  Pipeline.middleware(self, (handler, message) => {
-    const received = Message.received(message)
-    const publisher = publisherSpan(message.headers["traceparent"])
-    const asParent = options?.relation === "parent"
-    return Effect.useSpan(`process ${message.topic}`, {
-      kind: "consumer",
-      ...(publisher !== undefined && asParent ? { parent: publisher } : { root: true }),
-      links: publisher === undefined || asParent ? [] : [{ span: publisher, attributes: {} }],
-      attributes: {
-        "messaging.operation.name": "process",
-        "messaging.operation.type": "process",
-        "messaging.system": received?.transport.name ?? "unknown",
-        "messaging.destination.name": message.topic,
-        "messaging.consumer.group.name": received?.group ?? "unknown",
-        "messaging.message.id": message.id,
-        "millrace.attempt": message.attempt
-      }
-    }, (span) => Effect.withParentSpan(handler, span, { captureStackTrace: false }))
-  })
+export const spans =
+  (options?: { readonly relation?: "link" | "parent" | undefined }) =>
+  <M extends Message.Any, A, E, R>(
+    self: Pipeline.Open<M, A, E, R>
+  ): Pipeline.Open<M, A, E, Exclude<R, Tracer.ParentSpan>> =>
+    Pipeline.middleware(self, (handler, message) => {
+      const received = Message.received(message)
+      const publisher = publisherSpan(message.headers["traceparent"])
+      const asParent = options?.relation === "parent"
+      return Effect.useSpan(`process ${message.topic}`, {
+        kind: "consumer",
+        ...(publisher !== undefined && asParent ? { parent: publisher } : { root: true }),
+        links: publisher === undefined || asParent ? [] : [{ span: publisher, attributes: {} }],
+        attributes: {
+          "messaging.operation.name": "process",
+          "messaging.operation.type": "process",
+          "messaging.system": received?.transport.name ?? "unknown",
+          "messaging.destination.name": message.topic,
+          "messaging.consumer.group.name": received?.group ?? "unknown",
+          "messaging.message.id": message.id,
+          "millrace.attempt": message.attempt
+        }
+      }, (span) => Effect.withParentSpan(handler, span, { captureStackTrace: false }))
+    })
 
 /** Version 00 of the W3C header; what is anything else starts a new trace. */
 const publisherSpan = (traceparent: string | undefined): Tracer.ExternalSpan | undefined => {

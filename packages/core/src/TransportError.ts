@@ -150,7 +150,11 @@ export class TransportError extends Schema.Error<TransportError>("@millrace/core
 export const invalidOption = (transport: string, option: string, value: unknown, remedy: string): TransportError =>
   new TransportError({
     transport,
-    reason: new InvalidOption({ option, value: typeof value === "string" ? JSON.stringify(value) : String(value), remedy })
+    reason: new InvalidOption({
+      option,
+      value: typeof value === "string" ? JSON.stringify(value) : String(value),
+      remedy
+    })
   })
 
 /**

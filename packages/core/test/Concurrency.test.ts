@@ -12,7 +12,10 @@ interface Downstream {
   readonly failing?: number
 }
 
-const simulate = (limit: Concurrency.Limit, phases: ReadonlyArray<{ readonly for: number; readonly is: Downstream }>) => {
+const simulate = (
+  limit: Concurrency.Limit,
+  phases: ReadonlyArray<{ readonly for: number; readonly is: Downstream }>
+) => {
   let now = 0
   let good = 0
   let random = 1

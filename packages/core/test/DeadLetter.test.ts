@@ -53,7 +53,11 @@ describe("record", () => {
         failedAt: 60_000,
         history: []
       })
-      assert.deepInclude(record.error, { tag: "Declined", message: "no funds — нет", causes: ["TypeError: card expired"] })
+      assert.deepInclude(record.error, {
+        tag: "Declined",
+        message: "no funds — нет",
+        causes: ["TypeError: card expired"]
+      })
       assert.include(record.error.stack, "DeadLetter.test")
       assert.match(letter.headers[DeadLetter.header]!, /^[\x20-\x7e]+$/)
       assert.strictEqual(letter.id, "orders/bank/2")

@@ -54,7 +54,9 @@ describe("steps", () => {
         Orders,
         from.pipe(
           Pipeline.to(Receipts, (order) => [{ order: order.id }, { order: `${order.id}-copy` }]),
-          Pipeline.mapEffect((order) => failures-- > 0 ? Effect.fail(new Declined({ why: "once" })) : Effect.succeed(order))
+          Pipeline.mapEffect((order) =>
+            failures-- > 0 ? Effect.fail(new Declined({ why: "once" })) : Effect.succeed(order)
+          )
         ),
         orders(1)
       )
@@ -66,7 +68,11 @@ describe("steps", () => {
   it.effect("a map that returns a Promise after all is a defect that says what to use", () =>
     Effect.gen(function*() {
       const sneaky: (order: { readonly id: string }) => string = (async () => "later") as any
-      const report = yield* TestHarness.run(Orders, from.pipe(Pipeline.map(sneaky), Pipeline.retry({ times: 0 })), orders(1))
+      const report = yield* TestHarness.run(
+        Orders,
+        from.pipe(Pipeline.map(sneaky), Pipeline.retry({ times: 0 })),
+        orders(1)
+      )
       assert.include(report.deadLettered[0]!.record.error.message, "use Pipeline.mapPromise")
     }).pipe(Effect.provide(TestHarness.layer)))
 
@@ -104,7 +110,10 @@ describe("steps", () => {
         ),
         orders(2)
       )
-      assert.deepStrictEqual(report.deadLettered.map(({ record }) => record.error.tag), ["TimeoutError", "TimeoutError"])
+      assert.deepStrictEqual(report.deadLettered.map(({ record }) => record.error.tag), [
+        "TimeoutError",
+        "TimeoutError"
+      ])
       assert.deepStrictEqual([interrupted, aborted], [1, 1])
     }).pipe(Effect.provide(TestHarness.layer)))
 
@@ -154,7 +163,10 @@ describe("failure", () => {
         ),
         orders(1)
       )
-      assert.deepStrictEqual(report.retried.map(({ attempt, delay }) => [attempt, delay]), [[1, 1000], [2, 2000], [3, 4000]])
+      assert.deepStrictEqual(report.retried.map(({ attempt, delay }) => [attempt, delay]), [[1, 1000], [2, 2000], [
+        3,
+        4000
+      ]])
       assert.deepStrictEqual(report.settled.map(({ settlement }) => settlement._tag), [
         "@millrace/Retry",
         "@millrace/Retry",
@@ -231,7 +243,10 @@ describe("failure", () => {
       yield* harness.publish({ id: "good", total: 1 })
       const report = yield* harness.runUntilIdle()
       assert.strictEqual(report.handled.length, 1)
-      assert.deepStrictEqual(report.deadLettered.map(({ record }) => [record.reason, record.attempts]), bad.map(() => ["undecodable", 1]))
+      assert.deepStrictEqual(
+        report.deadLettered.map(({ record }) => [record.reason, record.attempts]),
+        bad.map(() => ["undecodable", 1])
+      )
       assert.deepStrictEqual(
         report.deadLettered.map(({ letter }) => letter.body),
         bad.map((body) => typeof body === "string" ? new TextEncoder().encode(body) : body)
@@ -242,12 +257,13 @@ describe("failure", () => {
   it.effect("a decoding that needs services follows the retry policy", () =>
     Effect.gen(function*() {
       let down = 2
-      class Keys extends Context.Service<Keys, { readonly open: (text: string) => Effect.Effect<string, "locked"> }>()("Keys") {}
+      class Keys
+        extends Context.Service<Keys, { readonly open: (text: string) => Effect.Effect<string, "locked"> }>()("Keys")
+      {}
       const Sealed = Topic.make("sealed", {
         codec: {
           contentType: "text/plain",
-          decode: (wire) =>
-            Keys.use((keys) => Effect.orDie(keys.open(new TextDecoder().decode(wire.body)))),
+          decode: (wire) => Keys.use((keys) => Effect.orDie(keys.open(new TextDecoder().decode(wire.body)))),
           encode: (value: string) => Exit.succeed({ body: new TextEncoder().encode(value) })
         } satisfies Codec.Codec<string, Keys>
       })
@@ -345,9 +361,10 @@ describe("drain", () => {
     Effect.gen(function*() {
       let interrupted = 0
       let released = 0
-      const pipeline = Pipeline.from(Orders, { group: "test", startFrom: "beginning", drainTimeout: "30 seconds" }).pipe(
-        Pipeline.tap(() => Effect.onInterrupt(Effect.never, () => Effect.sync(() => interrupted++)))
-      )
+      const pipeline = Pipeline.from(Orders, { group: "test", startFrom: "beginning", drainTimeout: "30 seconds" })
+        .pipe(
+          Pipeline.tap(() => Effect.onInterrupt(Effect.never, () => Effect.sync(() => interrupted++)))
+        )
       const begun = yield* Effect.scoped(Effect.gen(function*() {
         const running = yield* Pipeline.start(pipeline)
         yield* Publisher.publish(Orders, { id: "stuck", total: 1 })
@@ -358,7 +375,11 @@ describe("drain", () => {
       released = (yield* begun.counts).released
       assert.deepStrictEqual([interrupted, released], [1, 1])
       // A peer gets it as its first attempt.
-      const report = yield* TestHarness.run(Orders, from.pipe(Pipeline.map((_, message) => [message.attempt, message.redelivered])), [])
+      const report = yield* TestHarness.run(
+        Orders,
+        from.pipe(Pipeline.map((_, message) => [message.attempt, message.redelivered])),
+        []
+      )
       assert.deepStrictEqual(report.handled.map(({ value }) => value), [[1, true]])
     }).pipe(Effect.provide(TestHarness.layer)))
 })

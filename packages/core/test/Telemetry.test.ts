@@ -67,11 +67,14 @@ describe("spans", () => {
       for (const n of [1, 2]) yield* harness.publish(n, { headers: { traceparent, tracestate: "a=1" } })
       const report = yield* harness.runUntilIdle()
       const others = report.published.filter(({ topic }) => topic !== "numbers")
-      assert.deepStrictEqual(others.map(({ headers, topic }) => [topic, headers["traceparent"], headers["tracestate"]]), [
-        ["doubled", traceparent, "a=1"],
-        ["doubled", traceparent, "a=1"],
-        ["numbers.dead", traceparent, "a=1"]
-      ])
+      assert.deepStrictEqual(
+        others.map(({ headers, topic }) => [topic, headers["traceparent"], headers["tracestate"]]),
+        [
+          ["doubled", traceparent, "a=1"],
+          ["doubled", traceparent, "a=1"],
+          ["numbers.dead", traceparent, "a=1"]
+        ]
+      )
     }).pipe(Effect.scoped, Effect.provide(TestHarness.layer)))
 })
 
@@ -98,7 +101,9 @@ describe("metrics", () => {
         of("messaging.process.duration").map(({ attributes }) => attributes?.["error.type"]).sort(),
         ["Declined", undefined]
       )
-      const seconds = of("messaging.process.duration").find(({ attributes }) => attributes?.["error.type"] === undefined)!
+      const seconds = of("messaging.process.duration").find(({ attributes }) =>
+        attributes?.["error.type"] === undefined
+      )!
       assert.deepInclude(seconds.state, { count: 2, min: 0.2, max: 0.2 })
     }).pipe(
       Effect.scoped,

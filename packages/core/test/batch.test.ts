@@ -80,7 +80,12 @@ describe("batch", () => {
         upTo(3)
       )
       assert.deepStrictEqual(batches, [[0, 1, 2], [1]])
-      assert.deepStrictEqual(report.handled.map(({ value }) => value), ["done 0", "done 2", "done 1"])
+      assert.deepStrictEqual(
+        report.handled.map(({ value }) =>
+          value
+        ),
+        ["done 0", "done 2", "done 1"]
+      )
     }).pipe(Effect.provide(TestHarness.layer)))
 
   it.effect("batchEach with a wrong number of results is a defect of the whole batch", () =>

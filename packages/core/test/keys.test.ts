@@ -33,10 +33,11 @@ describe("keys", () => {
                 assert.strictEqual(running.get(key), 1)
               }),
               () => Effect.sleep(key === "k0" ? "30 millis" : "10 millis"),
-              () => Effect.sync(() => {
-                running.set(key, 0)
-                total--
-              })
+              () =>
+                Effect.sync(() => {
+                  running.set(key, 0)
+                  total--
+                })
             )
           ),
           byKey(4)

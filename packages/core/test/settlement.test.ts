@@ -18,7 +18,9 @@ describe("law 1: the first settlement is final", () => {
       const report = yield* TestHarness.run(
         Numbers,
         from.pipe(
-          Pipeline.tap((_, message) => Effect.map(Message.settle(message, Settlement.ack), (first) => answers.push(first))),
+          Pipeline.tap((_, message) =>
+            Effect.map(Message.settle(message, Settlement.ack), (first) => answers.push(first))
+          ),
           Pipeline.tap((_, message) =>
             Effect.map(Message.settle(message, Settlement.retry("1 second")), (second) => answers.push(second))
           )
@@ -78,7 +80,9 @@ describe("ack policies", () => {
       const memory = yield* MemoryTransport.MemoryTransport
       const running = yield* Pipeline.start(
         from.pipe(
-          Pipeline.tap((n, message) => n === 1 || message.attempt > 1 ? Message.settle(message, Settlement.ack) : Effect.void),
+          Pipeline.tap((n, message) =>
+            n === 1 || message.attempt > 1 ? Message.settle(message, Settlement.ack) : Effect.void
+          ),
           Pipeline.ackPolicy("manual", { settleWithin: "5 seconds" })
         )
       )
@@ -183,9 +187,9 @@ describe("law 8: only the owner may settle", () => {
           { group: "test", startFrom: "beginning", drainTimeout: 0 },
           { transport: Effect.succeed(zombie) }
         ).pipe(Pipeline.mapPromise((_, { signal }) => {
-            signal.addEventListener("abort", () => aborted = true)
-            return new Promise<void>(() => {})
-          }))
+          signal.addEventListener("abort", () => aborted = true)
+          return new Promise<void>(() => {})
+        }))
       )
       yield* Publisher.publish(Numbers, 1)
       while ((yield* running.owned).running === 0) yield* Effect.yieldNow
@@ -282,8 +286,7 @@ describe("middleware and branches", () => {
               self.pipe(
                 Pipeline.filterMap((circle) => circle.r > 0 ? Result.succeed(`r${circle.r}`) : Result.fail("flat"))
               ),
-            Square: (self) =>
-              self.pipe(Pipeline.mapEffect((square) => Effect.as(Effect.sleep("1 second"), square.a)))
+            Square: (self) => self.pipe(Pipeline.mapEffect((square) => Effect.as(Effect.sleep("1 second"), square.a)))
           })
         ),
         [{ _tag: "Circle", r: 1 }, { _tag: "Circle", r: 0 }, { _tag: "Square", a: 2 }]

@@ -4,10 +4,10 @@
  *
  * @since 0.1.0
  */
-import * as Clock from "effect/Clock"
 import * as Concurrency from "@millrace/core/Concurrency"
 import type * as Settlement from "@millrace/core/Settlement"
 import * as Transport from "@millrace/core/Transport"
+import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"

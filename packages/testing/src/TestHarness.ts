@@ -35,7 +35,9 @@ export interface Report {
   /** What the last step gave, for each message that was handled. */
   readonly handled: ReadonlyArray<{ readonly message: Message.Any; readonly value: unknown }>
   readonly filtered: ReadonlyArray<Message.Any>
-  readonly retried: ReadonlyArray<{ readonly id: string; readonly attempt: number; readonly delay: number; readonly error: unknown }>
+  readonly retried: ReadonlyArray<
+    { readonly id: string; readonly attempt: number; readonly delay: number; readonly error: unknown }
+  >
   /** Everything published, by the test, by the pipeline and as dead letters. */
   readonly published: ReadonlyArray<Outgoing>
   readonly settled: ReadonlyArray<MemoryTransport.Settled>
@@ -72,7 +74,10 @@ export interface TestHarness<in A, out R> {
   readonly running: Pipeline.Running
   readonly publish: (value: A, options?: Publisher.PublishOptions) => Effect.Effect<void, Publisher.PublishError, R>
   /** Publishes bytes as some other producer might: not decodable, or with headers of its own. */
-  readonly publishRaw: (body: Uint8Array | string, headers?: Message.Headers) => Effect.Effect<void, Publisher.PublishError>
+  readonly publishRaw: (
+    body: Uint8Array | string,
+    headers?: Message.Headers
+  ) => Effect.Effect<void, Publisher.PublishError>
   /** Runs until every message is settled, moving `TestClock` from one due instant to the next, at most `limit`. */
   readonly runUntilIdle: (limit?: Duration.Input) => Effect.Effect<Report, NotIdle>
 }

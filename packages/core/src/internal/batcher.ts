@@ -109,7 +109,9 @@ export class Batcher {
     const items = exit.value
     if (!Array.isArray(items) || items.length !== size) {
       const wrong = new TypeError(
-        `a function given to Pipeline.batchEach gave ${Array.isArray(items) ? items.length : "no"} results for ${size} messages`
+        `a function given to Pipeline.batchEach gave ${
+          Array.isArray(items) ? items.length : "no"
+        } results for ${size} messages`
       )
       return () => Exit.die(wrong)
     }

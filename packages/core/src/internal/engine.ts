@@ -7,8 +7,8 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
-import * as Schema from "effect/Schema"
 import * as Scheduler from "effect/Scheduler"
+import * as Schema from "effect/Schema"
 import type * as Concurrency from "../Concurrency.ts"
 import { isLimit, shared } from "../Concurrency.ts"
 import * as DeadLetter from "../DeadLetter.ts"
@@ -558,7 +558,7 @@ export class Engine {
 
   private end(attempt: Attempt): void {
     this.running.delete(attempt)
-    if (this.deadlines.size > 0) for (const deadline of this.deadlines.values()) deadline.delete(attempt)
+    if (this.deadlines.size > 0) { for (const deadline of this.deadlines.values()) deadline.delete(attempt) }
     if (this.limit.observe !== undefined) {
       const endedAt = this.clock.currentTimeMillisUnsafe()
       this.limit.observe({ endedAt, latency: endedAt - attempt.startedAt, failed: attempt.failure })
@@ -663,7 +663,9 @@ const mostUnconfirmed = 4096
 
 const preparation = (program: Program): Engine["prepare"] => {
   const { extend, topic } = program.source
-  const schema = "headers" in topic ? topic.headers as Schema.ConstraintCodec<unknown, Message.Headers> | undefined : undefined
+  const schema = "headers" in topic
+    ? topic.headers as Schema.ConstraintCodec<unknown, Message.Headers> | undefined
+    : undefined
   if (schema === undefined && extend === undefined) return undefined
   const decode = schema === undefined ? undefined : Schema.decodeUnknownExit(schema)
   return (message, delivery) => {

@@ -73,7 +73,7 @@ export function* allSteps(steps: ReadonlyArray<Step>): Iterable<Step> {
   for (const step of steps) {
     yield step
     if (step._tag === "Middleware") yield* allSteps(step.steps)
-    if (step._tag === "Branch") for (const steps of step.cases.values()) yield* allSteps(steps)
+    if (step._tag === "Branch") { for (const steps of step.cases.values()) yield* allSteps(steps) }
   }
 }
 

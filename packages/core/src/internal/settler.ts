@@ -7,8 +7,8 @@ import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
 import type * as Scheduler from "effect/Scheduler"
-import { exitOf } from "./exit.ts"
 import type { Delivery, Settling, Subscription } from "../Transport.ts"
+import { exitOf } from "./exit.ts"
 
 /** Something to be settled, told what came of it. `settled(false)`: this consumer no longer owned it. */
 export interface Entry extends Settling {

@@ -26,7 +26,11 @@ export const validate = (program: Program, transport: string): TransportError | 
     return invalid("retry.times", retry.times, "give a whole number of retries, 0 for none")
   }
   if (retry !== undefined && ackPolicy === "on-receive") {
-    return invalid("ackPolicy", ackPolicy, "what is acknowledged before it is handled cannot be retried: drop the retry")
+    return invalid(
+      "ackPolicy",
+      ackPolicy,
+      "what is acknowledged before it is handled cannot be retried: drop the retry"
+    )
   }
   const dead = deadLetterTopic(program)
   if (dead === topic.name) {
