@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Codec, Pipeline, Publisher, Settlement, Topic } from "@millrace/core"
+import { Codec, type Message, Pipeline, Publisher, Settlement, Topic } from "@millrace/core"
 import { TestHarness } from "@millrace/testing"
 import { Cause, Context, Data, Deferred, Duration, Effect, Exit, Fiber, Result, Schedule, Schema } from "effect"
 import { TestClock } from "effect/testing"
@@ -385,7 +385,7 @@ describe("drain", () => {
 })
 
 describe("bad input", () => {
-  const start = <M extends import("@millrace/core").Message.Any, A, E, R>(pipeline: Pipeline.Pipeline<M, A, E, R>) =>
+  const start = <M extends Message.Any, A, E, R>(pipeline: Pipeline.Pipeline<M, A, E, R>) =>
     Effect.flip(Effect.scoped(Pipeline.start(pipeline)))
 
   it.effect("names option, value and remedy", () =>
