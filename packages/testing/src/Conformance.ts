@@ -1,0 +1,257 @@
+/**
+ * The behaviour that every transport must have, as tests that a broker's author runs against it.
+ *
+ * `suite` registers them with vitest; `check` runs one of `tests` as a plain Effect. What they hold a transport to is written
+ * in `@millrace/core/Transport`.
+ *
+ * @stability unstable
+ * @since 0.1.0
+ */
+import type { Capabilities } from "@millrace/core/Transport"
+import { Transport } from "@millrace/core/Transport"
+import * as Cause from "effect/Cause"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as ManagedRuntime from "effect/ManagedRuntime"
+import * as References from "effect/References"
+import type * as Scope from "effect/Scope"
+import * as TestClock from "effect/testing/TestClock"
+import * as process from "node:process"
+import { delivery } from "./internal/conformance/delivery.ts"
+import { fault } from "./internal/conformance/fault.ts"
+import { flow } from "./internal/conformance/flow.ts"
+import { lifecycle } from "./internal/conformance/lifecycle.ts"
+import { poison } from "./internal/conformance/poison.ts"
+import { retry } from "./internal/conformance/retry.ts"
+import { conduct, Rig, type Test as RigTest } from "./internal/conformance/rig.ts"
+import { settlement } from "./internal/conformance/settlement.ts"
+
+/**
+ * Describes one test: `law` is the law of settlement that it proves, or the contract between core and transport, and
+ * `needs` what it cannot be run without.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Test {
+  readonly id: string
+  readonly group: string
+  readonly law: string
+  readonly title: string
+  readonly needs: ReadonlyArray<Need>
+  /** Runs while no other test does. */
+  readonly alone: boolean
+}
+
+/**
+ * What a test may need: a part of {@link Target}, or a capability that the transport declares.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Need =
+  | "connect"
+  | "restart"
+  | "cut"
+  | "unreachable"
+  | "deduplication"
+  | "delayedPublish"
+  | "uncountedRelease"
+  | "ownership"
+  | "maxBody"
+
+/**
+ * A transport to be tested.
+ *
+ * - `layer`: the broker, and one connection to it as the `Transport`
+ * - `connect`: another connection, as another process would have it; closed by its scope
+ * - `restart`: ends the broker and starts it again, with what it had stored
+ * - `cut`: ends all connections; they may be made again at once
+ * - `unreachable`: connects to an address where no broker answers
+ * - `claimAfter`: how long the transport, as it is configured here, leaves an unsettled message with a consumer that says
+ *   nothing. Short makes the suite quick; a second is a good value
+ * - `clock`: `"test"` for a broker that runs on `Clock`: its time is `TestClock`'s and each test builds the Layer anew
+ * - `capabilities`: narrows what the transport declares
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Target<R, E> {
+  readonly layer: Layer.Layer<R | Transport, E>
+  readonly clock: "test" | "live"
+  readonly claimAfter: Duration.Input
+  readonly connect?: Effect.Effect<Transport["Service"], unknown, NoInfer<R> | Scope.Scope> | undefined
+  readonly restart?: Effect.Effect<void, unknown, NoInfer<R>> | undefined
+  readonly cut?: Effect.Effect<void, unknown, NoInfer<R>> | undefined
+  readonly unreachable?: Effect.Effect<unknown, unknown, NoInfer<R> | Scope.Scope> | undefined
+  readonly capabilities?: Partial<Capabilities> | undefined
+}
+
+/**
+ * What became of one test: `skipped` holds the reason.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Outcome {
+  readonly test: Test
+  readonly result: "passed" | "failed" | { readonly skipped: string }
+}
+
+/**
+ * Options for {@link suite}: `name` heads the tests, `onEnd` is called with what became of them.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface SuiteOptions<R, E> extends Target<R, E> {
+  readonly name: string
+  readonly onEnd?: ((outcomes: ReadonlyArray<Outcome>) => void | Promise<void>) | undefined
+}
+
+const groups: ReadonlyArray<readonly [group: string, tests: ReadonlyArray<RigTest>]> = [
+  ["delivery", delivery],
+  ["settlement", settlement],
+  ["retry", retry],
+  ["poison", poison],
+  ["flow", flow],
+  ["lifecycle", lifecycle],
+  ["fault", fault]
+]
+
+const runs = new Map<string, RigTest>(groups.flatMap(([, tests]) => tests.map((test) => [test.id, test])))
+
+/**
+ * All tests, in the order of their numbers.
+ *
+ * @category testing
+ * @since 0.1.0
+ */
+export const tests: ReadonlyArray<Test> = groups.flatMap(([group, tests]) =>
+  tests.map(({ alone, id, law, needs, title }) => ({ id, group, law, title, needs, alone }))
+)
+
+const reasons: Record<Need, string> = {
+  connect: "no `connect`: the suite has one connection only",
+  restart: "no `restart`",
+  cut: "no `cut`",
+  unreachable: "no `unreachable`",
+  deduplication: "the transport declares no deduplication",
+  delayedPublish: "the transport declares no delayed publish",
+  uncountedRelease: "the transport declares that a release counts an attempt",
+  ownership: "the transport declares that it does not know who owns a delivery",
+  maxBody: "the transport declares no limit of its own"
+}
+
+/**
+ * Runs one test on a target, within the context that the target's Layer has built; gives the reason when it has to be
+ * skipped.
+ *
+ * @category testing
+ * @since 0.1.0
+ */
+export const check = <R, E>(
+  test: Test,
+  target: Target<R, E>
+): Effect.Effect<string | undefined, unknown, R | Transport> =>
+  Effect.gen(function*() {
+    const transport = yield* Transport
+    const context = yield* Effect.context<R>()
+    const capabilities = { ...transport.capabilities, ...target.capabilities }
+    const given = { ...capabilities, ...target }
+    const lacks = test.needs.find((need) => given[need] === undefined || given[need] === false)
+    if (lacks !== undefined) return reasons[lacks]
+    const rig = Rig.of({
+      transport,
+      capabilities,
+      connect: Effect.provide(target.connect ?? Effect.die(reasons.connect), context),
+      restart: Effect.provide(target.restart ?? Effect.die(reasons.restart), context),
+      cut: Effect.provide(target.cut ?? Effect.die(reasons.cut), context),
+      unreachable: Effect.provide(target.unreachable ?? Effect.die(reasons.unreachable), context),
+      claimAfter: Duration.toMillis(Duration.fromInputUnsafe(target.claimAfter)),
+      clock: target.clock
+    })
+    yield* Effect.provideService(conduct(runs.get(test.id)!), Rig, rig)
+    return undefined
+  })
+
+/**
+ * Registers all tests with vitest, for one transport; `await` it at the top of a test file.
+ *
+ * **Details**
+ *
+ * Each test uses topics of its own, and those of a group run together where they can. One that the target cannot be
+ * given is skipped with its reason, and the last line counts: `conformance: redis 8.6: 67 run, 2 skipped: …`.
+ *
+ * **Example** (Testing a broker)
+ *
+ * ```ts fragment
+ * import { Conformance } from "@millrace/testing"
+ *
+ * await Conformance.suite({
+ *   name: "my broker",
+ *   layer: MyBroker.layer({ url, claimAfter: "1 second" }),
+ *   connect: MyBroker.make({ url, claimAfter: "1 second" }),
+ *   claimAfter: "1 second",
+ *   clock: "live"
+ * })
+ * ```
+ *
+ * @category testing
+ * @since 0.1.0
+ */
+export const suite = async <R, E>(options: SuiteOptions<R, E>): Promise<void> => {
+  const { afterAll, beforeAll, describe, it } = await import("vitest")
+  const { clock, name } = options
+  // What a broker's clients log while it is being disturbed would bury what failed.
+  const layer = Layer.provideMerge(options.layer, Layer.succeed(References.MinimumLogLevel, "None"))
+  const shared = clock === "live" ? ManagedRuntime.make(layer) : undefined
+  const runtimeOf = () => shared ?? ManagedRuntime.make(Layer.provideMerge(Layer.fresh(layer), TestClock.layer()))
+  const outcomes: Array<Outcome> = []
+
+  describe(`conformance: ${name}`, () => {
+    if (shared !== undefined) beforeAll(() => shared.runPromise(Effect.void), longHook)
+    afterAll(async () => {
+      await shared?.dispose()
+      process.stderr.write(`${summary(name, outcomes)}\n`)
+      await options.onEnd?.(outcomes)
+    }, longHook)
+    for (const [group] of groups) {
+      const ofGroup = tests.filter((test) => test.group === group)
+      describe(group, () => {
+        for (const test of [...ofGroup.filter(({ alone }) => !alone), ...ofGroup.filter(({ alone }) => alone)]) {
+          it(
+            `${test.id} ${test.law}: ${test.title}`,
+            { concurrent: !test.alone, timeout: longTest },
+            async (context) => {
+              const runtime = runtimeOf()
+              const exit = await runtime.runPromiseExit(check(test, options), { signal: context.signal })
+              if (runtime !== shared) await runtime.dispose()
+              const skipped = Exit.isSuccess(exit) ? exit.value : undefined
+              outcomes.push({
+                test,
+                result: skipped !== undefined ? { skipped } : Exit.isSuccess(exit) ? "passed" : "failed"
+              })
+              if (Exit.isFailure(exit)) throw Cause.squash(exit.cause)
+              if (skipped !== undefined) context.skip(skipped)
+            }
+          )
+        }
+      })
+    }
+  })
+}
+
+/** Milliseconds. A test ends itself long before; this is for one that cannot. */
+const longTest = 180_000
+const longHook = 120_000
+
+const summary = (name: string, outcomes: ReadonlyArray<Outcome>): string => {
+  const skipped = outcomes.flatMap(({ result, test }) =>
+    typeof result === "object" ? [`${test.id} (${result.skipped})`] : []
+  )
+  return `conformance: ${name}: ${outcomes.length - skipped.length} run, ${skipped.length} skipped` +
+    (skipped.length > 0 ? `: ${skipped.join("; ")}` : "")
+}

@@ -1,0 +1,320 @@
+import * as Pipeline from "@millrace/core/Pipeline"
+import * as Topic from "@millrace/core/Topic"
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as Schema from "effect/Schema"
+import * as assert from "node:assert/strict"
+import * as rig from "./rig.ts"
+
+const { test } = rig
+
+/** Handlers wait here until the test lets them go. */
+const makeGate = () => {
+  let open = false
+  return {
+    open: () => void (open = true),
+    pass: Effect.whileLoop({ while: () => !open, body: () => Effect.sleep(5), step: () => {} })
+  }
+}
+
+/** Counts what a subscription of this transport has handed over and was not told the end of. */
+const counting = (transport: rig.Process["transport"]) => {
+  const owned = { now: 0, most: 0, overdelivered: 0 }
+  const counted: rig.Process["transport"] = {
+    ...transport,
+    subscribe: (options) =>
+      Effect.map(transport.subscribe(options), (subscription) => ({
+        ...subscription,
+        pull: (max) =>
+          Effect.tap(subscription.pull(max), ({ length }) =>
+            Effect.sync(() => {
+              owned.overdelivered = Math.max(owned.overdelivered, length - max)
+              owned.most = Math.max(owned.most, owned.now += length)
+            })),
+        settle: (batch) =>
+          Effect.suspend(() => {
+            owned.now -= batch.length
+            return subscription.settle(batch)
+          })
+      }))
+  }
+  return { transport: counted, owned }
+}
+
+const keyed = (name: string) =>
+  Topic.make(rig.fresh(name), {
+    schema: Schema.Struct({ key: Schema.String, n: Schema.Number }),
+    key: (value: { readonly key: string }) => value.key
+  })
+
+export const flow: ReadonlyArray<rig.Test> = [
+  test(
+    "F1",
+    "contract",
+    "handlers never exceed the limit, what is owned never exceeds limit and prefetch, a pull never its max",
+    function*() {
+      const { transport } = yield* rig.Rig
+      const topic = rig.numbers("f1")
+      yield* rig.publish(transport, topic, rig.range(200))
+      const watched = counting(transport)
+      let running = 0
+      let most = 0
+      let handled = 0
+      const { stop } = yield* rig.start(
+        rig.from(watched.transport, topic, { prefetch: 5 }).pipe(
+          Pipeline.tap(() =>
+            Effect.gen(function*() {
+              most = Math.max(most, ++running)
+              yield* Effect.sleep(2)
+              running--
+              handled++
+            })
+          ),
+          Pipeline.concurrency(3)
+        )
+      )
+      yield* rig.until("all 200 are handled", () => handled === 200)
+      yield* stop
+      assert.equal(most, 3)
+      assert.ok(watched.owned.most <= 8, `it owned ${watched.owned.most}`)
+      assert.ok(watched.owned.overdelivered <= 0, `a pull gave ${watched.owned.overdelivered} more than its max`)
+    }
+  ),
+
+  test(
+    "F2",
+    "law 8",
+    "a consumer whose slots are all taken for twice the claim time keeps its messages, and goes on",
+    function*() {
+      const { claimAfter, transport } = yield* rig.Rig
+      const topic = rig.numbers("f2")
+      const gate = makeGate()
+      const begun: Array<number> = []
+      const { running, stop } = yield* rig.start(
+        rig.from(transport, topic, { prefetch: 4 }).pipe(
+          Pipeline.tap((n) => Effect.andThen(Effect.sync(() => begun.push(n)), gate.pass)),
+          Pipeline.concurrency(4)
+        )
+      )
+      yield* rig.publish(transport, topic, rig.range(50))
+      yield* rig.until("all slots are taken", () => begun.length === 4)
+      yield* rig.pass(2 * claimAfter)
+      assert.equal(begun.length, 4)
+      gate.open()
+      yield* rig.eventually("all are handled", running.counts, ({ handled }) => handled === 50)
+      const { lost } = yield* running.counts
+      yield* stop
+      assert.deepEqual({ begun: begun.toSorted((a, b) => a - b), lost }, { begun: rig.range(50), lost: 0 })
+    }
+  ),
+
+  test(
+    "F3",
+    "contract",
+    "a slow consumer holds a handful of a backlog of a thousand; the rest stays at the broker",
+    function*() {
+      const { transport } = yield* rig.Rig
+      const topic = rig.numbers("f3")
+      const peer = yield* rig.connect
+      yield* rig.publish(transport, topic, rig.range(1000))
+      const gate = makeGate()
+      const watched = counting(transport)
+      const slow: Array<number> = []
+      const { stop } = yield* rig.start(
+        rig.from(watched.transport, topic, { prefetch: 3 }).pipe(
+          Pipeline.tap((n) => Effect.andThen(Effect.sync(() => slow.push(n)), gate.pass)),
+          Pipeline.concurrency(2)
+        )
+      )
+      yield* rig.until("its slots are taken", () => slow.length === 2)
+      const other = yield* rig.subscribe(peer.transport, topic.name)
+      const rest = yield* rig.gather(other, 60_000, 995)
+      assert.ok(rest.length >= 995, `a peer gets all that the slow consumer has not asked for, but got ${rest.length}`)
+      assert.ok(watched.owned.most <= 5, `it owned ${watched.owned.most}`)
+      gate.open()
+      yield* rig.until("it handles what it holds", () => slow.length + rest.length === 1000)
+      yield* stop
+    },
+    { needs: ["connect"] }
+  ),
+
+  test(
+    "F4",
+    "contract",
+    "a batch is handed over when it is full, or when its time is up; drain hands over the remainder",
+    function*() {
+      const { claimAfter, transport } = yield* rig.Rig
+      const topic = rig.numbers("f4")
+      const sizes: Array<number> = []
+      const { running, stop } = yield* rig.start(
+        rig.from(transport, topic).pipe(
+          Pipeline.batch({ size: 10, within: "1 second" }, (values) => Effect.sync(() => sizes.push(values.length)))
+        )
+      )
+      yield* rig.publish(transport, topic, rig.range(20))
+      yield* rig.eventually("two full batches", running.counts, ({ handled }) => handled === 20)
+      assert.deepEqual(sizes, [10, 10])
+      yield* rig.publish(transport, topic, rig.range(5))
+      yield* rig.eventually("the remainder, when its time is up", running.counts, ({ handled }) => handled === 25)
+      assert.deepEqual(sizes, [10, 10, 5])
+      yield* rig.publish(transport, topic, rig.range(3))
+      yield* rig.eventually("three wait for a batch", running.owned, ({ running, waiting }) => running + waiting === 3)
+      yield* stop
+      assert.deepEqual(sizes, [10, 10, 5, 3])
+      const again = yield* rig.subscribe(transport, topic.name)
+      assert.deepEqual(rig.texts(yield* rig.gather(again, 2 * claimAfter)), [])
+    }
+  ),
+
+  test(
+    "F6",
+    "contract",
+    "a paused pipeline takes nothing, its peers do; resumed, it takes again and loses nothing",
+    function*() {
+      const { transport } = yield* rig.Rig
+      const topic = rig.numbers("f6")
+      const peer = yield* rig.connect
+      const mine: Array<number> = []
+      const theirs: Array<number> = []
+      const first = yield* rig.start(rig.from(transport, topic).pipe(Pipeline.map((n) => mine.push(n))))
+      yield* rig.publish(transport, topic, [0])
+      yield* rig.until("it works", () => mine.length === 1)
+      yield* rig.bounded("it pauses", first.running.pause)
+      assert.equal(yield* first.running.health, "paused")
+      const second = yield* rig.start(rig.from(peer.transport, topic).pipe(Pipeline.map((n) => theirs.push(n))))
+      yield* rig.publish(transport, topic, rig.range(20).map((n) => n + 1))
+      yield* rig.until("a peer takes all", () => theirs.length === 20)
+      assert.deepEqual(mine, [0])
+      yield* second.stop
+      yield* rig.publish(transport, topic, rig.range(20).map((n) => n + 21))
+      yield* rig.bounded("it resumes", first.running.resume)
+      yield* rig.until("it takes all", () => mine.length === 21)
+      yield* first.stop
+      assert.deepEqual([...mine, ...theirs].sort((a, b) => a - b), rig.range(41))
+    },
+    { needs: ["connect"] }
+  ),
+
+  test(
+    "F7",
+    "law 7",
+    "a stuck key holds one slot; what waits behind it keeps no other key from being handled",
+    function*() {
+      const { transport } = yield* rig.Rig
+      const topic = keyed("f7")
+      const gate = makeGate()
+      const handled: Array<string> = []
+      const { stop } = yield* rig.start(
+        rig.from(transport, topic).pipe(
+          Pipeline.tap(({ key, n }) =>
+            Effect.andThen(key === "stuck" ? gate.pass : Effect.void, Effect.sync(() => handled.push(`${key} ${n}`)))
+          ),
+          Pipeline.concurrency({ max: 3, key: (message) => message.key })
+        )
+      )
+      yield* rig.publish(transport, topic, rig.range(30).map((n) => ({ key: "stuck", n })))
+      yield* rig.publish(transport, topic, rig.range(60).map((n) => ({ key: `k${n % 6}`, n })))
+      yield* rig.until("all other keys are handled", () => handled.length === 60)
+      assert.ok(handled.every((text) => !text.startsWith("stuck")))
+      gate.open()
+      yield* rig.until("the stuck key is handled", () => handled.length === 90)
+      yield* stop
+      assert.deepEqual(handled.slice(60), rig.range(30).map((n) => `stuck ${n}`))
+    }
+  ),
+
+  test("F8", "law 7", "each key keeps its order through retries, and never has two messages in flight", function*() {
+    const { transport } = yield* rig.Rig
+    const topic = keyed("f8")
+    const done = new Map<string, Array<number>>()
+    const inFlight = new Set<string>()
+    let overlaps = 0
+    let failures = 0
+    const { running, stop } = yield* rig.start(
+      rig.from(transport, topic).pipe(
+        Pipeline.mapEffect(({ key, n }, { attempt }) =>
+          Effect.gen(function*() {
+            if (inFlight.has(key)) overlaps++
+            inFlight.add(key)
+            yield* Effect.sleep(n % 3)
+            inFlight.delete(key)
+            if (n % 5 === 2 && attempt <= 2) {
+              failures++
+              return yield* Effect.fail("again")
+            }
+            done.set(key, [...done.get(key) ?? [], n])
+          })
+        ),
+        Pipeline.retry({ times: 3, schedule: rig.after(30) }),
+        Pipeline.concurrency({ max: 8, key: (message) => message.key })
+      )
+    )
+    yield* rig.publish(transport, topic, rig.range(100).map((n) => ({ key: `k${n % 5}`, n: Math.floor(n / 5) })))
+    yield* rig.eventually("all are handled", running.counts, ({ handled }) => handled === 100)
+    yield* stop
+    assert.deepEqual({ overlaps, failures }, { overlaps: 0, failures: 40 })
+    assert.deepEqual([...done.values()], rig.range(5).map(() => rig.range(20)))
+  }),
+
+  test(
+    "F9",
+    "contract",
+    "a pull that was taken back takes nothing away: what comes then is for a peer, or for the next pull",
+    function*() {
+      const { transport } = yield* rig.Rig
+      const topic = rig.numbers("f9")
+      const peer = yield* rig.connect
+      const subscription = yield* rig.subscribe(transport, topic.name)
+      const seen: Array<number> = []
+      for (const n of rig.range(20)) {
+        const pulling = yield* Effect.forkChild(subscription.pull(10), { startImmediately: true })
+        if (n % 2 === 0) yield* rig.publish(transport, topic, [n])
+        yield* Effect.yieldNow
+        pulling.interruptUnsafe()
+        yield* rig.until("the pull is taken back", () => pulling.pollUnsafe() !== undefined)
+        const exit = pulling.pollUnsafe()!
+        if (exit._tag === "Success") {
+          seen.push(...exit.value.map((delivery) => Number(rig.textOf(delivery))))
+          yield* rig.settle(subscription, exit.value, { _tag: "Ack" })
+        }
+        if (n % 2 === 1) yield* rig.publish(transport, topic, [n])
+      }
+      const other = yield* rig.subscribe(peer.transport, topic.name)
+      const since = yield* Clock.currentTimeMillis
+      while (seen.length < 20 && (yield* Clock.currentTimeMillis) - since < 20_000) {
+        for (const each of [other, subscription]) {
+          seen.push(...(yield* rig.gather(each, 100)).map((delivery) => Number(rig.textOf(delivery))))
+        }
+      }
+      assert.deepEqual(seen.sort((a, b) => a - b), rig.range(20))
+    },
+    { needs: ["connect"] }
+  ),
+
+  test(
+    "F10",
+    "contract",
+    "at the bound of waiting retries nothing new is taken, and due retries still come",
+    function*() {
+      const { transport } = yield* rig.Rig
+      const topic = rig.numbers("f10")
+      const seen: Array<string> = []
+      const { running, stop } = yield* rig.start(
+        rig.from(transport, topic, { waiting: 5, prefetch: 0 }).pipe(
+          Pipeline.mapEffect((n, { attempt }) => {
+            seen.push(`${n}/${attempt}`)
+            return attempt === 1 ? Effect.fail("once") : Effect.void
+          }),
+          Pipeline.retry({ times: 1, schedule: rig.after(400) })
+        )
+      )
+      yield* rig.publish(transport, topic, rig.range(12))
+      yield* rig.until("a retry has come", () => seen.some((text) => text.endsWith("/2")))
+      const before = seen.indexOf(seen.find((text) => text.endsWith("/2"))!)
+      assert.ok(before >= 5 && before <= 6, `${before} first attempts before the first retry: ${seen.join(" ")}`)
+      yield* rig.eventually("all are handled", running.counts, ({ handled }) => handled === 12)
+      yield* stop
+      assert.equal(seen.length, 24)
+    }
+  )
+]
