@@ -307,6 +307,19 @@ describe.each(versions)("declaring on nats-server %s", (version) => {
       })
     ))
 
+  it.live("a source that would catch its own dead letters is refused, and leaves nothing behind", () =>
+    on(() =>
+      Effect.gen(function*() {
+        const source = JetStream.from(Orders, { group: "g", subject: "orders.{region}" })
+        const error = yield* Effect.flip(Effect.scoped(Pipeline.start(source)))
+        assert.match(error.message, /deadLetter is "orders.dead": the pipeline reads orders\.\* and would consume/)
+        const jsm = yield* manager
+        assert.deepStrictEqual(yield* Effect.promise(() => jsm.streams.names().next()), [])
+        yield* Effect.scoped(Pipeline.start(source.pipe(Pipeline.deadLetter("dead.orders"))))
+        yield* Effect.scoped(Pipeline.start(source.pipe(Pipeline.discard)))
+      })
+    ))
+
   it.live("peers that start at the same time agree", () =>
     on((broker) =>
       Effect.gen(function*() {

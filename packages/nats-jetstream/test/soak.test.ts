@@ -166,7 +166,7 @@ describe("soak", () => {
               )
             )
             let batches = 0
-            yield* publishing(() => batches++ < seconds * 50, 20)
+            yield* publishing(() => batches++ < seconds * 20, 20)
             yield* settled(JetStream.consumerInfo(Jobs, "workers"))
             console.log(
               `ackSync: ${reconnects} reconnects, ${confirmed.size} confirmed, ${again.length} again`,

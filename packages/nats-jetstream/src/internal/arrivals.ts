@@ -1,7 +1,7 @@
 import * as Effect from "effect/Effect"
 import type { Connection } from "./connection.ts"
 import type { JetStreamDelivery } from "./delivery.ts"
-import type { Notes } from "./notes.ts"
+import type { Note, Notes } from "./notes.ts"
 import { backoff } from "./resources.ts"
 
 export interface ArrivalsOptions {
@@ -11,6 +11,8 @@ export interface ArrivalsOptions {
   readonly now: () => number
   /** How long a delivery is surely ours after a sign of life, in milliseconds. */
   readonly lease: number
+  /** Whether this process may have been sent messages that did not reach it: its connection was lost not long ago. */
+  readonly interrupted: () => boolean
   readonly run: <A, E>(effect: Effect.Effect<A, E>) => { readonly addObserver: (f: () => void) => void }
   /** Says once more that a message is done: of it, a copy has come. */
   readonly acknowledge: (copy: JetStreamDelivery) => void
@@ -170,12 +172,21 @@ export class Arrivals {
       delivery.released = retry.released
       return undefined
     }
-    delivery.suspect = true
-    return this.options.notes?.read(delivery).then((note) => {
-      if (note === undefined) return
-      delivery.released = note.released
-      delivery.suspect = !note.settled || note.delivered !== delivery.delivered - 1
+    if (this.options.notes === undefined) {
+      delivery.suspect = this.mayHaveKilled(delivery, undefined)
+      return undefined
+    }
+    return this.options.notes.read(delivery).then((note) => {
+      delivery.released = note?.released ?? 0
+      delivery.suspect = this.mayHaveKilled(delivery, note)
     })
+  }
+
+  /** One delivery that nobody settled may have been lost with our own connection; then it killed nobody. */
+  private mayHaveKilled(delivery: JetStreamDelivery, note: Note | undefined): boolean {
+    if (note !== undefined && !note.settled) return true
+    const unsettled = delivery.delivered - 1 - (note?.delivered ?? 0)
+    return unsettled > (this.options.interrupted() ? 1 : 0)
   }
 
   private admit(chunk: ReadonlyArray<JetStreamDelivery>): void {

@@ -1,5 +1,5 @@
 import type * as Transport from "@millrace/core/Transport"
-import type * as TransportError from "@millrace/core/TransportError"
+import * as TransportError from "@millrace/core/TransportError"
 import type { ConsumerInfo, StreamInfo } from "@nats-io/jetstream"
 import * as Arr from "effect/Array"
 import * as Clock from "effect/Clock"
@@ -10,7 +10,7 @@ import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import { Arrivals } from "./arrivals.ts"
-import { type Connection, unauthorized } from "./connection.ts"
+import { type Connection, transport, unauthorized } from "./connection.ts"
 import type { JetStreamDelivery } from "./delivery.ts"
 import * as names from "./names.ts"
 import { Notes, openNotes } from "./notes.ts"
@@ -44,6 +44,16 @@ export const subscribe = Effect.fnUntraced(function*(
   }
   const badFilter = subjects.map((subject) => names.validateFilter(subject)).find((error) => error !== undefined)
   if (badFilter !== undefined) return yield* badFilter
+  const { deadLetter } = options
+  const catching = deadLetter === undefined ? undefined : subjects.find((subject) => names.covers(subject, deadLetter))
+  if (catching !== undefined) {
+    return yield* TransportError.invalidOption(
+      transport,
+      "deadLetter",
+      deadLetter,
+      `the pipeline reads ${catching} and would consume its own dead letters, give a topic outside of that`
+    )
+  }
   const badWait = wish.ackWait === undefined ? undefined : resources.validateAckWait(wish.ackWait)
   if (badWait !== undefined) return yield* badWait
 
@@ -74,6 +84,9 @@ export const subscribe = Effect.fnUntraced(function*(
   const mostWaiting = maxAckPending > 0
     ? Math.max(1, Math.min(options.waiting, maxAckPending - options.maxOwned))
     : options.waiting
+
+  /** What was sent to us when the connection was lost comes again within that time. */
+  let interruptedUntil = 0
 
   // --- asking
 
@@ -213,6 +226,7 @@ export const subscribe = Effect.fnUntraced(function*(
   })
   const stopListening = connection.listen({
     lost() {
+      interruptedUntil = Infinity
       reader.abandon()
       if (connection.state() === "closed") {
         runFork(Effect.flip(connection.whenConnected)).addObserver((exit) => {
@@ -227,6 +241,7 @@ export const subscribe = Effect.fnUntraced(function*(
       if (subject.startsWith(ackPrefix)) fail(unauthorized(connection, "settling", subject))
     },
     restored() {
+      interruptedUntil = now() + ackWait * 1.5 + 1000
       if (closed || healing || retiring) return
       reader.begin()
       ask()
@@ -248,6 +263,7 @@ export const subscribe = Effect.fnUntraced(function*(
     notes,
     now,
     lease,
+    interrupted: () => now() < interruptedUntil,
     run: runFork,
     acknowledge: voice.acknowledge,
     onReady: wake
