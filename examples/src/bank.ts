@@ -1,4 +1,4 @@
-/** A bank for the examples: it takes 20 ms, and gives up when its signal aborts. */
+/** A bank for the examples: a charge takes 20 ms, and ends when its signal aborts. */
 import { setTimeout } from "node:timers/promises"
 
 export interface Payment {
@@ -11,7 +11,7 @@ export const charge = async (
   order: { readonly id: string; readonly customer: string; readonly total: number },
   signal: AbortSignal
 ): Promise<Payment> => {
-  await setTimeout(20, undefined, { signal })
   if (order.customer === "nobody") throw new Error("nobody has no account here")
+  await setTimeout(20, undefined, { signal })
   return { order: order.id, reference: `bank-${order.id}`, amount: order.total }
 }
