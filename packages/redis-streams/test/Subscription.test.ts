@@ -267,6 +267,18 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         }
       }))
 
+    it.effect("what was lost on its way to us, with a connection, is no suspect and counts no attempt", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("lost")
+        const redis = yield* transport({ ...idle, consumer: topic })
+        yield* redis.publish([outgoing(topic, "1")])
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        yield* run("XREADGROUP", "GROUP", "g", topic, "COUNT", "1", "STREAMS", topic, ">")
+        const [delivery] = yield* subscription.pull(1)
+        assert.deepStrictEqual([delivery.attempt, delivery.redelivered, delivery.suspect], [1, true, false])
+      }))
+
     it.effect("what is kept is not claimed, however long it takes", () =>
       Effect.gen(function*() {
         const redis = yield* transport(idle)

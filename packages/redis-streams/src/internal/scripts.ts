@@ -75,18 +75,20 @@ while seen < 1000 do
           end
         end
       else
-        local suspect = not due and count > 0 and idle < now - 1000000000
+        local unsettled = not due and count > 0 and idle < now - 1000000000
+        local suspect = unsettled and owner ~= me
         if suspect and suspects == 0 then
           left = left + 1
         else
-          local claimed = redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', count + 1)
+          local attempt = unsettled and owner == me and count or count + 1
+          local claimed = redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', attempt)
           if due then redis.call('HDEL', dues, id) end
           if #claimed == 0 then
             gone[#gone + 1] = id
           else
             room = room - 1
             if suspect then suspects = suspects - 1 end
-            given[#given + 1] = { id, claimed[1][2], count + 1, suspect and 1 or 0 }
+            given[#given + 1] = { id, claimed[1][2], attempt, suspect and 1 or 0 }
           end
         end
       end
