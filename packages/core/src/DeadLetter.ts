@@ -12,7 +12,6 @@ import * as Exit from "effect/Exit"
 import { dual } from "effect/Function"
 import type * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
-import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { publishUntilAnswered } from "./internal/publish.ts"
@@ -106,6 +105,8 @@ export class Record extends Schema.Class<Record>("@millrace/core/DeadLetter/Reco
 export interface DeadLetter {
   /** Its id in the dead-letter topic. */
   readonly id: string
+  /** The ids of all that it consists of there: a message close to the broker's limit is stored in two pieces. */
+  readonly ids: Arr.NonEmptyReadonlyArray<string>
   readonly record: Record
   /** The message as it was: bytes, fields, headers, key. */
   readonly message: Delivery
@@ -154,13 +155,44 @@ export const decode: {
  */
 export const list = (topic: string): Stream.Stream<DeadLetter, TransportError, Transport> =>
   Stream.unwrap(Transport.useSync((transport) => transport.browse(topic))).pipe(
-    Stream.filterMap((delivery) =>
-      Result.map(
-        Result.fromOption(Exit.getSuccess(fromHeaders(delivery.headers)), () => delivery),
-        (record): DeadLetter => ({ id: delivery.id, record, message: delivery })
-      )
-    )
+    Stream.mapAccum(() => new Map<string, Array<Delivery>>(), (rests, delivery) => {
+      const restOf = delivery.headers[restHeader]
+      if (restOf !== undefined) rests.set(restOf, [...(rests.get(restOf) ?? []), delivery])
+      const record = fromHeaders(delivery.headers)
+      if (Exit.isFailure(record)) return [rests, []] as const
+      const id = letterId(record.value)
+      const letter = whole(delivery, record.value, rests.get(id) ?? [])
+      rests.delete(id)
+      return [rests, letter === undefined ? [] : [letter]] as const
+    })
   )
+
+/** Puts a letter together that was too large to be stored in one piece. */
+const whole = (delivery: Delivery, record: Record, rest: ReadonlyArray<Delivery>): DeadLetter | undefined => {
+  const parts = { id: delivery.id, ids: [delivery.id, ...rest.map(({ id }) => id)] as const, record }
+  if (delivery.headers[splitHeader] === undefined) return { ...parts, message: delivery }
+  const [second] = rest
+  if (second === undefined) return undefined
+  const { [splitHeader]: _, ...headers } = delivery.headers
+  const body = new Uint8Array(delivery.body.byteLength + second.body.byteLength)
+  body.set(delivery.body)
+  body.set(second.body, delivery.body.byteLength)
+  return { ...parts, message: { ...plain(delivery), body, headers } }
+}
+
+/** A delivery whose fields may be getters, as a plain object. */
+const plain = (delivery: Delivery): Delivery => ({
+  id: delivery.id,
+  topic: delivery.topic,
+  key: delivery.key,
+  headers: delivery.headers,
+  body: delivery.body,
+  fields: delivery.fields,
+  attempt: delivery.attempt,
+  redelivered: delivery.redelivered,
+  suspect: delivery.suspect,
+  publishedAt: delivery.publishedAt
+})
 
 /**
  * Finds one dead letter by its id in the dead-letter topic.
@@ -255,7 +287,7 @@ export const redrive = Effect.fnUntraced(function*(
       redriven++
       if (options?.dryRun === true) return
       yield* publishUntilAnswered(transport, redrivenMessage(letter))
-      yield* transport.remove(topic, [letter.id])
+      yield* transport.remove(topic, letter.ids)
     }))
   return { redriven, capped }
 })
@@ -272,10 +304,10 @@ export const discard = Effect.fnUntraced(function*(
 ): Effect.fn.Return<number, TransportError, Transport> {
   const transport = yield* Transport
   return yield* Stream.runFoldEffect(Stream.grouped(select(topic, options), 100), () => 0, (sum, letters) => {
-    const ids = Arr.map(letters, (letter) => letter.id)
+    const counted = Effect.succeed(sum + letters.length)
     return options?.dryRun === true
-      ? Effect.succeed(sum + ids.length)
-      : Effect.map(transport.remove(topic, ids), (removed) => sum + removed)
+      ? counted
+      : Effect.andThen(transport.remove(topic, Arr.flatMap(letters, (letter) => letter.ids)), counted)
   })
 })
 
@@ -326,9 +358,29 @@ export const outgoing = (topic: string, delivery: Delivery, record: Record): Out
   fields: delivery.fields,
   headers: { ...delivery.headers, [header]: oneLine(encodeRecord(record)) },
   key: delivery.key,
-  id: `${record.topic}/${record.group}/${record.id}`,
+  id: letterId(record),
   delay: undefined
 })
+
+/**
+ * The same letter in two pieces, for one that is too large with its record beside it. The second half is written first:
+ * whoever finds the record finds all of it.
+ *
+ * @category encoding
+ * @since 0.1.0
+ */
+export const split = (letter: Outgoing): readonly [rest: Outgoing, head: Outgoing] => {
+  const half = Math.floor(letter.body.byteLength / 2)
+  return [
+    { ...letter, body: letter.body.subarray(half), headers: { [restHeader]: letter.id! }, id: `${letter.id}/rest` },
+    { ...letter, body: letter.body.subarray(0, half), headers: { ...letter.headers, [splitHeader]: "2" } }
+  ]
+}
+
+const letterId = (record: Record): string => `${record.topic}/${record.group}/${record.id}`
+
+const splitHeader = "millrace-split"
+const restHeader = "millrace-rest-of"
 
 /**
  * Reads how a redriven message failed before.
@@ -351,18 +403,14 @@ export const historyOf = (headers: Message.Headers): ReadonlyArray<Failure> => {
  */
 export const describe = (cause: Cause.Cause<unknown>): Record["error"] => {
   const error = Cause.squash(cause)
-  const stack = error instanceof Error && error.stack !== undefined ? { stack: error.stack.slice(0, 2000) } : {}
+  const stack = error instanceof Error && typeof error.stack === "string" ? { stack: error.stack.slice(0, 2000) } : {}
   return { ...name(error), ...stack, causes: chain(error) }
 }
 
 const name = (error: unknown): { readonly tag: string; readonly message: string } => {
-  const tag = Predicate.hasProperty(error, "_tag")
-    ? String(error._tag)
-    : error instanceof Error
-    ? error.name
-    : typeof error
-  const message = error instanceof Error ? error.message : typeof error === "string" ? error : show(error)
-  return { tag: tag.slice(0, 200), message: message.slice(0, 1000) }
+  const tag = Predicate.hasProperty(error, "_tag") ? error._tag : error instanceof Error ? error.name : typeof error
+  const message = error instanceof Error ? error.message : error
+  return { tag: show(tag).slice(0, 200), message: show(message).slice(0, 1000) }
 }
 
 const chain = (error: unknown): Array<string> => {
@@ -376,11 +424,13 @@ const chain = (error: unknown): Array<string> => {
 
 const causeOf = (error: unknown): unknown => error instanceof Error ? error.cause : undefined
 
+/** Whatever was thrown can be shown. */
 const show = (u: unknown): string => {
+  if (typeof u === "string") return u
   try {
     return JSON.stringify(u) ?? String(u)
   } catch {
-    return String(u)
+    return Object.prototype.toString.call(u)
   }
 }
 

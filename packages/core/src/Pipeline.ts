@@ -206,7 +206,7 @@ export const fromTransport = <A, RD, RE, R, M extends Message.Message<A> = Messa
       startFrom: options.startFrom ?? "new",
       prefetch: options.prefetch,
       waiting: options.waiting ?? 10_000,
-      drainTimeout: options.drainTimeout ?? Duration.seconds(30),
+      drainTimeout: Duration.fromInputUnsafe(options.drainTimeout ?? "30 seconds"),
       transport: broker.transport as Effect.Effect<Transport.Transport["Service"]>,
       extend: broker.extend as any
     },
@@ -751,7 +751,7 @@ export interface Running {
   readonly pause: Effect.Effect<void>
   readonly resume: Effect.Effect<void>
   /** Whether messages can be consumed now. */
-  readonly health: Effect.Effect<"consuming" | "paused" | "reconnecting">
+  readonly health: Effect.Effect<"consuming" | "paused" | "reconnecting" | "stopped">
   /** The bound of this pipeline's handlers; resize it while it runs. */
   readonly limit: Concurrency.Limit
   /** Messages held by this process: waiting for a slot, and running. */

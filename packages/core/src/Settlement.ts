@@ -7,6 +7,7 @@
  */
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
+import * as Predicate from "effect/Predicate"
 
 /**
  * Done: the broker need not deliver this message to this group again.
@@ -125,4 +126,5 @@ export const terminate = (reason: string): Terminate => new Terminate({ reason }
  * @category guards
  * @since 0.1.0
  */
-export const isSignal = (u: unknown): u is Signal => u instanceof Retry || u instanceof Terminate
+export const isSignal = (u: unknown): u is Signal =>
+  Predicate.isTagged(u, "@millrace/Retry") || Predicate.isTagged(u, "@millrace/Terminate")

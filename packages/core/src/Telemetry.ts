@@ -12,7 +12,6 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Tracer from "effect/Tracer"
 import * as Message from "./Message.ts"
-import * as Pipeline from "./Pipeline.ts"
 import type * as Transport from "./Transport.ts"
 
 /**
@@ -77,40 +76,40 @@ export const Metrics = Context.Reference<boolean>("@millrace/core/Telemetry/Metr
 export const layerMetrics: Layer.Layer<never> = Layer.succeed(Metrics, true)
 
 /**
- * Opens a `process` span around everything that stands above it, one for each attempt.
+ * A middleware that opens a `process` span around everything that stands above it, one for each attempt.
  *
  * **Details**
  *
- * The span is linked to the one that published the message, as the conventions have it; with `parent` it becomes its
- * child. What handlers publish carries this span on. A span costs more than the engine does for the message.
+ * `Pipeline.middleware(Telemetry.spans())`. The span is linked to the one that published the message, as the conventions
+ * have it; with `parent` it becomes its child. What handlers publish carries this span on. A span costs more than the
+ * engine does for the message.
  *
  * @category tracing
  * @since 0.1.0
  */
-export const spans =
-  (options?: { readonly relation?: "link" | "parent" | undefined }) =>
-  <M extends Message.Any, A, E, R>(
-    self: Pipeline.Open<M, A, E, R>
-  ): Pipeline.Open<M, A, E, Exclude<R, Tracer.ParentSpan>> =>
-    Pipeline.middleware(self, (handler, message) => {
-      const received = Message.received(message)
-      const publisher = publisherSpan(message.headers["traceparent"])
-      const asParent = options?.relation === "parent"
-      return Effect.useSpan(`process ${message.topic}`, {
-        kind: "consumer",
-        ...(publisher !== undefined && asParent ? { parent: publisher } : { root: true }),
-        links: publisher === undefined || asParent ? [] : [{ span: publisher, attributes: {} }],
-        attributes: {
-          "messaging.operation.name": "process",
-          "messaging.operation.type": "process",
-          "messaging.system": received?.transport.name ?? "unknown",
-          "messaging.destination.name": message.topic,
-          "messaging.consumer.group.name": received?.group ?? "unknown",
-          "messaging.message.id": message.id,
-          "millrace.attempt": message.attempt
-        }
-      }, (span) => Effect.withParentSpan(handler, span, { captureStackTrace: false }))
-    })
+export const spans = (options?: { readonly relation?: "link" | "parent" | undefined }) =>
+<A, E, R>(
+  handler: Effect.Effect<A, E, R>,
+  message: Message.Any
+): Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>> => {
+  const received = Message.received(message)
+  const publisher = publisherSpan(message.headers["traceparent"])
+  const asParent = options?.relation === "parent"
+  return Effect.useSpan(`process ${message.topic}`, {
+    kind: "consumer",
+    ...(publisher !== undefined && asParent ? { parent: publisher } : { root: true }),
+    links: publisher === undefined || asParent ? [] : [{ span: publisher, attributes: {} }],
+    attributes: {
+      "messaging.operation.name": "process",
+      "messaging.operation.type": "process",
+      "messaging.system": received?.transport.name ?? "unknown",
+      "messaging.destination.name": message.topic,
+      "messaging.consumer.group.name": received?.group ?? "unknown",
+      "messaging.message.id": message.id,
+      "millrace.attempt": message.attempt
+    }
+  }, (span) => Effect.withParentSpan(handler, span, { captureStackTrace: false }))
+}
 
 /** Version 00 of the W3C header; what is anything else starts a new trace. */
 const publisherSpan = (traceparent: string | undefined): Tracer.ExternalSpan | undefined => {

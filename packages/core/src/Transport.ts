@@ -54,6 +54,8 @@ export interface SubscribeOptions {
   readonly waiting: number
   /** The pipeline's handler timeout, where it has one. */
   readonly timeout: Duration.Duration | undefined
+  /** Where dead letters go: a source with wildcards must refuse to catch them. */
+  readonly deadLetter?: string | undefined
   readonly settings: Context.Context<never>
 }
 
@@ -75,9 +77,13 @@ export interface Subscription {
    * them, except that an `ack` by a former owner stands). A failure says that some may not have arrived: the engine
    * sends the same batch again, so it must be safe to repeat. Never called concurrently; a batch is one loop turn's.
    */
-  readonly settle: (batch: Arr.NonEmptyReadonlyArray<Settling>) => Effect.Effect<ReadonlyArray<Delivery>, TransportError>
+  readonly settle: (
+    batch: Arr.NonEmptyReadonlyArray<Settling>
+  ) => Effect.Effect<ReadonlyArray<Delivery>, TransportError>
   /** Keeps deliveries from being given to a peer; returns those that this consumer no longer owns. */
-  readonly extend: (deliveries: Arr.NonEmptyReadonlyArray<Delivery>) => Effect.Effect<ReadonlyArray<Delivery>, TransportError>
+  readonly extend: (
+    deliveries: Arr.NonEmptyReadonlyArray<Delivery>
+  ) => Effect.Effect<ReadonlyArray<Delivery>, TransportError>
   /** How often the engine must extend what it owns; `undefined` where ownership does not run out. */
   readonly extendEvery: Duration.Duration | undefined
   /** Whether messages can be consumed now, not merely whether a socket answers. */
@@ -134,7 +140,9 @@ export class Transport extends Context.Service<Transport, {
   /** Creates the topic, or verifies that what has its name can take messages. */
   readonly declare: (topic: string) => Effect.Effect<void, TransportError>
   /** One result a message, in order. Never retries by itself: only the caller knows whether a repeat is safe. */
-  readonly publish: (messages: Arr.NonEmptyReadonlyArray<Outgoing>) => Effect.Effect<ReadonlyArray<Result.Result<Published, PublishError>>>
+  readonly publish: (
+    messages: Arr.NonEmptyReadonlyArray<Outgoing>
+  ) => Effect.Effect<ReadonlyArray<Result.Result<Published, PublishError>>>
   /** What the topic holds now, oldest first, whoever has consumed it; ends at what was the last when it began. */
   readonly browse: (topic: string) => Stream.Stream<Delivery, TransportError>
   /** Deletes messages from the topic, whatever their state; returns how many there were. */

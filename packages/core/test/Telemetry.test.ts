@@ -31,7 +31,7 @@ describe("spans", () => {
     return Effect.gen(function*() {
       const harness = yield* TestHarness.make(
         Numbers,
-        from.pipe(Pipeline.to(Doubled, (n) => n * 2), Telemetry.spans())
+        from.pipe(Pipeline.to(Doubled, (n) => n * 2), Pipeline.middleware(Telemetry.spans()))
       )
       yield* Effect.withSpan(harness.publish(21), "request")
       const report = yield* harness.runUntilIdle()

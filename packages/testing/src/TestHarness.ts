@@ -227,8 +227,10 @@ const untilIdle = (
       if (groups.length === 0 && held.running + held.waiting === 0) return
       const now = clock.currentTimeMillisUnsafe()
       const elapsed = Duration.millis(now - since)
-      if (held.running > 0 && (yield* liveActivity(memory))) continue
       const due = Math.min(...[...sleeping].map((sleeper) => sleeper.due))
+      // A handler may be waiting for something real: it has 5 ms before the clock moves, or 2 s if nothing can move it.
+      const patience = Number.isFinite(due) ? 5 : 2000
+      if (held.running > 0 && (yield* liveActivity(memory, patience))) continue
       if ((isTestClock && !Number.isFinite(due)) || Duration.isGreaterThan(elapsed, limit)) {
         return yield* new NotIdle({ elapsed, groups })
       }
@@ -253,15 +255,19 @@ const turn = Effect.callback<void>((resume) => {
   return Effect.sync(() => clearImmediate(immediate))
 })
 
-/** A handler may be waiting for something real: it has 5 ms of real time before the clock moves. */
-const liveActivity = (memory: MemoryTransport.MemoryTransport["Service"]): Effect.Effect<boolean> =>
+/** Waits in real time, at most `millis`, until something happens. */
+const liveActivity = (memory: MemoryTransport.MemoryTransport["Service"], millis: number): Effect.Effect<boolean> =>
   Effect.gen(function*() {
     const before = yield* memory.activity
-    yield* Effect.callback<void>((resume) => {
-      const timer = setTimeout(() => resume(Effect.void), 5)
-      return Effect.sync(() => clearTimeout(timer))
-    })
-    return (yield* memory.activity) !== before
+    const until = performance.now() + millis
+    while (performance.now() < until) {
+      yield* Effect.callback<void>((resume) => {
+        const timer = setTimeout(() => resume(Effect.void), 5)
+        return Effect.sync(() => clearTimeout(timer))
+      })
+      if ((yield* memory.activity) !== before) return true
+    }
+    return false
   })
 
 interface Sleeper {

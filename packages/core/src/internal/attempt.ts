@@ -70,21 +70,27 @@ export class Attempt implements Entry, Message.Received {
   settlement: Settlement.Settlement = Settlement.ack
   /** The first settlement is final. */
   isSettled = false
+  /** Monotonic, in milliseconds; kept only where something wants to know. */
   startedAt = 0
   message: MessageImpl | undefined
-  /** Its handler has failed. */
-  failure = false
+  /** What its handler failed with. */
+  failure: Cause.Cause<unknown> | undefined
   /** Another consumer has it: nothing may be said about it any more. */
   lost = false
+  /** Its handler has ended, or never will begin. */
+  isOver = false
   /** Its key, where keys are kept in order. */
   lane: string | undefined
   /** The batch that holds the permit for it, where it does not hold its own. */
   batch: Batch | undefined
-  permit: "held" | "none" = "held"
+  permit: "held" | "none" = "none"
   private decoding: Exit.Exit<unknown, unknown> | Effect.Effect<unknown, unknown> | undefined
   private epoch = 0
   private controller: AbortController | undefined
+  private aborted: Error | undefined
   private fiber: Fiber.Fiber<unknown, unknown> | undefined
+  private conclusion: Fiber.Fiber<void> | undefined
+  private onStopped: (() => void) | undefined
   private context: Context.Context<never> | undefined
   private scope: Scope.Closeable | undefined
   private onSettled: ((owned: boolean) => void) | undefined
@@ -106,9 +112,14 @@ export class Attempt implements Entry, Message.Received {
   get signal(): AbortSignal {
     if (this.controller === undefined) {
       this.controller = new AbortController()
-      if (this.lost) this.controller.abort(takenOver())
+      if (this.aborted !== undefined) this.controller.abort(this.aborted)
     }
     return this.controller.signal
+  }
+
+  abort(reason: Error): void {
+    this.aborted = reason
+    this.controller?.abort(reason)
   }
 
   // --- settlement
@@ -142,32 +153,47 @@ export class Attempt implements Entry, Message.Received {
   }
 
   settled(owned: boolean): void {
-    if (!owned) this.lost = true
-    this.onSettled?.(owned)
     if (this.byHand !== undefined) Deferred.doneUnsafe(this.byHand, Exit.succeed(owned))
     this.engine.settled(this, owned)
+    this.onSettled?.(owned)
   }
 
-  // --- running
+  // --- beginning
 
-  /** Decodes, so that a key can be had; an Effect that decodes runs in the attempt. */
-  private decode(): Effect.Effect<unknown, unknown> {
+  /** Decodes; what ends at once needs no fiber of its own later. */
+  private decode(): Exit.Exit<unknown, unknown> | Effect.Effect<unknown, unknown> {
     try {
-      return this.engine.program.source.topic.codec.decode(this.delivery)
+      const decoding = this.engine.program.source.topic.codec.decode(this.delivery)
+      return exitOf(decoding) ?? decoding
     } catch (error) {
       return Exit.die(error)
     }
   }
 
-  /** The key of a message that can be decoded now; what cannot be is in nobody's way, or, decoded later, in everybody's. */
+  /** Makes the message of a decoded value, with all that its source promises. */
+  private prepare(value: unknown): Exit.Exit<MessageImpl, unknown> {
+    const message = new MessageImpl(value, this)
+    const exit = this.engine.prepare === undefined ? Exit.void : this.engine.prepare(message, this.delivery)
+    if (Exit.isFailure(exit)) return Exit.failCause(exit.cause)
+    this.message = message
+    return Exit.succeed(message)
+  }
+
+  /**
+   * The key, before it begins. What cannot be decoded is in nobody's way; what is decoded by an Effect shares one key,
+   * so that no order is broken.
+   */
   keyBy(key: (message: Message.Any) => string | undefined): string | undefined {
-    this.decoding = this.decode()
-    const exit = exitOf(this.decoding)
+    const decoding = this.decoding = this.decode()
+    const exit = exitOf(decoding)
     if (exit === undefined) return ""
-    if (Exit.isFailure(exit)) return undefined
-    this.message = new MessageImpl(exit.value, this)
+    const prepared = Exit.isFailure(exit) ? exit : this.prepare(exit.value)
+    if (Exit.isFailure(prepared)) {
+      this.decoding = prepared
+      return undefined
+    }
     try {
-      return key(this.message)
+      return key(prepared.value)
     } catch (error) {
       this.decoding = Exit.die(error)
       return undefined
@@ -176,35 +202,22 @@ export class Attempt implements Entry, Message.Received {
 
   begin(): void {
     const engine = this.engine
-    if (engine.timed) this.startedAt = engine.clock.currentTimeMillisUnsafe()
-    if (engine.deadlines.size > 0) {
-      this.startedAt = engine.clock.currentTimeMillisUnsafe()
-      for (const deadline of engine.deadlines.values()) deadline.add(this)
-    }
+    if (engine.timed) this.startedAt = engine.now()
+    for (const deadline of engine.deadlines.values()) deadline.add(this)
     const decoding = this.decoding ?? this.decode()
     this.decoding = undefined
     const exit = exitOf(decoding)
-    if (exit === undefined) return this.fork(decoding, beforeSteps, false, undefined)
-    if (Exit.isSuccess(exit)) return this.decoded(exit.value)
-    this.notDecoded(exit.cause)
+    if (exit === undefined) this.fork(decoding, beforeSteps, false, undefined)
+    else this.decoded(exit)
   }
 
   /** Bytes that do not fit will never fit; a decoder that breaks is a defect like any other. */
-  private notDecoded(cause: Cause.Cause<unknown>): void {
-    if (Cause.hasDies(cause)) return this.failed(cause)
-    this.engine.undecodable(this, cause)
-  }
-
-  private decoded(value: unknown): void {
-    const { program } = this.engine
-    const message = this.message = this.message ?? new MessageImpl(value, this)
-    if (this.engine.prepare !== undefined) {
-      const exit = this.engine.prepare(message, this.delivery)
-      if (Exit.isFailure(exit)) return this.notDecoded(exit.cause)
-    }
-    if (!this.engine.isFor(this.delivery)) return this.filtered()
-    if (program.steps.length === 0) return this.succeeded(value)
-    this.advance(0, value)
+  private decoded(exit: Exit.Exit<unknown, unknown>): void {
+    const prepared = this.message !== undefined || Exit.isFailure(exit) ? exit : this.prepare(exit.value)
+    if (Exit.isSuccess(prepared)) return this.advance(0, this.message!.value)
+    if (Cause.hasDies(prepared.cause)) return this.failed(prepared.cause)
+    this.over()
+    this.engine.undecodable(this, prepared.cause)
   }
 
   /** Runs steps from `index` on, until one has to be waited for. */
@@ -213,7 +226,7 @@ export class Attempt implements Entry, Message.Received {
     const message = this.message!
     // What ends the loop is acted on outside the `try`: only the user's functions may throw into it.
     let effect: Effect.Effect<unknown, unknown> | undefined
-    let promise: PromiseLike<unknown> | undefined
+    let promise: Promise<unknown> | undefined
     let cause: Cause.Cause<unknown> | undefined
     let filtered = false
     loop: for (; index < steps.length; index++) {
@@ -246,7 +259,7 @@ export class Attempt implements Entry, Message.Received {
               value = returned
               break
             }
-            promise = returned
+            promise = returned instanceof Promise ? returned : Promise.resolve(returned)
             break loop
           }
           case "Effect": {
@@ -303,14 +316,14 @@ export class Attempt implements Entry, Message.Received {
     this.succeeded(value)
   }
 
-  private await(promise: PromiseLike<unknown>, index: number): void {
+  private await(promise: Promise<unknown>, index: number): void {
     const epoch = this.suspend()
     promise.then(
       (value) => {
-        if (this.epoch === epoch) this.advance(index + 1, value)
+        if (this.isAt(epoch)) this.advance(index + 1, value)
       },
       (error) => {
-        if (this.epoch !== epoch) return
+        if (!this.isAt(epoch)) return
         const step = this.engine.program.steps[index]!
         this.recover(index + 1, step._tag === "Promise" ? rejection(step.catch, error) : Cause.die(error))
       }
@@ -324,19 +337,22 @@ export class Attempt implements Entry, Message.Received {
     }
     const fiber = Effect.runForkWith(this.context)(effect)
     const exit = fiber.pollUnsafe()
-    if (exit !== undefined) return this.resume(exit, index, keep, value)
+    if (exit !== undefined) {
+      // A decoding that needed no time is final, as one that gave an Exit is.
+      return index === beforeSteps ? this.decoded(exit) : this.resume(exit, index, keep, value)
+    }
     const epoch = this.suspend()
     this.fiber = fiber
     fiber.addObserver((exit) => {
       this.fiber = undefined
-      if (this.epoch === epoch) this.resume(exit, index, keep, value)
+      if (this.isAt(epoch)) this.resume(exit, index, keep, value)
       else this.stopped()
     })
   }
 
   private resume(exit: Exit.Exit<unknown, unknown>, index: number, keep: boolean, value: unknown): void {
     if (Exit.isFailure(exit)) return this.recover(index + 1, exit.cause)
-    if (index === beforeSteps) return this.decoded(exit.value)
+    if (index === beforeSteps) return this.decoded(exit)
     this.advance(index + 1, keep ? value : exit.value)
   }
 
@@ -355,11 +371,15 @@ export class Attempt implements Entry, Message.Received {
         const step = steps[index]!
         if (step._tag === "Timeout") this.engine.deadlines.get(index)!.delete(this)
         if (step._tag !== "Catch" || !step.matches(error.value)) continue
+        // What recovers from a timeout has a signal of its own.
+        this.controller = this.aborted = undefined
+        let recovery: Effect.Effect<unknown, unknown>
         try {
-          return this.fork(step.f(error.value as never, this.message), index, false, undefined)
+          recovery = step.f(error.value as never, this.message)
         } catch (defect) {
           return this.recover(index + 1, Cause.die(defect))
         }
+        return this.fork(recovery, index, false, undefined)
       }
     }
     this.failed(cause)
@@ -367,37 +387,29 @@ export class Attempt implements Entry, Message.Received {
 
   // --- being taken away
 
-  private onceStopped: (() => void) | undefined
+  /** Whether it still waits for what it waited for then. */
+  isAt(epoch: number): boolean {
+    return this.epoch === epoch && !this.isOver
+  }
 
-  /** Stops the handler where it is and calls `then` when it has stopped; a promise is told by its signal and left. */
+  /**
+   * Stops the handler where it is and calls `then` when it has stopped. A promise is told by its signal and left; the
+   * handler of a batch goes on for the others, and is stopped with the last of them.
+   */
   private stop(reason: Error, then: () => void): void {
-    if (this.ended) {
-      this.conclusion?.interruptUnsafe()
-      return
-    }
     this.epoch++
     this.abort(reason)
-    if (this.fiber === undefined && this.batch?.fiber === undefined) return then()
-    this.onceStopped = then
-    // The others of a batch share its handler: it goes on for them unless the pipeline stops.
-    if (this.fiber === undefined) return this.engine.draining ? this.batch!.fiber!.interruptUnsafe() : this.stopped()
-    this.fiber.interruptUnsafe()
+    this.onStopped = then
+    if (this.fiber !== undefined) this.fiber.interruptUnsafe()
+    else if (this.batch?.fiber === undefined) this.stopped()
+    else this.batch.left(this)
   }
 
   /** The handler that it was taken away from has ended. */
   stopped(): void {
-    const then = this.onceStopped
-    this.onceStopped = undefined
+    const then = this.onStopped
+    this.onStopped = undefined
     then?.()
-  }
-
-  /** Whether it still waits for what it waited for then. */
-  isAt(epoch: number): boolean {
-    return this.epoch === epoch && !this.ended
-  }
-
-  abort(reason: Error): void {
-    this.controller?.abort(reason)
   }
 
   timedOut(index: number): void {
@@ -408,54 +420,46 @@ export class Attempt implements Entry, Message.Received {
 
   /** The drain's deadline has passed. */
   interrupt(): void {
+    if (this.isOver) return this.conclusion?.interruptUnsafe()
     this.stop(new Error("the pipeline is stopping"), () => this.interrupted())
   }
 
   /** A peer has it: stop working on it and say nothing about it. */
   lose(): void {
     this.lost = true
-    this.stop(takenOver(), () => this.interrupted())
+    if (this.isOver) return this.conclusion?.interruptUnsafe()
+    this.stop(new Error("another consumer has taken this message over"), () => this.interrupted())
   }
 
   // --- ends
 
-  private ended = false
-  private conclusion: Fiber.Fiber<void> | undefined
-
-  get isOver(): boolean {
-    return this.ended
-  }
-
-  /** What is done about it after its handler has ended; taken away meanwhile, it is handed back. */
-  conclude(effect: Effect.Effect<void>): void {
-    this.ended = true
-    this.engine.running.add(this)
-    const fiber = this.conclusion = this.engine.run(effect)
-    fiber.addObserver((exit) => {
-      if (Exit.isFailure(exit)) this.engine.interrupted(this)
-    })
+  /** No step of it will run any more, and no timeout concerns it. */
+  private over(): void {
+    this.isOver = true
+    for (const deadline of this.engine.deadlines.values()) deadline.delete(this)
   }
 
   private succeeded(value: unknown): void {
-    this.ended = true
+    this.over()
     if (this.hasFinalizers) this.close(Exit.succeed(value), () => this.engine.succeeded(this, value))
     else this.engine.succeeded(this, value)
   }
 
   private filtered(): void {
-    this.ended = true
+    this.over()
     if (this.hasFinalizers) this.close(Exit.void, () => this.engine.filtered(this))
     else this.engine.filtered(this)
   }
 
   private failed(cause: Cause.Cause<unknown>): void {
-    this.ended = true
+    this.over()
+    this.failure = cause
     if (this.hasFinalizers) this.close(Exit.failCause(cause), () => this.engine.failed(this, cause))
     else this.engine.failed(this, cause)
   }
 
   private interrupted(): void {
-    this.ended = true
+    this.over()
     if (this.hasFinalizers) this.close(Exit.interrupt(), () => this.engine.interrupted(this))
     else this.engine.interrupted(this)
   }
@@ -468,6 +472,16 @@ export class Attempt implements Entry, Message.Received {
   private close(exit: Exit.Exit<unknown, unknown>, then: () => void): void {
     this.engine.running.add(this)
     Effect.runForkWith(this.engine.context)(Scope.close(this.scope!, exit)).addObserver(then)
+  }
+
+  /** What is done about it after its handler has ended; taken away meanwhile, it is handed back. */
+  conclude(effect: Effect.Effect<void>): void {
+    this.isOver = true
+    this.engine.running.add(this)
+    const fiber = this.conclusion = this.engine.run(effect)
+    fiber.addObserver((exit) => {
+      if (Exit.isFailure(exit)) this.engine.inconclusive(this, exit.cause)
+    })
   }
 }
 
@@ -485,4 +499,3 @@ const rejection = (onRejected: (cause: unknown) => unknown, error: unknown): Cau
   }
 }
 
-const takenOver = () => new Error("another consumer has taken this message over")

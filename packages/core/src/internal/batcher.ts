@@ -14,10 +14,10 @@ type BatchStep = Extract<Step, { _tag: "Batch" }>
 
 /** Messages that are handled together, under one permit, and settled each alone. */
 export class Batch {
-  readonly engine: Engine
   readonly attempts: Array<{ readonly attempt: Attempt; readonly value: unknown; readonly epoch: number }> = []
   fiber: Fiber.Fiber<unknown, unknown> | undefined
-  private left = 0
+  private readonly engine: Engine
+  private holding = 0
   constructor(engine: Engine) {
     this.engine = engine
   }
@@ -28,7 +28,7 @@ export class Batch {
   }
 
   holdPermitFor(attempts: ReadonlyArray<{ readonly attempt: Attempt }>): void {
-    this.left = attempts.length
+    this.holding = attempts.length
     for (const { attempt } of attempts) {
       attempt.batch = this
       attempt.permit = "held"
@@ -37,7 +37,16 @@ export class Batch {
 
   /** One of them has ended: the last one gives the permit back. */
   leave(): void {
-    if (--this.left === 0) this.engine.releasePermit()
+    if (--this.holding === 0) this.engine.releasePermit()
+  }
+
+  /**
+   * One of them was taken away while the handler runs: it goes on for the others, and is stopped with the last of them.
+   * While the pipeline stops all of them are being taken away, and each waits for the handler's end.
+   */
+  left(attempt: Attempt): void {
+    if (this.current.length === 0) this.fiber?.interruptUnsafe()
+    else if (!this.engine.interrupting) attempt.stopped()
   }
 }
 
@@ -116,7 +125,10 @@ export class Batcher {
       return () => Exit.die(wrong)
     }
     return (index) => {
-      const result = items[index] as Result.Result<unknown, unknown>
+      const result: unknown = items[index]
+      if (!Result.isResult(result)) {
+        return Exit.die(new TypeError("a function given to Pipeline.batchEach gave something that is no Result"))
+      }
       return Result.isSuccess(result) ? Exit.succeed(result.success) : Exit.failCause(Cause.fail(result.failure))
     }
   }

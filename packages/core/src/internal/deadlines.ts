@@ -1,7 +1,7 @@
-import type * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 
 /** Something that must be done by then. */
@@ -16,20 +16,21 @@ export interface Timed {
  */
 export class Deadlines<A extends Timed> {
   private readonly running = new Set<A>()
-  private readonly clock: Clock.Clock
   private readonly millis: number
+  /** Monotonic: a clock that is set back must not hold timeouts up. */
+  private readonly now: () => number
   private readonly run: <X, E>(effect: Effect.Effect<X, E>) => Fiber.Fiber<X, E>
   private readonly expire: (entry: A) => void
   private sleeping: Fiber.Fiber<void> | undefined
 
   constructor(
     duration: Duration.Duration,
-    clock: Clock.Clock,
     context: Context.Context<never>,
+    now: () => number,
     expire: (entry: A) => void
   ) {
     this.millis = Duration.toMillis(duration)
-    this.clock = clock
+    this.now = now
     this.run = Effect.runForkWith(context)
     this.expire = expire
   }
@@ -50,14 +51,22 @@ export class Deadlines<A extends Timed> {
 
   private sleep(millis: number): void {
     this.sleeping = this.run(Effect.sleep(millis))
-    this.sleeping.addObserver(() => {
+    this.sleeping.addObserver((exit) => {
       this.sleeping = undefined
-      const now = this.clock.currentTimeMillisUnsafe()
+      if (Exit.isFailure(exit)) return
+      const now = this.now()
+      const due: Array<A> = []
       for (const entry of this.running) {
         const left = entry.startedAt + this.millis - now
-        if (left > 0) return this.sleep(left)
-        this.running.delete(entry)
-        this.expire(entry)
+        if (left > 0) {
+          this.sleep(Math.ceil(left))
+          break
+        }
+        due.push(entry)
+      }
+      // Whatever begins while these are expired finds a timer running, or starts the one there is.
+      for (const entry of due) {
+        if (this.running.delete(entry)) this.expire(entry)
       }
     })
   }

@@ -30,7 +30,9 @@ export const drain = (
         yield* Effect.logError(`${name}: ${engine.inUse} handlers cannot be interrupted; their messages stay unsettled`)
       }
     }
-    // 6. Tell the broker all that is left to say. If it cannot be told, it will deliver those messages again.
+    // 6. Hand back what was handled and left for the user to settle.
+    engine.releaseUnsettled()
+    // 7. Tell the broker all that is left to say. If it cannot be told, it will deliver those messages again.
     if (!(yield* within(engine.settler.awaitIdle, grace))) {
       yield* Effect.logError(`${name}: the broker did not confirm the last settlements; it will deliver them again`)
     }

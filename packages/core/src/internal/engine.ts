@@ -68,8 +68,10 @@ export class Engine {
   }
   readonly failure = Deferred.makeUnsafe<never, TransportError>()
   readonly run: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
-  paused = false
+  readonly maxOwned: number
   draining = false
+  /** The drain's deadline has passed: handlers are being interrupted. */
+  interrupting = false
 
   private readonly dispatcher: Scheduler.SchedulerDispatcher
   private readonly observer: ((outcome: Telemetry.Outcome) => void) | undefined
@@ -90,8 +92,13 @@ export class Engine {
   private readonly firstFailures = new Map<string, number>()
   /** Handled, and left for the user to settle. */
   private readonly unsettled = new Map<Attempt, Fiber.Fiber<void>>()
-  private solo: "no" | "wanted" | "running" = "no"
-  private suspicious = false
+  /** The suspect that is to run alone, or does. */
+  private solo: Attempt | undefined
+  /** The last that was taken held a suspect: one at a time, until there is none. */
+  private cautious = false
+  /** How long a pull has been open, all in all; keys are patient with their retries for as long as they may come. */
+  private asked = 0
+  private askingSince: number | undefined
   /** With more than this in the buffer nothing is asked for. */
   private refillAt = 0
   /** Handlers that are started between two looks at the clock. */
@@ -106,9 +113,11 @@ export class Engine {
     program: Program,
     transport: Transport["Service"],
     subscription: Subscription,
-    context: Context.Context<never>
+    context: Context.Context<never>,
+    maxOwned: number
   ) {
     this.program = program
+    this.maxOwned = maxOwned
     this.transport = transport
     this.subscription = subscription
     this.context = context
@@ -129,17 +138,18 @@ export class Engine {
     this.perPermit = batchSize(program)
     this.lanes = key === undefined ? undefined : new Lanes({
       key,
-      after: (millis, f) => this.after(millis, f),
+      whenPatienceEnds: (delay, f) => this.whenPatienceEnds(delay, f),
       onReady: (attempt) => {
         this.buffer.push(attempt)
         this.pump()
       }
     })
-    this.timed = this.meter !== undefined || this.limit.observe !== undefined
+    this.timed = this.meter !== undefined || this.limit.observe !== undefined ||
+      program.steps.some((step) => step._tag === "Timeout")
     this.deadlines = new Map(
       program.steps.flatMap((step, index) =>
         step._tag === "Timeout"
-          ? [[index, new Deadlines<Attempt>(step.duration, this.clock, context, (attempt) => attempt.timedOut(index))]]
+          ? [[index, new Deadlines<Attempt>(step.duration, context, () => this.now(), (attempt) => attempt.timedOut(index))]]
           : []
       )
     )
@@ -153,8 +163,8 @@ export class Engine {
       dispatcher: this.dispatcher,
       onHandedOver: () => {
         this.ending = this.settler.pending.length
-        if (this.owned === 0) this.prefetch.ended(this.clock.currentTimeMillisUnsafe())
-        if (this.solo === "no") this.demandChanged()
+        if (this.owned === 0) this.prefetch.ended(this.now())
+        if (this.solo === undefined) this.demandChanged()
         else this.pump()
       },
       onResend: (size) => {
@@ -178,6 +188,11 @@ export class Engine {
     return this.waiting + this.started + this.ending + this.unsettled.size
   }
 
+  /** Monotonic, in milliseconds. */
+  now(): number {
+    return Number(this.clock.monotonicTimeNanosUnsafe()) / 1e6
+  }
+
   private after(millis: number, f: () => void): () => void {
     const fiber = this.run(Effect.sleep(millis))
     fiber.addObserver((exit) => {
@@ -186,19 +201,35 @@ export class Engine {
     return () => fiber.interruptUnsafe()
   }
 
+  /** Calls `f` when a pull has been open for {@link retryPatience} since `delay` had passed. */
+  private whenPatienceEnds(delay: number, f: () => void): () => void {
+    const askedFor = () => this.asked + (this.askingSince === undefined ? 0 : this.now() - this.askingSince)
+    const wait = (millis: number, until: number) => {
+      cancel = this.after(millis, () => {
+        const left = until - askedFor()
+        if (left <= 0) f()
+        else wait(left, until)
+      })
+    }
+    let cancel = this.after(delay, () => wait(retryPatience, askedFor() + retryPatience))
+    return () => cancel()
+  }
+
   // --- taking
 
   /** How many more to ask for: 0 until the buffer is half empty. */
   demand(): number {
-    if (this.solo !== "no" || this.settler.unconfirmed > mostUnconfirmed) return 0
-    if (this.suspicious) return this.owned === 0 ? 1 : 0
+    if (this.solo !== undefined || this.settler.unconfirmed > mostUnconfirmed) return 0
     const parked = this.lanes?.parked ?? 0
     if (parked > 0 && parked >= this.program.source.waiting) return 0
-    const prefetch = this.prefetch.current(this.clock.currentTimeMillisUnsafe())
     // What stands behind another message of its key is bounded apart: it must not keep other keys from coming.
+    const owned = this.owned - parked
+    if (this.cautious) return owned === this.unsettled.size ? 1 : 0
+    const prefetch = this.prefetch.current(this.now())
     this.refillAt = prefetch / 2
     if (this.waiting - parked > this.refillAt) return 0
-    return this.limit.max * this.perPermit + prefetch - (this.owned - parked)
+    const permits = Math.min(this.limit.max, this.transport.limit.max)
+    return Math.min(permits * this.perPermit + prefetch - owned, this.maxOwned - this.owned)
   }
 
   /** Suspends until there is demand. */
@@ -221,23 +252,36 @@ export class Engine {
     this.wakeReader()
   }
 
-  readonly read: Effect.Effect<never, TransportError> = Effect.suspend(() => this.awaitDemand).pipe(
-    Effect.flatMap((demand) => this.subscription.pull(demand)),
-    Effect.flatMap((deliveries) => Effect.sync(() => this.take(deliveries))),
-    Effect.forever({ disableYield: true })
+  readonly read: Effect.Effect<never, TransportError> = Effect.uninterruptibleMask((restore) =>
+    restore(this.awaitDemand).pipe(
+      Effect.flatMap((demand) => {
+        this.askingSince = this.now()
+        return restore(this.subscription.pull(demand))
+      }),
+      Effect.onExit(() =>
+        Effect.sync(() => {
+          if (this.askingSince !== undefined) this.asked += this.now() - this.askingSince
+          this.askingSince = undefined
+        })
+      ),
+      // Not to be interrupted: what was pulled is ours now.
+      Effect.map((deliveries) => this.take(deliveries)),
+      Effect.forever({ disableYield: true })
+    )
   )
 
   private take(deliveries: Arr.NonEmptyReadonlyArray<Delivery>): void {
-    if (this.owned === 0) this.prefetch.began(this.clock.currentTimeMillisUnsafe())
+    if (this.owned === 0) this.prefetch.began(this.now())
     if (this.head > 0) {
       this.buffer = this.buffer.slice(this.head)
       this.head = 0
     }
-    this.suspicious = false
+    this.cautious = false
     for (const delivery of deliveries) {
-      if (delivery.suspect) this.suspicious = true
+      if (delivery.suspect) this.cautious = true
       const attempt = new Attempt(this, delivery)
-      if (this.lanes === undefined || this.lanes.admit(attempt)) this.buffer.push(attempt)
+      const keyed = this.lanes !== undefined && this.isFor(delivery)
+      if (!keyed || this.lanes!.admit(attempt)) this.buffer.push(attempt)
     }
     this.pump()
   }
@@ -265,7 +309,8 @@ export class Engine {
       const batch = this.batches.length > 0
       if (!batch) {
         if (this.head === this.buffer.length || this.draining) return false
-        if (this.suspicious && !this.alone(this.buffer[this.head]!)) return false
+        const next = this.buffer[this.head]!
+        if ((next.delivery.suspect || this.solo !== undefined) && !this.mayBeginAlone(next)) return false
       }
       if (!this.takePermit()) return false
       if (batch) {
@@ -277,7 +322,7 @@ export class Engine {
       }
       if (n > 1) continue
       // Looking at the clock costs as much as starting a cheap handler; after slow ones it is looked at more often.
-      const isLate = this.clock.currentTimeMillisUnsafe() - since >= 1
+      const isLate = Math.abs(this.clock.currentTimeMillisUnsafe() - since) >= 1
       this.stride = isLate ? Math.max(1, this.stride >> 1) : Math.min(16, this.stride << 1)
       if (isLate) return true
       n = this.stride + 1
@@ -286,17 +331,19 @@ export class Engine {
 
   private begin(attempt: Attempt): void {
     this.started++
+    attempt.permit = "held"
     const { delivery } = attempt
+    // A message that was redriven for one group is not for the others, readable or not.
+    if (!this.isFor(delivery)) return this.filtered(attempt)
     if (delivery.suspect && delivery.attempt > this.retry.times + 1) {
-      return attempt.conclude(this.bury(attempt, Cause.die(new Error(killerText)), "killer"))
+      attempt.failure = Cause.die(new Error(killerText))
+      return attempt.conclude(this.bury(attempt, attempt.failure, "killer"))
     }
     if (this.program.policies.ackPolicy !== "on-receive") return attempt.begin()
     // Acknowledged first: only when the broker has confirmed it does the handler begin.
     this.running.add(attempt)
     attempt.settleThen(Settlement.ack, (owned) => {
-      if (attempt.isOver) return
-      if (owned) attempt.begin()
-      else this.end(attempt)
+      if (owned && !attempt.isOver) attempt.begin()
     })
   }
 
@@ -304,21 +351,20 @@ export class Engine {
    * A message that may have taken a process with it runs alone, so that it takes no other one: nothing else runs, all
    * that was said has reached the broker, and what was not begun is handed back. `true` when it may begin.
    */
-  private alone(attempt: Attempt): boolean {
-    if (this.solo === "running") return false
-    if (!attempt.delivery.suspect) return this.solo === "no"
-    this.solo = "wanted"
-    for (const batcher of this.batchers.values()) batcher.flush()
-    if (this.started > 0 || this.unsettled.size > 0) return false
+  private mayBeginAlone(next: Attempt): boolean {
+    // Until it has ended, nothing else begins.
+    if (this.solo !== undefined && this.solo !== next) return false
+    this.solo = next
+    this.flushBatches()
+    if (this.started > 0) return false
     if (this.head + 1 < this.buffer.length || (this.lanes?.parked ?? 0) > 0) {
-      this.head++
-      this.releaseWaiting()
-      this.buffer = [attempt]
+      const others = this.buffer.slice(this.head + 1)
+      this.buffer = [next]
       this.head = 0
+      if (this.lanes !== undefined) others.push(...this.lanes.handBack(next))
+      this.handBack(others)
     }
-    if (this.settler.pending.length > 0 || this.settler.unconfirmed > 0) return false
-    this.solo = "running"
-    return true
+    return this.settler.pending.length === 0 && this.settler.unconfirmed === 0
   }
 
   private takePermit(): boolean {
@@ -388,7 +434,6 @@ export class Engine {
   }
 
   failed(attempt: Attempt, cause: Cause.Cause<unknown>): void {
-    attempt.failure = true
     if (attempt.lost) return this.end(attempt)
     if (this.program.policies.ackPolicy === "on-receive") {
       return attempt.conclude(this.bury(attempt, cause, "exhausted"))
@@ -413,7 +458,6 @@ export class Engine {
       this.rememberFailure(attempt.delivery.id)
       this.counts.retried++
       this.report(attempt, { _tag: "Retried", delay, cause })
-      this.lanes?.retried(attempt, delay + retryPatience)
       this.finish(attempt, Settlement.retry(verdict.delay))
       return Effect.void
     }))
@@ -426,15 +470,30 @@ export class Engine {
     this.finish(attempt, Settlement.release)
   }
 
+  /** What was to be done about a failure did not come to its end. */
+  inconclusive(attempt: Attempt, why: Cause.Cause<unknown>): void {
+    if (!Cause.hasInterruptsOnly(why)) {
+      // A fault of ours: it must not be tried for ever without counting.
+      this.run(Effect.logError(`${this.program.name}: what to do about ${attempt.delivery.id} failed`, why))
+      return this.finish(attempt, Settlement.retry(Duration.minutes(1)))
+    }
+    // On-receive: it is acknowledged, and its dead letter is not written. At most once means that it is gone.
+    if (attempt.isSettled && !attempt.lost && attempt.failure !== undefined) this.discarded(attempt, attempt.failure)
+    this.interrupted(attempt)
+  }
+
+  private discarded(attempt: Attempt, cause: Cause.Cause<unknown>): void {
+    this.counts.discarded++
+    this.report(attempt, { _tag: "Discarded", cause })
+  }
+
   /** The broker has answered. */
   settled(attempt: Attempt, owned: boolean): void {
     if (this.unsettled.size > 0) {
       this.unsettled.get(attempt)?.interruptUnsafe()
-      if (this.unsettled.delete(attempt)) this.demandChanged()
+      if (this.unsettled.delete(attempt)) this.pump()
     }
-    if (owned) return
-    this.counts.lost++
-    this.report(attempt, { _tag: "Lost" })
+    if (!owned) this.lost(attempt)
   }
 
   /** A message that was redriven for one group is not for the others. */
@@ -451,8 +510,7 @@ export class Engine {
   private bury(attempt: Attempt, cause: Cause.Cause<unknown>, reason: DeadLetter.Reason): Effect.Effect<void> {
     const topic = deadLetterTopic(this.program)
     if (topic === undefined) {
-      this.counts.discarded++
-      this.report(attempt, { _tag: "Discarded", cause })
+      this.discarded(attempt, cause)
       this.finish(attempt, Settlement.terminate(reason))
       return Effect.void
     }
@@ -474,7 +532,12 @@ export class Engine {
       error: DeadLetter.describe(cause),
       history: DeadLetter.historyOf(delivery.headers)
     })
-    return publishUntilAnswered(this.transport, DeadLetter.outgoing(topic, delivery, record)).pipe(
+    const letter = DeadLetter.outgoing(topic, delivery, record)
+    return publishUntilAnswered(this.transport, letter).pipe(
+      Effect.catchReason("PublishError", "TooLarge", () =>
+        Effect.forEach(DeadLetter.split(letter), (part) => publishUntilAnswered(this.transport, part), {
+          discard: true
+        })),
       Effect.matchCauseEffect({
         onSuccess: () =>
           Effect.sync(() => {
@@ -511,7 +574,7 @@ export class Engine {
       Effect.andThen(Effect.suspend(() => {
         this.unsettled.delete(attempt)
         this.counts.unsettled++
-        this.demandChanged()
+        this.pump()
         return Effect.logError(
           `${this.program.name}: message ${attempt.delivery.id} was not settled within ` +
             `${Duration.format(settleWithin)} of being handled; it will be redelivered`
@@ -529,7 +592,7 @@ export class Engine {
 
   private report(attempt: Attempt, outcome: Telemetry.OutcomeKind): void {
     if (this.meter !== undefined && attempt.startedAt > 0) {
-      const millis = this.clock.currentTimeMillisUnsafe() - attempt.startedAt
+      const millis = this.now() - attempt.startedAt
       this.meter.ended(outcome._tag, millis, "cause" in outcome ? outcome.cause : undefined)
     }
     if (this.observer === undefined) return
@@ -557,24 +620,46 @@ export class Engine {
   }
 
   private end(attempt: Attempt): void {
+    attempt.isOver = true
     this.running.delete(attempt)
-    if (this.deadlines.size > 0) { for (const deadline of this.deadlines.values()) deadline.delete(attempt) }
-    if (this.limit.observe !== undefined) {
-      const endedAt = this.clock.currentTimeMillisUnsafe()
-      this.limit.observe({ endedAt, latency: endedAt - attempt.startedAt, failed: attempt.failure })
-    }
     this.prefetch.done()
     this.started--
     this.releasePermitOf(attempt)
-    if (this.solo === "running") this.solo = "no"
-    this.lanes?.ended(attempt)
+    this.left(attempt)
+    if (this.timed) this.observeLimit(attempt)
     if (this.idle.size > 0 && this.started === 0) {
       const waiters = [...this.idle]
       this.idle.clear()
       for (const wake of waiters) wake()
     }
-    if (this.head < this.buffer.length) this.pump()
+    if (this.head < this.buffer.length || this.solo !== undefined) this.pump()
     else this.demandChanged()
+  }
+
+  /** It is no longer here: the next of its key may begin, unless it comes again. */
+  private left(attempt: Attempt): void {
+    if (this.solo === attempt) this.solo = undefined
+    if (this.lanes === undefined) return
+    const { settlement } = attempt
+    if (attempt.isSettled && !attempt.lost && settlement._tag === "@millrace/Retry") {
+      this.lanes.retried(attempt, settlement.after === undefined ? 0 : Duration.toMillis(settlement.after))
+    } else {
+      this.lanes.ended(attempt)
+    }
+  }
+
+  private observeLimit(attempt: Attempt): void {
+    if (this.limit.observe === undefined || attempt.startedAt === 0) return
+    const endedAt = this.now()
+    try {
+      this.limit.observe({
+        endedAt,
+        latency: endedAt - attempt.startedAt,
+        failed: attempt.failure !== undefined
+      })
+    } catch (error) {
+      this.run(Effect.logError(`${this.program.name}: the algorithm of its limit failed`, error))
+    }
   }
 
   // --- keeping
@@ -592,25 +677,31 @@ export class Engine {
     for (const attempt of this.keeping()) attempts.set(attempt.delivery, attempt)
     const [first, ...rest] = attempts.keys()
     if (first === undefined) return Effect.void
-    return this.subscription.extend([first, ...rest]).pipe(
+    return Effect.suspend(() => this.subscription.extend([first, ...rest])).pipe(
       Effect.map((lost) => {
-        for (const delivery of lost) this.lose(attempts.get(delivery)!)
+        for (const delivery of lost) this.lost(attempts.get(delivery)!)
       }),
-      Effect.catch((error) => Effect.logWarning(`${this.program.name}: what it works on could not be kept`, error))
+      Effect.catchCause((cause) =>
+        Effect.logWarning(`${this.program.name}: what it works on could not be kept`, cause)
+      )
     )
   })
 
-  private lose(attempt: Attempt): void {
-    if (attempt.lost || attempt.isSettled) return
-    this.settled(attempt, false)
+  /** Another consumer has it: wherever it is here, it goes, and nothing is said about it. */
+  private lost(attempt: Attempt): void {
+    if (attempt.lost) return
+    this.counts.lost++
+    this.report(attempt, { _tag: "Lost" })
+    if (this.running.has(attempt)) return attempt.lose()
+    attempt.lost = true
     const index = this.buffer.indexOf(attempt, this.head)
     if (index >= 0) {
       this.buffer.splice(index, 1)
-      this.lanes?.ended(attempt)
+      this.left(attempt)
+      this.pump()
     } else {
       this.lanes?.forget(attempt)
     }
-    attempt.lose()
   }
 
   // --- stopping: the order is in drain.ts
@@ -618,11 +709,22 @@ export class Engine {
   /** Hands back what was taken and not begun. */
   releaseWaiting(): void {
     const waiting = this.buffer.slice(this.head)
-    if (this.lanes !== undefined) waiting.push(...this.lanes.all())
-    this.lanes?.clear()
     this.buffer = []
     this.head = 0
-    for (const attempt of waiting) {
+    if (this.lanes !== undefined) waiting.push(...this.lanes.handBack(undefined))
+    this.handBack(waiting)
+  }
+
+  /** Hands back what was handled and left for the user to settle. */
+  releaseUnsettled(): void {
+    for (const report of this.unsettled.values()) report.interruptUnsafe()
+    this.handBack([...this.unsettled.keys()])
+    this.unsettled.clear()
+  }
+
+  private handBack(attempts: ReadonlyArray<Attempt>): void {
+    for (const attempt of attempts) {
+      attempt.isOver = true
       if (!attempt.claim()) continue
       attempt.settlement = Settlement.release
       this.released(attempt.delivery, undefined)
@@ -640,6 +742,7 @@ export class Engine {
   })
 
   readonly interruptHandlers: Effect.Effect<void> = Effect.sync(() => {
+    this.interrupting = true
     for (const attempt of [...this.running]) attempt.interrupt()
   })
 
@@ -647,7 +750,8 @@ export class Engine {
     this.cancelWait?.()
     this.cancelResize()
     for (const deadline of this.deadlines.values()) deadline.close()
-    for (const waiting of this.unsettled.values()) waiting.interruptUnsafe()
+    this.lanes?.close()
+    this.settler.close()
   }
 }
 

@@ -14,6 +14,7 @@
  * 7. A dead letter that cannot be written leaves the message unsettled: the broker delivers it again.
  */
 import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
@@ -41,10 +42,11 @@ export const judge = (
   message: Message.Any | undefined
 ): Effect.Effect<Verdict> => {
   const error = Option.getOrUndefined(Cause.findErrorOption(cause))
-  if (error instanceof Settlement.Terminate) return end("terminated")
+  const signal = Settlement.isSignal(error) ? error : undefined
+  if (signal?._tag === "@millrace/Terminate") return end("terminated")
   if (attempt > policy.times) return end("exhausted")
-  if (error instanceof Settlement.Retry) {
-    return error.after === undefined ? delayed(policy, attempt, error) : retryAfter(error.after)
+  if (signal?._tag === "@millrace/Retry") {
+    return signal.after === undefined ? delayed(policy, attempt, signal) : retryAfter(signal.after)
   }
   if (error !== undefined && message !== undefined && policy.while !== undefined) {
     if (!policy.while(error as never, message as never)) return end("rejected")
@@ -56,18 +58,27 @@ const end = (reason: DeadLetter.Reason): Effect.Effect<Verdict> => Effect.succee
 
 const retryAfter = (delay: Duration.Duration): Effect.Effect<Verdict> => Effect.succeed({ _tag: "Retry", delay })
 
-/** The schedule is stepped anew each time, so the delay is the same whichever process asks. */
+/**
+ * The schedule is stepped anew each time, so the delay is the same whichever process asks. The earlier steps are taken
+ * as if they had been waited for, so that the last one, which decides, is taken now: a schedule may go by the calendar.
+ */
 const delayed = (policy: Retry, attempt: number, error: unknown): Effect.Effect<Verdict> =>
-  Schedule.toStep(policy.schedule).pipe(
-    Effect.flatMap(Effect.fnUntraced(function*(step) {
-      let now = 0
-      let delay = Duration.zero
-      for (let i = 0; i < attempt; i++) {
-        const [, next] = yield* step(now, error)
-        delay = next
-        now += Duration.toMillis(next)
-      }
-      return { _tag: "Retry", delay } as Verdict
-    })),
-    Pull.catchDone(() => end("exhausted"))
-  )
+  Effect.gen(function*() {
+    const now = yield* Clock.currentTimeMillis
+    const earlier = yield* delays(policy, attempt - 1, 0, error)
+    const [delay] = (yield* delays(policy, attempt, now - sum(earlier), error)).slice(-1)
+    return { _tag: "Retry", delay: delay! } as Verdict
+  }).pipe(Pull.catchDone(() => end("exhausted")))
+
+const delays = Effect.fnUntraced(function*(policy: Retry, times: number, from: number, error: unknown) {
+  const step = yield* Schedule.toStep(policy.schedule)
+  const taken: Array<Duration.Duration> = []
+  for (let i = 0; i < times; i++) {
+    const [, delay] = yield* step(from + sum(taken), error)
+    taken.push(delay)
+  }
+  return taken
+})
+
+const sum = (durations: ReadonlyArray<Duration.Duration>): number =>
+  durations.reduce((millis, duration) => millis + Duration.toMillis(duration), 0)

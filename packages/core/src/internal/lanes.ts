@@ -20,18 +20,18 @@ export class Lanes {
   private readonly keyOf: (message: Message.Any) => string | undefined
   private readonly lanes = new Map<string, Lane>()
   private readonly retrying = new Map<string, Lane>()
-  private readonly after: (millis: number, f: () => void) => () => void
+  private readonly whenPatienceEnds: (delay: number, f: () => void) => () => void
   private readonly onReady: (attempt: Attempt) => void
   /** Standing behind another message of their key. */
   parked = 0
 
   constructor(options: {
     readonly key: (message: Message.Any) => string | undefined
-    readonly after: (millis: number, f: () => void) => () => void
+    readonly whenPatienceEnds: (delay: number, f: () => void) => () => void
     readonly onReady: (attempt: Attempt) => void
   }) {
     this.keyOf = options.key
-    this.after = options.after
+    this.whenPatienceEnds = options.whenPatienceEnds
     this.onReady = options.onReady
   }
 
@@ -62,13 +62,13 @@ export class Lanes {
     if (lane !== undefined && lane.retrying === undefined) this.next(lane)
   }
 
-  /** It comes again: its key waits for it, but not for ever, for a peer may have been given it. */
-  retried(attempt: Attempt, patience: number): void {
+  /** It comes again after `delay`: its key waits for it, but not for ever, for a peer may have been given it. */
+  retried(attempt: Attempt, delay: number): void {
     const lane = this.laneOf(attempt)
     if (lane === undefined) return
     lane.retrying = attempt.delivery.id
     this.retrying.set(lane.retrying, lane)
-    lane.giveUp = this.after(patience, () => {
+    lane.giveUp = this.whenPatienceEnds(delay, () => {
       this.unblock(lane)
       this.next(lane)
     })
@@ -88,11 +88,19 @@ export class Lanes {
     for (const lane of this.lanes.values()) yield* lane.parked
   }
 
-  clear(): void {
-    for (const lane of this.lanes.values()) lane.giveUp?.()
-    this.lanes.clear()
-    this.retrying.clear()
+  /** Hands everything back but `head`; keys whose head waits for a retry go on waiting for it. */
+  handBack(head: Attempt | undefined): Array<Attempt> {
+    const parked = [...this.all()]
     this.parked = 0
+    for (const lane of this.lanes.values()) {
+      lane.parked.length = 0
+      if (lane.retrying === undefined && lane.key !== head?.lane) this.lanes.delete(lane.key)
+    }
+    return parked
+  }
+
+  close(): void {
+    for (const lane of this.lanes.values()) lane.giveUp?.()
   }
 
   private laneOf(attempt: Attempt): Lane | undefined {

@@ -25,7 +25,7 @@ export interface Source {
   readonly startFrom: "new" | "beginning"
   readonly prefetch: number | undefined
   readonly waiting: number
-  readonly drainTimeout: Duration.Input
+  readonly drainTimeout: Duration.Duration
   readonly transport: Effect.Effect<Transport.Transport["Service"]>
   /** Adds what a transport's own `from` promises of its messages. */
   readonly extend: ((message: Message.Any, delivery: Transport.Delivery) => Message.Any) | undefined

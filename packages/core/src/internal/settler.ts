@@ -20,8 +20,8 @@ export interface Entry extends Settling {
  *
  * A lone settlement goes out in the next turn. When the last flush was less than a millisecond ago, flushing waits for
  * {@link gate} of them or that many turns: at full speed that makes one command of 32 messages, and a turn is too short
- * to be seen in a latency. One flush is under way at a time; one that fails is sent again, after a backoff, for ever:
- * the subscription's scope ends it.
+ * to be seen in a latency. One flush is under way at a time; one that fails is sent again, after a backoff, until
+ * the pipeline closes.
  */
 export class Settler {
   readonly subscription: Subscription
@@ -34,7 +34,7 @@ export class Settler {
   pending: Array<Entry> = []
   /** Handed to the transport and not yet confirmed. */
   unconfirmed = 0
-  private flushing = false
+  private flushing: Fiber.Fiber<ReadonlyArray<Delivery>> | undefined
   private scheduled = false
   private turns = 0
   private lastFlush = 0n
@@ -58,12 +58,12 @@ export class Settler {
 
   add(entry: Entry): void {
     this.pending.push(entry)
-    if (!this.scheduled && !this.flushing) this.schedule()
+    if (!this.scheduled && this.flushing === undefined) this.schedule()
   }
 
   /** Resolves when nothing is left to say. */
   readonly awaitIdle: Effect.Effect<void> = Effect.callback<void>((resume) => {
-    if (this.pending.length === 0 && !this.flushing) return resume(Effect.void)
+    if (this.pending.length === 0 && this.flushing === undefined) return resume(Effect.void)
     const wake = () => resume(Effect.void)
     this.idle.add(wake)
     return Effect.sync(() => this.idle.delete(wake))
@@ -85,42 +85,67 @@ export class Settler {
     const batch = this.pending
     if (!Arr.isArrayNonEmpty(batch)) return
     this.pending = []
-    this.flushing = true
     this.unconfirmed += batch.length
     this.lastFlush = this.clock.monotonicTimeNanosUnsafe()
+    const exit = exitOf(this.settle(batch))
     // An Exit at once is how a transport that only writes to a socket answers: no fiber is started for it.
-    const settle = this.subscription.settle(batch)
-    const exit = exitOf(settle)
-    if (exit !== undefined && Exit.isSuccess(exit)) this.flushed(batch, exit)
-    else this.run(this.resend(settle, batch.length)).addObserver((exit) => this.flushed(batch, exit))
+    if (exit !== undefined && Exit.isSuccess(exit)) {
+      this.flushed(batch, exit.value)
+    } else {
+      this.flushing = this.run(this.untilSettled(batch, exit))
+      this.flushing.addObserver((exit) => {
+        this.flushing = undefined
+        if (Exit.isSuccess(exit)) this.flushed(batch, exit.value)
+      })
+    }
     this.onHandedOver()
   }
 
-  private resend(settle: Effect.Effect<ReadonlyArray<Delivery>, unknown>, size: number) {
-    return settle.pipe(
-      Effect.tapError((error) => {
-        this.onResend(size)
-        return Effect.logWarning(`${size} settlements did not reach the broker and are sent again`, error)
+  private settle(batch: Arr.NonEmptyArray<Entry>): Effect.Effect<ReadonlyArray<Delivery>, unknown> {
+    try {
+      return this.subscription.settle(batch)
+    } catch (defect) {
+      return Exit.die(defect)
+    }
+  }
+
+  /** Whatever goes wrong, in the transport too: what was not said must be said again. */
+  private untilSettled(
+    batch: Arr.NonEmptyArray<Entry>,
+    first: Exit.Exit<ReadonlyArray<Delivery>, unknown> | undefined
+  ): Effect.Effect<ReadonlyArray<Delivery>> {
+    return Effect.suspend(() => {
+      const settle = first ?? this.settle(batch)
+      first = undefined
+      return settle
+    }).pipe(
+      Effect.sandbox,
+      Effect.tapError((cause) => {
+        this.onResend(batch.length)
+        return Effect.logWarning(`${batch.length} settlements did not reach the broker and are sent again`, cause)
       }),
-      Effect.retry(backoff)
+      Effect.retry(backoff),
+      Effect.orDie
     )
   }
 
-  private flushed(batch: Arr.NonEmptyArray<Entry>, exit: Exit.Exit<ReadonlyArray<Delivery>, unknown>): void {
-    this.flushing = false
+  private flushed(batch: Arr.NonEmptyArray<Entry>, lost: ReadonlyArray<Delivery>): void {
     this.unconfirmed -= batch.length
-    if (Exit.isSuccess(exit)) {
-      const lost = exit.value.length === 0 ? undefined : new Set(exit.value)
-      for (const entry of batch) entry.settled(lost === undefined || !lost.has(entry.delivery))
-    }
+    const notOurs = lost.length === 0 ? undefined : new Set(lost)
+    for (const entry of batch) entry.settled(notOurs === undefined || !notOurs.has(entry.delivery))
     if (this.pending.length > 0) {
       if (!this.scheduled) this.schedule()
-    } else if (this.idle.size > 0) {
+    } else if (this.idle.size > 0 && this.flushing === undefined) {
       const waiters = [...this.idle]
       this.idle.clear()
       for (const wake of waiters) wake()
     }
     this.onHandedOver()
+  }
+
+  /** What is not confirmed by now will be redelivered. */
+  close(): void {
+    this.flushing?.interruptUnsafe()
   }
 }
 

@@ -5,6 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
 import * as Tracer from "effect/Tracer"
 import { isLimit } from "../Concurrency.ts"
 import type { Running } from "../Pipeline.ts"
@@ -13,7 +14,7 @@ import { drain } from "./drain.ts"
 import { Engine } from "./engine.ts"
 import { Prefetch } from "./prefetch.ts"
 import type { Program } from "./program.ts"
-import { batchSize, outputs, timeoutOf, validate } from "./validate.ts"
+import { batchSize, deadLetterTopic, outputs, timeoutOf, validate } from "./validate.ts"
 
 /** Checks, declares, subscribes, and begins to read; closing the scope drains. */
 export const start = Effect.fnUntraced(function*(
@@ -23,22 +24,25 @@ export const start = Effect.fnUntraced(function*(
   const transport = yield* source.transport
   const bad = validate(program, transport.name)
   if (bad !== undefined) return yield* bad
-  for (const topic of outputs(program)) yield* transport.declare(topic)
-
   const { concurrency, key, settings } = program.policies
   const limit = isLimit(concurrency) ? concurrency.ceiling : concurrency
+  const maxOwned = limit * batchSize(program) + (source.prefetch ?? Prefetch.most) +
+    (key === undefined ? 0 : source.waiting)
   const subscription = yield* transport.subscribe({
     topic: source.topic.name,
     group: source.group,
     startFrom: source.startFrom,
-    maxOwned: limit * batchSize(program) + (source.prefetch ?? Prefetch.most) + (key === undefined ? 0 : source.waiting),
+    maxOwned,
     waiting: source.waiting,
     timeout: timeoutOf(program),
+    deadLetter: deadLetterTopic(program),
     settings
   })
+  // After the source: a source that cannot be must not leave topics behind.
+  for (const topic of outputs(program)) yield* transport.declare(topic)
   // A message is not part of the span that its pipeline happened to be started in.
   const context = Context.omit(Tracer.ParentSpan)(yield* Effect.context<never>())
-  const engine = new Engine(program, transport, subscription, context)
+  const engine = new Engine(program, transport, subscription, context, maxOwned)
 
   let reader: Fiber.Fiber<void> | undefined
   const read = Effect.sync(() => {
@@ -55,20 +59,29 @@ export const start = Effect.fnUntraced(function*(
   yield* Effect.addFinalizer(() => drain(engine, stopReading, source.drainTimeout))
   yield* read
 
+  // One after the other: a second reader must not begin before the first has given its asking back.
+  const inTurn = Semaphore.makeUnsafe(1)
+  let paused = false
   return {
     name: program.name,
     topic: source.topic.name,
     group: source.group,
-    pause: Effect.suspend(() => {
-      engine.paused = true
+    pause: inTurn.withPermit(Effect.suspend(() => {
+      paused = true
       return stopReading
-    }),
-    resume: Effect.suspend(() => {
-      if (!engine.paused || engine.draining) return Effect.void
-      engine.paused = false
+    })),
+    resume: inTurn.withPermit(Effect.suspend(() => {
+      if (!paused || engine.draining) return Effect.void
+      paused = false
       return read
-    }),
-    health: Effect.suspend(() => engine.paused ? Effect.succeed("paused" as const) : subscription.health),
+    })),
+    health: Effect.suspend(() =>
+      Deferred.isDoneUnsafe(engine.failure)
+        ? Effect.succeed("stopped" as const)
+        : paused
+        ? Effect.succeed("paused" as const)
+        : subscription.health
+    ),
     limit: engine.limit,
     owned: Effect.sync(() => ({ waiting: engine.waiting, running: engine.inUse })),
     counts: Effect.sync(() => ({ ...engine.counts })),

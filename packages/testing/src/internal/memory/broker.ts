@@ -157,10 +157,12 @@ export class Group {
   /** `false` when `consumer` no longer owns the delivery. */
   settle(consumer: Consumer, delivery: Transport.Delivery, settlement: Settlement.Settlement): boolean {
     const { broker } = this.topic
-    const passage = this.pending.get(delivery.id)
-    const owned = passage !== undefined && passage.owner === consumer && passage.delivery === delivery
-    // An acknowledgement stands, whoever has the message now: its work is done.
-    if (!owned && (settlement._tag !== "Ack" || passage === undefined)) return settlement._tag === "Ack"
+    const pending = this.pending.get(delivery.id)
+    const owned = pending !== undefined && pending.owner === consumer && pending.delivery === delivery
+    if (!owned && settlement._tag !== "Ack") return false
+    // An acknowledgement stands, wherever the message is now: its work is done.
+    const passage = pending ?? this.takeBack(delivery.id)
+    if (passage === undefined) return true
     broker.activity++
     if (broker.options.history) {
       broker.settled.push({
@@ -197,6 +199,18 @@ export class Group {
       }
     }
     return true
+  }
+
+  /** Takes a message out of those that wait for somebody to ask. */
+  private takeBack(id: string): Passage | undefined {
+    for (const waiting of [this.released, this.delayed]) {
+      const index = waiting.findIndex(({ entry }) => entry.id === id)
+      if (index < 0) continue
+      const [passage] = waiting.splice(index, 1)
+      if (waiting === this.delayed) passage!.owner!.waiting--
+      return passage
+    }
+    return undefined
   }
 
   extend(consumer: Consumer, delivery: Transport.Delivery): boolean {
