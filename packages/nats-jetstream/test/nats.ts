@@ -11,8 +11,8 @@ import type * as Scope from "effect/Scope"
 import { AckWait } from "../src/internal/settings.ts"
 import * as JetStream from "../src/JetStream.ts"
 
-/** The servers of the matrix. */
-export const versions = ["2.15", "2.10"]
+/** The servers of the matrix, or those of `NATS_VERSIONS`. */
+export const versions = (process.env["NATS_VERSIONS"] ?? "2.15,2.10").split(",")
 
 /** Runs a test on a server of its own, within one layer. */
 export const onNats = <A, E>(

@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
 import { type Connection, interrupted, unexpected } from "./connection.ts"
-import { toHeaders } from "./delivery.ts"
+import { toHeaders } from "./headers.ts"
 import { findStream } from "./resources.ts"
 
 /**

@@ -2,6 +2,7 @@ import type * as Message from "@millrace/core/Message"
 import * as Publisher from "@millrace/core/Publisher"
 import type * as Transport from "@millrace/core/Transport"
 import type { MsgHdrs } from "@nats-io/nats-core"
+import { headersOf } from "./headers.ts"
 
 /** As clients give it, with or without JetStream. */
 interface Msg {
@@ -22,7 +23,8 @@ export class JetStreamDelivery implements Transport.Delivery {
   readonly id: string
   /** How often the server has delivered it. */
   readonly delivered: number
-  private readonly nanos: string
+  /** Where the timestamp begins. */
+  private readonly time: number
   private decoded: Message.Headers | undefined
   /** Deliveries that were handed back untouched. */
   released = 0
@@ -36,11 +38,13 @@ export class JetStreamDelivery implements Transport.Delivery {
     this.msg = msg
     const reply = msg.reply ?? ""
     this.reply = reply
-    const tokens = reply.split(".")
-    const at = tokens.length === 9 ? 4 : 6
-    this.delivered = Number(tokens[at])
-    this.id = tokens[at + 1] ?? ""
-    this.nanos = tokens[at + 3] ?? "0"
+    // A consumer's messages all begin with the same.
+    if (!reply.startsWith(prefix)) prefix = prefixOf(reply)
+    const afterDelivered = reply.indexOf(".", prefix.length)
+    const afterSequence = reply.indexOf(".", afterDelivered + 1)
+    this.delivered = Number(reply.slice(prefix.length, afterDelivered))
+    this.id = reply.slice(afterDelivered + 1, afterSequence)
+    this.time = reply.indexOf(".", afterSequence + 1) + 1
   }
   get body(): Uint8Array {
     return this.msg.data
@@ -49,7 +53,7 @@ export class JetStreamDelivery implements Transport.Delivery {
     return this.msg.subject
   }
   get headers(): Message.Headers {
-    return this.decoded ??= toHeaders(this.msg.headers)
+    return this.decoded ??= headersOf(this.msg)
   }
   get key(): string | undefined {
     return Publisher.keyOf(this.headers)
@@ -61,28 +65,17 @@ export class JetStreamDelivery implements Transport.Delivery {
     return this.delivered > 1
   }
   get publishedAt(): number {
-    return Math.floor(Number(this.nanos) / 1e6)
+    return Math.floor(Number(this.timestamp) / 1e6)
   }
-  /** Tells two messages apart that have the same number in two streams of the same name. */
+  /** In nanoseconds. Tells two messages apart that have the same number in two streams of the same name. */
   get timestamp(): string {
-    return this.nanos
+    return this.reply.slice(this.time, this.reply.indexOf(".", this.time))
   }
 }
 
-/** As quick as an ordinary object, without inheriting names that a header may have. */
-class Bare {
-  [name: string]: string
-}
-Object.setPrototypeOf(Bare.prototype, null)
+let prefix = "no message yet"
 
-/** Names in lower case, without what is said to the server: a copy of them must not repeat an id or an expectation. */
-export const toHeaders = (given: MsgHdrs | undefined): Message.Headers => {
-  const headers = new Bare()
-  if (given !== undefined) {
-    for (const [name, values] of given) {
-      const lower = name.toLowerCase()
-      if (!lower.startsWith("nats-")) headers[lower] ??= values[0] ?? ""
-    }
-  }
-  return headers
+const prefixOf = (reply: string): string => {
+  const tokens = reply.split(".")
+  return `${tokens.slice(0, tokens.length === 9 ? 4 : 6).join(".")}.`
 }

@@ -1,0 +1,60 @@
+import type * as Message from "@millrace/core/Message"
+import type { MsgHdrs } from "@nats-io/nats-core"
+import * as Predicate from "effect/Predicate"
+
+/** As quick as an ordinary object, without inheriting names that a header may have. */
+class Bare {
+  [name: string]: string
+}
+Object.setPrototypeOf(Bare.prototype, null)
+
+/** Names in lower case, without what is said to the server: a copy of them must not repeat an id or an expectation. */
+const put = (headers: Bare, name: string, value: string): void => {
+  const lower = name.toLowerCase()
+  if (!lower.startsWith("nats-")) headers[lower] ??= value
+}
+
+export const toHeaders = (given: MsgHdrs | undefined): Message.Headers => {
+  const headers = new Bare()
+  if (given !== undefined) { for (const [name, values] of given) put(headers, name, values[0] ?? "") }
+  return headers
+}
+
+/**
+ * The headers of a message. The client decodes them at four times the cost of the rest of its work on a message, so they
+ * are read from its bytes, which it keeps to itself; a client that keeps them elsewhere is asked.
+ */
+export const headersOf = (msg: { readonly headers?: MsgHdrs | undefined }): Message.Headers => {
+  if (!Predicate.hasProperty(msg, "_msg") || !Predicate.hasProperty(msg, "_rdata")) return toHeaders(msg.headers)
+  const { _msg: at, _rdata: bytes } = msg
+  if (!Predicate.hasProperty(at, "hdr") || typeof at.hdr !== "number" || !(bytes instanceof Uint8Array)) {
+    return toHeaders(msg.headers)
+  }
+  return at.hdr > 0 ? parse(textOf(bytes, at.hdr)) : none
+}
+
+const none: Message.Headers = Object.freeze(new Bare())
+
+const decoder = new TextDecoder()
+
+const textOf = (bytes: Uint8Array, length: number): string =>
+  bytes instanceof Buffer ? bytes.toString("utf8", 0, length) : decoder.decode(bytes.subarray(0, length))
+
+/** Often all messages have the same. */
+let lastText = ""
+let lastHeaders = none
+
+const parse = (text: string): Message.Headers => {
+  if (text === lastText) return lastHeaders
+  const headers = new Bare()
+  // `NATS/1.0`, then a line each.
+  for (let start = text.indexOf("\r\n") + 2; start > 1 && start < text.length;) {
+    const end = text.indexOf("\r\n", start)
+    if (end < 0) break
+    const colon = text.indexOf(":", start)
+    if (colon > start && colon < end) put(headers, text.slice(start, colon), text.slice(colon + 1, end).trim())
+    start = end + 2
+  }
+  lastText = text
+  return lastHeaders = Object.freeze(headers)
+}
