@@ -240,22 +240,27 @@ const millis = (input: Duration.Input | undefined) =>
  * @category constructors
  * @since 0.1.0
  */
-export const from = <A, RD, RE>(
+export const from: {
+  <A, H, RD, RE>(
+    topic: Topic.TopicWithHeaders<A, H, RD, RE>,
+    options: FromOptions
+  ): Pipeline.Open<Message.WithHeaders<A, H>, A, never, RedisStreams | RD>
+  <A, RD, RE>(
+    topic: Topic.Topic<A, RD, RE>,
+    options: FromOptions
+  ): Pipeline.Open<Message.Message<A>, A, never, RedisStreams | RD>
+} = <A, RD, RE>(
   topic: Topic.Topic<A, RD, RE>,
-  options: FromOptions
-): Pipeline.Open<Message.Message<A>, A, never, RedisStreams | RD> => {
-  const { block, claim, startFrom, ...common } = options
-  const isCommon = startFrom === undefined || startFrom === "new" || startFrom === "beginning"
-  return Pipeline.fromTransport(topic, {
-    ...common,
-    startFrom: isCommon ? startFrom as "new" | "beginning" | undefined : undefined
-  }, {
+  { block, claim, startFrom, ...options }: FromOptions
+): Pipeline.Open<Message.WithHeaders<A, never>, A, never, RedisStreams | RD> => {
+  const common = startFrom === "new" ? "new" : startFrom === "beginning" ? "beginning" : undefined
+  return Pipeline.fromTransport(topic, { ...options, startFrom: common }, {
     transport: RedisStreams.use(({ transport }) => Effect.succeed(transport)),
     settings: Context.make(Source, {
-      startFrom: isCommon ? undefined : startFrom,
+      startFrom: common === undefined ? startFrom : undefined,
       block: millis(block),
       minIdle: millis(claim?.minIdle)
-    }) as Context.Context<never>
+    })
   })
 }
 

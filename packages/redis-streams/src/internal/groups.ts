@@ -37,6 +37,12 @@ export const verify = (server: Server, key: string): Effect.Effect<void, Transpo
 const mismatch = (key: string, found = "a key of another type"): TransportError =>
   new TransportError({ transport: "redis", reason: new Mismatch({ name: key, expected: "a stream", found }) })
 
+/**
+ * One consumer of a group.
+ *
+ * @category models
+ * @since 0.1.0
+ */
 export interface ConsumerInfo {
   readonly name: string
   readonly pending: number
@@ -44,6 +50,12 @@ export interface ConsumerInfo {
   readonly idle: number
 }
 
+/**
+ * What the server knows about a group.
+ *
+ * @category models
+ * @since 0.1.0
+ */
 export interface GroupInfo {
   /** Delivered to some consumer and not acknowledged. */
   readonly pending: number
