@@ -19,7 +19,12 @@ import type { PublishError } from "./Publisher.ts"
 import type * as Settlement from "./Settlement.ts"
 import type { TransportError } from "./TransportError.ts"
 
-/** One delivery of one message: raw, not yet decoded. Fields may be lazy getters. */
+/**
+ * One delivery of one message: raw, not yet decoded. Fields may be lazy getters.
+ *
+ * @category models
+ * @since 0.1.0
+ */
 export interface Delivery extends Codec.Wire {
   /** The broker's id: unique within the topic, the same on every redelivery. */
   readonly id: string
@@ -36,13 +41,23 @@ export interface Delivery extends Codec.Wire {
   readonly publishedAt: number
 }
 
-/** One settlement of one delivery. */
+/**
+ * One settlement of one delivery.
+ *
+ * @category models
+ * @since 0.1.0
+ */
 export interface Settling {
   readonly delivery: Delivery
   readonly settlement: Settlement.Settlement
 }
 
-/** What a subscription is for. A transport's own options travel in `settings` (see `Pipeline.fromTransport`). */
+/**
+ * What a subscription is for. A transport's own options travel in `settings` (see `Pipeline.fromTransport`).
+ *
+ * @category models
+ * @since 0.1.0
+ */
 export interface SubscribeOptions {
   readonly topic: string
   readonly group: string
@@ -63,6 +78,9 @@ export interface SubscribeOptions {
  * A ready subscription. Its scope closes it, after the last `settle`: what was fetched and never pulled is released then.
  * It heals by itself (reconnects with backoff, re-creates what it declared, logs once per episode) for as long as its
  * scope is open; an Effect below fails only with what cannot heal, or, for `settle` and `extend`, with "send it again".
+ *
+ * @category models
+ * @since 0.1.0
  */
 export interface Subscription {
   /**
@@ -75,7 +93,7 @@ export interface Subscription {
   /**
    * Tells the broker, in order, and returns the deliveries that this consumer no longer owned (nothing was done to
    * them, except that an `ack` by a former owner stands). A failure says that some may not have arrived: the engine
-   * sends the same batch again, so it must be safe to repeat. Never called concurrently; a batch is one loop turn's.
+   * calls it again with the same batch, so that must be safe. Never called concurrently; a batch is one loop turn's.
    */
   readonly settle: (
     batch: Arr.NonEmptyReadonlyArray<Settling>
@@ -90,10 +108,20 @@ export interface Subscription {
   readonly health: Effect.Effect<Health>
 }
 
-/** @since 0.1.0 */
+/**
+ * Whether messages can be consumed now.
+ *
+ * @category models
+ * @since 0.1.0
+ */
 export type Health = "consuming" | "reconnecting"
 
-/** A message to publish. `id` deduplicates where the broker can, for as long as it can; `delay` postpones delivery. */
+/**
+ * A message to publish. `id` deduplicates where the broker can, for as long as it can; `delay` postpones delivery.
+ *
+ * @category models
+ * @since 0.1.0
+ */
 export interface Outgoing extends Codec.Wire {
   readonly topic: string
   readonly headers: Message.Headers
@@ -102,13 +130,23 @@ export interface Outgoing extends Codec.Wire {
   readonly delay: Duration.Duration | undefined
 }
 
-/** The broker has it. `duplicate`: it had it before, under the same id. */
+/**
+ * The broker has it. `duplicate`: it had it before, under the same id.
+ *
+ * @category models
+ * @since 0.1.0
+ */
 export interface Published {
   readonly id: string
   readonly duplicate: boolean
 }
 
-/** What a broker can do; conformance tests of what it cannot are skipped with this as the printed reason. */
+/**
+ * What a broker can do; conformance tests of what it cannot are skipped with this as the printed reason.
+ *
+ * @category models
+ * @since 0.1.0
+ */
 export interface Capabilities {
   /** A published `id` is recognised as a duplicate. */
   readonly deduplication: boolean

@@ -50,7 +50,7 @@ describe("spans", () => {
       })
       const doubled = report.published.find(({ topic }) => topic === "doubled")!
       assert.strictEqual(doubled.headers["traceparent"], `00-${process.traceId}-${process.spanId}-01`)
-    }).pipe(Effect.scoped, Effect.provide(TestHarness.layer), Effect.provide(layer))
+    }).pipe(Effect.scoped, Effect.provide(Layer.provideMerge(TestHarness.layer, layer)))
   })
 
   it.effect("without spans of its own a pipeline hands the trace on as it came, also through a dead letter", () =>

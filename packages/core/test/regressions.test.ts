@@ -1,5 +1,15 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Concurrency, DeadLetter, Message, Pipeline, Publisher, Settlement, Telemetry, Topic, Transport } from "@millrace/core"
+import {
+  Concurrency,
+  DeadLetter,
+  Message,
+  Pipeline,
+  Publisher,
+  Settlement,
+  Telemetry,
+  Topic,
+  Transport
+} from "@millrace/core"
 import { MemoryTransport, TestHarness } from "@millrace/testing"
 import { Clock, Context, Data, Duration, Effect, Exit, Result, Schedule, Schema, Scope, Stream } from "effect"
 import { TestClock } from "effect/testing"
@@ -111,9 +121,13 @@ const on = <M extends Message.Any, A, E, R>(
 ) =>
   Effect.gen(function*() {
     const scope = yield* Scope.make()
-    const from = Pipeline.fromTransport(Numbers, { group: "test", prefetch: 10, drainTimeout: "1 second", ...options }, {
-      transport: Effect.succeed(hand.transport)
-    })
+    const from = Pipeline.fromTransport(
+      Numbers,
+      { group: "test", prefetch: 10, drainTimeout: "1 second", ...options },
+      {
+        transport: Effect.succeed(hand.transport)
+      }
+    )
     const running = yield* Scope.provide(Pipeline.start(grow(from)), scope)
     yield* turns
     /** Closes the scope; whether that had ended `duration` later. */
@@ -198,8 +212,10 @@ describe("lost ownership", () => {
   it.effect("a suspect that is lost while it waits to run alone stalls the pipeline for ever", () =>
     Effect.gen(function*() {
       const hand = new Hand()
-      const { running } = yield* on(hand, (from) =>
-        from.pipe(Pipeline.tap((n) => n === 1 ? Effect.sleep("15 seconds") : Effect.void)))
+      const { running } = yield* on(
+        hand,
+        (from) => from.pipe(Pipeline.tap((n) => n === 1 ? Effect.sleep("15 seconds") : Effect.void))
+      )
       const suspect = delivery(2, { suspect: true, attempt: 2 })
       hand.deliver(delivery(1))
       yield* turns
@@ -218,9 +234,11 @@ describe("lost ownership", () => {
 
 describe("drain", () => {
   const unreachable: Hand["publish"] = (messages) =>
-    Effect.succeed(messages.map(({ topic }) =>
-      Result.fail(new Publisher.PublishError({ topic, reason: new Publisher.NotSent({ detail: "gone" }) }))
-    ))
+    Effect.succeed(
+      messages.map(({ topic }) =>
+        Result.fail(new Publisher.PublishError({ topic, reason: new Publisher.NotSent({ detail: "gone" }) }))
+      )
+    )
 
   it.effect("ends although a dead letter cannot be written", () =>
     Effect.gen(function*() {
@@ -281,8 +299,10 @@ describe("drain", () => {
       const hand = new Hand()
       hand.settle = () => Effect.delay(Effect.succeed([]), "5 seconds")
       let handled = 0
-      const { drained, running } = yield* on(hand, (from) =>
-        from.pipe(Pipeline.map(() => handled++), Pipeline.ackPolicy("on-receive")))
+      const { drained, running } = yield* on(
+        hand,
+        (from) => from.pipe(Pipeline.map(() => handled++), Pipeline.ackPolicy("on-receive"))
+      )
       hand.deliver(delivery(1))
       yield* turns
       yield* drained("3 seconds")
@@ -300,7 +320,6 @@ describe("drain", () => {
       assert.isTrue(yield* drained("10 seconds"))
       assert.deepStrictEqual(hand.said, ["1 Release"])
     }))
-
 })
 
 // --- 3 the user's functions
@@ -351,19 +370,29 @@ describe("functions that throw", () => {
 
   it.effect("an error whose message is no string is released uncounted for ever instead of dead-lettered", () => {
     class Http extends Data.TaggedError("Http")<{ readonly message: any }> {}
-    return survives((from) =>
-      from.pipe(
-        Pipeline.tap((n) => n === 1 ? Effect.fail(new Http({ message: { status: 500 } })) : Effect.void),
-        Pipeline.retry({ times: 0 })
-      ), delivery(1), undefined, "1 Terminate")
+    return survives(
+      (from) =>
+        from.pipe(
+          Pipeline.tap((n) => n === 1 ? Effect.fail(new Http({ message: { status: 500 } })) : Effect.void),
+          Pipeline.retry({ times: 0 })
+        ),
+      delivery(1),
+      undefined,
+      "1 Terminate"
+    )
   })
 
   it.effect("an error that cannot be shown (BigInt, no prototype) is released uncounted for ever", () =>
-    survives((from) =>
-      from.pipe(
-        Pipeline.tap((n) => n === 1 ? Effect.fail(Object.assign(Object.create(null), { n: 1n })) : Effect.void),
-        Pipeline.retry({ times: 0 })
-      ), delivery(1), undefined, "1 Terminate"))
+    survives(
+      (from) =>
+        from.pipe(
+          Pipeline.tap((n) => n === 1 ? Effect.fail(Object.assign(Object.create(null), { n: 1n })) : Effect.void),
+          Pipeline.retry({ times: 0 })
+        ),
+      delivery(1),
+      undefined,
+      "1 Terminate"
+    ))
 
   it.effect("the same with on-receive is an uncaught exception, which ends the process", () =>
     survives((from) =>
@@ -380,6 +409,7 @@ describe("functions that throw", () => {
       from.pipe(Pipeline.mapPromise((n) =>
         n === 1 ?
           {
+            // oxlint-disable-next-line unicorn/no-thenable -- a thenable is what is tested
             then() {
               throw new Error("then")
             }
@@ -393,6 +423,7 @@ describe("functions that throw", () => {
       from.pipe(Pipeline.mapPromise((n) =>
         n === 1 ?
           {
+            // oxlint-disable-next-line unicorn/no-thenable -- a thenable is what is tested
             then(done: any) {
               setImmediate(() => {
                 done(1)
@@ -427,7 +458,9 @@ describe("functions that throw", () => {
     }))
 
   it.effect("mapEffect given a function that returns no Effect is a defect of its message", () =>
-    survives((from) => from.pipe(Pipeline.mapEffect((n) => n === 1 ? undefined as unknown as Effect.Effect<void> : Effect.void))))
+    survives((from) =>
+      from.pipe(Pipeline.mapEffect((n) => n === 1 ? undefined as unknown as Effect.Effect<void> : Effect.void))
+    ))
 
   it.effect("batchEach answering with something that is no Result leaks the permit", () =>
     Effect.gen(function*() {
@@ -459,7 +492,10 @@ describe("functions that throw", () => {
           }
         }
       })
-      const { running } = yield* on(hand, (from) => from.pipe(Pipeline.tap(() => Effect.yieldNow), Pipeline.concurrency(limit)))
+      const { running } = yield* on(
+        hand,
+        (from) => from.pipe(Pipeline.tap(() => Effect.yieldNow), Pipeline.concurrency(limit))
+      )
       hand.deliver(...Array.from({ length: 30 }, (_, i) => delivery(i)))
       yield* turns
       assert.strictEqual((yield* running.counts).handled, 30)
@@ -508,7 +544,8 @@ describe("suspects", () => {
   it.effect("with manual, a suspect waits for ever behind a message that nobody settles", () =>
     Effect.gen(function*() {
       const hand = new Hand()
-      const { running } = yield* on(hand, (from) => from.pipe(Pipeline.ackPolicy("manual", { settleWithin: "5 seconds" })))
+      const { running } = yield* on(hand, (from) =>
+        from.pipe(Pipeline.ackPolicy("manual", { settleWithin: "5 seconds" })))
       hand.deliver(delivery(1))
       yield* turns
       hand.deliver(delivery(2, { suspect: true, attempt: 2 }))
@@ -522,7 +559,9 @@ describe("suspects", () => {
       const done: Array<number> = []
       yield* on(hand, (from) =>
         from.pipe(
-          Pipeline.tap((n, { attempt }) => n === 1 && attempt === 1 ? Effect.fail("no") : Effect.sync(() => done.push(n))),
+          Pipeline.tap((n, { attempt }) =>
+            n === 1 && attempt === 1 ? Effect.fail("no") : Effect.sync(() => done.push(n))
+          ),
           Pipeline.retry({ times: 3, schedule: Schedule.spaced("1 minute") }),
           Pipeline.concurrency({ max: 4, key: ({ value }) => String(value % 2) })
         ))
@@ -545,7 +584,9 @@ describe("suspects", () => {
       const done: Array<number> = []
       yield* on(hand, (from) =>
         from.pipe(
-          Pipeline.tap((n, { attempt }) => n === 1 && attempt === 1 ? Effect.fail("no") : Effect.sync(() => done.push(n))),
+          Pipeline.tap((n, { attempt }) =>
+            n === 1 && attempt === 1 ? Effect.fail("no") : Effect.sync(() => done.push(n))
+          ),
           Pipeline.retry({ times: 3, schedule: Schedule.spaced("1 minute") }),
           Pipeline.concurrency({ max: 4, key: ({ value }) => String(value % 2) })
         ))
@@ -571,7 +612,9 @@ describe("time", () => {
         currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe() + offset
       })
       const { running } = yield* Effect.provideService(
-        on(hand, (from) => from.pipe(Pipeline.tap(() => Effect.sync(() => offset === 0 || (offset = 0)))), { prefetch: undefined }),
+        on(hand, (from) => from.pipe(Pipeline.tap(() => Effect.sync(() => offset === 0 || (offset = 0)))), {
+          prefetch: undefined
+        }),
         Clock.Clock,
         setBack
       )
@@ -595,7 +638,9 @@ describe("time", () => {
           })
       })
       yield* Effect.provideService(
-        on(hand, (from) => from.pipe(Pipeline.mapPromise(() => never()), Pipeline.timeout("1 second")), { prefetch: 100 }),
+        on(hand, (from) => from.pipe(Pipeline.mapPromise(() => never()), Pipeline.timeout("1 second")), {
+          prefetch: 100
+        }),
         Clock.Clock,
         watched
       )
@@ -745,8 +790,7 @@ describe("settling", () => {
         died = true
         return Effect.die(new Error("transport"))
       }
-      const { running } = yield* on(hand, (from) =>
-        from.pipe(Pipeline.ackPolicy("on-receive")))
+      const { running } = yield* on(hand, (from) => from.pipe(Pipeline.ackPolicy("on-receive")))
       hand.deliver(delivery(1))
       yield* adjust("10 seconds")
       assert.strictEqual(running.limit.inUse, 0)
@@ -754,7 +798,10 @@ describe("settling", () => {
 
   it.effect("a redriven message of another group that this one cannot decode is dead-lettered", () =>
     Effect.gen(function*() {
-      const harness = yield* TestHarness.make(Numbers, Pipeline.from(Numbers, { group: "test", startFrom: "beginning" }))
+      const harness = yield* TestHarness.make(
+        Numbers,
+        Pipeline.from(Numbers, { group: "test", startFrom: "beginning" })
+      )
       yield* harness.publishRaw("nonsense", { "millrace-group": "other" })
       const report = yield* harness.runUntilIdle()
       assert.deepStrictEqual([report.counts.filtered, report.counts.deadLettered], [1, 0])
@@ -813,7 +860,15 @@ describe("settling", () => {
   it.effect("an acknowledgement by a former owner does not stand once the message waits for a retry (memory)", () =>
     Effect.gen(function*() {
       const memory = yield* MemoryTransport.MemoryTransport
-      const subscribe = { topic: "numbers", group: "g", startFrom: "beginning", maxOwned: 1, waiting: 10, timeout: undefined, settings: Context.empty() } as const
+      const subscribe = {
+        topic: "numbers",
+        group: "g",
+        startFrom: "beginning",
+        maxOwned: 1,
+        waiting: 10,
+        timeout: undefined,
+        settings: Context.empty()
+      } as const
       const a = yield* (yield* memory.connect).subscribe(subscribe)
       const b = yield* (yield* memory.connect).subscribe(subscribe)
       yield* Publisher.publish(Numbers, 1)
@@ -972,8 +1027,14 @@ describe("second round", () => {
   it.effect("a message lost from an open batch, and one from a running batch, harm nobody", () =>
     Effect.gen(function*() {
       const hand = new Hand()
-      const { drained, running } = yield* on(hand, (from) =>
-        from.pipe(Pipeline.batch({ size: 3, within: "15 seconds" }, () => Effect.sleep("15 seconds")), Pipeline.concurrency(2)))
+      const { drained, running } = yield* on(
+        hand,
+        (from) =>
+          from.pipe(
+            Pipeline.batch({ size: 3, within: "15 seconds" }, () => Effect.sleep("15 seconds")),
+            Pipeline.concurrency(2)
+          )
+      )
       const second = delivery(2)
       const fifth = delivery(5)
       hand.deliver(delivery(1), second)
@@ -985,7 +1046,11 @@ describe("second round", () => {
       hand.lost.add(fifth)
       for (let n = 0; n < 10; n++) yield* adjust("10 seconds")
       assert.deepStrictEqual([...hand.said].sort(), ["1 Ack", "3 Ack", "4 Ack", "6 Ack"])
-      assert.deepStrictEqual([running.limit.inUse, (yield* running.owned).running, (yield* running.counts).lost], [0, 0, 2])
+      assert.deepStrictEqual([running.limit.inUse, (yield* running.owned).running, (yield* running.counts).lost], [
+        0,
+        0,
+        2
+      ])
       assert.isTrue(yield* drained("1 second"))
     }))
 
@@ -994,8 +1059,14 @@ describe("second round", () => {
       const hand = new Hand()
       const other = new Hand()
       const limit = Concurrency.shared(1)
-      const a = yield* on(hand, (from) => from.pipe(Pipeline.tap(() => Effect.sleep("1 second")), Pipeline.concurrency(limit)))
-      const b = yield* on(other, (from) => from.pipe(Pipeline.tap(() => Effect.sleep("1 second")), Pipeline.concurrency(limit)))
+      const a = yield* on(
+        hand,
+        (from) => from.pipe(Pipeline.tap(() => Effect.sleep("1 second")), Pipeline.concurrency(limit))
+      )
+      const b = yield* on(
+        other,
+        (from) => from.pipe(Pipeline.tap(() => Effect.sleep("1 second")), Pipeline.concurrency(limit))
+      )
       hand.deliver(...[1, 2, 3].map((n) => delivery(n)))
       other.deliver(...[1, 2, 3].map((n) => delivery(n)))
       yield* adjust("500 millis")

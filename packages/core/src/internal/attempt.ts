@@ -16,7 +16,7 @@ import type { Engine } from "./engine.ts"
 import { exitOf } from "./exit.ts"
 import { InFlight } from "./inFlight.ts"
 import type { Step } from "./program.ts"
-import { isThenable, mapReturnedPromise } from "./promise.ts"
+import { isThenable, mapReturnedPromise, rejection } from "./promise.ts"
 import type { Entry } from "./settler.ts"
 
 /** What a handler sees: everything but the value is read from the delivery when asked for. */
@@ -489,13 +489,3 @@ export class Attempt implements Entry, Message.Received {
 const beforeSteps = -1
 
 const keeps = (step: Step): boolean => step._tag === "To" || (step._tag === "Effect" && step.keep)
-
-const rejection = (onRejected: (cause: unknown) => unknown, error: unknown): Cause.Cause<unknown> => {
-  if (Settlement.isSignal(error)) return Cause.fail(error)
-  try {
-    return Cause.fail(onRejected(error))
-  } catch (defect) {
-    return Cause.die(defect)
-  }
-}
-

@@ -7,7 +7,7 @@ import * as Settlement from "../Settlement.ts"
 import type { Attempt } from "./attempt.ts"
 import { exitOf } from "./exit.ts"
 import type { Step } from "./program.ts"
-import { isThenable, mapReturnedPromise } from "./promise.ts"
+import { isThenable, mapReturnedPromise, rejection } from "./promise.ts"
 
 /** A filter below a middleware or in a branch said no: not a failure, but nothing goes on either. */
 export class Filtered {
@@ -72,11 +72,15 @@ export const apply = (step: Step, value: unknown, attempt: Attempt, path: string
         const result = step.f(value, message)
         return Result.isSuccess(result) ? Exit.succeed(result.success) : filtered
       }
-      case "Promise":
-        return Effect.tryPromise({
-          try: () => Promise.resolve(step.f(value, message)),
-          catch: (cause) => Settlement.isSignal(cause) ? cause : step.catch(cause)
+      case "Promise": {
+        const promise = Promise.resolve(step.f(value, message))
+        return Effect.callback<unknown, unknown>((resume) => {
+          promise.then(
+            (result) => resume(Exit.succeed(result)),
+            (error) => resume(Exit.failCause(rejection(step.catch, error)))
+          )
         })
+      }
       case "Effect": {
         const effect = step.f(value, message)
         return step.keep ? Effect.as(effect, value) : effect
@@ -99,6 +103,7 @@ export const apply = (step: Step, value: unknown, attempt: Attempt, path: string
         return Exit.succeed(value)
     }
   } catch (error) {
-    return Settlement.isSignal(error) ? Exit.fail(error) : Exit.die(error)
+    if (Settlement.isSignal(error)) return Exit.fail(error)
+    return step._tag === "Promise" ? Exit.failCause(rejection(step.catch, error)) : Exit.die(error)
   }
 }

@@ -149,7 +149,10 @@ export class Engine {
     this.deadlines = new Map(
       program.steps.flatMap((step, index) =>
         step._tag === "Timeout"
-          ? [[index, new Deadlines<Attempt>(step.duration, context, () => this.now(), (attempt) => attempt.timedOut(index))]]
+          ? [[
+            index,
+            new Deadlines<Attempt>(step.duration, context, () => this.now(), (attempt) => attempt.timedOut(index))
+          ]]
           : []
       )
     )
@@ -534,10 +537,14 @@ export class Engine {
     })
     const letter = DeadLetter.outgoing(topic, delivery, record)
     return publishUntilAnswered(this.transport, letter).pipe(
-      Effect.catchReason("PublishError", "TooLarge", () =>
-        Effect.forEach(DeadLetter.split(letter), (part) => publishUntilAnswered(this.transport, part), {
-          discard: true
-        })),
+      Effect.catchReason(
+        "PublishError",
+        "TooLarge",
+        () =>
+          Effect.forEach(DeadLetter.split(letter), (part) => publishUntilAnswered(this.transport, part), {
+            discard: true
+          })
+      ),
       Effect.matchCauseEffect({
         onSuccess: () =>
           Effect.sync(() => {
@@ -681,9 +688,7 @@ export class Engine {
       Effect.map((lost) => {
         for (const delivery of lost) this.lost(attempts.get(delivery)!)
       }),
-      Effect.catchCause((cause) =>
-        Effect.logWarning(`${this.program.name}: what it works on could not be kept`, cause)
-      )
+      Effect.catchCause((cause) => Effect.logWarning(`${this.program.name}: what it works on could not be kept`, cause))
     )
   })
 
@@ -743,7 +748,8 @@ export class Engine {
 
   readonly interruptHandlers: Effect.Effect<void> = Effect.sync(() => {
     this.interrupting = true
-    for (const attempt of [...this.running]) attempt.interrupt()
+    const running = Array.from(this.running)
+    for (const attempt of running) attempt.interrupt()
   })
 
   close(): void {
