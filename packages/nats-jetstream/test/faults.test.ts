@@ -9,7 +9,7 @@ import * as Layer from "effect/Layer"
 import * as Result from "effect/Result"
 import * as Schedule from "effect/Schedule"
 import * as JetStream from "../src/JetStream.ts"
-import { onNats, outgoing, publish, settle, subscribe, take, text, until, versions } from "./nats.ts"
+import { before, onNats, outgoing, publish, settle, subscribe, take, text, until, versions } from "./nats.ts"
 
 const manager = Effect.flatMap(JetStream.JetStream, ({ client }) => Effect.promise(() => jetstreamManager(client)))
 
@@ -19,7 +19,7 @@ const publishPatiently = (topic: string, body: string) =>
 
 describe.each(versions)("on nats-server %s", (version) => {
   const on = (f: Parameters<typeof onNats>[0], options: Parameters<typeof onNats>[1] = {}) =>
-    onNats(f, { version, sync: "always", ...options })
+    onNats(f, { version, sync: before(version, 10) ? "interval" : "always", ...options })
 
   it.live("a server that is killed and comes back: reading goes on, settling too", () =>
     on((broker) =>

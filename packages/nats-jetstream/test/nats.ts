@@ -14,6 +14,9 @@ import * as JetStream from "../src/JetStream.ts"
 /** The servers of the matrix, or those of `NATS_VERSIONS`. */
 export const versions = (process.env["NATS_VERSIONS"] ?? "2.15,2.10").split(",")
 
+/** Whether a version is older than the one that has something: `before(version, 12)` than 2.12. */
+export const before = (version: string, minor: number) => Number(version.split(".")[1]) < minor
+
 /** Runs a test on a server of its own, within one layer. */
 export const onNats = <A, E>(
   f: (broker: Brokers.Broker) => Effect.Effect<A, E, JetStream.JetStream | Transport | Scope.Scope>,
