@@ -204,6 +204,52 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         }
       }))
 
+    it.effect("a retry that waits long beside a lot of traffic is not taken over by a peer", () =>
+      Effect.gen(function*() {
+        const redis = yield* transport(idle)
+        const topic = fresh("beside")
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        const peer = yield* (yield* transport(idle)).subscribe(subscribing(topic))
+        yield* redis.publish([outgoing(topic, "waits")])
+        yield* settleAll(subscription, yield* subscription.pull(1), Settlement.retry("2500 millis"))
+        const taking = (from: Subscription, texts: Array<string>) =>
+          Effect.forkScoped(Effect.forever(Effect.flatMap(from.pull(1), (deliveries) => {
+            texts.push(...deliveries.map((delivery) => `${textOf(delivery)} ${delivery.attempt}`))
+            return settleAll(from, deliveries, Settlement.ack)
+          })))
+        const mine: Array<string> = []
+        const peers: Array<string> = []
+        yield* taking(subscription, mine)
+        yield* taking(peer, peers)
+        yield* Effect.forkScoped(
+          Effect.forever(Effect.andThen(redis.publish([outgoing(topic, "traffic")]), Effect.sleep(10)))
+        )
+        yield* until("it is back", Effect.sync(() => [...mine, ...peers].some((text) => text.startsWith("waits"))))
+        assert.include(mine, "waits 2")
+      }))
+
+    it.effect("a settlement that is interrupted once it was sent is still accounted for", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const redis = yield* transport(idle)
+        const topic = fresh("interrupted")
+        yield* redis.publish([outgoing(topic, "1"), outgoing(topic, "2")])
+        yield* run("XGROUP", "CREATE", topic, "g", "0")
+        yield* run("XREADGROUP", "GROUP", "g", "dead", "COUNT", "1", "STREAMS", topic, ">")
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        let suspect: Delivery | undefined
+        while (suspect === undefined) {
+          const [delivery] = yield* subscription.pull(1)
+          if (delivery.suspect) suspect = delivery
+          else yield* settleAll(subscription, [delivery], Settlement.ack)
+        }
+        yield* Fiber.interrupt(
+          yield* Effect.forkChild(settleAll(subscription, [suspect], Settlement.ack), { startImmediately: true })
+        )
+        yield* redis.publish([outgoing(topic, "3")])
+        assert.strictEqual(textOf((yield* subscription.pull(1))[0]), "3")
+      }))
+
     it.effect("a waiting retry keeps its due time and count when its process closes or dies", () =>
       Effect.gen(function*() {
         const topic = fresh("handover")

@@ -11,15 +11,11 @@ import type { Reader } from "./reader.ts"
 import { list, text } from "./reply.ts"
 import * as scripts from "./scripts.ts"
 import type { Server } from "./server.ts"
+import { Waiting } from "./waiting.ts"
 
 type Resume = (effect: Effect.Effect<Arr.NonEmptyReadonlyArray<RedisDelivery>, TransportError>) => void
 
-/** A retry that waits in this process: only its id and when it is due. */
-interface Waiting {
-  readonly timer: ReturnType<typeof setTimeout> | undefined
-}
-
-const longest = 2 ** 31 - 1
+/** Entries that one call of a script is about. */
 const chunk = 500
 
 export interface FeedOptions {
@@ -52,8 +48,7 @@ export class Feed {
   private bufferedAt = 0
   private keptAt = 0
   private waiter: { readonly resume: Resume; readonly max: number } | undefined
-  private readonly waiting = new Map<string, Waiting>()
-  private due: Array<string> = []
+  private readonly waiting: Waiting
   private cursor = "-"
   private owned = 0
   private extendedAt = 0
@@ -68,6 +63,7 @@ export class Feed {
     this.clock = clock
     this.options = options
     this.dues = keys.dues(options.key, options.group)
+    this.waiting = new Waiting(() => reader.wake(this, true))
   }
 
   private now(): number {
@@ -137,19 +133,7 @@ export class Feed {
 
   /** A retry is recorded at the server and waits here. */
   wait(id: string, ms: number): void {
-    clearTimeout(this.waiting.get(id)?.timer)
-    const timer = setTimeout(() => {
-      if (ms > longest) return this.wait(id, ms - longest)
-      this.waiting.set(id, { timer: undefined })
-      this.due.push(id)
-      this.reader.wake(this, true)
-    }, Math.min(ms, longest))
-    this.waiting.set(id, { timer })
-  }
-
-  private forget(id: string): void {
-    clearTimeout(this.waiting.get(id)?.timer)
-    this.waiting.delete(id)
+    this.waiting.add(id, ms)
   }
 
   // --- the reader's side
@@ -170,7 +154,7 @@ export class Feed {
   /** Can take due retries, or what was left behind. */
   get wantsOld(): boolean {
     return this.isOpen && this.quarantine.isEmpty &&
-      (this.due.length > 0 || this.claimable && (this.quarantine.known === 0 || this.admitsSuspect))
+      (this.waiting.isDue || this.claimable && (this.quarantine.known === 0 || this.admitsSuspect))
   }
 
   get wantsScan(): boolean {
@@ -197,7 +181,7 @@ export class Feed {
     if (deliveries.length === 0) return
     this.credit = Math.max(0, this.credit - deliveries.length)
     if (this.buffer.length === 0) {
-      this.bufferedAt = this.keptAt = this.now()
+      this.bufferedAt = this.now()
       this.buffer = deliveries.slice()
     } else {
       for (const delivery of deliveries) this.buffer.push(delivery)
@@ -214,16 +198,16 @@ export class Feed {
 
   /** Due retries first, then what can be claimed. */
   readonly takeOld: Effect.Effect<void, Error> = Effect.suspend(() =>
-    this.due.length > 0 ? this.takeDue : this.claimable ? this.claim : Effect.void
+    this.waiting.isDue ? this.takeDue : this.claimable ? this.claim : Effect.void
   )
 
   private readonly takeDue: Effect.Effect<void, Error> = Effect.suspend(() => {
-    const ids = this.due.splice(0, Math.min(this.credit, chunk))
+    const ids = this.waiting.take(Math.min(this.credit, chunk))
     const { consumer, group, key } = this.options
     return this.server.keep.one(key, scripts.evalsha(scripts.hand, [key, this.dues], [group, consumer, ...ids])).pipe(
-      Effect.tapError(() => Effect.sync(() => this.due.unshift(...ids))),
+      Effect.tapError(() => Effect.sync(() => this.waiting.putBack(ids))),
       Effect.map((reply) => {
-        for (const id of ids) this.forget(id)
+        this.waiting.forget(ids)
         const [given] = list(reply)
         this.take(
           list(given).map((entry) => {
@@ -241,7 +225,7 @@ export class Feed {
     // What this consumer itself has left idle is lost to it, unless it may just not have been able to say otherwise.
     const own = !this.unsettled &&
       (this.owned === 0 || now - this.extendedAt < minIdle) &&
-      (this.buffer.length === 0 || now - this.keptAt < minIdle)
+      (this.buffer.length === 0 || now - Math.max(this.bufferedAt, this.keptAt) < minIdle)
     const command = scripts.evalsha(scripts.claim, [key, this.dues], [
       group,
       consumer,
@@ -299,7 +283,8 @@ export class Feed {
     if (this.withdrawn && this.buffer.length > 0 && now - this.bufferedAt > 1_000) {
       effects.push(this.releaseBuffer)
     }
-    if (now - this.keptAt > this.options.minIdle / 3 && (this.buffer.length > 0 || this.waiting.size > 0)) {
+    const soon = this.options.minIdle / 3
+    if (now - this.keptAt > soon && (this.waiting.size > 0 || this.buffer.length > 0 && now - this.bufferedAt > soon)) {
       effects.push(this.keepAll(now))
     }
     return effects.length === 0 ? Effect.void : Effect.all(effects, { discard: true })
@@ -307,7 +292,7 @@ export class Feed {
 
   private keepAll(now: number): Effect.Effect<void> {
     const buffered = this.buffer.slice()
-    const ids = [...buffered.map((delivery) => delivery.id), ...this.waiting.keys()]
+    const ids = [...buffered.map((delivery) => delivery.id), ...this.waiting.ids]
     return Effect.map(
       this.server.keep.send(this.options.key, this.ops(ids.map((id) => ["extend", id, ""]))),
       (replies) => {
@@ -322,8 +307,7 @@ export class Feed {
           if (lost.has(delivery.id)) this.leave(delivery)
           return !lost.has(delivery.id)
         })
-        for (const id of lost) this.forget(id)
-        this.due = this.due.filter((id) => !lost.has(id))
+        this.waiting.forget(lost)
       }
     )
   }
@@ -338,8 +322,7 @@ export class Feed {
 
   /** Hands everything back: fetched entries uncounted, waiting retries with their due time and count. */
   readonly close: Effect.Effect<void> = Effect.suspend(() => {
-    for (const { timer } of this.waiting.values()) clearTimeout(timer)
-    const waiting = [...this.waiting.keys()]
+    const waiting = this.waiting.stop()
     const { consumer, group, key } = this.options
     return this.releaseBuffer.pipe(
       Effect.andThen(this.server.keep.send(key, [
