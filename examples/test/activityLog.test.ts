@@ -57,7 +57,7 @@ describe("activity log", () => {
       const file = yield* database
       yield* start("activityLog.main.ts", ["--redis", url, "--part", "write", "--database", file])
       yield* Effect.promise(async () => {
-        const socket = connect(port, host)
+        const socket = connect(port, host).resume()
         socket.end("XADD activity * user_id 1 action login\r\n")
         await once(socket, "close")
       })
