@@ -108,8 +108,13 @@ describe("connecting", () => {
     Effect.gen(function*() {
       const broker = yield* Brokers.nats({})
       yield* publish("orders", ["a"]).pipe(
-        Effect.provide(JetStream.layerConfig({ url: Config.Redacted("NATS_URL"), concurrency: Config.Int("WORKERS") })),
-        Effect.provide(ConfigProvider.layer(ConfigProvider.fromEnv({ env: { NATS_URL: broker.url, WORKERS: "3" } })))
+        Effect.provide(
+          JetStream.layerConfig({ url: Config.Redacted("NATS_URL"), concurrency: Config.Int("WORKERS") }).pipe(
+            Layer.provide(
+              ConfigProvider.layer(ConfigProvider.fromEnv({ env: { NATS_URL: broker.url, WORKERS: "3" } }))
+            )
+          )
+        )
       )
     }))
 
