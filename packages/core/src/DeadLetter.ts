@@ -403,8 +403,13 @@ export const historyOf = (headers: Message.Headers): ReadonlyArray<Failure> => {
  */
 export const describe = (cause: Cause.Cause<unknown>): Record["error"] => {
   const error = Cause.squash(cause)
-  const stack = error instanceof Error && typeof error.stack === "string" ? { stack: error.stack.slice(0, 2000) } : {}
-  return { ...name(error), ...stack, causes: chain(error) }
+  try {
+    const stack = error instanceof Error && typeof error.stack === "string" ? { stack: error.stack.slice(0, 2000) } : {}
+    return { ...name(error), ...stack, causes: chain(error) }
+  } catch {
+    // A getter of the error's own throws.
+    return { tag: "unknown", message: "an error that cannot be shown", causes: [] }
+  }
 }
 
 const name = (error: unknown): { readonly tag: string; readonly message: string } => {

@@ -394,6 +394,24 @@ describe("functions that throw", () => {
       "1 Terminate"
     ))
 
+  it.effect("an error whose message throws is dead-lettered all the same", () => {
+    class Spiteful extends Error {
+      override get message(): string {
+        throw new Error("no message for you")
+      }
+    }
+    return survives(
+      (from) =>
+        from.pipe(
+          Pipeline.tap((n) => n === 1 ? Effect.fail(new Spiteful()) : Effect.void),
+          Pipeline.retry({ times: 0 })
+        ),
+      delivery(1),
+      undefined,
+      "1 Terminate"
+    )
+  })
+
   it.effect("the same with on-receive is an uncaught exception, which ends the process", () =>
     survives((from) =>
       from.pipe(
