@@ -313,6 +313,22 @@ describe.each(versions)("on nats-server %s", (version) => {
         })
       ))
 
+    it.live("pulling less than was asked for takes the difference back", () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* publish("orders", ["first"])
+          const subscription = yield* subscribe("orders")
+          // 99 are still asked for.
+          assert.strictEqual((yield* subscription.pull(100)).length, 1)
+          const small = yield* Effect.forkScoped(subscription.pull(3))
+          // The server has seen the new request when it answers another question behind it.
+          yield* Effect.repeat(JetStream.consumerInfo("orders", "group"), { times: 10 })
+          yield* publish("orders", Arr.makeBy(50, String))
+          yield* Fiber.join(small)
+          assert.isAtMost((yield* JetStream.consumerInfo("orders", "group")).ackPending, 4)
+        })
+      ))
+
     it.live("a request that expires is asked again", () =>
       on(() =>
         Effect.gen(function*() {
