@@ -396,6 +396,7 @@ describe("functions that throw", () => {
 
   it.effect("an error whose message throws is dead-lettered all the same", () => {
     class Spiteful extends Error {
+      readonly _tag = "Spiteful"
       override get message(): string {
         throw new Error("no message for you")
       }

@@ -8,10 +8,9 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import * as Scheduler from "effect/Scheduler"
-import * as Schema from "effect/Schema"
 import type * as Concurrency from "../Concurrency.ts"
 import { isLimit, shared } from "../Concurrency.ts"
-import * as DeadLetter from "../DeadLetter.ts"
+import type * as DeadLetter from "../DeadLetter.ts"
 import type * as Message from "../Message.ts"
 import type { Counts } from "../Pipeline.ts"
 import * as Settlement from "../Settlement.ts"
@@ -23,13 +22,14 @@ import { Batcher } from "./batcher.ts"
 import { Deadlines } from "./deadlines.ts"
 import { defaultRetry, judge } from "./failure.ts"
 import { Lanes } from "./lanes.ts"
+import { Letters } from "./letters.ts"
 import { Meter } from "./meter.ts"
 import { Prefetch } from "./prefetch.ts"
+import { preparation } from "./prepare.ts"
 import type { Program, Retry, Step } from "./program.ts"
-import { publishStep, publishUntilAnswered } from "./publish.ts"
+import { publishStep } from "./publish.ts"
 import { Settler } from "./settler.ts"
-import { batchSize, deadLetterTopic } from "./validate.ts"
-import { sdk } from "./version.ts"
+import { batchSize } from "./validate.ts"
 
 /**
  * One running pipeline: a reader, a pump that starts handlers within the limit, a settler.
@@ -88,8 +88,8 @@ export class Engine {
   private ending = 0
   /** Full batches that wait for a permit: before any message that has not begun. */
   private readonly batches: Array<() => void> = []
-  /** When messages that are retried failed for the first time here, by id. */
-  private readonly firstFailures = new Map<string, number>()
+  /** `undefined` where what will not be tried again is discarded. */
+  private readonly letters: Letters | undefined
   /** Handled, and left for the user to settle. */
   private readonly unsettled = new Map<Attempt, Fiber.Fiber<void>>()
   /** The suspect that is to run alone, or does. */
@@ -133,6 +133,7 @@ export class Engine {
     this.limit = isLimit(concurrency) ? concurrency : shared(concurrency)
     this.cancelResize = this.limit.onResize(() => this.pump())
     this.retry = retry ?? defaultRetry
+    this.letters = Letters.of(program, transport, this.clock)
     this.prefetch = new Prefetch(program.source.prefetch)
     this.prepare = preparation(program)
     this.perPermit = batchSize(program)
@@ -458,7 +459,7 @@ export class Engine {
     attempt.conclude(Effect.flatMap(verdict, (verdict) => {
       if (verdict._tag === "End") return this.bury(attempt, cause, verdict.reason)
       const delay = Duration.toMillis(verdict.delay)
-      this.rememberFailure(attempt.delivery.id)
+      this.letters?.remember(attempt.delivery)
       this.counts.retried++
       this.report(attempt, { _tag: "Retried", delay, cause })
       this.finish(attempt, Settlement.retry(verdict.delay))
@@ -511,67 +512,27 @@ export class Engine {
 
   /** Stores it, and only then says that it will not be tried again. */
   private bury(attempt: Attempt, cause: Cause.Cause<unknown>, reason: DeadLetter.Reason): Effect.Effect<void> {
-    const topic = deadLetterTopic(this.program)
-    if (topic === undefined) {
+    if (this.letters === undefined) {
       this.discarded(attempt, cause)
       this.finish(attempt, Settlement.terminate(reason))
       return Effect.void
     }
-    const { delivery } = attempt
-    const failedAt = this.clock.currentTimeMillisUnsafe()
-    const firstFailedAt = this.firstFailures.get(delivery.id) ?? (delivery.attempt === 1 ? failedAt : undefined)
-    const record = new DeadLetter.Record({
-      version: 1,
-      sdk,
-      topic: delivery.topic,
-      id: delivery.id,
-      group: attempt.group,
-      pipeline: this.program.name,
-      reason,
-      attempts: delivery.attempt,
-      publishedAt: delivery.publishedAt,
-      ...(firstFailedAt === undefined ? {} : { firstFailedAt }),
-      failedAt,
-      error: DeadLetter.describe(cause),
-      history: DeadLetter.historyOf(delivery.headers)
+    return Effect.matchCauseEffect(this.letters.write(attempt.delivery, cause, reason), {
+      onSuccess: () =>
+        Effect.sync(() => {
+          this.counts.deadLettered++
+          this.report(attempt, { _tag: "DeadLettered", cause })
+          this.finish(attempt, Settlement.terminate(reason))
+        }),
+      onFailure: (failure) =>
+        Effect.andThen(
+          Effect.logError(
+            `${this.program.name}: the dead letter of ${attempt.delivery.id} cannot be written; it stays unsettled`,
+            failure
+          ),
+          Effect.sync(() => this.end(attempt))
+        )
     })
-    const letter = DeadLetter.outgoing(topic, delivery, record)
-    return publishUntilAnswered(this.transport, letter).pipe(
-      Effect.catchReason(
-        "PublishError",
-        "TooLarge",
-        () =>
-          Effect.forEach(DeadLetter.split(letter), (part) => publishUntilAnswered(this.transport, part), {
-            discard: true
-          })
-      ),
-      Effect.matchCauseEffect({
-        onSuccess: () =>
-          Effect.sync(() => {
-            this.counts.deadLettered++
-            this.report(attempt, { _tag: "DeadLettered", cause })
-            this.finish(attempt, Settlement.terminate(reason))
-          }),
-        onFailure: (failure) =>
-          Effect.andThen(
-            Effect.logError(
-              `${this.program.name}: the dead letter of ${delivery.id} cannot be written; it stays unsettled`,
-              failure
-            ),
-            Effect.sync(() => this.end(attempt))
-          )
-      })
-    )
-  }
-
-  private rememberFailure(id: string): void {
-    if (this.firstFailures.has(id)) return
-    // Those that were retried elsewhere are never asked for: the oldest make room.
-    for (const oldest of this.firstFailures.keys()) {
-      if (this.firstFailures.size < mostFailures) break
-      this.firstFailures.delete(oldest)
-    }
-    this.firstFailures.set(id, this.clock.currentTimeMillisUnsafe())
   }
 
   /** With `manual` the user has some time to settle what was handled; then it is reported and left to be redelivered. */
@@ -615,9 +576,7 @@ export class Engine {
   }
 
   private finish(attempt: Attempt, settlement: Settlement.Settlement): void {
-    if (this.firstFailures.size > 0 && settlement._tag !== "@millrace/Retry") {
-      this.firstFailures.delete(attempt.delivery.id)
-    }
+    if (settlement._tag !== "@millrace/Retry") this.letters?.forget(attempt.delivery)
     if (attempt.claim()) {
       attempt.settlement = settlement
       this.ending++
@@ -761,8 +720,6 @@ export class Engine {
   }
 }
 
-const mostFailures = 10_000
-
 /** How much longer than its delay a key waits for a retry to come back: a peer may have been given it. */
 const retryPatience = 30_000
 
@@ -770,25 +727,3 @@ const killerText = "every allowed delivery ended without a settlement: its proce
 
 /** Settlements on their way; beyond it pulling stops. */
 const mostUnconfirmed = 4096
-
-const preparation = (program: Program): Engine["prepare"] => {
-  const { extend, topic } = program.source
-  const schema = "headers" in topic
-    ? topic.headers as Schema.ConstraintCodec<unknown, Message.Headers> | undefined
-    : undefined
-  if (schema === undefined && extend === undefined) return undefined
-  const decode = schema === undefined ? undefined : Schema.decodeUnknownExit(schema)
-  return (message, delivery) => {
-    if (decode !== undefined) {
-      const exit = decode(delivery.headers)
-      if (Exit.isFailure(exit)) return exit
-      Object.assign(message, { typedHeaders: exit.value })
-    }
-    try {
-      extend?.(message, delivery)
-      return Exit.void
-    } catch (error) {
-      return Exit.die(error)
-    }
-  }
-}
