@@ -1,0 +1,13 @@
+import type { Order } from "./order.ts"
+import type { Spec } from "./spec.ts"
+
+/** A way to consume, under measurement. */
+export interface Arm {
+  /** Begins to consume a topic from its beginning; gives a function that ends it. */
+  readonly consume: (topic: string, handle: (order: Order) => void) => Promise<() => Promise<void>>
+  readonly close: () => Promise<void>
+}
+
+export type MakeArm = (url: string, spec: Spec) => Promise<Arm>
+
+export const sleep = (millis: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, millis))

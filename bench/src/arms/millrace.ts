@@ -1,0 +1,103 @@
+/**
+ * Pipelines with a handler that does nothing, or waits: as plain functions, as Effects, and with what a pipeline can be
+ * armed with.
+ */
+import { type Message, Pipeline, Telemetry, Topic, type Transport } from "@millrace/core"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as ManagedRuntime from "effect/ManagedRuntime"
+import * as References from "effect/References"
+import * as Schedule from "effect/Schedule"
+import * as Scope from "effect/Scope"
+import { type Arm, sleep } from "../arm.ts"
+import { Order } from "../order.ts"
+import { group, type Spec } from "../spec.ts"
+
+/** What is worth a line to a user, once for each topic, is noise here. */
+export const quietly = Effect.provideService(References.MinimumLogLevel, "Warn")
+
+type Handle = (order: Order) => void
+type Source = Pipeline.Open<Message.Message<Order>, Order, never, Transport.Transport>
+type Built = Pipeline.Pipeline<Message.Message<Order>, unknown, unknown, Transport.Transport>
+
+/** A function, or one that returns a promise. */
+const plain = (source: Source, spec: Spec, handle: Handle) =>
+  spec.delay === 0
+    ? Pipeline.map(source, handle)
+    : Pipeline.mapPromise(source, (order) => sleep(spec.delay).then(() => handle(order)))
+
+const builders: Record<string, (source: Source, spec: Spec, handle: Handle) => Built> = {
+  /** Failures are thrown away. */
+  bare: (source, spec, handle) => plain(source, spec, handle).pipe(Pipeline.retry({ times: 0 }), Pipeline.discard),
+  /** As it comes: retries and dead letters by default. */
+  plain,
+  promise: (source, spec, handle) =>
+    Pipeline.mapPromise(source, async (order) => {
+      if (spec.delay > 0) await sleep(spec.delay)
+      handle(order)
+    }),
+  /** An Effect that has to be run: a fiber a message. */
+  effect: (source, spec, handle) =>
+    Pipeline.mapEffect(source, (order) => {
+      const handled = Effect.sync(() => handle(order))
+      return spec.delay === 0 ? handled : Effect.andThen(Effect.sleep(spec.delay), handled)
+    }),
+  /** With what a pipeline in production says about failure. */
+  armed: (source, spec, handle) =>
+    plain(source, spec, handle).pipe(
+      Pipeline.retry({
+        times: 4,
+        schedule: Schedule.exponential("1 second", 3).pipe(Schedule.jittered),
+        while: () => true
+      }),
+      Pipeline.deadLetter("bench.dead")
+    ),
+  /** With metrics kept. */
+  metered: plain,
+  /** Metrics, and a span an attempt, under a tracer that throws them away. */
+  traced: (source, spec, handle) => plain(source, spec, handle).pipe(Pipeline.middleware(Telemetry.spans())),
+  timed: (source, spec, handle) => plain(source, spec, handle).pipe(Pipeline.timeout("30 seconds")),
+  keyed: (source, spec, handle) =>
+    Pipeline.concurrency(plain(source, spec, handle), {
+      max: spec.concurrency,
+      key: (message) => message.value.customer
+    }),
+  /** One message of a hundred fails once. */
+  failing: (source, spec, handle) =>
+    source.pipe(
+      Pipeline.map((order, message) => {
+        if (order.amount % 100 === 0 && message.attempt === 1) throw new Error("declined")
+        return order
+      }),
+      (checked) => plain(checked, spec, handle),
+      Pipeline.retry({ times: 4, schedule: Schedule.spaced("10 millis") })
+    )
+}
+
+export const topicOf = (name: string) => Topic.make(name, { schema: Order })
+
+export const make = async (
+  runtime: ManagedRuntime.ManagedRuntime<Transport.Transport, unknown>,
+  spec: Spec
+): Promise<Arm> => {
+  await runtime.context()
+  const build = builders[spec.arm]
+  if (build === undefined) throw new Error(`there is no arm ${spec.arm}, only ${Object.keys(builders).join(", ")}`)
+  return {
+    async consume(topic, handle) {
+      const built = build(Pipeline.from(topicOf(topic), { group, startFrom: "beginning" }), spec, handle)
+      const pipeline = spec.arm === "keyed" ? built : Pipeline.concurrency(built, spec.concurrency)
+      const scope = Scope.makeUnsafe()
+      const isMetered = spec.arm === "metered" || spec.arm === "traced"
+      await runtime.runPromise(
+        Pipeline.start(pipeline).pipe(
+          Scope.provide(scope),
+          quietly,
+          Effect.provideService(Telemetry.Metrics, isMetered)
+        )
+      )
+      return () => runtime.runPromise(Scope.close(scope, Exit.void))
+    },
+    close: () => runtime.dispose()
+  }
+}

@@ -1,0 +1,281 @@
+/**
+ * `pnpm bench`: what Millrace costs beside the clients it is built on, on this machine.
+ */
+import { NodeRuntime, NodeServices } from "@effect/platform-node"
+import { Brokers } from "@millrace/testing"
+import { Command, Flag } from "effect/cli"
+import * as Console from "effect/Console"
+import * as Effect from "effect/Effect"
+import * as fs from "node:fs"
+import * as path from "node:path"
+import * as budget from "./budget.ts"
+import * as chart from "./chart.ts"
+import * as compare from "./compare.ts"
+import * as docs from "./docs.ts"
+import * as machine from "./machine.ts"
+import * as plan from "./plan.ts"
+import { summarize } from "./profile.ts"
+import * as rounds from "./rounds.ts"
+import * as rss from "./rss.ts"
+import type { BrokerName } from "./spec.ts"
+import * as subscriptions from "./subscriptions.ts"
+import * as table from "./table.ts"
+
+const results = path.join(import.meta.dirname, "../results")
+
+/** A file of JSON lines, the first of which says where it was made. */
+const open = (name: string, versions: { readonly redis: string; readonly nats: string }) => {
+  const about = machine.describe(versions)
+  fs.mkdirSync(results, { recursive: true })
+  const file = path.join(results, `${name}-${about.date.replace(/\D/g, "")}.jsonl`)
+  const write = (value: unknown) => fs.appendFileSync(file, `${JSON.stringify(value)}\n`)
+  write({ machine: about })
+  return { about, write }
+}
+
+const bothBrokers = Effect.gen(function*() {
+  const redis = yield* Brokers.redis()
+  const nats = yield* Brokers.nats()
+  return { urls: { redis: redis.url, jetstream: nats.url }, versions: { redis: redis.version, nats: nats.version } }
+})
+
+const printBudget = (lines: ReadonlyArray<budget.Line>) => {
+  const text = table.markdown(
+    ["budget", "", "measured (95 %)", ""],
+    lines.map((line) => [line.what, line.budget, line.measured, budget.verdict(line)])
+  )
+  return Effect.as(Console.log(`\n${text}\n`), text)
+}
+
+const progress = (total: number) => {
+  let done = 0
+  return ({ measured, spec }: rounds.Result) =>
+    process.stderr.write(
+      `${String(++done).padStart(4)}/${total} ${spec.broker} ${spec.arm} limit ${spec.concurrency} ${spec.size} B ` +
+        `${spec.delay} ms: ${(measured.rate / 1000).toFixed(1)} k/s\n`
+    )
+}
+
+const roundsOf = (cells: ReadonlyArray<rounds.Cell>) =>
+  cells.reduce((sum, { arms, rounds }) => sum + arms.length * rounds, 0)
+
+/** The first round finds the broker cold. */
+const discardOne = (urls: rounds.Urls, cell: rounds.Cell) =>
+  rounds.runCell(urls, { ...cell, arms: ["tuned"], rounds: 1 }, () => {})
+
+const measureParallel = (urls: rounds.Urls) =>
+  Effect.gen(function*() {
+    const common = { broker: "memory", arms: ["plain"], rounds: 1, size: 100, delay: 300 } as const
+    const one = yield* rounds.runCell(urls, { ...common, concurrency: 1, count: 5 }, () => {})
+    const five = yield* rounds.runCell(urls, { ...common, concurrency: 5, count: 25 }, () => {})
+    return budget.parallel(one, five)
+  })
+
+const quick = Effect.gen(function*() {
+  const { urls, versions } = yield* bothBrokers
+  const { about, write } = open("quick", versions)
+  yield* Console.log(machine.text(about))
+  const cells = plan.quick
+  const report = progress(roundsOf(cells))
+  const measured = new Map<BrokerName, ReadonlyArray<rounds.Result>>()
+  for (const cell of cells) {
+    yield* discardOne(urls, cell)
+    measured.set(
+      cell.broker,
+      yield* rounds.runCell(urls, cell, (result) => {
+        write(result)
+        report(result)
+      })
+    )
+  }
+  yield* Console.log(`\n${table.rates([...measured.values()])}`)
+  const open50: Array<rounds.Cell> = (["redis", "jetstream"] as const).map((broker) => ({
+    ...plan.openLoop(broker, budget.medianRaw(measured.get(broker)!), 0.5, 2, 1.5),
+    arms: ["tuned", "plain"]
+  }))
+  const latencies = yield* Effect.forEach(open50, (cell) => rounds.runCell(urls, cell, write))
+  yield* Console.log(`\n${table.latencies(latencies.map((results) => ({ share: 0.5, results })))}`)
+  const idle = yield* Effect.forEach(
+    ["redis", "jetstream"] as const,
+    (broker) => subscriptions.measure(broker, 1000, 4)
+  )
+  const lines = [
+    ...budget.rates((broker) => measured.get(broker)!),
+    ...latencies.map(budget.latency),
+    yield* measureParallel(urls),
+    ...idle.flatMap(budget.idle),
+    ...budget.source()
+  ]
+  for (const line of lines) write(line)
+  yield* printBudget(lines)
+  yield* Console.log(
+    "Resident memory over 10 million messages: pnpm bench rss. All arms, sizes and handlers: pnpm bench."
+  )
+})
+
+const long = Effect.fnUntraced(function*(count: number, intoDocs: boolean) {
+  const { urls, versions } = yield* bothBrokers
+  const { about, write } = open("bench", versions)
+  yield* Console.log(machine.text(about))
+  const chapters = plan.long(count)
+  const report = progress(roundsOf(chapters.flatMap(({ cells }) => cells)))
+  const onResult = (result: rounds.Result) => {
+    write(result)
+    report(result)
+  }
+  const done: Array<{ readonly title: string; readonly cells: ReadonlyArray<ReadonlyArray<rounds.Result>> }> = []
+  for (const { cells, title } of chapters) {
+    const measured: Array<ReadonlyArray<rounds.Result>> = []
+    for (const cell of cells) {
+      if (title === chapters[0]!.title) yield* discardOne(urls, cell)
+      measured.push(yield* rounds.runCell(urls, cell, onResult))
+    }
+    yield* Console.log(`\n${title}\n\n${table.rates(measured)}`)
+    done.push({ title, cells: measured })
+  }
+  const base = (broker: BrokerName) => done[0]!.cells.find(([result]) => result!.spec.broker === broker)!
+  const latencies: Array<{ readonly share: number; readonly results: ReadonlyArray<rounds.Result> }> = []
+  for (const broker of ["redis", "jetstream"] as const) {
+    for (const share of [0.5, 0.8]) {
+      const cell = plan.openLoop(broker, budget.medianRaw(base(broker)), share, Math.max(3, Math.round(count / 2)), 4)
+      latencies.push({ share, results: yield* rounds.runCell(urls, cell, onResult) })
+    }
+  }
+  const latencyTable = table.latencies(latencies)
+  yield* Console.log(`\n${latencyTable}`)
+  const large = done[1]!.cells.filter(([result]) => result!.spec.size === 16_384)
+  const lines = [
+    ...budget.rates(base),
+    ...latencies.flatMap(({ results, share }) => share === 0.5 ? [budget.latency(results)] : []),
+    ...large.map((results) => budget.size(base(results[0]!.spec.broker), results)),
+    yield* measureParallel(urls),
+    ...budget.source()
+  ]
+  for (const line of lines) write(line)
+  const budgets = yield* printBudget(lines)
+  if (!intoDocs) return
+  docs.write("budgets", `${machine.text(about)}\n\n${budgets}`)
+  docs.write("rates", done.map(({ cells, title }) => `### ${title}\n\n${table.rates(cells)}`).join("\n\n"))
+  docs.write("latencies", latencyTable)
+  docs.writeFile(
+    "benchmarks.svg",
+    chart.bars(done[0]!.cells.map((results) => ({
+      title: `${results[0]!.spec.broker}: messages a second, of raw`,
+      bars: compare.rows(results).map(({ arm, ratio }) => ({
+        name: table.nameOf(arm),
+        ratio,
+        isRaw: ["tuned", "callback", "naive", "bullmq"].includes(arm)
+      }))
+    })))
+  )
+})
+
+const measureRss = Effect.fnUntraced(function*(names: ReadonlyArray<BrokerName>, total: number, intoDocs: boolean) {
+  const { versions } = yield* Effect.scoped(bothBrokers)
+  const { about, write } = open("rss", versions)
+  yield* Console.log(machine.text(about))
+  const curves: Array<rss.Curve> = []
+  for (const broker of names) {
+    let printed = 0
+    const curve = yield* rss.measure(broker, total, (sample) => {
+      write({ broker, ...sample })
+      if (sample.handled < printed) return
+      printed += total / 10
+      process.stderr.write(
+        `${broker} ${sample.handled}: ${(sample.rss / 1e6).toFixed(0)} MB, heap ${(sample.heap / 1e6).toFixed(0)} MB\n`
+      )
+    })
+    curves.push(curve)
+  }
+  const lines = curves.map(({ broker, growth }) => budget.memory(broker, total, growth))
+  const text = yield* printBudget(lines)
+  const twice = curves.map(({ samples }) => samples.at(-1)!.twice)
+  if (twice.some((n) => n > 0)) yield* Console.log(`delivered twice: ${twice.join(", ")}`)
+  if (!intoDocs) return
+  docs.write("rss", `${machine.text(about)}\n\n${text}`)
+  docs.writeFile(
+    "benchmarks-rss.svg",
+    chart.curves(
+      curves.map(({ broker, samples }) => ({
+        title: `${broker}: resident memory, MB`,
+        points: samples.map(({ handled, rss }) => [handled / 1e6, rss / 1e6] as const)
+      })),
+      "million messages",
+      "MB"
+    )
+  )
+})
+
+const measureSubscriptions = Effect.fnUntraced(function*(count: number, intoDocs: boolean) {
+  const { versions } = yield* Effect.scoped(bothBrokers)
+  const { about, write } = open("subscriptions", versions)
+  yield* Console.log(machine.text(about))
+  const measured = yield* Effect.forEach(
+    ["redis", "jetstream"] as const,
+    (broker) => subscriptions.measure(broker, count, 10)
+  )
+  for (const one of measured) {
+    write(one)
+    yield* Console.log(JSON.stringify(one))
+  }
+  const text = yield* printBudget(measured.flatMap(budget.idle))
+  if (intoDocs) docs.write("subscriptions", `${machine.text(about)}\n\n${text}`)
+})
+
+const profile = Effect.fnUntraced(function*(broker: BrokerName, arm: string, concurrency: number, count: number) {
+  const { urls } = yield* bothBrokers
+  fs.mkdirSync(results, { recursive: true })
+  const file = path.join(results, `${broker}-${arm}.cpuprofile`)
+  const measured = yield* Effect.scoped(
+    rounds.run(urls, { broker, arm, concurrency, size: 100, delay: 0, count }, file)
+  )
+  yield* Console.log(
+    `${(measured.rate / 1000).toFixed(0)} k/s, ${measured.cpu.toFixed(2)} µs a message\n${summarize(file, count)}`
+  )
+})
+
+const intoDocs = Flag.Boolean("docs").pipe(
+  Flag.withDescription("Write what was measured into docs/benchmarks.md"),
+  Flag.withDefault(false)
+)
+const brokerNames = ["redis", "jetstream", "memory"] as const
+
+const bench = Command.make("bench", {
+  quick: Flag.Boolean("quick").pipe(
+    Flag.withDescription("The budgets, in less than two minutes"),
+    Flag.withDefault(false)
+  ),
+  rounds: Flag.Int("rounds").pipe(Flag.withDescription("Rounds of each arm"), Flag.withDefault(10)),
+  docs: intoDocs
+}, (options) => Effect.scoped(options.quick ? quick : long(options.rounds, options.docs)))
+
+const rssCommand = Command.make(
+  "rss",
+  {
+    broker: Flag.Literals("broker", brokerNames).pipe(Flag.withDescription("Only this one"), Flag.optional),
+    messages: Flag.Int("messages").pipe(Flag.withDescription("How many"), Flag.withDefault(10_000_000)),
+    docs: intoDocs
+  },
+  (options) =>
+    measureRss(options.broker._tag === "Some" ? [options.broker.value] : brokerNames, options.messages, options.docs)
+)
+
+const subscriptionsCommand = Command.make("subscriptions", {
+  count: Flag.Int("count").pipe(Flag.withDescription("How many"), Flag.withDefault(1000)),
+  docs: intoDocs
+}, (options) => measureSubscriptions(options.count, options.docs))
+
+const profileCommand = Command.make("profile", {
+  broker: Flag.Literals("broker", brokerNames).pipe(Flag.withDefault("redis" as const)),
+  arm: Flag.String("arm").pipe(Flag.withDefault("plain")),
+  concurrency: Flag.Int("concurrency").pipe(Flag.withDefault(64)),
+  messages: Flag.Int("messages").pipe(Flag.withDefault(400_000))
+}, (options) => Effect.scoped(profile(options.broker, options.arm, options.concurrency, options.messages)))
+
+bench.pipe(
+  Command.withDescription("What Millrace costs beside the clients it is built on"),
+  Command.withSubcommands([rssCommand, subscriptionsCommand, profileCommand]),
+  Command.run({ version: "0.1.0" }),
+  Effect.provide(NodeServices.layer),
+  NodeRuntime.runMain
+)

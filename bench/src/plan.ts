@@ -1,0 +1,102 @@
+import type { Cell } from "./rounds.ts"
+import type { BrokerName } from "./spec.ts"
+
+const brokers: ReadonlyArray<BrokerName> = ["redis", "jetstream", "memory"]
+
+/** What raw loops do here, roughly: so that a pass takes about `seconds`. */
+const expectedRate = (broker: BrokerName, size: number): number =>
+  Math.min(broker === "redis" ? 350_000 : broker === "jetstream" ? 250_000 : 1_000_000, 2e8 / size * 2)
+
+const countFor = (broker: BrokerName, concurrency: number, size: number, delay: number, seconds: number): number => {
+  const possible = expectedRate(broker, size)
+  const rate = delay === 0 ? possible : Math.min(possible / 2, concurrency * 1000 / (delay + 0.1))
+  return Math.max(50, Math.round(rate * seconds / 50) * 50)
+}
+
+const cell = (
+  broker: BrokerName,
+  arms: ReadonlyArray<string>,
+  rounds: number,
+  seconds: number,
+  options: { readonly concurrency?: number; readonly size?: number; readonly delay?: number } = {}
+): Cell => {
+  const { concurrency = 64, delay = 0, size = 100 } = options
+  return { broker, arms, rounds, concurrency, size, delay, count: countFor(broker, concurrency, size, delay, seconds) }
+}
+
+/** A title, and cells that make one table. */
+export interface Chapter {
+  readonly title: string
+  readonly cells: ReadonlyArray<Cell>
+}
+
+export const quick: ReadonlyArray<Cell> = [
+  cell("redis", ["tuned", "plain", "effect", "bare", "armed", "bullmq"], 3, 0.4),
+  cell("jetstream", ["tuned", "callback", "plain", "effect"], 3, 0.4),
+  cell("memory", ["tuned", "plain", "effect"], 3, 0.3)
+]
+
+const chapter = (title: string, cellsOf: (broker: BrokerName) => ReadonlyArray<Cell>): Chapter => ({
+  title,
+  cells: brokers.flatMap(cellsOf)
+})
+
+const features = ["bare", "plain", "promise", "effect", "armed", "metered", "traced", "timed", "keyed", "failing"]
+
+const compared = ["tuned", "plain", "effect"]
+
+/** The long run; `rounds` of the first chapter, half of them elsewhere. */
+export const long = (rounds: number): ReadonlyArray<Chapter> => {
+  const fewer = Math.max(3, Math.round(rounds / 2))
+  return [
+    chapter("Arms: a handler that does nothing, concurrency 64, 100 B", (broker) => [
+      cell(
+        broker,
+        [
+          "tuned",
+          ...(broker === "jetstream" ? ["callback"] : []),
+          ...(broker === "memory" ? [] : ["naive"]),
+          ...features,
+          ...(broker === "redis" ? ["bullmq"] : [])
+        ],
+        rounds,
+        0.8
+      )
+    ]),
+    chapter("Size", (broker) => [1024, 16_384].map((size) => cell(broker, compared, fewer, 0.8, { size }))),
+    chapter(
+      "Concurrency, a handler that does nothing",
+      (broker) => [1, 8, 256].map((concurrency) => cell(broker, compared, fewer, 0.8, { concurrency }))
+    ),
+    chapter(
+      "Handlers that wait",
+      (broker) =>
+        [1, 10].flatMap((delay) =>
+          [1, 8, 64, 256].map((concurrency) =>
+            cell(broker, broker === "redis" ? [...compared, "bullmq"] : compared, 3, 1, { concurrency, delay })
+          )
+        )
+    )
+  ]
+}
+
+/** Messages that come at `share` of what the raw loop can take when all are there. */
+export const openLoop = (
+  broker: BrokerName,
+  rawRate: number,
+  share: number,
+  rounds: number,
+  seconds: number
+): Cell => {
+  const rate = Math.round(rawRate * share / 1000) * 1000
+  return {
+    broker,
+    arms: ["tuned", "plain", "effect"],
+    rounds,
+    concurrency: 64,
+    size: 100,
+    delay: 0,
+    rate,
+    count: Math.round(rate * seconds)
+  }
+}

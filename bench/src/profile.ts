@@ -1,0 +1,40 @@
+import * as fs from "node:fs"
+
+interface Profile {
+  readonly nodes: ReadonlyArray<{
+    readonly id: number
+    readonly children?: ReadonlyArray<number>
+    readonly callFrame: { readonly functionName: string; readonly url: string; readonly lineNumber: number }
+  }>
+  readonly samples: ReadonlyArray<number>
+  readonly timeDeltas: ReadonlyArray<number>
+}
+
+const most = 40
+
+/**
+ * Where a CPU profile spent its time, in microseconds a message: functions by their own share, each with those that
+ * called it most.
+ */
+export const summarize = (file: string, count: number): string => {
+  const { nodes, samples, timeDeltas }: Profile = JSON.parse(fs.readFileSync(file, "utf8"))
+  const names = new Map(nodes.map(({ callFrame: { functionName, lineNumber, url }, id }) => [
+    id,
+    `${functionName || "(anonymous)"} ${url.replace(/^.*\/(packages|node_modules|bench)\//, "")}:${lineNumber + 1}`
+  ]))
+  const parents = new Map(nodes.flatMap(({ children = [], id }) => children.map((child) => [child, id] as const)))
+  const own = new Map<string, { total: number; readonly callers: Map<string, number> }>()
+  samples.forEach((id, i) => {
+    const micros = timeDeltas[i]! / count
+    const name = names.get(id)!
+    const entry = own.get(name) ?? { total: 0, callers: new Map<string, number>() }
+    own.set(name, entry)
+    entry.total += micros
+    const caller = names.get(parents.get(id) ?? -1) ?? ""
+    entry.callers.set(caller, (entry.callers.get(caller) ?? 0) + micros)
+  })
+  return [...own].sort(([, a], [, b]) => b.total - a.total).slice(0, most).map(([name, { callers, total }]) => {
+    const [caller] = [...callers].sort(([, a], [, b]) => b - a)
+    return `${total.toFixed(3)} ${name.padEnd(70)} < ${caller?.[0]}`
+  }).join("\n")
+}

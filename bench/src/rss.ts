@@ -1,0 +1,103 @@
+import { Brokers } from "@millrace/testing"
+import { jetstreamManager, StorageType } from "@nats-io/jetstream"
+import { connect as connectNats } from "@nats-io/transport-node"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import * as redis from "./arms/redis.ts"
+import * as Child from "./child.ts"
+import { bodyOf } from "./order.ts"
+import { fillScript } from "./server.ts"
+import type { BrokerName } from "./spec.ts"
+import { median } from "./statistics.ts"
+
+export interface Sample {
+  readonly handled: number
+  readonly twice: number
+  readonly rss: number
+  readonly heap: number
+}
+
+export interface Curve {
+  readonly broker: BrokerName
+  readonly samples: ReadonlyArray<Sample>
+  /** Resident memory of the last fifth over that of the second. */
+  readonly growth: number
+}
+
+const backlog = 100_000
+const topic = "rss"
+
+interface Feeder {
+  readonly held: () => Promise<number>
+  /** Publishes `first` to `last`. */
+  readonly feed: (first: number, last: number) => Promise<void>
+}
+
+const feedRedis = Effect.fnUntraced(function*(url: string): Effect.fn.Return<Feeder, never, Scope.Scope> {
+  const client = yield* Effect.acquireRelease(
+    Effect.promise(() => redis.connect(url)),
+    (client) => Effect.sync(() => client.destroy())
+  )
+  return {
+    held: () => client.xLen(topic),
+    feed: async (first, last) => {
+      await client.eval(fillScript, { keys: [topic], arguments: [String(first), String(last), "", "application/json"] })
+    }
+  }
+})
+
+const feedNats = Effect.fnUntraced(function*(url: string): Effect.fn.Return<Feeder, never, Scope.Scope> {
+  const nc = yield* Effect.acquireRelease(
+    Effect.promise(() => connectNats({ servers: url })),
+    (nc) => Effect.promise(() => nc.close())
+  )
+  const jsm = yield* Effect.promise(() => jetstreamManager(nc))
+  yield* Effect.promise(() =>
+    jsm.streams.add({ name: topic, subjects: [topic], retention: "workqueue", storage: StorageType.Memory })
+  )
+  return {
+    held: async () => (await jsm.streams.info(topic)).state.messages,
+    async feed(first, last) {
+      for (let index = first; index <= last; index++) nc.publish(topic, bodyOf(index, 0, ""))
+      await nc.flush()
+    }
+  }
+})
+
+const chunk = 5000
+
+/** Keeps the backlog full until all are sent. */
+const produce = (feeder: Feeder, total: number) =>
+  Effect.gen(function*() {
+    for (let sent = 0; sent < total;) {
+      if ((yield* Effect.promise(feeder.held)) > backlog) {
+        yield* Effect.sleep(20)
+        continue
+      }
+      const last = Math.min(sent + chunk, total) - 1
+      yield* Effect.promise(() => feeder.feed(sent, last))
+      sent = last + 1
+    }
+  })
+
+/** Runs `total` messages through a pipeline whose handler takes a millisecond. */
+export const measure = (broker: BrokerName, total: number, onSample: (sample: Sample) => void) =>
+  Effect.scoped(Effect.gen(function*(): Effect.fn.Return<Curve, Child.ChildFailed | Brokers.BrokersError, Scope.Scope> {
+    const url = broker === "memory" ? "" : (yield* broker === "redis" ? Brokers.redis() : Brokers.nats()).url
+    const feeder = broker === "memory" ? undefined : yield* broker === "redis" ? feedRedis(url) : feedNats(url)
+    const child = yield* Child.start<never, Sample>("rss.main.ts", [broker, url, String(total), String(backlog)])
+    if (feeder !== undefined) yield* Effect.forkScoped(produce(feeder, total))
+    const samples: Array<Sample> = []
+    while ((samples.at(-1)?.handled ?? 0) < total) {
+      const sample = yield* child.next
+      samples.push(sample)
+      onSample(sample)
+    }
+    const part = (from: number, to: number) =>
+      median(
+        samples.slice(Math.floor(samples.length * from), Math.max(1, Math.ceil(samples.length * to))).map(({ rss }) =>
+          rss
+        )
+      )
+    return { broker, samples, growth: part(0.8, 1) / part(0.2, 0.4) }
+  }))

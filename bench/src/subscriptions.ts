@@ -1,0 +1,108 @@
+import { Brokers } from "@millrace/testing"
+import { connect as connectNats } from "@nats-io/transport-node"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import * as redis from "./arms/redis.ts"
+import * as Child from "./child.ts"
+
+export interface Subscriptions {
+  readonly broker: "redis" | "jetstream"
+  readonly count: number
+  /** Milliseconds until all were ready; everything they need had to be created. */
+  readonly started: number
+  /** As the server counts them. */
+  readonly connections: number
+  /** Of one core. */
+  readonly idleCpu: number
+  /** Commands a second while idle, by name; Redis only. */
+  readonly commands: Readonly<Record<string, number>> | undefined
+  readonly rss: number
+}
+
+interface Watch {
+  readonly connections: Effect.Effect<number>
+  readonly commands: Effect.Effect<Readonly<Record<string, number>> | undefined>
+}
+
+const watchRedis = Effect.fnUntraced(function*(url: string): Effect.fn.Return<Watch, never, Scope.Scope> {
+  const client = yield* Effect.acquireRelease(
+    Effect.promise(() => redis.connect(url)),
+    (client) => Effect.sync(() => client.destroy())
+  )
+  return {
+    connections: Effect.map(
+      Effect.promise(() => client.info("clients")),
+      (info) => Number(/connected_clients:(\d+)/.exec(info)![1])
+    ),
+    commands: Effect.map(Effect.promise(() => client.info("commandstats")), (info) =>
+      Object.fromEntries(
+        [...info.matchAll(/^cmdstat_(\S+?):calls=(\d+)/gm)].map(([, name, calls]) => [name, Number(calls)])
+      ))
+  }
+})
+
+/** Only an account of the system's own may ask who is connected. */
+const accounts = `
+accounts {
+  BENCH { jetstream: enabled, users: [{ user: bench, password: bench }] }
+  SYSTEM { users: [{ user: system, password: system }] }
+}
+system_account: SYSTEM
+no_auth_user: bench
+`
+
+const watchNats = Effect.fnUntraced(function*(url: string): Effect.fn.Return<Watch, never, Scope.Scope> {
+  const nc = yield* Effect.acquireRelease(
+    Effect.promise(() => connectNats({ servers: url, user: "system", pass: "system" })),
+    (nc) => Effect.promise(() => nc.close())
+  )
+  return {
+    connections: Effect.map(
+      Effect.promise(() => nc.request("$SYS.REQ.SERVER.PING.CONNZ", "{}")),
+      (reply) => (reply.json<{ readonly data: { readonly num_connections: number } }>()).data.num_connections
+    ),
+    commands: Effect.succeed(undefined)
+  }
+})
+
+const program = Effect.fnUntraced(function*(
+  broker: "redis" | "jetstream",
+  count: number,
+  seconds: number
+): Effect.fn.Return<Subscriptions, Child.ChildFailed | Brokers.BrokersError, Scope.Scope> {
+  const { url } = yield* broker === "redis" ? Brokers.redis() : Brokers.nats({ config: accounts })
+  const watch = yield* broker === "redis" ? watchRedis(url) : watchNats(url)
+  const before = yield* watch.connections
+  const child = yield* Child.start<
+    "end",
+    | { readonly _tag: "Idle"; readonly started: number }
+    | { readonly _tag: "Counted"; readonly cpu: number; readonly rss: number }
+  >("subscriptions.main.ts", [broker, url, String(count), String(seconds)])
+  const idle = yield* child.next
+  const connections = (yield* watch.connections) - before
+  const commandsBefore = yield* watch.commands
+  const counted = yield* child.next
+  const commandsAfter = yield* watch.commands
+  yield* child.send("end")
+  yield* child.exited
+  if (idle._tag !== "Idle" || counted._tag !== "Counted") {
+    return yield* new Child.ChildFailed({ detail: "out of order" })
+  }
+  return {
+    broker,
+    count,
+    started: idle.started,
+    connections,
+    idleCpu: counted.cpu,
+    commands: commandsAfter === undefined ? undefined : Object.fromEntries(
+      Object.entries(commandsAfter)
+        .map(([name, calls]) => [name, (calls - (commandsBefore?.[name] ?? 0)) / seconds] as const)
+        .filter(([name, rate]) => rate > 0 && name !== "info")
+    ),
+    rss: counted.rss
+  }
+})
+
+/** Counts what `count` idle subscriptions in one process cost. */
+export const measure = (broker: "redis" | "jetstream", count: number, seconds: number) =>
+  Effect.scoped(program(broker, count, seconds))
