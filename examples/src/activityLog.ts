@@ -52,7 +52,7 @@ export const layerStore = (file: string): Layer.Layer<ActivityStore> =>
   )
 
 export const writer = Pipeline.from(Activities, { group: "writer", startFrom: "beginning" }).pipe(
-  Pipeline.batch({ size: 100, within: "100 millis" }, (activities, messages) =>
+  Pipeline.batch({ size: 100, within: "10 millis" }, (activities, messages) =>
     Effect.gen(function*() {
       const { append } = yield* ActivityStore
       const known = yield* append(activities.map((activity, i) => ({ ...activity, id: messages[i]!.id })))

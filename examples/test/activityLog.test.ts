@@ -48,7 +48,8 @@ describe("activity log", () => {
           yield* untilRows((rows) => rows >= 20_000)
           assert.strictEqual(yield* rows, 20_000)
         }).pipe(Effect.provide(layerStore(file)))
-      }).pipe(Effect.provide(NodeServices.layer)))
+        // What the dead process owned is handled one message at a time: it may have died of one of them.
+      }).pipe(Effect.provide(NodeServices.layer)), 120_000)
   }
 
   it.live("redis: an activity that redis-cli appended is written like any other", () =>
