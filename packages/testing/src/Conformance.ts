@@ -218,29 +218,23 @@ export const suite = async <R, E>(options: SuiteOptions<R, E>): Promise<void> =>
       process.stderr.write(`${summary(name, outcomes)}\n`)
       await options.onEnd?.(outcomes)
     }, longHook)
-    for (const [group] of groups) {
-      const ofGroup = tests.filter((test) => test.group === group)
-      describe(group, () => {
-        for (const test of [...ofGroup.filter(({ alone }) => !alone), ...ofGroup.filter(({ alone }) => alone)]) {
-          it(
-            `${test.id} ${test.law}: ${test.title}`,
-            { concurrent: !test.alone, timeout: longTest },
-            async (context) => {
-              const runtime = runtimeOf()
-              const exit = await runtime.runPromiseExit(check(test, options), { signal: context.signal })
-              if (runtime !== shared) await runtime.dispose()
-              const skipped = Exit.isSuccess(exit) ? exit.value : undefined
-              outcomes.push({
-                test,
-                result: skipped !== undefined ? { skipped } : Exit.isSuccess(exit) ? "passed" : "failed"
-              })
-              if (Exit.isFailure(exit)) throw Cause.squash(exit.cause)
-              if (skipped !== undefined) context.skip(skipped)
-            }
-          )
-        }
+    const register = (test: Test) =>
+      it(`${test.id} ${test.law}: ${test.title}`, { timeout: longTest }, async (context) => {
+        const runtime = runtimeOf()
+        const exit = await runtime.runPromiseExit(check(test, options), { signal: context.signal })
+        if (runtime !== shared) await runtime.dispose()
+        const skipped = Exit.isSuccess(exit) ? exit.value : undefined
+        outcomes.push({
+          test,
+          result: skipped !== undefined ? { skipped } : Exit.isSuccess(exit) ? "passed" : "failed"
+        })
+        if (Exit.isFailure(exit)) throw Cause.squash(exit.cause)
+        if (skipped !== undefined) context.skip(skipped)
       })
+    for (const [group] of groups) {
+      describe.concurrent(group, () => tests.filter((test) => test.group === group && !test.alone).forEach(register))
     }
+    describe("alone", () => tests.filter(({ alone }) => alone).forEach(register))
   })
 }
 

@@ -178,7 +178,7 @@ export const delivery: ReadonlyArray<rig.Test> = [
     const handled: Array<{ readonly n: number; readonly attempt: number }> = []
     const pipeline = rig.from(transport, topic, { prefetch: 10 }).pipe(
       Pipeline.tap((n, { attempt }) =>
-        Effect.andThen(Effect.sleep(1), Effect.sync(() => handled.push({ n, attempt })))
+        Effect.andThen(Effect.sleep(10), Effect.sync(() => handled.push({ n, attempt })))
       ),
       Pipeline.concurrency(4)
     )

@@ -346,7 +346,7 @@ export const lifecycle: ReadonlyArray<rig.Test> = [
       const topic = rig.numbers("l10")
       const handled = new Map<number, number>()
       const attempts = new Set<number>()
-      yield* rig.publish(transport, topic, rig.range(150))
+      yield* rig.publish(transport, topic, rig.range(90))
       const replace = Effect.scoped(Effect.gen(function*() {
         const other = yield* rig.bounded("it connects", connect)
         const before = handled.size
@@ -363,12 +363,12 @@ export const lifecycle: ReadonlyArray<rig.Test> = [
             Pipeline.concurrency(4)
           )
         )
-        yield* rig.until("it handles some", () => handled.size >= before + 8 || handled.size === 150)
+        yield* rig.until("it handles some", () => handled.size >= before + 8 || handled.size === 90)
         yield* stop
       }))
       yield* Effect.all(
         rig.range(2).map(() =>
-          Effect.whileLoop({ while: () => handled.size < 150, body: () => replace, step: () => {} })
+          Effect.whileLoop({ while: () => handled.size < 90, body: () => replace, step: () => {} })
         ),
         {
           concurrency: "unbounded"

@@ -86,7 +86,7 @@ const turns = Effect.callback<void>((resume) => {
 const tick: Effect.Effect<void, never, Rig> = Rig.use(({ clock }) =>
   clock === "live"
     ? Effect.sleep(5)
-    : Effect.andThen(Effect.andThen(turns, TestClock.adjust(10)), turns)
+    : Effect.andThen(TestClock.adjust(10), turns)
 )
 
 /** No test asserts how fast something is: this only ends one that waits for what does not come. */

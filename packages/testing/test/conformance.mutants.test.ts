@@ -1,0 +1,70 @@
+import { Transport } from "@millrace/core/Transport"
+import { Conformance, MemoryTransport } from "@millrace/testing"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as References from "effect/References"
+import * as Scope from "effect/Scope"
+import * as TestClock from "effect/testing/TestClock"
+import { afterAll, assert, describe, it } from "vitest"
+import { leaked, type Mutant, mutants } from "./mutants.ts"
+
+class Mutated extends Context.Service<Mutated, Effect.Effect<Transport["Service"]>>()("test/Mutated") {}
+
+const target = ({ mutate }: Mutant): Conformance.Target<Mutated | MemoryTransport.MemoryTransport, never> => {
+  const memory = MemoryTransport.layer({ minIdle: "1 second" })
+  return {
+    clock: "test",
+    claimAfter: "1 second",
+    layer: Layer.effectContext(Effect.gen(function*() {
+      const { connect } = yield* MemoryTransport.MemoryTransport
+      const scope = yield* Effect.scope
+      const shared = new Map()
+      const mutated = Effect.provideService(
+        Effect.map(connect, (transport) => mutate(transport, shared)),
+        Scope.Scope,
+        scope
+      )
+      return Context.make(Mutated, mutated).pipe(Context.add(Transport, yield* mutated))
+    })).pipe(Layer.provideMerge(memory)),
+    connect: Effect.flatten(Mutated)
+  }
+}
+
+const run = (mutant: Mutant, test: Conformance.Test) => {
+  const on = target(mutant)
+  return Conformance.check(test, on).pipe(
+    Effect.provide(Layer.fresh(on.layer)),
+    Effect.provide(TestClock.layer()),
+    Effect.provideService(References.MinimumLogLevel, "None"),
+    Effect.runPromiseExit
+  )
+}
+
+const testOf = (id: string) => Conformance.tests.find((test) => test.id === id)!
+
+afterAll(() => leaked.forEach(clearInterval))
+
+describe("a broken transport does not pass the suite", () => {
+  it.each(mutants)("$law: $name", async (mutant) => {
+    for (const id of mutant.caughtBy) {
+      const exit = await run(mutant, testOf(id))
+      assert.isTrue(Exit.isFailure(exit), `${id} passes on a transport that ${mutant.name}`)
+    }
+  })
+
+  it("every law has a mutant", () => {
+    const laws = new Set(mutants.map(({ law }) => law))
+    for (const law of [1, 2, 3, 4, 5, 6, 7, 8]) assert.isTrue(laws.has(`law ${law}`), `law ${law}`)
+  })
+
+  it("and one that is not broken passes the tests that catch them", async () => {
+    const sound: Mutant = { name: "does nothing wrong", law: "none", caughtBy: [], mutate: (transport) => transport }
+    for (const id of new Set(mutants.flatMap(({ caughtBy }) => caughtBy))) {
+      const exit = await run(sound, testOf(id))
+      if (Exit.isFailure(exit)) throw Cause.squash(exit.cause)
+    }
+  })
+})

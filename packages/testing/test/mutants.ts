@@ -1,0 +1,543 @@
+/** Transports that are broken in one way each: the conformance suite must notice every one of them. */
+import * as Settlement from "@millrace/core/Settlement"
+import type { Delivery, Outgoing, Settling, SubscribeOptions, Subscription, Transport } from "@millrace/core/Transport"
+import * as Arr from "effect/Array"
+import * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Result from "effect/Result"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+
+type TransportService = Transport["Service"]
+type Deliveries = Arr.NonEmptyReadonlyArray<Delivery>
+type Batch = Arr.NonEmptyReadonlyArray<Settling>
+
+export interface Mutant {
+  /** What it does wrong. */
+  readonly name: string
+  readonly law: string
+  /** The tests that must fail on it; others may too. */
+  readonly caughtBy: ReadonlyArray<string>
+  /** `shared` is known to all connections to one broker. */
+  readonly mutate: (transport: TransportService, shared: Map<string, Owned>) => TransportService
+}
+
+interface Owned {
+  readonly subscription: Subscription
+  readonly delivery: Delivery
+}
+
+// --- how they are made
+
+const subscribing = (
+  change: (subscription: Subscription, options: SubscribeOptions, transport: TransportService) => Partial<Subscription>
+) =>
+(transport: TransportService): TransportService => ({
+  ...transport,
+  subscribe: (options) =>
+    Effect.map(transport.subscribe(options), (subscription) => ({
+      ...subscription,
+      ...change(subscription, options, transport)
+    }))
+})
+
+const wishing =
+  (change: (options: SubscribeOptions) => SubscribeOptions) => (transport: TransportService): TransportService => ({
+    ...transport,
+    subscribe: (options) => transport.subscribe(change(options))
+  })
+
+const publishing = (change: (message: Outgoing) => Outgoing) => (transport: TransportService): TransportService => ({
+  ...transport,
+  publish: (messages) => transport.publish(Arr.map(messages, change))
+})
+
+const settling = (change: (settling: Settling) => Settling | undefined) =>
+  subscribing((subscription) => ({
+    settle: (batch) => settle(subscription, batch.flatMap((settling) => change(settling) ?? []))
+  }))
+
+const settle = (subscription: Subscription, batch: ReadonlyArray<Settling>) =>
+  Effect.suspend(() => Arr.isReadonlyArrayNonEmpty(batch) ? subscription.settle(batch) : Effect.succeed([]))
+
+/** Shows each delivery with something changed. */
+const disguising = (change: (delivery: Delivery, count: (id: string) => number) => Partial<Delivery>) =>
+  subscribing((subscription) => {
+    const worn = new Map<Delivery, Delivery>()
+    const bare = new Map<Delivery, Delivery>()
+    const counts = new Map<string, number>()
+    const count = (id: string) => {
+      const n = (counts.get(id) ?? 0) + 1
+      counts.set(id, n)
+      return n
+    }
+    const wear = (delivery: Delivery): Delivery => {
+      const properties = Object.entries(change(delivery, count)).map((
+        [name, value]
+      ) => [name, { value, enumerable: true }])
+      const disguised: Delivery = Object.create(delivery, Object.fromEntries(properties))
+      worn.set(delivery, disguised)
+      bare.set(disguised, delivery)
+      return disguised
+    }
+    const undress = (delivery: Delivery) => bare.get(delivery) ?? delivery
+    const dress = (deliveries: ReadonlyArray<Delivery>) => deliveries.map((delivery) => worn.get(delivery) ?? delivery)
+    return {
+      pull: (max) => Effect.map(subscription.pull(max), Arr.map(wear)),
+      settle: (batch) =>
+        Effect.suspend(() =>
+          Effect.map(
+            subscription.settle(
+              Arr.map(batch, ({ delivery, settlement }) => ({ delivery: undress(delivery), settlement }))
+            ),
+            dress
+          )
+        ),
+      extend: (deliveries) => Effect.map(subscription.extend(Arr.map(deliveries, undress)), dress)
+    }
+  })
+
+/** Knows who was given a message last, whichever connection that was. */
+const owning = (
+  change: (subscription: Subscription, current: (delivery: Delivery) => Owned | undefined) => Partial<Subscription>
+) =>
+(transport: TransportService, shared: Map<string, Owned>): TransportService =>
+  subscribing((subscription, { group, topic }) => {
+    const key = (delivery: Delivery) => `${topic}\n${group}\n${delivery.id}`
+    return {
+      pull: (max) =>
+        Effect.tap(
+          subscription.pull(max),
+          (deliveries) =>
+            Effect.sync(() => deliveries.forEach((delivery) => shared.set(key(delivery), { subscription, delivery })))
+        ),
+      ...change(subscription, (delivery) => shared.get(key(delivery)))
+    }
+  })(transport)
+
+const is = (tag: Settlement.Settlement["_tag"]) => ({ settlement }: Settling) => settlement._tag === tag
+
+const isDead = ({ topic }: Outgoing) => topic.endsWith(".dead") || topic.endsWith(".buried")
+
+// --- the mutants
+
+export const mutants: ReadonlyArray<Mutant> = [
+  {
+    name: "acknowledges before the work is done",
+    law: "law 1",
+    caughtBy: ["S1", "S8", "R2", "P5"],
+    mutate: subscribing((subscription) => ({
+      pull: (max) =>
+        Effect.tap(
+          subscription.pull(max),
+          (deliveries) =>
+            subscription.settle(Arr.map(deliveries, (delivery) => ({ delivery, settlement: Settlement.ack })))
+        )
+    }))
+  },
+  {
+    name: "delivers every tenth message twice",
+    law: "law 1",
+    caughtBy: ["D4", "D8"],
+    mutate: subscribing((subscription) => {
+      let n = 0
+      return {
+        pull: (max) =>
+          Effect.map(
+            subscription.pull(Math.max(1, max - 1)),
+            Arr.flatMap((delivery): Deliveries => n++ % 10 === 0 ? [delivery, Object.create(delivery)] : [delivery])
+          )
+      }
+    })
+  },
+  {
+    name: "acknowledges all up to the one it was told of",
+    law: "law 1",
+    caughtBy: ["S8"],
+    mutate: subscribing((subscription) => {
+      const taken: Array<Delivery> = []
+      return {
+        pull: (max) => Effect.tap(subscription.pull(max), (deliveries) => Effect.sync(() => taken.push(...deliveries))),
+        settle: (batch) =>
+          settle(
+            subscription,
+            batch.flatMap((settling) => {
+              if (!is("Ack")(settling)) return [settling]
+              const earlier = taken.splice(0, taken.indexOf(settling.delivery) + 1)
+              return [...earlier, settling.delivery].map((delivery) => ({ delivery, settlement: Settlement.ack }))
+            })
+          )
+      }
+    })
+  },
+  {
+    name: "brings back what was terminated",
+    law: "law 1",
+    caughtBy: ["S4", "S9", "R1"],
+    mutate: settling((settling) =>
+      is("@millrace/Terminate")(settling) ? { ...settling, settlement: Settlement.retry(100) } : settling
+    )
+  },
+  {
+    name: "counts attempts in each process anew",
+    law: "law 2",
+    caughtBy: ["S1", "S12", "R2"],
+    mutate: disguising(({ id }, count) => ({ attempt: count(id) }))
+  },
+  {
+    name: "counts no attempts",
+    law: "law 2",
+    caughtBy: ["S2", "R1", "P4"],
+    mutate: disguising(() => ({ attempt: 1 }))
+  },
+  {
+    name: "retries in the process and tells the broker nothing",
+    law: "law 2",
+    caughtBy: ["R2"],
+    mutate: subscribing((subscription) => {
+      const waiting: Array<{ readonly delivery: Delivery; readonly due: number }> = []
+      const due: Effect.Effect<Deliveries> = Effect.suspend(() => {
+        const [first] = waiting
+        if (first === undefined) return Effect.andThen(Effect.sleep(10), due)
+        return Clock.clockWith((clock): Effect.Effect<Deliveries> => {
+          if (clock.currentTimeMillisUnsafe() < first.due) return Effect.andThen(Effect.sleep(10), due)
+          waiting.shift()
+          const { delivery } = first
+          const attempt = { value: delivery.attempt + 1 }
+          return Effect.succeed([Object.create(delivery, { attempt, redelivered: { value: true } })])
+        })
+      })
+      return {
+        pull: (max) => Effect.raceFirst(subscription.pull(max), due),
+        settle: (batch) =>
+          Clock.clockWith((clock) => {
+            for (const { delivery, settlement } of batch) {
+              if (settlement._tag !== "@millrace/Retry") continue
+              const after = Duration.toMillis(settlement.after ?? Duration.zero)
+              waiting.push({ delivery, due: clock.currentTimeMillisUnsafe() + after })
+            }
+            return settle(
+              subscription,
+              batch.filter(({ settlement }) => settlement._tag !== "@millrace/Retry").map((
+                { delivery, settlement }
+              ) => ({
+                delivery: delivery.redelivered ? Object.getPrototypeOf(delivery) : delivery,
+                settlement
+              }))
+            )
+          })
+      }
+    })
+  },
+  {
+    name: "suspects no one",
+    law: "law 2",
+    caughtBy: ["S12", "P5"],
+    mutate: disguising(() => ({ suspect: false }))
+  },
+  {
+    name: "retries at once, whatever the delay",
+    law: "law 2",
+    caughtBy: ["S3", "R3", "L9"],
+    mutate: settling(({ delivery, settlement }) => ({
+      delivery,
+      settlement: settlement._tag === "@millrace/Retry" ? Settlement.retry(0) : settlement
+    }))
+  },
+  {
+    name: "counts a release as an attempt",
+    law: "law 3",
+    caughtBy: ["S9", "S14", "L2", "L3", "L10"],
+    mutate: settling((settling) =>
+      is("Release")(settling) ? { ...settling, settlement: Settlement.retry(0) } : settling
+    )
+  },
+  {
+    name: "loses what is handed back",
+    law: "law 3",
+    caughtBy: ["S14", "D7", "L2", "L3"],
+    mutate: settling((settling) => is("Release")(settling) ? { ...settling, settlement: Settlement.ack } : settling)
+  },
+  {
+    name: "keeps what is handed back until its claim time has passed",
+    law: "law 3",
+    caughtBy: ["S14", "L2", "L3"],
+    mutate: settling((settling) => is("Release")(settling) ? undefined : settling)
+  },
+  {
+    name: "loses on close what it had fetched and nobody had pulled",
+    law: "law 3",
+    caughtBy: ["F3", "L11"],
+    mutate: (transport) => ({
+      ...transport,
+      subscribe: (options) =>
+        Effect.map(transport.subscribe(options), (subscription) => {
+          const fetched: Array<Delivery> = []
+          const give = (max: number): Effect.Effect<Deliveries> | undefined => {
+            const given = fetched.splice(0, max)
+            return Arr.isArrayNonEmpty(given) ? Effect.succeed(given) : undefined
+          }
+          return {
+            ...subscription,
+            pull: (max) =>
+              Effect.suspend(() =>
+                give(Math.min(max, 5)) ?? Effect.flatMap(subscription.pull(Math.max(100, max)), (deliveries) => {
+                  fetched.push(...deliveries)
+                  return give(Math.min(max, 5))!
+                })
+              )
+          }
+        })
+    })
+  },
+  {
+    name: "stores dead letters some time after it has said so",
+    law: "law 4",
+    caughtBy: ["R6"],
+    mutate: (transport) => ({
+      ...transport,
+      publish: (messages) =>
+        messages.some(isDead)
+          ? Effect.as(
+            Effect.forkDetach(Effect.delay(transport.publish(messages), 300)),
+            messages.map(() => Result.succeed({ id: "later", duplicate: false }))
+          )
+          : transport.publish(messages)
+    })
+  },
+  {
+    name: "says that dead letters are stored, and stores none",
+    law: "law 4",
+    caughtBy: ["R1", "R5", "P1", "P5"],
+    mutate: (transport) => ({
+      ...transport,
+      publish: (messages) =>
+        messages.some(isDead)
+          ? Effect.succeed(messages.map(() => Result.succeed({ id: "never", duplicate: false })))
+          : transport.publish(messages)
+    })
+  },
+  {
+    name: "declares deduplication and takes an id twice",
+    law: "law 4",
+    caughtBy: ["D10", "R7", "R9", "R12"],
+    mutate: publishing((message) => ({ ...message, id: undefined }))
+  },
+  {
+    name: "says that settlements have arrived, and loses some",
+    law: "law 5",
+    caughtBy: ["S1", "S9"],
+    mutate: subscribing((subscription) => {
+      let n = 0
+      return { settle: (batch) => n++ % 4 === 0 ? Effect.succeed([]) : subscription.settle(batch) }
+    })
+  },
+  {
+    name: "takes a settlement that is sent again for a new one",
+    law: "law 5",
+    caughtBy: ["S7", "S11"],
+    mutate: subscribing((subscription, { topic }, transport) => {
+      const said = new Set<Delivery>()
+      return {
+        settle: (batch) =>
+          Effect.gen(function*() {
+            for (const { delivery, settlement } of batch) {
+              if (settlement._tag !== "@millrace/Retry") continue
+              if (said.has(delivery)) {
+                const { body, headers, key } = delivery
+                yield* transport.publish([{ topic, body, headers, key, id: undefined, delay: settlement.after }])
+              }
+              said.add(delivery)
+            }
+            return yield* subscription.settle(batch)
+          })
+      }
+    })
+  },
+  {
+    name: "reads bodies as text",
+    law: "law 6",
+    caughtBy: ["D1", "P1"],
+    mutate: disguising(({ body }) => ({ body: new TextEncoder().encode(new TextDecoder().decode(body)) }))
+  },
+  {
+    name: "gives a batch in reverse",
+    law: "law 7",
+    caughtBy: ["D6", "D9", "F8"],
+    mutate: subscribing((subscription) => ({ pull: (max) => Effect.map(subscription.pull(max), Arr.reverse) }))
+  },
+  {
+    name: "lets a retry be overtaken within its key: comes back under another id",
+    law: "law 7",
+    caughtBy: ["S2", "F8"],
+    mutate: disguising(({ attempt, id }) => attempt === 1 ? {} : { id: `${id}-${attempt}` })
+  },
+  {
+    name: "lets a zombie settle and keep what a peer has taken over",
+    law: "law 8",
+    caughtBy: ["S12"],
+    mutate: owning((subscription, current) => ({
+      settle: (batch: Batch) =>
+        Effect.map(
+          Effect.forEach(batch, ({ delivery, settlement }) => {
+            const owned = current(delivery) ?? { subscription, delivery }
+            return owned.subscription.settle([{ delivery: owned.delivery, settlement }])
+          }),
+          () => []
+        ),
+      extend: () => Effect.succeed([])
+    }))
+  },
+  {
+    name: "never says that a delivery was lost",
+    law: "law 8",
+    caughtBy: ["S12", "X7"],
+    mutate: subscribing((subscription) => ({
+      settle: (batch) => Effect.suspend(() => Effect.as(subscription.settle(batch), [])),
+      extend: (deliveries) => Effect.as(subscription.extend(deliveries), [])
+    }))
+  },
+  {
+    name: "drops an acknowledgement by a former owner",
+    law: "law 8",
+    caughtBy: ["S13"],
+    mutate: owning((subscription, current) => ({
+      settle: (batch: Batch) =>
+        settle(
+          subscription,
+          batch.filter(({ delivery, settlement }) =>
+            settlement._tag !== "Ack" || current(delivery)?.delivery === delivery
+          )
+        )
+    }))
+  },
+  {
+    name: "forgets to extend",
+    law: "law 8",
+    caughtBy: ["S10"],
+    mutate: subscribing(() => ({ extend: () => Effect.succeed([]) }))
+  },
+  {
+    name: "drops headers",
+    law: "contract",
+    caughtBy: ["D1", "S2", "R5"],
+    mutate: disguising(() => ({ headers: {} }))
+  },
+  {
+    name: "has one position for all groups",
+    law: "contract",
+    caughtBy: ["D3", "D5", "D6"],
+    mutate: wishing((options) => ({ ...options, group: "all" }))
+  },
+  {
+    name: "begins every group at the beginning",
+    law: "contract",
+    caughtBy: ["D5"],
+    mutate: wishing((options) => ({ ...options, startFrom: "beginning" }))
+  },
+  {
+    name: "is not ready when it says so: a new group begins with the first pull",
+    law: "contract",
+    caughtBy: ["D5"],
+    mutate: (transport) => ({
+      ...transport,
+      subscribe: (options) =>
+        Effect.gen(function*() {
+          const scope = yield* Effect.scope
+          const ready = yield* Effect.cached(Effect.provideService(transport.subscribe(options), Scope.Scope, scope))
+          return {
+            pull: (max) => Effect.flatMap(ready, (subscription) => subscription.pull(max)),
+            settle: (batch) => Effect.flatMap(ready, (subscription) => subscription.settle(batch)),
+            extend: (deliveries) => Effect.flatMap(ready, (subscription) => subscription.extend(deliveries)),
+            extendEvery: Duration.millis(300),
+            health: Effect.succeed("consuming" as const)
+          }
+        })
+    })
+  },
+  {
+    name: "takes names for one that begin alike",
+    law: "contract",
+    caughtBy: ["D2"],
+    mutate: (transport) => {
+      const cut = (topic: string) => topic.endsWith(".more") ? topic.slice(0, -5) : topic
+      return publishing((message) => ({ ...message, topic: cut(message.topic) }))(
+        wishing((options) => ({ ...options, topic: cut(options.topic) }))(transport)
+      )
+    }
+  },
+  {
+    name: "gives more than a pull's max",
+    law: "contract",
+    caughtBy: ["F1"],
+    mutate: subscribing((subscription) => ({ pull: (max) => subscription.pull(2 * max) }))
+  },
+  {
+    name: "swallows what comes after a pull was taken back",
+    law: "contract",
+    caughtBy: ["F9"],
+    mutate: subscribing((subscription) => ({
+      pull: (max) =>
+        Effect.gen(function*() {
+          const pulling = yield* Effect.forkDetach(subscription.pull(max), { startImmediately: true })
+          return yield* Fiber.join(pulling)
+        })
+    }))
+  },
+  {
+    name: "knows no bound of waiting retries",
+    law: "contract",
+    caughtBy: ["F10"],
+    mutate: wishing((options) => ({ ...options, waiting: 1_000_000 }))
+  },
+  {
+    name: "delivers a delayed message at once",
+    law: "contract",
+    caughtBy: ["D11"],
+    mutate: publishing((message) => ({ ...message, delay: undefined }))
+  },
+  {
+    name: "removes nothing, and says how much it was",
+    law: "contract",
+    caughtBy: ["S5", "R8"],
+    mutate: (transport) => ({ ...transport, remove: (_, ids) => Effect.succeed(ids.length) })
+  },
+  {
+    name: "browses newest first",
+    law: "contract",
+    caughtBy: ["D13"],
+    mutate: (transport) => ({
+      ...transport,
+      browse: (topic) =>
+        Stream.unwrap(
+          Effect.map(Stream.runCollect(transport.browse(topic)), (all) => Stream.fromIterable(all.toReversed()))
+        )
+    })
+  },
+  {
+    name: "answers a publish of many out of order",
+    law: "contract",
+    caughtBy: ["D1", "D13"],
+    mutate: (transport) => ({
+      ...transport,
+      publish: (messages) => Effect.map(transport.publish(messages), (results) => results.toReversed())
+    })
+  },
+  {
+    name: "leaves a timer behind",
+    law: "contract",
+    caughtBy: ["L6"],
+    mutate: (transport) => ({
+      ...transport,
+      subscribe: (options) => {
+        leaked.push(setInterval(() => {}, 60_000))
+        return transport.subscribe(options)
+      }
+    })
+  }
+]
+
+/** Of the mutant that leaves timers behind. */
+export const leaked: Array<NodeJS.Timeout> = []
