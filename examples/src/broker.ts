@@ -47,7 +47,9 @@ export const layer = (
   if (Option.isSome(flags.redis)) {
     return RedisStreams.layer({ url: flags.redis.value, retention, connectTimeout, claim: { minIdle: claimAfter } })
   }
-  if (Option.isSome(flags.nats)) return JetStream.layer({ url: flags.nats.value, retention, connectTimeout, ackWait: claimAfter })
+  if (Option.isSome(flags.nats)) {
+    return JetStream.layer({ url: flags.nats.value, retention, connectTimeout, ackWait: claimAfter })
+  }
   return MemoryTransport.layer({ retention, minIdle: claimAfter })
 }
 

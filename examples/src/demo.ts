@@ -1,8 +1,8 @@
 /**
  * A few thousand orders through one pipeline, some of them broken: what becomes of each, live and as a table.
  */
-import { Pipeline, Publisher } from "@millrace/core"
-import { Clock, Console, Effect, Option } from "effect"
+import { DeadLetter, Pipeline, Publisher } from "@millrace/core"
+import { Clock, Console, Effect, Option, Stream } from "effect"
 import { Command, Flag } from "effect/cli"
 import { styleText } from "node:util"
 import * as broker from "./broker.ts"
@@ -40,7 +40,9 @@ const run = Effect.fnUntraced(function*(
   }))
 
   yield* Console.log(
-    `${styleText("bold", `Millrace, ${broker.describe(flags)}`)}: ${view.count(orders)} orders, ${view.count(rate)} a second. ` +
+    `${styleText("bold", `Millrace, ${broker.describe(flags)}`)}: ${view.count(orders)} orders, ${
+      view.count(rate)
+    } a second. ` +
       "Paying one takes 20 to 60 ms, 64 run at a time.\n" +
       `Some are malformed, some fail twice, some always. A failure is retried ${shop.retries} times, then dead-lettered.\n`
   )
@@ -68,7 +70,7 @@ const run = Effect.fnUntraced(function*(
   const [counts] = yield* Effect.all([watch, publish], { concurrency: 2 })
   const elapsed = (yield* now) - since
 
-  const letters = yield* summary.readLetters(deadLetters)
+  const letters = yield* Stream.runCollect(DeadLetter.list(deadLetters))
   yield* Console.log(`\n${summary.table({ published: orders, counts, paidByRetry, latencies, elapsed }, letters)}`)
   const failed = letters.find(({ record }) => record.reason === "exhausted")
   if (failed !== undefined) {
@@ -88,11 +90,15 @@ const run = Effect.fnUntraced(function*(
 /** Between two batches of a producer, in milliseconds. */
 const tick = 20
 
-Command.make("demo", { ...broker.flags, orders, rate }, ({ orders, rate, ...flags }) =>
-  run({ flags, orders, rate }).pipe(
-    Effect.scoped,
-    Effect.provide(broker.layer(flags, { retention: "until-acked" }))
-  )).pipe(
-    Command.withDescription("Runs orders through a pipeline and shows what became of them"),
-    broker.runMain
-  )
+Command.make(
+  "demo",
+  { ...broker.flags, orders, rate },
+  ({ orders, rate, ...flags }) =>
+    run({ flags, orders, rate }).pipe(
+      Effect.scoped,
+      Effect.provide(broker.layer(flags, { retention: "until-acked" }))
+    )
+).pipe(
+  Command.withDescription("Runs orders through a pipeline and shows what became of them"),
+  broker.runMain
+)

@@ -25,6 +25,6 @@ Command.make("payments", { ...broker.flags, orders }, ({ orders, ...flags }) =>
     yield* untilSettled(printing, paid.handled)
     yield* Console.log(`${paid.handled} paid, ${paid.filtered} with nothing to pay`)
   }).pipe(Effect.scoped, Effect.provide(broker.layer(flags)))).pipe(
-  Command.withDescription("The program of the README, on the broker of your choice"),
-  broker.runMain
-)
+    Command.withDescription("The program of the README, on the broker of your choice"),
+    broker.runMain
+  )

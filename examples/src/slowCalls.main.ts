@@ -33,11 +33,15 @@ const run = Effect.fnUntraced(function*(calls: number, concurrency: number) {
   )
 })
 
-Command.make("slow-calls", { ...broker.flags, concurrency, calls }, ({ calls, concurrency, ...flags }) =>
-  run(calls, concurrency).pipe(
-    Effect.scoped,
-    Effect.provide(broker.layer(flags, { retention: "until-acked" }))
-  )).pipe(
-    Command.withDescription("Makes slow calls, a few at a time"),
-    broker.runMain
-  )
+Command.make(
+  "slow-calls",
+  { ...broker.flags, concurrency, calls },
+  ({ calls, concurrency, ...flags }) =>
+    run(calls, concurrency).pipe(
+      Effect.scoped,
+      Effect.provide(broker.layer(flags, { retention: "until-acked" }))
+    )
+).pipe(
+  Command.withDescription("Makes slow calls, a few at a time"),
+  broker.runMain
+)

@@ -35,7 +35,9 @@ const run = Effect.fnUntraced(function*<E, R>(
     return draw(fraction, { lines: [`${bar(fraction)} ${percent(fraction)}  ${plain}`], plain })
   })
   const until = <E, R>(condition: Effect.Effect<boolean, E, R>) =>
-    Effect.andThen(show, condition).pipe(Effect.repeat({ until: (holds) => holds, schedule: Schedule.spaced("50 millis") }))
+    Effect.andThen(show, condition).pipe(
+      Effect.repeat({ until: (holds) => holds, schedule: Schedule.spaced("50 millis") })
+    )
 
   yield* Publisher.publishAll(
     Tasks,
@@ -52,19 +54,23 @@ const run = Effect.fnUntraced(function*<E, R>(
   yield* Console.log(`${timesDone.size} of ${tasks} tasks done, ${again} of them twice; none is left on the broker`)
 })
 
-Command.make("task-queue", { ...broker.flags, tasks, isWorker, workers: team }, ({ isWorker, tasks, workers: team, ...flags }) => {
-  if (isWorker) return Effect.provide(workers.work, broker.layer(flags, options))
-  const inMemory = Option.isNone(flags.redis) && Option.isNone(flags.nats)
-  return inMemory
-    ? run(tasks, team, workers.asFiber).pipe(
-      Effect.scoped,
-      Effect.provide(MemoryTransport.layer({ retention: "until-acked", minIdle: "2 seconds" }))
-    )
-    : run(tasks, team, (name, onDone) => workers.asProcess(name, flags, onDone)).pipe(
-      Effect.scoped,
-      Effect.provide(broker.layer(flags, options))
-    )
-}).pipe(
+Command.make(
+  "task-queue",
+  { ...broker.flags, tasks, isWorker, workers: team },
+  ({ isWorker, tasks, workers: team, ...flags }) => {
+    if (isWorker) return Effect.provide(workers.work, broker.layer(flags, options))
+    const inMemory = Option.isNone(flags.redis) && Option.isNone(flags.nats)
+    return inMemory
+      ? run(tasks, team, workers.asFiber).pipe(
+        Effect.scoped,
+        Effect.provide(MemoryTransport.layer({ retention: "until-acked", minIdle: "2 seconds" }))
+      )
+      : run(tasks, team, (name, onDone) => workers.asProcess(name, flags, onDone)).pipe(
+        Effect.scoped,
+        Effect.provide(broker.layer(flags, options))
+      )
+  }
+).pipe(
   Command.withDescription("Several workers share a queue, one of them crashes, and no task is lost"),
   broker.runMain
 )

@@ -29,27 +29,31 @@ describe("activity log", () => {
   }
 
   for (const transport of [redis, nats]) {
-    it.live(`${transport.name}: the writer is killed mid-run and started again, every activity is written once`, () =>
-      Effect.gen(function*() {
-        const file = yield* database
-        const args = [...yield* transport.flags, "--database", file]
-        yield* Effect.gen(function*() {
-          const writer = yield* start("activityLog.main.ts", [...args, "--part", "write"])
-          const producing = run("activityLog.main.ts", [...args, "--part", "produce", "--each", "1000"])
-          const [produced, written] = yield* Effect.all([
-            producing,
-            Effect.tap(untilRows((rows) => rows >= 1_000), () => writer.kill({ killSignal: "SIGKILL" }))
-          ], { concurrency: 2 })
-          assert.match(produced.stdout, /^20000 activities appended$/m)
-          assert.isBelow(written, 20_000)
-          assert.isBelow(yield* rows, 20_000)
+    it.live(
+      `${transport.name}: the writer is killed mid-run and started again, every activity is written once`,
+      () =>
+        Effect.gen(function*() {
+          const file = yield* database
+          const args = [...yield* transport.flags, "--database", file]
+          yield* Effect.gen(function*() {
+            const writer = yield* start("activityLog.main.ts", [...args, "--part", "write"])
+            const producing = run("activityLog.main.ts", [...args, "--part", "produce", "--each", "1000"])
+            const [produced, written] = yield* Effect.all([
+              producing,
+              Effect.tap(untilRows((rows) => rows >= 1_000), () => writer.kill({ killSignal: "SIGKILL" }))
+            ], { concurrency: 2 })
+            assert.match(produced.stdout, /^20000 activities appended$/m)
+            assert.isBelow(written, 20_000)
+            assert.isBelow(yield* rows, 20_000)
 
-          yield* start("activityLog.main.ts", [...args, "--part", "write"])
-          yield* untilRows((rows) => rows >= 20_000)
-          assert.strictEqual(yield* rows, 20_000)
-        }).pipe(Effect.provide(layerStore(file)))
-        // What the dead process owned is handled one message at a time: it may have died of one of them.
-      }).pipe(Effect.provide(NodeServices.layer)), 120_000)
+            yield* start("activityLog.main.ts", [...args, "--part", "write"])
+            yield* untilRows((rows) => rows >= 20_000)
+            assert.strictEqual(yield* rows, 20_000)
+          }).pipe(Effect.provide(layerStore(file)))
+          // What the dead process owned is handled one message at a time: it may have died of one of them.
+        }).pipe(Effect.provide(NodeServices.layer)),
+      120_000
+    )
   }
 
   it.live("redis: an activity that redis-cli appended is written like any other", () =>

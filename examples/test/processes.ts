@@ -38,12 +38,13 @@ export const run = Effect.fnUntraced(
     const written = { stdout: "", stderr: "" }
     const collect = (from: "stdout" | "stderr") =>
       Stream.runForEach(Stream.decodeText(child[from]), (text) => Effect.sync(() => void (written[from] += text)))
-    const [, , exitCode] = yield* Effect.all([collect("stdout"), collect("stderr"), child.exitCode], { concurrency: 3 }).pipe(
-      Effect.timeoutOrElse({
-        duration: "50 seconds",
-        orElse: () => Effect.die(new Error(`${script} did not end: ${written.stdout}${written.stderr}`))
-      })
-    )
+    const [, , exitCode] = yield* Effect.all([collect("stdout"), collect("stderr"), child.exitCode], { concurrency: 3 })
+      .pipe(
+        Effect.timeoutOrElse({
+          duration: "50 seconds",
+          orElse: () => Effect.die(new Error(`${script} did not end: ${written.stdout}${written.stderr}`))
+        })
+      )
     return { ...written, exitCode: Number(exitCode) }
   },
   Effect.scoped

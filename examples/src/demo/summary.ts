@@ -1,8 +1,7 @@
 /**
  * The table at the end of the demo.
  */
-import { DeadLetter, type Pipeline, Transport, type TransportError } from "@millrace/core"
-import { Effect, Exit, Stream } from "effect"
+import type { DeadLetter, Pipeline } from "@millrace/core"
 import { count } from "./view.ts"
 
 /** What was measured while the pipeline ran. Times are milliseconds. */
@@ -16,26 +15,10 @@ export interface Measured {
   readonly elapsed: number
 }
 
-export interface Letter {
-  readonly record: DeadLetter.Record
-  readonly body: string
-}
-
-/** Reads the dead letters back from the broker. */
-export const readLetters = (
-  topic: string
-): Effect.Effect<ReadonlyArray<Letter>, TransportError.TransportError, Transport.Transport> =>
-  Transport.Transport.use(({ browse }) =>
-    Stream.runCollect(Stream.map(browse(topic), ({ body, headers }) => {
-      const record = DeadLetter.fromHeaders(headers)
-      return Exit.isSuccess(record) ? [{ record: record.value, body: new TextDecoder().decode(body) }] : []
-    }))
-  ).pipe(Effect.map((letters) => letters.flat()))
-
 const percentile = (sorted: ReadonlyArray<number>, p: number) =>
   sorted.length === 0 ? "-" : `${count(sorted[Math.ceil(sorted.length * p) - 1]!)} ms`
 
-export const table = (measured: Measured, letters: ReadonlyArray<Letter>): string => {
+export const table = (measured: Measured, letters: ReadonlyArray<DeadLetter.DeadLetter>): string => {
   const { counts, elapsed, latencies, paidByRetry, published } = measured
   const sorted = latencies.toSorted((a, b) => a - b)
   const because = (reason: DeadLetter.Reason) => letters.filter(({ record }) => record.reason === reason).length
@@ -53,12 +36,14 @@ export const table = (measured: Measured, letters: ReadonlyArray<Letter>): strin
     ["latency p95", percentile(sorted, 0.95), ""],
     ["latency p99", percentile(sorted, 0.99), "retries included"]
   ]
-  return rows.map(([name, value, remark]) => `  ${name.padEnd(14)}${value.padStart(9)}   ${remark}`.trimEnd()).join("\n")
+  return rows.map(([name, value, remark]) => `  ${name.padEnd(14)}${value.padStart(9)}   ${remark}`.trimEnd()).join(
+    "\n"
+  )
 }
 
-export const letter = ({ body, record }: Letter): string =>
+export const letter = ({ message, record }: DeadLetter.DeadLetter): string =>
   [
-    ["message", body],
+    ["message", new TextDecoder().decode(message.body)],
     ["from", `${record.topic}, id ${record.id}, group ${record.group}`],
     ["why", `${record.reason} after ${record.attempts} attempts`],
     ["error", `${record.error.tag}: ${record.error.message}`],
