@@ -324,6 +324,8 @@ export class Engine {
         this.buffer[this.head++] = undefined as never
         this.begin(attempt)
       }
+      // Half empty: the next ones are asked for now, so that they come while these are handled.
+      if (this.wakeReader !== undefined && this.buffer.length - this.head <= this.refillAt) this.wakeReader()
       if (n > 1) continue
       // Looking at the clock costs as much as starting a cheap handler; after slow ones it is looked at more often.
       const isLate = Math.abs(this.clock.currentTimeMillisUnsafe() - since) >= 1
