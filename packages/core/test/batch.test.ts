@@ -1,7 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Pipeline, Topic } from "@millrace/core"
-import { TestHarness } from "@millrace/testing"
-import { Effect, Result, Schedule, Schema } from "effect"
+import { Pipeline, Publisher, Topic } from "@millrace/core"
+import { MemoryTransport, TestHarness } from "@millrace/testing"
+import { Effect, Exit, Result, Schedule, Schema, Scope } from "effect"
+import { TestClock } from "effect/testing"
 
 const Numbers = Topic.make("numbers", { schema: Schema.Number })
 const from = Pipeline.from(Numbers, { group: "test", startFrom: "beginning" })
@@ -115,6 +116,28 @@ describe("batch", () => {
       }))
       assert.deepStrictEqual(batches, [[0, 1, 2]])
     }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("what a process that died had taken does not wait for its batch, one after the other", () =>
+    Effect.gen(function*() {
+      const memory = yield* MemoryTransport.MemoryTransport
+      const process = yield* Scope.make()
+      const transport = yield* Scope.provide(memory.connect, process)
+      for (const n of upTo(20)) yield* Publisher.publish(Numbers, n)
+      const mortal = Pipeline.fromTransport(Numbers, { group: "test", startFrom: "beginning", prefetch: 20 }, {
+        transport: Effect.succeed(transport)
+      }).pipe(Pipeline.tap(() => Effect.never))
+      yield* Pipeline.start(Pipeline.concurrency(mortal, 20)).pipe(Scope.provide(yield* Scope.make()))
+      while ((yield* memory.groups)[0]!.pending.length < 20) yield* Effect.yieldNow
+      yield* Scope.close(process, Exit.void)
+      let handled = 0
+      yield* Pipeline.start(
+        from.pipe(
+          Pipeline.batch({ size: 10, within: "1 hour" }, (values) => Effect.sync(() => handled += values.length))
+        )
+      )
+      for (let second = 0; second < 60; second++) yield* TestClock.adjust("1 second")
+      assert.strictEqual(handled, 20)
+    }).pipe(Effect.provide(MemoryTransport.layer())))
 
   it.effect("has no place in a branch", () =>
     Effect.gen(function*() {

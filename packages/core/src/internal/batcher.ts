@@ -76,7 +76,10 @@ export class Batcher {
       })
     }
     this.open.attempts.push({ attempt, value, epoch })
-    if (this.open.attempts.length >= this.step.size || this.engine.draining) this.flush()
+    // One that runs alone waits for nobody.
+    const isComplete = this.open.attempts.length >= this.step.size || this.engine.draining ||
+      this.engine.isSolo(attempt)
+    if (isComplete) this.flush()
   }
 
   /** Hands the open batch over, full or not. */

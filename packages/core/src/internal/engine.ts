@@ -341,7 +341,8 @@ export class Engine {
     const { delivery } = attempt
     // A message that was redriven for one group is not for the others, readable or not.
     if (!this.isFor(delivery)) return this.filtered(attempt)
-    if (delivery.suspect && delivery.attempt > this.retry.times + 1) {
+    // Without retries too it is run once more, alone: it may be a neighbour that no handler ever saw.
+    if (delivery.suspect && delivery.attempt > Math.max(2, this.retry.times + 1)) {
       attempt.failure = Cause.die(new Error(killerText))
       return attempt.conclude(this.bury(attempt, attempt.failure, "killer"))
     }
@@ -371,6 +372,10 @@ export class Engine {
       this.handBack(others)
     }
     return this.settler.pending.length === 0 && this.settler.unconfirmed === 0
+  }
+
+  isSolo(attempt: Attempt): boolean {
+    return this.solo === attempt
   }
 
   private takePermit(): boolean {

@@ -11,12 +11,32 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { Broker, Consumer, Entry, Group } from "./broker.ts"
 
-/** One process of the broker. */
+/** Whether the process is there: one that is gone says and gets nothing more. */
+interface Connection {
+  open: boolean
+}
+
+/** One process of the broker. When its scope closes it is gone, with all that it owned unsettled. */
 export const connect = (
   broker: Broker,
   limit: Concurrency.Limit
 ): Effect.Effect<Transport.Transport["Service"], never, Scope.Scope> =>
-  Effect.succeed(Transport.Transport.of({
+  Effect.map(
+    Effect.acquireRelease(
+      Effect.sync((): Connection => ({ open: true })),
+      (connection) => Effect.sync(() => void (connection.open = false))
+    ),
+    (connection) => transport(broker, limit, connection)
+  )
+
+const transport = (
+  broker: Broker,
+  limit: Concurrency.Limit,
+  connection: Connection
+): Transport.Transport["Service"] => {
+  const whileOpen = <A, E>(effect: () => Effect.Effect<A, E>): Effect.Effect<A, E> =>
+    Effect.suspend(() => connection.open ? effect() : Effect.never)
+  return Transport.Transport.of({
     name: "memory",
     capabilities: {
       deduplication: true,
@@ -28,11 +48,12 @@ export const connect = (
     limit,
     health: Effect.succeed("consuming"),
     declare: (topic) => Effect.sync(() => void broker.topic(topic)),
-    subscribe: (options) => Effect.sync(() => subscribe(broker, options)),
-    publish: (messages) => Effect.forEach(messages, (message) => publish(broker, message)),
+    subscribe: (options) => whileOpen(() => Effect.sync(() => subscribe(broker, connection, options))),
+    publish: (messages) => whileOpen(() => Effect.forEach(messages, (message) => publish(broker, message))),
     browse: (topic) => Stream.suspend(() => Stream.fromIterable(broker.topic(topic).entries().map(browsed))),
     remove: (topic, ids) => Effect.sync(() => ids.filter((id) => broker.topic(topic).remove(id)).length)
-  }))
+  })
+}
 
 const publish = (
   broker: Broker,
@@ -51,7 +72,11 @@ const publish = (
 
 const browsed = (entry: Entry): Transport.Delivery => ({ ...entry, attempt: 1, redelivered: false, suspect: false })
 
-const subscribe = (broker: Broker, options: Transport.SubscribeOptions): Transport.Subscription => {
+const subscribe = (
+  broker: Broker,
+  connection: Connection,
+  options: Transport.SubscribeOptions
+): Transport.Subscription => {
   const consumer: Consumer = { waiting: 0 }
   // Looked up each time: a group that was deleted is made again, as the contract has it.
   const group = () => broker.topic(options.topic).group(options.group, options.startFrom)
@@ -59,6 +84,7 @@ const subscribe = (broker: Broker, options: Transport.SubscribeOptions): Transpo
 
   const take = (max: number): Effect.Effect<Arr.NonEmptyReadonlyArray<Transport.Delivery>> =>
     Effect.suspend(() => {
+      if (!connection.open) return Effect.never
       const from = group()
       const taken = from.take(consumer, max, options.waiting)
       return Arr.isArrayNonEmpty(taken)
@@ -70,6 +96,8 @@ const subscribe = (broker: Broker, options: Transport.SubscribeOptions): Transpo
     // A broker answers in another turn of the loop: one that answered at once would starve every timer.
     pull: (max) => Effect.andThen(Effect.yieldNow, take(max)),
     settle(batch) {
+      // Nobody hears it; a pipeline that drains after its broker has gone must come to its end.
+      if (!connection.open) return noneLost
       const from = group()
       let lost: Array<Transport.Delivery> | undefined
       for (const { delivery, settlement } of batch) {
@@ -77,7 +105,12 @@ const subscribe = (broker: Broker, options: Transport.SubscribeOptions): Transpo
       }
       return lost === undefined ? noneLost : Exit.succeed(lost)
     },
-    extend: (deliveries) => Effect.sync(() => deliveries.filter((delivery) => !group().extend(consumer, delivery))),
+    extend: (deliveries) =>
+      Effect.suspend(() =>
+        connection.open
+          ? Effect.succeed(deliveries.filter((delivery) => !group().extend(consumer, delivery)))
+          : noneLost
+      ),
     extendEvery: Number.isFinite(broker.options.minIdle) ? Duration.millis(broker.options.minIdle / 3) : undefined,
     health: Effect.succeed("consuming")
   }
