@@ -203,7 +203,9 @@ export const check = <R, E>(
  * @since 0.1.0
  */
 export const suite = async <R, E>(options: SuiteOptions<R, E>): Promise<void> => {
-  const { afterAll, beforeAll, describe, it } = await import("vitest")
+  const { afterAll, beforeAll, describe, it, vi } = await import("vitest")
+  // Nearly all of a test's time is waiting.
+  vi.setConfig({ maxConcurrency: 24 })
   const { clock, name } = options
   // What a broker's clients log while it is being disturbed would bury what failed.
   const layer = Layer.provideMerge(options.layer, Layer.succeed(References.MinimumLogLevel, "None"))

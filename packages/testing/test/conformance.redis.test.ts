@@ -4,31 +4,43 @@ import { Brokers, Conformance } from "@millrace/testing"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import { record } from "./conformanceTable.ts"
+import { type Proxy, proxy } from "./proxy.ts"
 
-class Server extends Context.Service<Server, Brokers.Broker>()("test/Server") {}
+class Server extends Context.Service<Server, Brokers.Broker & Proxy>()("test/Server") {}
 
-const options = { claim: { minIdle: "1 second" } } as const
+const open = Server.use(({ port }) =>
+  RedisStreams.make({ url: `redis://127.0.0.1:${port}`, claim: { minIdle: "1 second" } })
+)
 
-const servers: ReadonlyArray<{ readonly kind: "redis" | "valkey"; readonly version: string }> =
-  process.env["MILLRACE_MATRIX"] === "all"
-    ? (await Effect.runPromise(Brokers.available)).flatMap(({ kind, version }) =>
-      kind === "nats" ? [] : [{ kind, version }]
-    )
-    : [{ kind: "redis", version: "newest" }, { kind: "redis", version: "oldest" }]
+const servers = process.env["MILLRACE_MATRIX"] === "all"
+  ? [
+    { kind: "redis", version: "newest" },
+    { kind: "redis", version: "oldest" },
+    { kind: "valkey", version: "newest" },
+    { kind: "valkey", version: "oldest" }
+  ] as const
+  : [{ kind: "redis", version: "newest" }, { kind: "redis", version: "oldest" }] as const
 
 for (const { kind, version } of servers) {
-  const server = Layer.effect(Server, Brokers[kind]({ version, persistence: "always" }))
+  const name = `${kind} ${version}`
   await Conformance.suite({
-    name: `${kind} ${version}`,
+    name,
     clock: "live",
     claimAfter: "1 second",
-    layer: Layer.unwrap(Server.use(({ url }) => Effect.succeed(RedisStreams.layer({ url, ...options })))).pipe(
-      Layer.provideMerge(server)
+    layer: Layer.effectContext(open).pipe(
+      Layer.provideMerge(Layer.effect(
+        Server,
+        Effect.gen(function*() {
+          const broker = yield* Brokers[kind]({ version, persistence: "always" })
+          return { ...broker, ...(yield* proxy(broker)) }
+        })
+      ))
     ),
-    connect: Server.use(({ url }) =>
-      Effect.map(RedisStreams.make({ url, ...options }), (context) => Context.get(context, Transport))
-    ),
+    connect: Effect.map(open, (context) => Context.get(context, Transport)),
     unreachable: RedisStreams.make({ url: "redis://user:secret@127.0.0.1:1", connectTimeout: "200 millis" }),
-    restart: Server.use(({ restart }) => restart)
+    restart: Server.use(({ restart }) => restart),
+    cut: Server.use(({ cut }) => cut),
+    onEnd: record(name)
   })
 }

@@ -55,14 +55,13 @@ const disturbed = Effect.fnUntraced(function*(name: string, disturb: Effect.Effe
   const { deadLettered } = yield* running.counts
   yield* stop
   assert.equal(deadLettered, 0, "a fault of the broker dead-letters nothing")
-  for (const [id, [first, ...again]] of deliveries) {
-    assert.equal(first!.attempt, 1, `message ${id} begins with attempt 1`)
+  for (const [id, times] of deliveries) {
     let last = 1
-    for (const { attempt, redelivered } of again) {
-      assert.ok(redelivered, `message ${id} was delivered again without a cause`)
+    times.forEach(({ attempt, redelivered }, i) => {
+      assert.ok(redelivered || i === 0 && attempt === 1, `message ${id} was delivered again without a cause`)
       assert.ok(attempt >= last, `the attempts of message ${id} go back`)
       last = attempt
-    }
+    })
   }
 })
 
