@@ -403,6 +403,28 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         }))
         assert.strictEqual((yield* run("XINFO", "CONSUMERS", topic, "g")).length, 0)
       }))
+
+    it.effect("an entry that came while its subscription closed was not handed back, and counted an attempt", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("closing")
+        const publisher = yield* transport()
+        const redis = yield* transport()
+        for (let round = 0; round < 50; round++) {
+          const scope = yield* Scope.make()
+          const subscription = yield* Scope.provide(redis.subscribe(subscribing(topic)), scope)
+          const pulling = yield* Effect.forkChild(subscription.pull(10), { startImmediately: true })
+          yield* Effect.sleep(5)
+          const publishing = yield* Effect.forkChild(publisher.publish([outgoing(topic, "1")]), { startImmediately: true })
+          yield* Fiber.interrupt(pulling)
+          const pulled = yield* Fiber.await(pulling)
+          if (Exit.isSuccess(pulled)) yield* settleAll(subscription, pulled.value, Settlement.release)
+          yield* Scope.close(scope, Exit.void)
+          yield* Fiber.join(publishing)
+        }
+        const pending: ReadonlyArray<ReadonlyArray<unknown>> = yield* run("XPENDING", topic, "g", "-", "+", "100")
+        assert.deepStrictEqual(pending.filter(([, , , count]) => Number(count) > 0), [])
+      }))
   })
 
 servers.forEach(suite)

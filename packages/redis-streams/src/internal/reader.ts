@@ -171,13 +171,14 @@ export class Reader {
     return Effect.flatMap(sent, (replies) => {
       this.reading = undefined
       this.isBlocked = false
-      this.done.openUnsafe()
       let failed: { readonly error: Error; readonly feeds: ReadonlyArray<Feed> } | undefined
       replies.forEach((reply, i) => {
         const { count, feeds } = reads[i]!
         if (reply instanceof Error) failed = { error: reply, feeds }
         else this.dispatch(reply, feeds, count)
       })
+      // Last: it resumes a feed that is being closed at once, and that hands back what has just come.
+      this.done.openUnsafe()
       if (failed !== undefined) return this.heal(connected, failed.error, failed.feeds)
       this.troubles = 0
       this.isStuck = false
