@@ -1,4 +1,5 @@
 import { Transport } from "@millrace/core/Transport"
+import { TransportError, Unreachable } from "@millrace/core/TransportError"
 import { Conformance, MemoryTransport } from "@millrace/testing"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -9,27 +10,38 @@ import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 import { afterAll, assert, describe, it } from "vitest"
 import { recordMutants } from "./conformanceTable.ts"
-import { leaked, type Mutant, mutants } from "./mutants.ts"
+import { type Broker, leaked, type Mutant, mutants } from "./mutants.ts"
 
-class Mutated extends Context.Service<Mutated, Effect.Effect<Transport["Service"]>>()("test/Mutated") {}
+class Mutated extends Context.Service<Mutated, {
+  readonly connect: Effect.Effect<Transport["Service"]>
+  readonly strike: Effect.Effect<void>
+}>()("test/Mutated") {}
 
-const target = ({ mutate }: Mutant): Conformance.Target<Mutated | MemoryTransport.MemoryTransport, never> => {
-  const memory = MemoryTransport.layer({ minIdle: "1 second" })
+const unreachable = Effect.fail(
+  new TransportError({ transport: "memory", reason: new Unreachable({ address: "memory://nowhere" }) })
+)
+
+const target = (mutant: Mutant): Conformance.Target<Mutated | MemoryTransport.MemoryTransport, never> => {
+  const strike = Mutated.use(({ strike }) => strike)
   return {
     clock: "test",
     claimAfter: "1 second",
     layer: Layer.effectContext(Effect.gen(function*() {
-      const { connect } = yield* MemoryTransport.MemoryTransport
+      const memory = yield* MemoryTransport.MemoryTransport
       const scope = yield* Effect.scope
-      const shared = new Map()
-      const mutated = Effect.provideService(
-        Effect.map(connect, (transport) => mutate(transport, shared)),
-        Scope.Scope,
-        scope
+      const broker: Broker = { owners: new Map(), strikes: 0 }
+      const connect = Effect.map(
+        Effect.provideService(memory.connect, Scope.Scope, scope),
+        (transport) => mutant.mutate(transport, broker)
       )
-      return Context.make(Mutated, mutated).pipe(Context.add(Transport, yield* mutated))
-    })).pipe(Layer.provideMerge(memory)),
-    connect: Effect.flatten(Mutated)
+      return Context.make(Mutated, { connect, strike: Effect.sync(() => void broker.strikes++) }).pipe(
+        Context.add(Transport, yield* connect)
+      )
+    })).pipe(Layer.provideMerge(MemoryTransport.layer({ minIdle: "1 second" }))),
+    connect: Mutated.use(({ connect }) => connect),
+    cut: strike,
+    restart: strike,
+    unreachable: mutant.unreachable ?? unreachable
   }
 }
 

@@ -1,6 +1,7 @@
 /** Transports that are broken in one way each: the conformance suite must notice every one of them. */
 import * as Settlement from "@millrace/core/Settlement"
 import type { Delivery, Outgoing, Settling, SubscribeOptions, Subscription, Transport } from "@millrace/core/Transport"
+import { TransportError, Unreachable } from "@millrace/core/TransportError"
 import * as Arr from "effect/Array"
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
@@ -20,8 +21,17 @@ export interface Mutant {
   readonly law: string
   /** The tests that must fail on it; others may too. */
   readonly caughtBy: ReadonlyArray<string>
-  /** `shared` is known to all connections to one broker. */
-  readonly mutate: (transport: TransportService, shared: Map<string, Owned>) => TransportService
+  readonly mutate: (transport: TransportService, broker: Broker) => TransportService
+  /** What connecting to nobody gives, where it is that which is wrong. */
+  readonly unreachable?: Effect.Effect<never, unknown>
+}
+
+/** What all connections to one broker know. */
+export interface Broker {
+  /** Who was given a message last. */
+  readonly owners: Map<string, Owned>
+  /** How often it was restarted, or its connections cut. */
+  strikes: number
 }
 
 interface Owned {
@@ -103,7 +113,7 @@ const disguising = (change: (delivery: Delivery, count: (id: string) => number) 
 const owning = (
   change: (subscription: Subscription, current: (delivery: Delivery) => Owned | undefined) => Partial<Subscription>
 ) =>
-(transport: TransportService, shared: Map<string, Owned>): TransportService =>
+(transport: TransportService, { owners }: Broker): TransportService =>
   subscribing((subscription, { group, topic }) => {
     const key = (delivery: Delivery) => `${topic}\n${group}\n${delivery.id}`
     return {
@@ -111,9 +121,9 @@ const owning = (
         Effect.tap(
           subscription.pull(max),
           (deliveries) =>
-            Effect.sync(() => deliveries.forEach((delivery) => shared.set(key(delivery), { subscription, delivery })))
+            Effect.sync(() => deliveries.forEach((delivery) => owners.set(key(delivery), { subscription, delivery })))
         ),
-      ...change(subscription, (delivery) => shared.get(key(delivery)))
+      ...change(subscription, (delivery) => owners.get(key(delivery)))
     }
   })(transport)
 
@@ -524,6 +534,74 @@ export const mutants: ReadonlyArray<Mutant> = [
       ...transport,
       publish: (messages) => Effect.map(transport.publish(messages), (results) => results.toReversed())
     })
+  },
+  {
+    name: "looks for messages when a pull begins, and then no more",
+    law: "contract",
+    caughtBy: ["D14"],
+    mutate: subscribing((subscription) => ({
+      pull: (max) => Effect.timeoutOrElse(subscription.pull(max), { duration: 50, orElse: () => Effect.never })
+    }))
+  },
+  {
+    name: "confirms what is published and loses it, once after each fault",
+    law: "law 5",
+    caughtBy: ["X1", "X3"],
+    mutate: (transport, broker) => {
+      let seen = 0
+      return {
+        ...transport,
+        publish: (messages) => {
+          if (seen === broker.strikes) return transport.publish(messages)
+          seen = broker.strikes
+          return Effect.succeed(messages.map(() => Result.succeed({ id: "lost", duplicate: false })))
+        }
+      }
+    }
+  },
+  {
+    name: "answers a settlement after a fault and does not send it",
+    law: "law 5",
+    caughtBy: ["X4"],
+    mutate: (transport, broker) =>
+      subscribing((subscription) => ({
+        settle: (batch) => Effect.suspend(() => broker.strikes > 0 ? Effect.succeed([]) : subscription.settle(batch))
+      }))(transport)
+  },
+  {
+    name: "delivers a message twice after each fault, and does not say so",
+    law: "law 5",
+    caughtBy: ["X3"],
+    mutate: (transport, broker) => {
+      let seen = 0
+      return subscribing((subscription) => ({
+        pull: (max) =>
+          Effect.map(
+            subscription.pull(Math.max(1, max - 1)),
+            Arr.flatMap((delivery): Deliveries => {
+              if (seen === broker.strikes) return [delivery]
+              seen = broker.strikes
+              return [delivery, Object.create(delivery)]
+            })
+          )
+      }))(transport)
+    }
+  },
+  {
+    name: "waits without end for a broker that does not answer",
+    law: "contract",
+    caughtBy: ["L4"],
+    mutate: (transport) => transport,
+    unreachable: Effect.never
+  },
+  {
+    name: "shows the password of an address in its error",
+    law: "contract",
+    caughtBy: ["L4"],
+    mutate: (transport) => transport,
+    unreachable: Effect.fail(
+      new TransportError({ transport: "memory", reason: new Unreachable({ address: "memory://user:secret@nowhere" }) })
+    )
   },
   {
     name: "leaves a timer behind",

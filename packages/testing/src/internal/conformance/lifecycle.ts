@@ -99,7 +99,7 @@ export const lifecycle: ReadonlyArray<rig.Test> = [
         rig.range(10).map((n) => ({ n, attempt: 1 }))
       )
       const redelivered = seen.filter((one) => one.redelivered).length
-      assert.equal(redelivered, released, "what was released is delivered again, and says so")
+      assert.ok(redelivered >= released, `${released} released, ${redelivered} delivered again and said so`)
       assert.ok(released >= 4)
     },
     { needs: ["connect", "uncountedRelease"] }
