@@ -1,5 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as Pipeline from "@millrace/core/Pipeline"
 import * as Settlement from "@millrace/core/Settlement"
+import * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import { jetstreamManager } from "@nats-io/jetstream"
 import * as Arr from "effect/Array"
@@ -8,6 +10,9 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Result from "effect/Result"
 import * as Schedule from "effect/Schedule"
+import * as Schema from "effect/Schema"
+import * as Stream from "effect/Stream"
+import { connect } from "node:net"
 import * as JetStream from "../src/JetStream.ts"
 import { before, onNats, outgoing, publish, settle, subscribe, take, text, until, versions } from "./nats.ts"
 
@@ -49,6 +54,40 @@ describe.each(versions)("on nats-server %s", (version) => {
           if (taken.some((delivery) => text(delivery) === "after")) break
         }
         yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.lag === 0)
+      })
+    ))
+
+  it.live("headers that no client would write: they ended the connection, or passed for the server's own words", () =>
+    on((broker) =>
+      Effect.gen(function*() {
+        const transport = yield* Transport
+        const handled: Array<number> = []
+        yield* Pipeline.start(
+          JetStream.from(Topic.make("orders", { schema: Schema.Number }), { group: "group", startFrom: "beginning" })
+            .pipe(
+              Pipeline.map((n) => void handled.push(n))
+            )
+        )
+        const heads = ["NATS/1.0\r\nä: x\r\n\r\n", "NATS/1.0 503\r\n\r\n", "NATS/1.0\r\n : a\rb\r\n\r\n"]
+        yield* Effect.callback<void>((resume) => {
+          const socket = connect(broker.port, broker.host)
+          socket.on("data", (data) => data.includes("PONG") && resume(Effect.sync(() => socket.destroy())))
+          socket.write("CONNECT {\"verbose\":false,\"headers\":true}\r\n")
+          for (const head of heads) {
+            const size = Buffer.byteLength(head)
+            socket.write(`HPUB orders ${size} ${size}\r\n${head}\r\n`)
+          }
+          socket.write("PING\r\n")
+        })
+        yield* publish("orders", ["1"])
+        yield* until(Effect.sync(() => handled.length), (handled) => handled === 1)
+        const dead = yield* until(Stream.runCollect(transport.browse("orders.dead")), (dead) => dead.length === 3)
+        assert.deepStrictEqual(dead.map(({ headers }) => Object.keys(headers)[0]), [
+          "%c3%a4",
+          "millrace-dead-letter",
+          "%20"
+        ])
+        assert.strictEqual(yield* transport.health, "consuming")
       })
     ))
 

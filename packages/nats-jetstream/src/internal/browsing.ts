@@ -2,12 +2,11 @@ import * as Publisher from "@millrace/core/Publisher"
 import type * as Transport from "@millrace/core/Transport"
 import type * as TransportError from "@millrace/core/TransportError"
 import { type ApiError, JetStreamApiError } from "@nats-io/jetstream"
-import { MsgHdrsImpl } from "@nats-io/nats-core"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
 import { type Connection, interrupted, unexpected } from "./connection.ts"
-import { toHeaders } from "./headers.ts"
+import { headersIn } from "./headers.ts"
 import { findStream } from "./resources.ts"
 
 /**
@@ -63,9 +62,7 @@ const next = (connection: Connection, stream: string, subject: string, seq: numb
 const noMessage = 10037
 
 const toDelivery = (message: Stored): Transport.Delivery => {
-  const headers = toHeaders(
-    message.hdrs === undefined ? undefined : MsgHdrsImpl.decode(Buffer.from(message.hdrs, "base64"))
-  )
+  const headers = headersIn(Buffer.from(message.hdrs ?? "", "base64"))
   return {
     id: String(message.seq),
     topic: message.subject,

@@ -33,6 +33,9 @@ export const headersOf = (msg: { readonly headers?: MsgHdrs | undefined }): Mess
   return at.hdr > 0 ? parse(textOf(bytes, at.hdr)) : none
 }
 
+/** Headers as they were stored, whoever wrote them: the client refuses names that are no token. */
+export const headersIn = (bytes: Uint8Array): Message.Headers => parse(textOf(bytes, bytes.length))
+
 const none: Message.Headers = Object.freeze(new Bare())
 
 const decoder = new TextDecoder()

@@ -232,7 +232,7 @@ export const publishing = Effect.fnUntraced(function*(
 
 export const encodeHeaders = (message: Transport.Outgoing, expectations: Expectations | undefined): MsgHdrs => {
   const headers = makeHeaders()
-  for (const name in message.headers) headers.append(name, message.headers[name]!)
+  for (const name in message.headers) put(headers, name, message.headers[name]!)
   if (message.id !== undefined) headers.set("Nats-Msg-Id", message.id)
   if (expectations !== undefined) {
     const { expectLastMessageId, expectLastSequence, expectLastSubjectSequence, expectStream, ttl } = expectations
@@ -246,6 +246,13 @@ export const encodeHeaders = (message: Transport.Outgoing, expectations: Expecta
   }
   return headers
 }
+
+/** Another client may have written what this one refuses to: a dead letter of it has to be stored all the same. */
+const put = (headers: MsgHdrs, name: string, value: string): void =>
+  headers.append(
+    /^[!-9;-~]+$/.test(name) ? name : encodeURIComponent(name),
+    /[\r\n]/.test(value) ? value.replace(/[\r\n]+/g, " ") : value
+  )
 
 /** In bytes, as they are written: `NATS/1.0`, a line each, an empty line. */
 export const sizeOf = (headers: MsgHdrs): number => {

@@ -111,8 +111,10 @@ export class Reader {
 
   private receive(msg: Msg, epoch: Subscription): void {
     if (epoch === this.epoch) this.silentSince = 0n
-    if (msg.data.length === 0 && msg.headers !== undefined && msg.headers.code >= 100) {
-      if (epoch === this.epoch) {
+    // What is said of a request is no message: there is nowhere to settle it. A message may look the same otherwise, and
+    // have headers that the client throws at.
+    if (msg.reply === undefined || !msg.reply.startsWith("$JS.ACK.")) {
+      if (epoch === this.epoch && msg.headers !== undefined && msg.headers.code >= 100) {
         this.status(msg.headers.code, msg.headers.description, msg.headers.get("Nats-Pending-Messages"))
       }
       return
