@@ -86,6 +86,7 @@ class Hand {
       deduplication: true,
       delayedPublish: true,
       uncountedRelease: true,
+      retriesReturn: true,
       ownership: true,
       maxBody: undefined
     },
@@ -228,6 +229,36 @@ describe("lost ownership", () => {
       yield* adjust("1 minute")
       assert.strictEqual((yield* running.counts).handled, 2)
     }))
+
+  it.effect("a process that stood still began what a peer had long handled", () =>
+    Effect.gen(function*() {
+      const hand = new Hand()
+      let gap = 0
+      const begun: Array<number> = []
+      const finish: Array<() => void> = []
+      const clock = yield* Clock.clockWith(Effect.succeed)
+      const jumping: Clock.Clock = Object.assign(Object.create(clock) as Clock.Clock, {
+        currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe() + gap
+      })
+      const { running } = yield* Effect.provideService(
+        on(hand, (from) =>
+          from.pipe(Pipeline.mapPromise((n) => {
+            begun.push(n)
+            return new Promise<void>((resolve) => finish.push(resolve))
+          }))),
+        Clock.Clock,
+        jumping
+      )
+      const [second, third] = [delivery(2), delivery(3)]
+      hand.deliver(delivery(1), second, third)
+      yield* turns
+      gap = 60_000
+      hand.lost.add(second)
+      finish[0]!()
+      yield* turns
+      assert.deepStrictEqual(begun, [1, 3])
+      assert.strictEqual((yield* running.counts).lost, 1)
+    }))
 })
 
 // --- 2 drain
@@ -319,6 +350,19 @@ describe("drain", () => {
       yield* turns
       assert.isTrue(yield* drained("10 seconds"))
       assert.deepStrictEqual(hand.said, ["1 Release"])
+    }))
+
+  it.effect("between two pulls did not take the asking back: what was asked for went on coming", () =>
+    Effect.gen(function*() {
+      const hand = new Hand()
+      const { drained } = yield* on(hand, (from) => from.pipe(Pipeline.mapPromise(() => never())), { prefetch: 0 })
+      hand.deliver(delivery(1))
+      yield* turns
+      assert.deepStrictEqual(hand.asked, [1])
+      hand.queue.push(delivery(2))
+      assert.isTrue(yield* drained("10 seconds"))
+      assert.deepStrictEqual(hand.asked, [1, 1])
+      assert.deepStrictEqual([...hand.said].sort(), ["1 Release", "2 Release"])
     }))
 })
 

@@ -165,7 +165,8 @@ export const make: (
           deduplication: true,
           delayedPublish: true,
           uncountedRelease: true,
-          ownership: true,
+          retriesReturn: true,
+      ownership: true,
           maxBody: undefined
         },
         limit: Concurrency.isLimit(concurrency) ? concurrency : Concurrency.shared(concurrency ?? Infinity),

@@ -84,6 +84,9 @@ export class Attempt implements Entry, Message.Received {
   /** The batch that holds the permit for it, where it does not hold its own. */
   batch: Batch | undefined
   permit: "held" | "none" = "none"
+  /** Where it stands among those that run, and under the timeouts. */
+  slot = -1
+  readonly places: Array<number>
   private decoding: Exit.Exit<unknown, unknown> | Effect.Effect<unknown, unknown> | undefined
   private epoch = 0
   private controller: AbortController | undefined
@@ -99,6 +102,7 @@ export class Attempt implements Entry, Message.Received {
   constructor(engine: Engine, delivery: Delivery) {
     this.engine = engine
     this.delivery = delivery
+    this.places = engine.deadlines.size === 0 ? none : []
   }
 
   get group(): string {
@@ -484,6 +488,8 @@ export class Attempt implements Entry, Message.Received {
     })
   }
 }
+
+const none: Array<number> = []
 
 /** The index of what comes before the first step. */
 const beforeSteps = -1

@@ -29,6 +29,7 @@ import { preparation } from "./prepare.ts"
 import type { Program, Retry, Step } from "./program.ts"
 import { publishStep } from "./publish.ts"
 import { Settler } from "./settler.ts"
+import { Slots } from "./slots.ts"
 import { batchSize } from "./validate.ts"
 
 /**
@@ -53,7 +54,7 @@ export class Engine {
   /** Adds to a message what its source promises beside the common fields. */
   readonly prepare: ((message: Message.Any, delivery: Delivery) => Exit.Exit<unknown, unknown>) | undefined
   /** Attempts that wait for something; one that ends at once is never in it. */
-  readonly running = new Set<Attempt>()
+  readonly running = new Slots<Attempt>()
   readonly counts: { -readonly [K in keyof Counts]: Counts[K] } = {
     handled: 0,
     filtered: 0,
@@ -94,6 +95,10 @@ export class Engine {
   private readonly unsettled = new Map<Attempt, Fiber.Fiber<void>>()
   /** The suspect that is to run alone, or does. */
   private solo: Attempt | undefined
+  /** When what is buffered was last surely ours, and for how long that is good. Milliseconds. */
+  private keptAt = 0
+  private readonly keptFor: number
+  private isMakingSure = false
   /** The last that was taken held a suspect: one at a time, until there is none. */
   private cautious = false
   /** How long a pull has been open, all in all; keys are patient with their retries for as long as they may come. */
@@ -137,6 +142,7 @@ export class Engine {
     this.prefetch = new Prefetch(program.source.prefetch)
     this.prepare = preparation(program)
     this.perPermit = batchSize(program)
+    this.keptFor = subscription.extendEvery === undefined ? Infinity : 2 * Duration.toMillis(subscription.extendEvery)
     this.lanes = key === undefined ? undefined : new Lanes({
       key,
       whenPatienceEnds: (delay, f) => this.whenPatienceEnds(delay, f),
@@ -147,16 +153,11 @@ export class Engine {
     })
     this.timed = this.meter !== undefined || this.limit.observe !== undefined ||
       program.steps.some((step) => step._tag === "Timeout")
-    this.deadlines = new Map(
-      program.steps.flatMap((step, index) =>
-        step._tag === "Timeout"
-          ? [[
-            index,
-            new Deadlines<Attempt>(step.duration, context, () => this.now(), (attempt) => attempt.timedOut(index))
-          ]]
-          : []
-      )
-    )
+    const timeouts = program.steps.flatMap((step, index) => step._tag === "Timeout" ? [{ step, index }] : [])
+    this.deadlines = new Map(timeouts.map(({ index, step }, number) => {
+      const expire = (attempt: Attempt) => attempt.timedOut(index)
+      return [index, new Deadlines(number, step.duration, context, () => this.now(), expire)]
+    }))
     this.batchers = new Map(
       program.steps.flatMap((step, index) => step._tag === "Batch" ? [[index, new Batcher(this, step, index)]] : [])
     )
@@ -205,9 +206,10 @@ export class Engine {
     return () => fiber.interruptUnsafe()
   }
 
-  /** Calls `f` when a pull has been open for {@link retryPatience} since `delay` had passed. */
+  /** Calls `f` when a pull has been open for so long since `delay` had passed that a retry will not come here. */
   private whenPatienceEnds(delay: number, f: () => void): () => void {
     const askedFor = () => this.asked + (this.askingSince === undefined ? 0 : this.now() - this.askingSince)
+    const patience = this.transport.capabilities.retriesReturn ? retryPatience : elsewherePatience
     const wait = (millis: number, until: number) => {
       cancel = this.after(millis, () => {
         const left = until - askedFor()
@@ -215,7 +217,7 @@ export class Engine {
         else wait(left, until)
       })
     }
-    let cancel = this.after(delay, () => wait(retryPatience, askedFor() + retryPatience))
+    let cancel = this.after(delay, () => wait(patience, askedFor() + patience))
     return () => cancel()
   }
 
@@ -274,8 +276,9 @@ export class Engine {
     )
   )
 
-  private take(deliveries: Arr.NonEmptyReadonlyArray<Delivery>): void {
+  take(deliveries: Arr.NonEmptyReadonlyArray<Delivery>): void {
     if (this.owned === 0) this.prefetch.began(this.now())
+    if (this.waiting === 0) this.keptAt = this.clock.currentTimeMillisUnsafe()
     if (this.head > 0) {
       this.buffer = this.buffer.slice(this.head)
       this.head = 0
@@ -309,6 +312,10 @@ export class Engine {
   /** Starts what may start; `true` when there is more and the event loop must have its turn first. */
   private start(): boolean {
     const since = this.clock.currentTimeMillisUnsafe()
+    if (this.head < this.buffer.length && since - this.keptAt > this.keptFor) {
+      this.makeSure()
+      return false
+    }
     for (let n = this.stride;; n--) {
       const batch = this.batches.length > 0
       if (!batch) {
@@ -637,10 +644,19 @@ export class Engine {
 
   // --- keeping
 
+  /** A process that stood still for longer than its heartbeats may have lost what it has not begun: ask first. */
+  private makeSure(): void {
+    if (this.isMakingSure) return
+    this.isMakingSure = true
+    this.run(this.extend).addObserver(() => {
+      this.isMakingSure = false
+    })
+  }
+
   private *keeping(): Iterable<Attempt> {
     for (let i = this.head; i < this.buffer.length; i++) yield this.buffer[i]!
     if (this.lanes !== undefined) yield* this.lanes.all()
-    for (const attempt of this.running) if (!attempt.isSettled) yield attempt
+    for (const attempt of this.running.all()) if (!attempt.isSettled) yield attempt
     yield* this.unsettled.keys()
   }
 
@@ -649,10 +665,13 @@ export class Engine {
     const attempts = new Map<Delivery, Attempt>()
     for (const attempt of this.keeping()) attempts.set(attempt.delivery, attempt)
     const [first, ...rest] = attempts.keys()
+    const asked = this.clock.currentTimeMillisUnsafe()
     if (first === undefined) return Effect.void
     return Effect.suspend(() => this.subscription.extend([first, ...rest])).pipe(
       Effect.map((lost) => {
         for (const delivery of lost) this.lost(attempts.get(delivery)!)
+        this.keptAt = asked
+        if (this.isMakingSure) this.pump()
       }),
       Effect.catchCause((cause) => Effect.logWarning(`${this.program.name}: what it works on could not be kept`, cause))
     )
@@ -663,7 +682,7 @@ export class Engine {
     if (attempt.lost) return
     this.counts.lost++
     this.report(attempt, { _tag: "Lost" })
-    if (this.running.has(attempt)) return attempt.lose()
+    if (attempt.slot >= 0) return attempt.lose()
     attempt.lost = true
     const index = this.buffer.indexOf(attempt, this.head)
     if (index >= 0) {
@@ -714,8 +733,7 @@ export class Engine {
 
   readonly interruptHandlers: Effect.Effect<void> = Effect.sync(() => {
     this.interrupting = true
-    const running = Array.from(this.running)
-    for (const attempt of running) attempt.interrupt()
+    for (const attempt of this.running.all()) attempt.interrupt()
   })
 
   close(): void {
@@ -727,8 +745,11 @@ export class Engine {
   }
 }
 
-/** How much longer than its delay a key waits for a retry to come back: a peer may have been given it. */
+/** How long a key waits for a retry that is due, where it comes back to this process. */
 const retryPatience = 30_000
+
+/** And where any process of the group may be given it: no order is promised across them. */
+const elsewherePatience = 1000
 
 const killerText = "every allowed delivery ended without a settlement: its process may have died of it"
 

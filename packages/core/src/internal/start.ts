@@ -52,7 +52,17 @@ export const start = Effect.fnUntraced(function*(
       return Effect.logError(`${program.name} can no longer run`, cause)
     }))
   })
-  const stopReading = Effect.suspend(() => reader === undefined ? Effect.void : Fiber.interrupt(reader))
+  // Between two pulls a transport may have more asked for: a pull that is interrupted takes all of it back.
+  const takeBack = Effect.suspend(() => {
+    if (Deferred.isDoneUnsafe(engine.failure)) return Effect.void
+    const asking = engine.run(subscription.pull(1))
+    return Effect.map(Effect.andThen(Fiber.interrupt(asking), Fiber.await(asking)), (exit) => {
+      if (Exit.isSuccess(exit)) engine.take(exit.value)
+    })
+  })
+  const stopReading = Effect.suspend(() =>
+    reader === undefined ? Effect.void : Effect.andThen(Fiber.interrupt(reader), takeBack)
+  )
   if (subscription.extendEvery !== undefined) {
     yield* engine.extend.pipe(Effect.delay(subscription.extendEvery), Effect.forever, Effect.forkScoped)
   }

@@ -42,6 +42,7 @@ const transport = (
       deduplication: true,
       delayedPublish: true,
       uncountedRelease: true,
+      retriesReturn: false,
       ownership: true,
       maxBody: broker.options.maxBody
     },
