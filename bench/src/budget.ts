@@ -60,7 +60,7 @@ export const rates = (of: (broker: BrokerName) => ReadonlyArray<Result>): Readon
     const what = isRedis ? "commands" : "socket writes"
     return line(`${what} a message, ${brokers[broker]}`, "≤ 0.05", cost.toFixed(4), cost <= 0.05)
   }),
-  armed(of("redis")),
+  armed(of("memory")),
   ...(["plain", "effect"] as const).map((arm) => {
     const least = arm === "plain" ? 1_000_000 : 600_000
     const rate = rateOf(of("memory"), arm)
@@ -88,8 +88,12 @@ const armed = (results: ReadonlyArray<Result>): Line => {
 /** Open loops at half of the raw maximum. */
 export const latency = (results: ReadonlyArray<Result>): Line => {
   const ratio = compare.p99Ratio(results, "plain", "tuned")
-  const broker = brokers[results[0]!.spec.broker]
-  return line(`p99 at half of raw maximum, ${broker}, of raw`, "≤ 1.25 ×", `${interval(ratio)} ×`, ratio.median <= 1.25)
+  const what = `p99 at half of raw maximum, ${brokers[results[0]!.spec.broker]}, of raw`
+  // Messages that queue for the broker say nothing about who consumes them.
+  const isOverrun = compare.medianOf(results, "tuned", ({ latency }) => latency!.p50) > 20
+  return isOverrun
+    ? line(what, "≤ 1.25 ×", "raw falls behind as well", undefined)
+    : line(what, "≤ 1.25 ×", `${interval(ratio)} ×`, ratio.median <= 1.25)
 }
 
 /** Five handlers of 300 ms at a time, against one. */

@@ -97,7 +97,7 @@ const quick = Effect.gen(function*() {
   yield* Console.log(`\n${table.latencies(latencies.map((results) => ({ share: 0.5, results })))}`)
   const idle = yield* Effect.forEach(
     ["redis", "jetstream"] as const,
-    (broker) => subscriptions.measure(broker, 1000, 4)
+    (broker) => subscriptions.measure(broker, 1000, 3)
   )
   const lines = [
     ...budget.rates((broker) => measured.get(broker)!),

@@ -31,9 +31,9 @@ export interface Chapter {
 }
 
 export const quick: ReadonlyArray<Cell> = [
-  cell("redis", ["tuned", "plain", "effect", "bare", "armed", "bullmq"], 3, 0.4),
-  cell("jetstream", ["tuned", "callback", "plain", "effect"], 3, 0.4),
-  cell("memory", ["tuned", "plain", "effect"], 3, 0.3)
+  cell("redis", ["tuned", "plain", "effect", "bullmq"], 3, 1),
+  cell("jetstream", ["tuned", "plain", "effect"], 3, 1),
+  cell("memory", ["tuned", "plain", "effect", "bare", "armed"], 3, 0.5)
 ]
 
 const chapter = (title: string, cellsOf: (broker: BrokerName) => ReadonlyArray<Cell>): Chapter => ({
@@ -60,7 +60,7 @@ export const long = (rounds: number): ReadonlyArray<Chapter> => {
           ...(broker === "redis" ? ["bullmq"] : [])
         ],
         rounds,
-        0.8
+        2
       )
     ]),
     chapter("Size", (broker) => [1024, 16_384].map((size) => cell(broker, compared, fewer, 0.8, { size }))),

@@ -14,7 +14,7 @@ const rate = spec.rate!
 const sender = async () => {
   if (spec.broker === "jetstream") {
     const nc = await connectNats({ servers: url })
-    return { send: (body: string) => nc.publish(topic, body), close: () => nc.close() }
+    return { send: (body: string) => nc.publish(topic, body), close: () => nc.flush().then(() => nc.close()) }
   }
   const client = await connectRedis(url)
   return {

@@ -12,6 +12,13 @@ interface Profile {
 
 const most = 40
 
+/** Whose code it is. */
+const ownerOf = ({ functionName, url }: { readonly functionName: string; readonly url: string }): string => {
+  if (url === "") return functionName.startsWith("(") ? functionName : "native functions"
+  if (url.startsWith("node:")) return "Node"
+  return /\/packages\/([^/]+)\//.exec(url)?.[1] ?? /.*\/node_modules\/((?:@[^/]+\/)?[^/]+)\//.exec(url)?.[1] ?? "bench"
+}
+
 /**
  * Where a CPU profile spent its time, in microseconds a message: functions by their own share, each with those that
  * called it most.
@@ -22,10 +29,14 @@ export const summarize = (file: string, count: number): string => {
     id,
     `${functionName || "(anonymous)"} ${url.replace(/^.*\/(packages|node_modules|bench)\//, "")}:${lineNumber + 1}`
   ]))
+  const owners = new Map(nodes.map(({ callFrame, id }) => [id, ownerOf(callFrame)]))
+  const byOwner = new Map<string, number>()
   const parents = new Map(nodes.flatMap(({ children = [], id }) => children.map((child) => [child, id] as const)))
   const own = new Map<string, { total: number; readonly callers: Map<string, number> }>()
   samples.forEach((id, i) => {
     const micros = timeDeltas[i]! / count
+    const owner = owners.get(id)!
+    byOwner.set(owner, (byOwner.get(owner) ?? 0) + micros)
     const name = names.get(id)!
     const entry = own.get(name) ?? { total: 0, callers: new Map<string, number>() }
     own.set(name, entry)
@@ -33,8 +44,12 @@ export const summarize = (file: string, count: number): string => {
     const caller = names.get(parents.get(id) ?? -1) ?? ""
     entry.callers.set(caller, (entry.callers.get(caller) ?? 0) + micros)
   })
-  return [...own].sort(([, a], [, b]) => b.total - a.total).slice(0, most).map(([name, { callers, total }]) => {
-    const [caller] = [...callers].sort(([, a], [, b]) => b - a)
-    return `${total.toFixed(3)} ${name.padEnd(70)} < ${caller?.[0]}`
-  }).join("\n")
+  const shares = [...byOwner].sort(([, a], [, b]) => b - a).map(([owner, micros]) => `${micros.toFixed(3)} ${owner}`)
+  const functions = [...own].sort(([, a], [, b]) => b.total - a.total).slice(0, most).map(
+    ([name, { callers, total }]) => {
+      const [caller] = [...callers].sort(([, a], [, b]) => b - a)
+      return `${total.toFixed(3)} ${name.padEnd(70)} < ${caller?.[0]}`
+    }
+  )
+  return [...shares, "", ...functions].join("\n")
 }

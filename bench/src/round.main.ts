@@ -74,10 +74,10 @@ const rawArms: Record<string, typeof redis.tuned> = {
   "memory/tuned": memory.bare
 }
 
+/** In few allocations, as what is read from a socket. */
 const bodies = (count: number): ReadonlyArray<Uint8Array> => {
   const note = padding(spec.size)
-  const encoder = new TextEncoder()
-  return Array.from({ length: count }, (_, index) => encoder.encode(bodyOf(index, 0, note)))
+  return Array.from({ length: count }, (_, index) => Buffer.from(bodyOf(index, 0, note)))
 }
 
 const onMemory = async (): Promise<Side> => {

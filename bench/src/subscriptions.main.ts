@@ -31,7 +31,7 @@ const start = async () => {
 }
 const { took } = await start()
 // What follows starting is not idleness yet.
-await wait(3000)
+await wait(2000)
 process.send!({ _tag: "Idle", started: took })
 const cpuBefore = process.cpuUsage()
 await wait(Number(seconds) * 1000)
