@@ -170,7 +170,7 @@ describe.each(versions)("on nats-server %s", (version) => {
           ).pipe(
             Effect.provideService(JetStream.JetStream, service),
             Effect.tap(() => Publisher.publish(Orders, { id: 1 })),
-            Effect.provide(MemoryTransport.layer())
+            Effect.provide(yield* Layer.build(MemoryTransport.layer()))
           )
           yield* until(running.counts, (counts) => counts.handled === 1)
           assert.match(answers[0]!, /did not come from this JetStream layer/)
@@ -281,7 +281,7 @@ describe.each(versions)("on nats-server %s", (version) => {
           ).pipe(
             Effect.provideService(JetStream.JetStream, service),
             Effect.tap(() => Publisher.publishAll(Orders, orders(3))),
-            Effect.provide(MemoryTransport.layer())
+            Effect.provide(yield* Layer.build(MemoryTransport.layer()))
           )
           yield* until(running.counts, (counts) => counts.handled === 3)
           assert.strictEqual((yield* JetStream.streamInfo(Receipts)).messages, 6)

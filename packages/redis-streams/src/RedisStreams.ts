@@ -166,7 +166,7 @@ export const make: (
           delayedPublish: true,
           uncountedRelease: true,
           retriesReturn: true,
-      ownership: true,
+          ownership: true,
           maxBody: undefined
         },
         limit: Concurrency.isLimit(concurrency) ? concurrency : Concurrency.shared(concurrency ?? Infinity),

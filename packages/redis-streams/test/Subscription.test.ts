@@ -415,7 +415,9 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
           const subscription = yield* Scope.provide(redis.subscribe(subscribing(topic)), scope)
           const pulling = yield* Effect.forkChild(subscription.pull(10), { startImmediately: true })
           yield* Effect.sleep(5)
-          const publishing = yield* Effect.forkChild(publisher.publish([outgoing(topic, "1")]), { startImmediately: true })
+          const publishing = yield* Effect.forkChild(publisher.publish([outgoing(topic, "1")]), {
+            startImmediately: true
+          })
           yield* Fiber.interrupt(pulling)
           const pulled = yield* Fiber.await(pulling)
           if (Exit.isSuccess(pulled)) yield* settleAll(subscription, pulled.value, Settlement.release)

@@ -7,6 +7,7 @@ import * as ConfigProvider from "effect/ConfigProvider"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import { createServer } from "node:net"
 import { Source } from "../src/internal/source.ts"
@@ -94,8 +95,7 @@ layer(serving("redis", { password: "right" }), { excludeTestServices: true })("w
       })
       const env = { REDIS_URL: `redis://127.0.0.1:${broker.port}`, REDIS_PASSWORD: "right", REDIS_CONCURRENCY: "7" }
       const max = yield* Transport.use(({ limit }) => Effect.succeed(limit.max)).pipe(
-        Effect.provide(provided),
-        Effect.provide(ConfigProvider.layer(ConfigProvider.fromEnv({ env })))
+        Effect.provide(Layer.provide(provided, ConfigProvider.layer(ConfigProvider.fromEnv({ env }))))
       )
       assert.strictEqual(max, 7)
     }))

@@ -48,8 +48,7 @@ const target = (mutant: Mutant): Conformance.Target<Mutated | MemoryTransport.Me
 const run = (mutant: Mutant, test: Conformance.Test) => {
   const on = target(mutant)
   return Conformance.check(test, on).pipe(
-    Effect.provide(Layer.fresh(on.layer)),
-    Effect.provide(TestClock.layer()),
+    Effect.provide(Layer.provideMerge(Layer.fresh(on.layer), TestClock.layer())),
     Effect.provideService(References.MinimumLogLevel, "None"),
     Effect.runPromiseExit
   )
