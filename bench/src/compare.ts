@@ -9,6 +9,8 @@ export interface Row {
   readonly ratio: Estimate
   readonly rate: number
   readonly cpu: number
+  /** Of the raw loop's: steadier than rates where others use the machine. */
+  readonly cpuRatio: Estimate
   readonly commands: number | undefined
   readonly writes: number
   readonly rss: number
@@ -43,6 +45,9 @@ export const medianOf = (
 export const ratio = (results: ReadonlyArray<Result>, arm: string, base: string): Estimate =>
   paired(results, arm, base, ({ rate }) => rate)
 
+export const cpuRatio = (results: ReadonlyArray<Result>, arm: string, base: string): Estimate =>
+  paired(results, arm, base, ({ cpu }) => cpu)
+
 export const p99Ratio = (results: ReadonlyArray<Result>, arm: string, base: string): Estimate =>
   paired(results, arm, base, ({ latency }) => latency!.p99)
 
@@ -64,6 +69,7 @@ export const rows = (results: ReadonlyArray<Result>): ReadonlyArray<Row> => {
       ratio: ratio(results, arm, base),
       rate: of(({ rate }) => rate),
       cpu: of(({ cpu }) => cpu),
+      cpuRatio: cpuRatio(results, arm, base),
       commands: results[0]!.measured.commands === undefined ? undefined : of(({ commands }) => commands ?? NaN),
       writes: of(({ writes }) => writes),
       rss: of(({ rss }) => rss),

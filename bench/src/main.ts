@@ -51,7 +51,7 @@ const progress = (total: number) => {
   let done = 0
   return ({ measured, spec }: rounds.Result) =>
     process.stderr.write(
-      `${String(++done).padStart(4)}/${total} ${spec.broker} ${spec.arm} limit ${spec.concurrency} ${spec.size} B ` +
+      `${String(++done).padStart(4)} of ${total} ${spec.broker} ${spec.arm} limit ${spec.concurrency} ${spec.size} B ` +
         `${spec.delay} ms: ${(measured.rate / 1000).toFixed(1)} k/s\n`
     )
 }
@@ -118,7 +118,8 @@ const long = Effect.fnUntraced(function*(count: number, intoDocs: boolean) {
   const { about, write } = open("bench", versions)
   yield* Console.log(machine.text(about))
   const chapters = plan.long(count)
-  const report = progress(roundsOf(chapters.flatMap(({ cells }) => cells)))
+  const openRounds = Math.min(3, count)
+  const report = progress(roundsOf(chapters.flatMap(({ cells }) => cells)) + 2 * 2 * 3 * openRounds)
   const onResult = (result: rounds.Result) => {
     write(result)
     report(result)
@@ -137,7 +138,7 @@ const long = Effect.fnUntraced(function*(count: number, intoDocs: boolean) {
   const latencies: Array<{ readonly share: number; readonly results: ReadonlyArray<rounds.Result> }> = []
   for (const broker of ["redis", "jetstream"] as const) {
     for (const share of [0.5, 0.8]) {
-      const cell = plan.openLoop(broker, budget.medianRaw(base(broker)), share, Math.max(3, Math.round(count / 2)), 4)
+      const cell = plan.openLoop(broker, budget.medianRaw(base(broker)), share, openRounds, 4)
       latencies.push({ share, results: yield* rounds.runCell(urls, cell, onResult) })
     }
   }
@@ -187,7 +188,7 @@ const measureRss = Effect.fnUntraced(function*(names: ReadonlyArray<BrokerName>,
     })
     curves.push(curve)
   }
-  const lines = curves.map(({ broker, growth }) => budget.memory(broker, total, growth))
+  const lines = curves.map((curve) => budget.memory(curve, total))
   const text = yield* printBudget(lines)
   const twice = curves.map(({ samples }) => samples.at(-1)!.twice)
   if (twice.some((n) => n > 0)) yield* Console.log(`delivered twice: ${twice.join(", ")}`)

@@ -47,7 +47,7 @@ const compared = ["tuned", "plain", "effect"]
 
 /** The long run; `rounds` of the first chapter, half of them elsewhere. */
 export const long = (rounds: number): ReadonlyArray<Chapter> => {
-  const fewer = Math.max(3, Math.round(rounds / 2))
+  const fewer = Math.max(Math.min(3, rounds), Math.round(rounds / 2))
   return [
     chapter("Arms: a handler that does nothing, concurrency 64, 100 B", (broker) => [
       cell(
@@ -73,7 +73,10 @@ export const long = (rounds: number): ReadonlyArray<Chapter> => {
       (broker) =>
         [1, 10].flatMap((delay) =>
           [1, 8, 64, 256].map((concurrency) =>
-            cell(broker, broker === "redis" ? [...compared, "bullmq"] : compared, 3, 1, { concurrency, delay })
+            cell(broker, broker === "redis" ? [...compared, "bullmq"] : compared, Math.min(3, rounds), 1, {
+              concurrency,
+              delay
+            })
           )
         )
     )

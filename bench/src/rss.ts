@@ -20,8 +20,6 @@ export interface Sample {
 export interface Curve {
   readonly broker: BrokerName
   readonly samples: ReadonlyArray<Sample>
-  /** Resident memory of the last fifth over that of the second. */
-  readonly growth: number
 }
 
 const backlog = 100_000
@@ -93,11 +91,15 @@ export const measure = (broker: BrokerName, total: number, onSample: (sample: Sa
       samples.push(sample)
       onSample(sample)
     }
-    const part = (from: number, to: number) =>
-      median(
-        samples.slice(Math.floor(samples.length * from), Math.max(1, Math.ceil(samples.length * to))).map(({ rss }) =>
-          rss
-        )
-      )
-    return { broker, samples, growth: part(0.8, 1) / part(0.2, 0.4) }
+    return { broker, samples }
   }))
+
+/** How much more the last fifth takes than the second: resident memory by its median, the heap by its lowest. */
+export const growth = ({ samples }: Curve): { readonly rss: number; readonly heap: number } => {
+  const part = (from: number, to: number) =>
+    samples.slice(Math.floor(samples.length * from), Math.max(1, Math.ceil(samples.length * to)))
+  const [early, late] = [part(0.2, 0.4), part(0.8, 1)]
+  const resident = (of: ReadonlyArray<Sample>) => median(of.map(({ rss }) => rss))
+  const lowest = (of: ReadonlyArray<Sample>) => Math.min(...of.map(({ heap }) => heap))
+  return { rss: resident(late) / resident(early) - 1, heap: lowest(late) / lowest(early) - 1 }
+}

@@ -48,7 +48,20 @@ const circumstances = ({ spec }: Result): ReadonlyArray<string> => [
 /** Rate tables: one line an arm of a cell. */
 export const rates = (cells: ReadonlyArray<ReadonlyArray<Result>>): string =>
   markdown(
-    ["broker", "limit", "size", "handler", "arm", "of raw (95 %)", "rate", "CPU µs", "commands", "writes", "RSS MB"],
+    [
+      "broker",
+      "limit",
+      "size",
+      "handler",
+      "arm",
+      "of raw (95 %)",
+      "rate",
+      "CPU µs",
+      "CPU of raw",
+      "commands",
+      "writes",
+      "RSS MB"
+    ],
     cells.flatMap((results) =>
       compare.rows(results).map((row) => [
         ...circumstances(results[0]!),
@@ -56,6 +69,7 @@ export const rates = (cells: ReadonlyArray<ReadonlyArray<Result>>): string =>
         interval(row.ratio),
         thousands(row.rate),
         row.cpu.toFixed(2),
+        row.cpuRatio.median.toFixed(2),
         row.commands === undefined ? "" : row.commands.toFixed(3),
         row.writes.toFixed(3),
         (row.rss / 1e6).toFixed(0)
