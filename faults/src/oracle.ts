@@ -89,6 +89,7 @@ export const judge = (
   /** Where a retry is waited for. */
   const waiting = new Map<string, Order>()
   const position = new Map(remains.topic.map((id, i) => [id, i]))
+  const forgets = lines.some((line) => line._tag === "Fault" && line.fault === "broker killed")
   let begun = 0
 
   lines.forEach((line, index) => {
@@ -115,7 +116,8 @@ export const judge = (
         if (line.key === "") break
         const order = orders.get(`${line.pid} ${line.key}`) ?? new Order()
         orders.set(`${line.pid} ${line.key}`, order)
-        order.begin(line, position.get(line.id) ?? -1, broken)
+        // A broker that was killed may give out as new what it had delivered.
+        order.begin(line, forgets ? undefined : position.get(line.id), broken)
         break
       }
       case "Ended": {
@@ -164,7 +166,6 @@ export const judge = (
   }
 
   const repeats = new Map<Cause, number>()
-  const forgets = episodes.some(({ fault }) => fault === "broker killed")
   let burned = 0
   for (const [id, all] of byId) {
     let counted = 0
@@ -176,7 +177,7 @@ export const judge = (
         const cause = causeOf(previous, now, killed, episodes)
         if (cause === undefined) broken.add(`${id} was repeated without cause, at attempt ${attempt}`)
         else repeats.set(cause, (repeats.get(cause) ?? 0) + 1)
-        // A broker that was killed may have forgotten what it delivered; a process that was paused begins what it had.
+        // The same for its count; a process that was paused begins what it had.
         const stale = forgets || cause === "consumer paused"
         if (!stale && attempt === 1 && !redelivered) broken.add(`${id} was repeated and does not say so`)
         if (!stale && attempt < previous.line.attempt) {
@@ -229,13 +230,17 @@ class Order {
   private retrying: string | undefined
   private last = -1
 
-  begin({ attempt, id, redelivered }: Extract<Line, { _tag: "Begun" }>, at: number, broken: Set<string>): void {
+  begin(
+    { attempt, id, redelivered }: Extract<Line, { _tag: "Begun" }>,
+    at: number | undefined,
+    broken: Set<string>
+  ): void {
     if (this.running !== undefined && this.running !== id) broken.add(`${id} began beside ${this.running} of its key`)
     if (this.retrying !== undefined && this.retrying !== id) {
       broken.add(`${id} overtook ${this.retrying} of its key, which waits for its retry`)
     }
     this.running = id
-    if (attempt > 1 || redelivered) return
+    if (attempt > 1 || redelivered || at === undefined) return
     if (at < this.last) broken.add(`${id} began behind a later one of its key`)
     this.last = at
   }
