@@ -264,14 +264,18 @@ const rssCommand = Command.make(
 const subscriptionsCommand = Command.make("subscriptions", {
   count: Flag.Int("count").pipe(Flag.withDescription("How many"), Flag.withDefault(1000)),
   docs: intoDocs
-}, (options) => measureSubscriptions(options.count, options.docs))
+}, (options) => measureSubscriptions(options.count, options.docs)).pipe(
+  Command.withDescription("Idle subscriptions in one process")
+)
 
 const profileCommand = Command.make("profile", {
   broker: Flag.Literals("broker", brokerNames).pipe(Flag.withDefault("redis" as const)),
   arm: Flag.String("arm").pipe(Flag.withDefault("plain")),
   concurrency: Flag.Int("concurrency").pipe(Flag.withDefault(64)),
   messages: Flag.Int("messages").pipe(Flag.withDefault(400_000))
-}, (options) => Effect.scoped(profile(options.broker, options.arm, options.concurrency, options.messages)))
+}, (options) => Effect.scoped(profile(options.broker, options.arm, options.concurrency, options.messages))).pipe(
+  Command.withDescription("Where one arm spends its time")
+)
 
 bench.pipe(
   Command.withDescription("What Millrace costs beside the clients it is built on"),
