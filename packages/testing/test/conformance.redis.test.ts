@@ -1,46 +1,7 @@
-import { Transport } from "@millrace/core/Transport"
-import { RedisStreams } from "@millrace/redis-streams"
-import { Brokers, Conformance } from "@millrace/testing"
-import * as Context from "effect/Context"
-import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
-import { record } from "./conformanceTable.ts"
-import { type Proxy, proxy } from "./proxy.ts"
+import { conformance } from "./redisConformance.ts"
 
-class Server extends Context.Service<Server, Brokers.Broker & Proxy>()("test/Server") {}
-
-const open = Server.use(({ port }) =>
-  RedisStreams.make({ url: `redis://127.0.0.1:${port}`, claim: { minIdle: "1 second" } })
-)
-
-const servers = process.env["MILLRACE_MATRIX"] === "all"
-  ? [
-    { kind: "redis", version: "newest" },
-    { kind: "redis", version: "oldest" },
-    { kind: "valkey", version: "newest" },
-    { kind: "valkey", version: "oldest" }
-  ] as const
-  : [{ kind: "redis", version: "newest" }, { kind: "redis", version: "oldest" }] as const
-
-for (const { kind, version } of servers) {
-  const name = `${kind} ${version}`
-  await Conformance.suite({
-    name,
-    clock: "live",
-    claimAfter: "1 second",
-    layer: Layer.effectContext(open).pipe(
-      Layer.provideMerge(Layer.effect(
-        Server,
-        Effect.gen(function*() {
-          const broker = yield* Brokers[kind]({ version, persistence: "always" })
-          return { ...broker, ...(yield* proxy(broker)) }
-        })
-      ))
-    ),
-    connect: Effect.map(open, (context) => Context.get(context, Transport)),
-    unreachable: RedisStreams.make({ url: "redis://user:secret@127.0.0.1:1", connectTimeout: "200 millis" }),
-    restart: Server.use(({ restart }) => restart),
-    cut: Server.use(({ cut }) => cut),
-    onEnd: record(name)
-  })
+await conformance("redis", "newest")
+if (process.env["MILLRACE_MATRIX"] === "all") {
+  await conformance("valkey", "newest")
+  await conformance("valkey", "oldest")
 }

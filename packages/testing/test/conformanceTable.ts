@@ -41,9 +41,10 @@ const columns = ["memory", "redis newest", "redis oldest", "valkey newest", "val
 
 const shown = ({ result }: Conformance.Outcome): string => result === "passed" ? "✓" : result === "failed" ? "✗" : "–"
 
-/** Keeps what a run found in the column of its name; nothing when only some of the tests were run. */
+/** Keeps what a run found in the column of its name; nothing when only some of the tests were run. One that failed has said so. */
 export const record = (name: string) => (outcomes: ReadonlyArray<Conformance.Outcome>): void => {
   if (outcomes.length < Conformance.tests.length) return
+  if (process.env["MILLRACE_DOCS"] !== "1" && outcomes.some(({ result }) => result === "failed")) return
   const found = new Map(outcomes.map((outcome) => [outcome.test.id, outcome]))
   between("tests", (old) => {
     const known = new Map(parse(old).map((row) => [row[0]!, row]))

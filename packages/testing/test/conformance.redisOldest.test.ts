@@ -1,0 +1,3 @@
+import { conformance } from "./redisConformance.ts"
+
+await conformance("redis", "oldest")
