@@ -243,6 +243,40 @@ describe.each(versions)("on nats-server %s", (version) => {
       })
     ))
 
+  it.live("stopping one of two under load burns no attempt; the server counted what it was about to send", () =>
+    on(() =>
+      Effect.gen(function*() {
+        const attempts = new Map<number, number>()
+        let handled = 0
+        const pipeline = JetStream.from(Topic.make("orders", { schema: Schema.Number }), {
+          group: "group",
+          startFrom: "beginning",
+          prefetch: 200
+        }).pipe(
+          Pipeline.map((_, message) => {
+            handled++
+            attempts.set(message.attempt, (attempts.get(message.attempt) ?? 0) + 1)
+          }),
+          Pipeline.concurrency(16)
+        )
+        yield* Pipeline.start(pipeline)
+        let published = 0
+        const load = publish("orders", Arr.makeBy(20, String)).pipe(
+          Effect.andThen(Effect.sync(() => published += 20)),
+          Effect.andThen(Effect.sleep("4 millis")),
+          Effect.forever
+        )
+        const loading = yield* Effect.forkScoped(load)
+        for (let round = 0; round < 10; round++) {
+          yield* Effect.scoped(Effect.andThen(Pipeline.start(pipeline), Effect.sleep("100 millis")))
+        }
+        yield* Fiber.interrupt(loading)
+        yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.lag === 0)
+        assert.isAtLeast(handled, published)
+        assert.deepStrictEqual([...attempts.keys()], [1])
+      })
+    ))
+
   it.live("closing with the server gone ends soon", () =>
     on((broker) =>
       Effect.gen(function*() {

@@ -33,8 +33,14 @@ export class Arrivals {
   /** Being looked up, or noted. */
   private pending = 0
   private lookup: Promise<void> | undefined
-  /** Given and not settled, by id. */
-  private readonly given = new Map<string, JetStreamDelivery>()
+  /**
+   * Given and not settled, each at its `slot`. V8 keeps every old table of a Map that messages pass through, with what is
+   * in it, until the next major collection; an array that is written over has none.
+   */
+  private readonly given: Array<JetStreamDelivery | undefined> = []
+  private readonly free: Array<number> = []
+  /** The highest number that has arrived: what is beyond it cannot be a copy. */
+  private highest = 0
   /** Deliveries of what is given already: the server took us for dead. They wait until the first has ended. */
   private readonly copies = new Map<string, JetStreamDelivery>()
   /** Acknowledged so late that a copy may be on its way, and until when. */
@@ -53,6 +59,11 @@ export class Arrivals {
   /** Arrived and not given. */
   get size(): number {
     return this.queue.length + this.suspects.length + this.copies.size + this.pending
+  }
+
+  /** Can be given now, but for the one that runs alone. */
+  get ready(): number {
+    return this.queue.length - (this.suspect !== undefined && this.queue.includes(this.suspect) ? 1 : 0)
   }
 
   /** Messages in the order in which they were read. */
@@ -85,21 +96,36 @@ export class Arrivals {
   give(max: number): Array<JetStreamDelivery> {
     const given = max >= this.queue.length ? this.queue : this.queue.splice(0, max)
     if (given === this.queue) this.queue = []
-    for (const delivery of given) this.given.set(delivery.id, delivery)
+    for (const delivery of given) {
+      delivery.slot = this.free.pop() ?? this.given.length
+      this.given[delivery.slot] = delivery
+    }
     return given
   }
 
+  /** Takes out what is ready beyond `most`, or all there is, to be handed back. */
+  takeOut(most: number, all: boolean): Array<JetStreamDelivery> {
+    const out = all ? [...this.queue.splice(0), ...this.suspects.splice(0)] : this.queue.splice(most)
+    const alone = this.suspect === undefined ? -1 : out.indexOf(this.suspect)
+    if (alone >= 0 && all) this.suspect = undefined
+    else if (alone >= 0) this.queue.push(...out.splice(alone, 1))
+    return out
+  }
+
   /** It is settled, or somebody else's. */
-  ended(delivery: JetStreamDelivery, done: boolean): void {
-    const { id } = delivery
-    if (this.given.get(id) === delivery) this.given.delete(id)
-    const copy = this.copies.get(id)
+  ended(delivery: JetStreamDelivery, done: boolean, time = this.options.now()): void {
+    if (delivery.slot >= 0) {
+      this.given[delivery.slot] = undefined
+      this.free.push(delivery.slot)
+      delivery.slot = -1
+    }
+    const copy = this.copies.size > 0 ? this.copies.get(delivery.id) : undefined
     if (copy !== undefined) {
-      this.copies.delete(id)
+      this.copies.delete(delivery.id)
       if (done) this.options.acknowledge(copy)
       else this.receive([copy])
-    } else if (done && this.options.now() >= delivery.heldUntil) {
-      this.late.set(id, this.options.now() + 60_000)
+    } else if (done && time >= delivery.heldUntil) {
+      this.late.set(nameOf(delivery), time + 60_000)
     }
     if (delivery === this.suspect) {
       this.suspect = undefined
@@ -128,11 +154,11 @@ export class Arrivals {
   get kept(): ReadonlyArray<JetStreamDelivery> {
     const time = this.options.now()
     // Nobody says so when a message that was not settled has been given up.
-    if (this.suspect !== undefined && time > this.suspect.heldUntil) this.ended(this.suspect, false)
-    for (const delivery of this.given.values()) {
-      if (time > delivery.heldUntil + this.options.lease) this.ended(delivery, false)
+    if (this.suspect !== undefined && time > this.suspect.heldUntil) this.ended(this.suspect, false, time)
+    for (const delivery of this.given) {
+      if (delivery !== undefined && time > delivery.heldUntil + this.options.lease) this.ended(delivery, false, time)
     }
-    for (const [id, until] of this.late) if (time > until) this.late.delete(id)
+    for (const [name, until] of this.late) if (time > until) this.late.delete(name)
     return [...this.queue, ...this.suspects, ...this.copies.values()]
   }
 
@@ -150,15 +176,19 @@ export class Arrivals {
   }
 
   private isCopy(delivery: JetStreamDelivery): boolean {
-    const { id } = delivery
-    const first = this.given.get(id)
+    const sequence = Number(delivery.id)
+    if (sequence > this.highest) {
+      this.highest = sequence
+      return false
+    }
+    const first = this.given.find((given) => given?.id === delivery.id && given.timestamp === delivery.timestamp)
     if (first !== undefined) {
       // Whatever the handler of the first does now, this one is what counts.
       first.heldUntil = 0
-      this.copies.set(id, delivery)
+      this.copies.set(delivery.id, delivery)
       return true
     }
-    if (this.late.size === 0 || !this.late.has(id)) return false
+    if (this.late.size === 0 || !this.late.has(nameOf(delivery))) return false
     this.options.acknowledge(delivery)
     return true
   }
@@ -189,7 +219,8 @@ export class Arrivals {
     return unsettled > (this.options.interrupted() ? 1 : 0)
   }
 
-  private admit(chunk: ReadonlyArray<JetStreamDelivery>): void {
+  /** What is ready to be given, in its order. */
+  admit(chunk: ReadonlyArray<JetStreamDelivery>): void {
     for (const delivery of chunk) {
       if (!delivery.suspect) this.queue.push(delivery)
       else {
@@ -219,3 +250,6 @@ export class Arrivals {
     })
   }
 }
+
+/** A stream that was created again begins again with its numbers. */
+const nameOf = ({ id, timestamp }: JetStreamDelivery) => `${id} ${timestamp}`

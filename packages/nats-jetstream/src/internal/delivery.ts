@@ -31,8 +31,10 @@ export class JetStreamDelivery implements Transport.Delivery {
   suspect = false
   /** Monotonic milliseconds after which a peer may have it. */
   heldUntil = 0
+  /** Where it stands among those that were given and are not settled. */
+  slot = -1
   /** Told when it is settled, or somebody else's. */
-  owner: { readonly ended: (delivery: JetStreamDelivery, done: boolean) => void } | undefined
+  owner: { readonly ended: (delivery: JetStreamDelivery, done: boolean, time?: number) => void } | undefined
 
   constructor(msg: Msg) {
     this.msg = msg

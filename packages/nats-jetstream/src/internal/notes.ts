@@ -90,9 +90,9 @@ export class Notes {
     return this.store([delivery], (delivery) => write(delivery, delivery.released, false))
   }
 
-  /** They were handed back. */
+  /** They were handed back; one that may kill is a suspect wherever it goes. */
   released(deliveries: ReadonlyArray<JetStreamDelivery>): Effect.Effect<void, TransportError.TransportError> {
-    return this.store(deliveries, (delivery) => write(delivery, delivery.released + 1, true))
+    return this.store(deliveries, (delivery) => write(delivery, delivery.released + 1, !delivery.suspect))
   }
 
   /** Reads what is known about a redelivered message; `undefined` when that is nothing, or cannot be read. */

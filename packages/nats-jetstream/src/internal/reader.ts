@@ -16,7 +16,7 @@ export interface ReaderOptions {
   readonly inboxPrefix: string
   /** The consumer's own bound on one request. */
   readonly maxBatch: number
-  /** How long a request stays open, in milliseconds. */
+  /** How long a request stays open at most, in milliseconds. */
   readonly expires: number
   /** Messages in the order in which they arrived; called once per chunk that was read from the socket. */
   readonly onChunk: (chunk: Array<JetStreamDelivery>) => void
@@ -24,12 +24,16 @@ export interface ReaderOptions {
   readonly onFailure: (error: TransportError.TransportError) => void
 }
 
+/** How long a request stays open while messages come. */
+const shortest = 500
+
 /**
  * Asks the consumer for messages, on credit.
  *
  * `asked` is what is open at the server, all requests together: an answer does not say which of them it belongs to. The
- * answers of one epoch come to one inbox. Credit is taken back by giving the inbox up: the server forgets the requests
- * and what is on its way still arrives before the server's answer to the flush.
+ * answers of one epoch come to one inbox. Credit can be taken back by giving the inbox up: the server forgets the
+ * requests. But a message that it has picked one for and not sent yet then counts as delivered, and a peer takes it for a
+ * suspect. So requests are short while messages come, and `retire` lets them be filled or expire.
  */
 export class Reader {
   readonly options: ReaderOptions
@@ -39,12 +43,18 @@ export class Reader {
   private silentSince = 0n
   private readonly watchdog: NodeJS.Timeout
   private closing: Promise<void> | undefined
+  private looking: NodeJS.Timeout | undefined
   /** Milliseconds. The server takes at most half of the time that a request is open. */
   private readonly heartbeat: number
+  /** What the next request is given: more after each that expired. */
+  private expires: number
+  /** When the last request expires. */
+  private openUntil = 0n
 
   constructor(options: ReaderOptions) {
     this.options = options
     this.heartbeat = Math.min(5000, Math.floor(options.expires / 2.5))
+    this.expires = Math.min(shortest, options.expires)
     this.watchdog = setInterval(this.listen, this.heartbeat)
     this.watchdog.unref()
   }
@@ -71,13 +81,50 @@ export class Reader {
   ask(count: number): void {
     const { connection } = this.options
     if (this.epoch === undefined || connection.state() !== "connected") return
-    if (this.asked === 0) this.silentSince = this.options.clock.monotonicTimeNanosUnsafe()
+    const now = this.options.clock.monotonicTimeNanosUnsafe()
+    if (this.asked === 0) this.silentSince = now
+    const { expires } = this
+    this.openUntil = now + BigInt(Math.round(expires * 1e6))
+    // A short request answers soon enough by expiring.
+    const heartbeat = expires > this.heartbeat ? Math.min(this.heartbeat, Math.floor(expires / 2.5)) : 0
     for (let rest = count; rest > 0; rest -= this.options.maxBatch) {
       const batch = Math.min(rest, this.options.maxBatch)
-      const request = { batch, expires: this.options.expires * 1e6, idle_heartbeat: this.heartbeat * 1e6 }
+      const request = { batch, expires: expires * 1e6, idle_heartbeat: heartbeat * 1e6 }
       connection.nc.publish(this.options.subject, JSON.stringify(request), { reply: this.epoch.getSubject() })
     }
     this.asked += count
+  }
+
+  /** Milliseconds until requests that are open have been filled, or have expired, or been taken back. */
+  get remaining(): number {
+    if (this.asked === 0) return 0
+    const left = Number(this.openUntil - this.options.clock.monotonicTimeNanosUnsafe()) / 1e6
+    return Math.max(0, Math.min(left, shortest))
+  }
+
+  /**
+   * Calls back when nothing is open and nothing has come for 50 ms. Of an idle consumer, the requests are taken back. The
+   * looks are counted, not timed: between two of them what the socket holds is read.
+   */
+  retire(onEnd: () => void): void {
+    if (this.looking !== undefined) return
+    let { asked } = this
+    let looks = 0
+    let silent = 0
+    this.looking = setInterval(() => {
+      silent = this.asked === asked ? silent + 1 : 0
+      asked = this.asked
+      const mayEnd = silent >= 5 && (asked === 0 || this.expires > shortest)
+      if (!mayEnd && ++looks < 80) return
+      this.stay()
+      void (asked > 0 ? this.end() : Promise.resolve()).then(onEnd)
+    }, 10)
+  }
+
+  /** Calls `retire` off. */
+  stay(): void {
+    clearInterval(this.looking)
+    this.looking = undefined
   }
 
   /** Ends the epoch; resolves when nothing can arrive any more. */
@@ -86,6 +133,7 @@ export class Reader {
       this.abandon()
       return Promise.resolve()
     }
+    this.stay()
     const epoch = this.epoch
     this.epoch = undefined
     if (epoch !== undefined) {
@@ -99,6 +147,7 @@ export class Reader {
 
   /** The connection is gone, and with it the requests and whatever was on its way. */
   abandon(): void {
+    this.stay()
     const epoch = this.epoch
     this.epoch = undefined
     this.asked = 0
@@ -120,6 +169,7 @@ export class Reader {
       return
     }
     if (this.asked > 0) this.asked--
+    if (this.expires > shortest) this.expires = shortest
     // The client reads a chunk of the socket synchronously: what it held is handed on together.
     if (this.chunk.push(new JetStreamDelivery(msg)) === 1) queueMicrotask(this.handOn)
   }
@@ -135,6 +185,7 @@ export class Reader {
     if (code === 503) return this.options.onTrouble("missing")
     if (pending !== "") {
       this.asked = Math.max(0, this.asked - Number(pending))
+      if (code === 408) this.expires = Math.min(2 * this.expires, this.options.expires)
       // Expired, or refused with the rest of it: ask again.
       return this.options.onChunk([])
     }

@@ -14,7 +14,7 @@ const working = encoder.encode("+WPI")
 
 /** Never a bare one: the server would deliver again at once, ten thousand times a second. */
 const nak = (delay: number) => encoder.encode(`-NAK {"delay":${Math.round(Math.max(1, delay) * 1e6)}}`)
-const handBack = encoder.encode("-NAK")
+const handBackNow = encoder.encode("-NAK")
 
 const term = (version: string | undefined, reason: string): Uint8Array =>
   // 2.9 leaves a terminated message in a work queue, and knows no reasons.
@@ -40,6 +40,8 @@ export interface SettlingOptions {
   /** How long a delivery is surely ours after a sign of life, in milliseconds. */
   readonly lease: number
   readonly confirm: boolean
+  /** Milliseconds for which what is handed back would come back here. */
+  readonly elsewhereAfter: () => number
   readonly onRetry: (delivery: JetStreamDelivery, delay: number) => void
 }
 
@@ -51,7 +53,7 @@ export interface SettlingOptions {
  * and nothing but an acknowledgement is said about it.
  */
 export const settling = (options: SettlingOptions) => {
-  const { confirm, connection, lease, notes, now, onRetry } = options
+  const { confirm, connection, elsewhereAfter, lease, notes, now, onRetry } = options
   /** When the server acts on what was said and not confirmed: after that it is not said again. */
   const due = new WeakMap<JetStreamDelivery, number>()
 
@@ -82,7 +84,8 @@ export const settling = (options: SettlingOptions) => {
       if (!ours) lost.push(delivery)
       switch (settlement._tag) {
         case "Ack":
-          acks.push(delivery)
+          if (confirm) acks.push(delivery)
+          else say(delivery, ack)
           break
         case "Release":
           if (ours) releases.push(delivery)
@@ -101,16 +104,13 @@ export const settling = (options: SettlingOptions) => {
           if (ours) say(delivery, term(connection.nc.info?.version, settlement.reason))
       }
     }
-    const spoken = confirm && acks.length > 0
-      ? confirmAll(connection, acks)
-      : Effect.sync(() => {
-        for (const delivery of acks) say(delivery, ack)
-      })
+    const confirmed = acks.length > 0 ? confirmAll(connection, acks) : Effect.void
     return Effect.map(
-      Effect.andThen(Effect.andThen(spoken, giveBack(releases)), connection.flush),
+      Effect.andThen(Effect.andThen(confirmed, giveBack(releases)), connection.flush),
       () => {
+        const heard = now()
         for (const { delivery, settlement } of batch) {
-          if (delivery instanceof JetStreamDelivery) delivery.owner?.ended(delivery, settlement._tag === "Ack")
+          if (delivery instanceof JetStreamDelivery) delivery.owner?.ended(delivery, settlement._tag === "Ack", heard)
         }
         return lost
       }
@@ -121,9 +121,10 @@ export const settling = (options: SettlingOptions) => {
     const ours = releases.filter((delivery) => !due.has(delivery))
     if (ours.length === 0) return Effect.void
     return Effect.map(notes === undefined ? Effect.void : notes.released(ours), () => {
+      const wait = elsewhereAfter()
       for (const delivery of ours) {
         due.set(delivery, 0)
-        say(delivery, handBack)
+        say(delivery, wait > 0 ? nak(wait) : handBackNow)
       }
     })
   }

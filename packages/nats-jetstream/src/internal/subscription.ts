@@ -21,7 +21,7 @@ import { settling } from "./settling.ts"
 
 type TransportFailure = TransportError.TransportError
 
-/** A request of the pull loop stays open this long unless the consumer allows less. */
+/** A request of an idle pull loop stays open this long unless the consumer allows less. */
 const requestExpires = 30_000
 
 export const subscribe = Effect.fnUntraced(function*(
@@ -72,7 +72,9 @@ export const subscribe = Effect.fnUntraced(function*(
     )
   }
   const clock = yield* Clock.clockWith(Effect.succeed)
-  const runFork = Effect.runForkWith(yield* Effect.context<never>())
+  const context = yield* Effect.context<never>()
+  const runFork = Effect.runForkWith(context)
+  const runPromise = Effect.runPromiseWith(context)
   const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
 
   const ackWait = (consumer.config.ack_wait ?? 0) / 1e6
@@ -94,8 +96,9 @@ export const subscribe = Effect.fnUntraced(function*(
   let waiter: ((exit: Exit.Exit<Arr.NonEmptyReadonlyArray<JetStreamDelivery>, TransportFailure>) => void) | undefined
   let failure: TransportFailure | undefined
   let closed = false
-  let retiring = false
   let healing = false
+  /** The engine took its asking back. */
+  let withdrawn = false
   /** Something arrived since the last look at the consumer. */
   let active = false
   let dueTimer: NodeJS.Timeout | undefined
@@ -109,24 +112,32 @@ export const subscribe = Effect.fnUntraced(function*(
     }, wait)
     return true
   }
+  const isTooMuch = () => arrivals.ready > wanted || reader.asked > 0 && arrivals.size + reader.asked > wanted
   const ask = () => {
-    if (waiter === undefined || closed || retiring || healing || !reader.open) return
+    if (closed || healing || !reader.open) return
+    if (isTooMuch()) return retire()
+    if (waiter === undefined) return
+    reader.stay()
     const open = arrivals.size + reader.asked
-    if (open > wanted && reader.asked > 0) return retire()
-    const missing = wanted - open
     // Small requests cost as much as large ones: while some are open, wait for a quarter to be missing.
+    const missing = wanted - open
     if (missing > 0 && (open === 0 || missing * 4 >= wanted) && !waitingIsFull()) reader.ask(missing)
   }
-  /** Takes the asking back. */
+  /** Takes the asking back, and gives back what came all the same. */
   const retire = () => {
-    if (retiring || !reader.open) return
-    retiring = true
-    void reader.end().then(() => {
-      retiring = false
+    if (closed || !reader.open) return
+    reader.retire(() => {
+      handBack(arrivals.takeOut(wanted, withdrawn))
       if (closed || healing || connection.state() !== "connected") return
-      reader.begin()
+      if (!reader.open) reader.begin()
       ask()
     })
+  }
+  let handedBack = Promise.resolve()
+  const handBack = (deliveries: ReadonlyArray<JetStreamDelivery>) => {
+    if (deliveries.length === 0) return
+    const unheard = Effect.catch(voice.handBack(deliveries), () => Effect.sync(() => arrivals.admit(deliveries)))
+    handedBack = handedBack.then(() => runPromise(unheard))
   }
   const give = (): Arr.NonEmptyReadonlyArray<JetStreamDelivery> | undefined => {
     const given = arrivals.give(wanted)
@@ -134,9 +145,8 @@ export const subscribe = Effect.fnUntraced(function*(
     return Arr.isArrayNonEmpty(given) ? given : undefined
   }
   const wake = () => {
-    if (waiter === undefined) return
-    const given = give()
-    if (given === undefined) return ask()
+    const given = waiter === undefined ? undefined : give()
+    if (waiter === undefined || given === undefined) return withdrawn ? retire() : ask()
     const resume = waiter
     waiter = undefined
     resume(Exit.succeed(given))
@@ -152,6 +162,7 @@ export const subscribe = Effect.fnUntraced(function*(
     Effect.callback<Arr.NonEmptyReadonlyArray<JetStreamDelivery>, TransportFailure>((resume) => {
       if (failure !== undefined) return resume(Exit.fail(failure))
       wanted = max
+      withdrawn = false
       const given = give()
       waiter = resume
       ask()
@@ -162,7 +173,8 @@ export const subscribe = Effect.fnUntraced(function*(
       return Effect.sync(() => {
         waiter = undefined
         wanted = 0
-        if (reader.asked > 0) retire()
+        withdrawn = true
+        if (arrivals.size + reader.asked > 0) retire()
       })
     })
 
@@ -242,7 +254,7 @@ export const subscribe = Effect.fnUntraced(function*(
     },
     restored() {
       interruptedUntil = now() + ackWait * 1.5 + 1000
-      if (closed || healing || retiring) return
+      if (closed || healing) return
       reader.begin()
       ask()
     }
@@ -256,6 +268,8 @@ export const subscribe = Effect.fnUntraced(function*(
     now,
     lease,
     confirm: Context.get(options.settings, settings.Acknowledge) === "confirm",
+    // While this one stops, its open requests would get them again.
+    elsewhereAfter: () => withdrawn ? reader.remaining : 0,
     onRetry: (delivery, delay) => arrivals.retried(delivery, delay)
   })
   const arrivals = new Arrivals({
@@ -290,9 +304,16 @@ export const subscribe = Effect.fnUntraced(function*(
     Effect.gen(function*() {
       closed = true
       stopListening()
-      reader.close()
       clearTimeout(dueTimer)
+      if (reader.open && reader.asked > 0) {
+        yield* Effect.callback<void>((resume) => {
+          reader.stay()
+          reader.retire(() => resume(Effect.void))
+        })
+      }
+      reader.close()
       yield* Effect.promise(() => reader.end())
+      yield* Effect.promise(() => handedBack)
       yield* voice.handBack(yield* Effect.promise(() => arrivals.close()))
     }).pipe(Effect.timeoutOption(Duration.seconds(5)), Effect.ignore)
   )
