@@ -196,6 +196,21 @@ describe.each(versions)("on nats-server %s", (version) => {
       })
     ))
 
+  it.live("a message of a stream that was created again was taken for a copy of the one that had its number, and held back", () =>
+    on(() =>
+      Effect.gen(function*() {
+        yield* publish("orders", ["a"])
+        const subscription = yield* subscribe("orders")
+        const [held] = yield* take(subscription, 1)
+        const next = yield* Effect.forkScoped(subscription.pull(10))
+        const jsm = yield* manager
+        yield* Effect.promise(() => jsm.streams.delete("orders"))
+        yield* publishPatiently("orders", "d")
+        const [given] = yield* Fiber.join(next).pipe(Effect.timeout("5 seconds"))
+        assert.deepStrictEqual([given!.id, text(given!)], [held!.id, "d"])
+      })
+    ))
+
   it.live("where nothing may be created, a consumer that stays away ends the subscription by name", () =>
     on((broker) =>
       Effect.gen(function*() {
