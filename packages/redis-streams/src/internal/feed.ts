@@ -3,6 +3,7 @@ import type { TransportError } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
 import type * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
+import * as Latch from "effect/Latch"
 import { EntryReader, type RawEntry, RedisDelivery } from "./entry.ts"
 import * as keys from "./keys.ts"
 import type { Command } from "./link.ts"
@@ -37,6 +38,8 @@ export class Feed {
   /** The last read filled what was asked: more is there. */
   isHot = false
   closing = false
+  /** Open while no claim is under way that will bring something. */
+  readonly nothingOnItsWay = Latch.makeUnsafe(true)
   failure: TransportError | undefined
   /** Something can be claimed, as far as the last look at it goes. */
   claimable = false
@@ -197,9 +200,10 @@ export class Feed {
   }
 
   /** Due retries first, then what can be claimed. */
-  readonly takeOld: Effect.Effect<void, Error> = Effect.suspend(() =>
-    this.waiting.isDue ? this.takeDue : this.claimable ? this.claim : Effect.void
-  )
+  readonly takeOld: Effect.Effect<void, Error> = Effect.suspend(() => {
+    this.nothingOnItsWay.closeUnsafe()
+    return this.waiting.isDue ? this.takeDue : this.claimable ? this.claim : Effect.void
+  }).pipe(Effect.ensuring(Effect.sync(() => this.nothingOnItsWay.openUnsafe())))
 
   private readonly takeDue: Effect.Effect<void, Error> = Effect.suspend(() => {
     const ids = this.waiting.take(Math.min(this.credit, chunk))

@@ -69,6 +69,7 @@ export class Reader {
       this.nudge()
       return this.reading?.has(feed) === true ? this.done.await : Effect.void
     }).pipe(
+      Effect.andThen(feed.nothingOnItsWay.await),
       Effect.timeoutOption(1_000),
       Effect.andThen(feed.close),
       Effect.timeoutOption(3_000),
