@@ -207,7 +207,10 @@ export class Arrivals {
       return undefined
     }
     return this.options.notes.read(delivery).then((note) => {
-      delivery.released = note?.released ?? 0
+      // Of the deliveries since the note one at most was run: those beyond would have left a note before. The server goes
+      // on sending to a connection that it does not know to be dead.
+      const unnoted = delivery.delivered - 1 - (note?.delivered ?? 0)
+      delivery.released = (note?.released ?? 0) + Math.max(0, unnoted - (note === undefined || note.settled ? 1 : 0))
       delivery.suspect = this.mayHaveKilled(delivery, note)
     })
   }
