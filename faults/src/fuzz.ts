@@ -170,6 +170,6 @@ export const send = (stage: Stage, times: number): Effect.Effect<void, unknown> 
       }))
     // A server may have read what it has not stored yet.
     yield* Effect.repeat(count, { until: () => known.size >= times, schedule: Schedule.spaced("100 millis") }).pipe(
-      Effect.timeout("30 seconds")
+      Effect.timeout("10 minutes")
     )
   }).pipe(Random.withSeed("millrace"))
