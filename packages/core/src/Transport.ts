@@ -154,8 +154,6 @@ export interface Capabilities {
   readonly delayedPublish: boolean
   /** `release` leaves the attempt count as it was, also across processes. */
   readonly uncountedRelease: boolean
-  /** A retry comes back to the process that asked for it, as long as that lives. */
-  readonly retriesReturn: boolean
   /** `settle` and `extend` know whether this consumer still owns a delivery. */
   readonly ownership: boolean
   /** The largest body in bytes; `undefined` where only the server's own limit counts. */

@@ -86,7 +86,6 @@ class Hand {
       deduplication: true,
       delayedPublish: true,
       uncountedRelease: true,
-      retriesReturn: true,
       ownership: true,
       maxBody: undefined
     },

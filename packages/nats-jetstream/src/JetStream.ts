@@ -229,7 +229,6 @@ const make = Effect.fnUntraced(function*(
       deduplication: true,
       delayedPublish: resources.atLeast(client.info?.version, 2, 12),
       uncountedRelease: declaring.manage !== "none",
-      retriesReturn: false,
       ownership: true,
       maxBody: undefined
     },

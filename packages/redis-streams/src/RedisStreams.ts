@@ -165,7 +165,6 @@ export const make: (
           deduplication: true,
           delayedPublish: true,
           uncountedRelease: true,
-          retriesReturn: true,
           ownership: true,
           maxBody: undefined
         },

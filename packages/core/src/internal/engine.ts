@@ -98,6 +98,7 @@ export class Engine {
   /** When what is buffered was last surely ours, and for how long that is good. Milliseconds. */
   private keptAt = 0
   private readonly keptFor: number
+  private readonly patience: number
   private isMakingSure = false
   /** The last that was taken held a suspect: one at a time, until there is none. */
   private cautious = false
@@ -142,6 +143,10 @@ export class Engine {
     this.prefetch = new Prefetch(program.source.prefetch)
     this.prepare = preparation(program)
     this.perPermit = batchSize(program)
+    // Whatever became of it: after the claim time it would have come.
+    this.patience = subscription.extendEvery === undefined
+      ? patienceWithoutClaims
+      : 3 * Duration.toMillis(subscription.extendEvery) + 1000
     this.keptFor = subscription.extendEvery === undefined ? Infinity : 2 * Duration.toMillis(subscription.extendEvery)
     this.lanes = key === undefined ? undefined : new Lanes({
       key,
@@ -206,18 +211,24 @@ export class Engine {
     return () => fiber.interruptUnsafe()
   }
 
-  /** Calls `f` when a pull has been open for so long since `delay` had passed that a retry will not come here. */
+  /**
+   * Calls `f` when a retry that was due after `delay` does not come here any more: after the claim time in which a pull
+   * was open and the broker could have answered it. An outage, or slots that are all taken, do not count.
+   */
   private whenPatienceEnds(delay: number, f: () => void): () => void {
     const askedFor = () => this.asked + (this.askingSince === undefined ? 0 : this.now() - this.askingSince)
-    const patience = this.transport.capabilities.retriesReturn ? retryPatience : elsewherePatience
-    const wait = (millis: number, until: number) => {
-      cancel = this.after(millis, () => {
-        const left = until - askedFor()
-        if (left <= 0) f()
-        else wait(left, until)
-      })
+    const step = this.patience / patienceSteps
+    let left = patienceSteps
+    const wait = () => {
+      const before = askedFor()
+      cancel = this.after(step, () =>
+        this.run(this.subscription.health).addObserver((exit) => {
+          const counts = Exit.isSuccess(exit) && exit.value === "consuming" && askedFor() - before >= step / 2
+          if (counts && --left === 0) f()
+          else if (!this.draining) wait()
+        }))
     }
-    let cancel = this.after(delay, () => wait(patience, askedFor() + patience))
+    let cancel = this.after(delay, wait)
     return () => cancel()
   }
 
@@ -745,11 +756,11 @@ export class Engine {
   }
 }
 
-/** How long a key waits for a retry that is due, where it comes back to this process. */
-const retryPatience = 30_000
+/** Of patience only those steps count in which a retry could have come. */
+const patienceSteps = 10
 
-/** And where any process of the group may be given it: no order is promised across them. */
-const elsewherePatience = 1000
+/** How long a key waits for a retry that is due, where messages cannot be claimed. Milliseconds. */
+const patienceWithoutClaims = 30_000
 
 const killerText = "every allowed delivery ended without a settlement: its process may have died of it"
 

@@ -53,11 +53,14 @@ export const start = Effect.fnUntraced(function*(
     }))
   })
   // Between two pulls a transport may have more asked for: a pull that is interrupted takes all of it back.
-  const takeBack = Effect.suspend(() => {
+  const takeBack: Effect.Effect<void> = Effect.suspend(() => {
     if (Deferred.isDoneUnsafe(engine.failure)) return Effect.void
     const asking = engine.run(subscription.pull(1))
-    return Effect.map(Effect.andThen(Fiber.interrupt(asking), Fiber.await(asking)), (exit) => {
-      if (Exit.isSuccess(exit)) engine.take(exit.value)
+    return Effect.flatMap(Effect.andThen(Fiber.interrupt(asking), Fiber.await(asking)), (exit) => {
+      if (Exit.isFailure(exit)) return Effect.void
+      // It was faster than the interruption, which has taken nothing back then.
+      engine.take(exit.value)
+      return takeBack
     })
   })
   const stopReading = Effect.suspend(() =>

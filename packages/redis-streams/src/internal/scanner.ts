@@ -9,7 +9,10 @@ import * as scripts from "./scripts.ts"
 import type { Server } from "./server.ts"
 
 /** How often abandoned entries are looked for: a peer must take what was released within a second. */
-const every = 950
+const every = 900
+
+/** More subscriptions than this may take the server noticeable time. */
+const many = 100
 
 /** Subscriptions that one command looks after. */
 const atOnce = 1_000
@@ -74,9 +77,10 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
     Effect.forkScoped
   )
 
-  // Later where looking takes long: it may have a twentieth of the server's time.
+  // Later where there is much to look at: it may have a twentieth of the server's time. A few subscriptions cost next to
+  // nothing, and how long they took tells only how busy this process is.
   yield* Effect.timed(look).pipe(
-    Effect.flatMap(([took]) => Effect.sleep(Math.max(every, 20 * Duration.toMillis(took)))),
+    Effect.flatMap(([took]) => Effect.sleep(feeds.size > many ? Math.max(every, 20 * Duration.toMillis(took)) : every)),
     Effect.forever,
     Effect.forkScoped
   )

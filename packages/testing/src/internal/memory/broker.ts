@@ -240,6 +240,8 @@ export class Topic {
   readonly scheduled: Array<{ readonly due: number; readonly message: Transport.Outgoing }> = []
   private log: Array<Entry | undefined> = []
   private offset = 0
+  /** How many entries at the front of the log are gone. */
+  private front = 0
   private readonly index = new Map<string, number>()
   private sequence = 0
 
@@ -306,7 +308,7 @@ export class Topic {
     if (index === undefined) return false
     this.index.delete(id)
     this.log[index - this.offset] = undefined
-    if (index === this.offset) this.cut()
+    this.cut()
     return true
   }
 
@@ -319,11 +321,11 @@ export class Topic {
   }
 
   private cut(): void {
-    let holes = 0
-    while (holes < this.log.length && this.log[holes] === undefined) holes++
-    if (holes < 1024 && holes < this.log.length) return
-    this.log = this.log.slice(holes)
-    this.offset += holes
+    while (this.front < this.log.length && this.log[this.front] === undefined) this.front++
+    if (this.front < 1024 && this.front < this.log.length) return
+    this.log = this.log.slice(this.front)
+    this.offset += this.front
+    this.front = 0
   }
 }
 

@@ -42,7 +42,6 @@ const transport = (
       deduplication: true,
       delayedPublish: true,
       uncountedRelease: true,
-      retriesReturn: false,
       ownership: true,
       maxBody: broker.options.maxBody
     },
