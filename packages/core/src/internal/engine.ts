@@ -682,7 +682,7 @@ export class Engine {
       Effect.map((lost) => {
         for (const delivery of lost) this.lost(attempts.get(delivery)!)
         this.keptAt = asked
-        if (this.isMakingSure) this.pump()
+        this.pump()
       }),
       Effect.catchCause((cause) => Effect.logWarning(`${this.program.name}: what it works on could not be kept`, cause))
     )
