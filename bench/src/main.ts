@@ -39,13 +39,11 @@ const bothBrokers = Effect.gen(function*() {
   return { urls: { redis: redis.url, jetstream: nats.url }, versions: { redis: redis.version, nats: nats.version } }
 })
 
-const printBudget = (lines: ReadonlyArray<budget.Line>) => {
-  const text = table.markdown(
+const budgetTable = (lines: ReadonlyArray<budget.Line>) =>
+  table.markdown(
     ["budget", "", "measured (95 %)", ""],
     lines.map((line) => [line.what, line.budget, line.measured, budget.verdict(line)])
   )
-  return Effect.as(Console.log(`\n${text}\n`), text)
-}
 
 const progress = (total: number) => {
   let done = 0
@@ -107,44 +105,53 @@ const quick = Effect.gen(function*() {
     ...budget.source()
   ]
   for (const line of lines) write(line)
-  yield* printBudget(lines)
+  yield* Console.log(`\n${budgetTable(lines)}\n`)
   yield* Console.log(
     "Resident memory over 10 million messages: pnpm bench rss. All arms, sizes and handlers: pnpm bench."
   )
 })
 
-const long = Effect.fnUntraced(function*(count: number, intoDocs: boolean) {
+const long = Effect.fnUntraced(function*(count: number, only: ReadonlyArray<string>, intoDocs: boolean) {
   const { urls, versions } = yield* bothBrokers
   const { about, write } = open("bench", versions)
   yield* Console.log(machine.text(about))
-  const chapters = plan.long(count)
+  // Everything else is compared with the first.
+  const chapters = plan.long(count).filter(({ name }) => name === "arms" || only.includes(name))
   const openRounds = Math.min(3, count)
-  const report = progress(roundsOf(chapters.flatMap(({ cells }) => cells)) + 2 * 2 * 3 * openRounds)
+  const report = progress(
+    roundsOf(chapters.flatMap(({ cells }) => cells)) + (only.includes("latency") ? 2 * 2 * 3 * openRounds : 0)
+  )
   const onResult = (result: rounds.Result) => {
     write(result)
     report(result)
   }
-  const done: Array<{ readonly title: string; readonly cells: ReadonlyArray<ReadonlyArray<rounds.Result>> }> = []
-  for (const { cells, title } of chapters) {
+  const section = (name: string, text: string) => {
+    if (intoDocs) docs.write(name, `${machine.text(about)}\n\n${text}`)
+    return Console.log(`\n${text}`)
+  }
+  const done = new Map<string, ReadonlyArray<ReadonlyArray<rounds.Result>>>()
+  for (const { cells, name } of chapters) {
     const measured: Array<ReadonlyArray<rounds.Result>> = []
     for (const cell of cells) {
-      if (title === chapters[0]!.title) yield* discardOne(urls, cell)
+      if (name === "arms") yield* discardOne(urls, cell)
       measured.push(yield* rounds.runCell(urls, cell, onResult))
     }
-    yield* Console.log(`\n${title}\n\n${table.rates(measured)}`)
-    done.push({ title, cells: measured })
+    done.set(name, measured)
+    yield* section(name, table.rates(measured))
   }
-  const base = (broker: BrokerName) => done[0]!.cells.find(([result]) => result!.spec.broker === broker)!
+  const arms = done.get("arms")!
+  const base = (broker: BrokerName) => arms.find(([result]) => result!.spec.broker === broker)!
   const latencies: Array<{ readonly share: number; readonly results: ReadonlyArray<rounds.Result> }> = []
-  for (const broker of ["redis", "jetstream"] as const) {
-    for (const share of [0.5, 0.8]) {
-      const cell = plan.openLoop(broker, budget.medianRaw(base(broker)), share, openRounds, 4)
-      latencies.push({ share, results: yield* rounds.runCell(urls, cell, onResult) })
+  if (only.includes("latency")) {
+    for (const broker of ["redis", "jetstream"] as const) {
+      for (const share of [0.5, 0.8]) {
+        const cell = plan.openLoop(broker, budget.medianRaw(base(broker)), share, openRounds, 4)
+        latencies.push({ share, results: yield* rounds.runCell(urls, cell, onResult) })
+      }
     }
+    yield* section("latency", table.latencies(latencies))
   }
-  const latencyTable = table.latencies(latencies)
-  yield* Console.log(`\n${latencyTable}`)
-  const large = done[1]!.cells.filter(([result]) => result!.spec.size === 16_384)
+  const large = (done.get("size") ?? []).filter(([result]) => result!.spec.size === 16_384)
   const lines = [
     ...budget.rates(base),
     ...latencies.flatMap(({ results, share }) => share === 0.5 ? [budget.latency(results)] : []),
@@ -153,14 +160,11 @@ const long = Effect.fnUntraced(function*(count: number, intoDocs: boolean) {
     ...budget.source()
   ]
   for (const line of lines) write(line)
-  const budgets = yield* printBudget(lines)
+  yield* section("budgets", budgetTable(lines))
   if (!intoDocs) return
-  docs.write("budgets", `${machine.text(about)}\n\n${budgets}`)
-  docs.write("rates", done.map(({ cells, title }) => `### ${title}\n\n${table.rates(cells)}`).join("\n\n"))
-  docs.write("latencies", latencyTable)
   docs.writeFile(
     "benchmarks.svg",
-    chart.bars(done[0]!.cells.map((results) => ({
+    chart.bars(arms.map((results) => ({
       title: `${results[0]!.spec.broker}: messages a second, of raw`,
       bars: compare.rows(results).map(({ arm, ratio }) => ({
         name: table.nameOf(arm),
@@ -189,7 +193,8 @@ const measureRss = Effect.fnUntraced(function*(names: ReadonlyArray<BrokerName>,
     curves.push(curve)
   }
   const lines = curves.map((curve) => budget.memory(curve, total))
-  const text = yield* printBudget(lines)
+  const text = budgetTable(lines)
+  yield* Console.log(`\n${text}`)
   const twice = curves.map(({ samples }) => samples.at(-1)!.twice)
   if (twice.some((n) => n > 0)) yield* Console.log(`delivered twice: ${twice.join(", ")}`)
   if (!intoDocs) return
@@ -219,7 +224,8 @@ const measureSubscriptions = Effect.fnUntraced(function*(count: number, intoDocs
     write(one)
     yield* Console.log(JSON.stringify(one))
   }
-  const text = yield* printBudget(measured.flatMap(budget.idle))
+  const text = budgetTable(measured.flatMap(budget.idle))
+  yield* Console.log(`\n${text}`)
   if (intoDocs) docs.write("subscriptions", `${machine.text(about)}\n\n${text}`)
 })
 
@@ -247,8 +253,17 @@ const bench = Command.make("bench", {
     Flag.withDefault(false)
   ),
   rounds: Flag.Int("rounds").pipe(Flag.withDescription("Rounds of each arm"), Flag.withDefault(10)),
+  only: Flag.Literals("only", plan.chapterNames).pipe(
+    Flag.withDescription("Only this table, and the arms that it is compared with"),
+    Flag.optional
+  ),
   docs: intoDocs
-}, (options) => Effect.scoped(options.quick ? quick : long(options.rounds, options.docs)))
+}, (options) =>
+  Effect.scoped(
+    options.quick
+      ? quick
+      : long(options.rounds, options.only._tag === "Some" ? [options.only.value] : plan.chapterNames, options.docs)
+  ))
 
 const rssCommand = Command.make(
   "rss",

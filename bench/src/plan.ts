@@ -24,9 +24,11 @@ const cell = (
   return { broker, arms, rounds, concurrency, size, delay, count: countFor(broker, concurrency, size, delay, seconds) }
 }
 
-/** A title, and cells that make one table. */
+export const chapterNames = ["arms", "size", "concurrency", "handlers", "latency"] as const
+
+/** Cells that make one table. */
 export interface Chapter {
-  readonly title: string
+  readonly name: (typeof chapterNames)[number]
   readonly cells: ReadonlyArray<Cell>
 }
 
@@ -36,8 +38,8 @@ export const quick: ReadonlyArray<Cell> = [
   cell("memory", ["tuned", "plain", "effect", "bare", "armed"], 3, 0.5)
 ]
 
-const chapter = (title: string, cellsOf: (broker: BrokerName) => ReadonlyArray<Cell>): Chapter => ({
-  title,
+const chapter = (name: Chapter["name"], cellsOf: (broker: BrokerName) => ReadonlyArray<Cell>): Chapter => ({
+  name,
   cells: brokers.flatMap(cellsOf)
 })
 
@@ -49,7 +51,7 @@ const compared = ["tuned", "plain", "effect"]
 export const long = (rounds: number): ReadonlyArray<Chapter> => {
   const fewer = Math.max(Math.min(3, rounds), Math.round(rounds / 2))
   return [
-    chapter("Arms: a handler that does nothing, concurrency 64, 100 B", (broker) => [
+    chapter("arms", (broker) => [
       cell(
         broker,
         [
@@ -60,20 +62,20 @@ export const long = (rounds: number): ReadonlyArray<Chapter> => {
           ...(broker === "redis" ? ["bullmq"] : [])
         ],
         rounds,
-        2
+        1.2
       )
     ]),
-    chapter("Size", (broker) => [1024, 16_384].map((size) => cell(broker, compared, fewer, 0.8, { size }))),
+    chapter("size", (broker) => [1024, 16_384].map((size) => cell(broker, compared, fewer, 0.6, { size }))),
     chapter(
-      "Concurrency, a handler that does nothing",
-      (broker) => [1, 8, 256].map((concurrency) => cell(broker, compared, fewer, 0.8, { concurrency }))
+      "concurrency",
+      (broker) => [1, 8, 256].map((concurrency) => cell(broker, compared, fewer, 0.6, { concurrency }))
     ),
     chapter(
-      "Handlers that wait",
+      "handlers",
       (broker) =>
         [1, 10].flatMap((delay) =>
           [1, 8, 64, 256].map((concurrency) =>
-            cell(broker, broker === "redis" ? [...compared, "bullmq"] : compared, Math.min(3, rounds), 1, {
+            cell(broker, broker === "redis" ? [...compared, "bullmq"] : compared, Math.min(3, rounds), 0.6, {
               concurrency,
               delay
             })
