@@ -206,7 +206,7 @@ describe.each(versions)("on nats-server %s", (version) => {
         const jsm = yield* manager
         yield* Effect.promise(() => jsm.streams.delete("orders"))
         yield* publishPatiently("orders", "d")
-        const [given] = yield* Fiber.join(next).pipe(Effect.timeout("5 seconds"))
+        const [given] = yield* Fiber.join(next).pipe(Effect.timeout("40 seconds"))
         assert.deepStrictEqual([given!.id, text(given!)], [held!.id, "d"])
       })
     ))

@@ -202,7 +202,7 @@ describe("sentinel", () => {
           60
         )
         yield* until("after", Effect.sync(() => handled.has("after")))
-        assert.strictEqual(yield* running.health, "consuming")
+        yield* until("consuming", Effect.map(running.health, (health) => health === "consuming"))
       }).pipe(Effect.scoped),
     120_000
   )
