@@ -50,6 +50,7 @@ class Hand {
   pulling = 0
   wake: (() => void) | undefined
   limit = Concurrency.shared(Infinity)
+  extendTakes: Duration.Input = 0
   settle: Transport.Subscription["settle"] = (batch) =>
     Effect.sync(() => {
       this.settled.push(...batch)
@@ -99,9 +100,12 @@ class Hand {
           pull: (max) => this.pull(max),
           settle: (batch) => this.settle(batch),
           extend: (deliveries) =>
-            Effect.sync(() => {
+            Effect.suspend(() => {
               this.extended.push(deliveries.map(({ id }) => id))
-              return deliveries.filter((delivery) => this.lost.has(delivery))
+              return Effect.map(
+                Effect.sleep(this.extendTakes),
+                () => deliveries.filter((delivery) => this.lost.has(delivery))
+              )
             }),
           extendEvery: Duration.seconds(10),
           health: Effect.succeed("consuming")
@@ -257,6 +261,26 @@ describe("lost ownership", () => {
       yield* turns
       assert.deepStrictEqual(begun, [1, 3])
       assert.strictEqual((yield* running.counts).lost, 1)
+    }))
+
+  it.effect("a message that was acknowledged while its extension was on its way was counted as lost", () =>
+    Effect.gen(function*() {
+      const hand = new Hand()
+      let finish = () => {}
+      const { running } = yield* on(
+        hand,
+        (from) => from.pipe(Pipeline.mapPromise(() => new Promise<void>((resolve) => finish = resolve)))
+      )
+      const first = delivery(1)
+      hand.extendTakes = "1 second"
+      hand.deliver(first)
+      yield* turns
+      yield* adjust("10 seconds") // the extension is on its way
+      finish()
+      yield* turns
+      hand.lost.add(first)
+      yield* adjust("1 second")
+      assert.deepInclude(yield* running.counts, { handled: 1, lost: 0 })
     }))
 })
 

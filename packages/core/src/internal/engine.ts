@@ -680,7 +680,11 @@ export class Engine {
     if (first === undefined) return Effect.void
     return Effect.suspend(() => this.subscription.extend([first, ...rest])).pipe(
       Effect.map((lost) => {
-        for (const delivery of lost) this.lost(attempts.get(delivery)!)
+        for (const delivery of lost) {
+          // What was settled while this was on its way is no longer ours because it is done.
+          const attempt = attempts.get(delivery)!
+          if (!attempt.isSettled) this.lost(attempt)
+        }
         this.keptAt = asked
         this.pump()
       }),
