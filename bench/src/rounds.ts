@@ -24,8 +24,11 @@ export interface Result {
 
 let topics = 0
 
-/** Enough for everything to be compiled; BullMQ is ten times as slow. */
-const mostWarmUp = (arm: string) => arm === "bullmq" ? 5_000 : 100_000
+/** They take ten times as long, or more: fewer messages do. */
+const isSlow = (arm: string) => arm === "bullmq" || arm === "naive"
+
+/** Enough for everything to be compiled. */
+const mostWarmUp = (arm: string) => isSlow(arm) ? 5_000 : 100_000
 
 /** One round, in a process of its own, on topics of its own. */
 export const run = Effect.fnUntraced(function*(
@@ -99,7 +102,7 @@ export const runCell = Effect.fnUntraced(function*(
   const results: Array<Result> = []
   for (let round = 0; round < rounds; round++) {
     for (const arm of round % 2 === 0 ? arms : [...arms].reverse()) {
-      const spec: Spec = { ...common, arm, ...(arm === "bullmq" ? { count: Math.ceil(common.count / 10) } : {}) }
+      const spec: Spec = { ...common, arm, ...(isSlow(arm) ? { count: Math.ceil(common.count / 10) } : {}) }
       const result = { spec, round, measured: yield* runValid(urls, spec) }
       results.push(result)
       onResult(result)
