@@ -46,7 +46,9 @@ const keepWorking = (args: ReadonlyArray<string>) => {
       start()
       return {
         deaths: () => deaths,
-        kill: Effect.sync(() => void child.kill("SIGKILL"))
+        kill: Effect.sync(() => void child.kill("SIGKILL")),
+        pause: Effect.sync(() => void child.kill("SIGSTOP")),
+        resume: Effect.sync(() => void child.kill("SIGCONT"))
       }
     }),
     () =>
@@ -103,5 +105,29 @@ describe.each(versions)("on nats-server %s", (version) => {
           assert.strictEqual(new Set((yield* lines).filter((line) => !line.startsWith("killed"))).size, 999)
         }), { version }),
     120_000
+  )
+
+  it.live(
+    "a process that stood still does not begin what it finds in its socket and a peer has handled",
+    () =>
+      onNats((broker) =>
+        Effect.gen(function*() {
+          yield* Transport.use((transport) => transport.declare("jobs"))
+          const { file, lines } = yield* journal
+          const zombie = yield* keepWorking([broker.url, file])
+          yield* keepWorking([broker.url, file])
+          const consumer = JetStream.consumerInfo("jobs", "workers")
+          yield* until(Effect.option(consumer), (info) => info._tag === "Some" && info.value.waiting >= 2)
+          yield* zombie.pause
+          yield* jobs(200)
+          yield* until(consumer, (info) => info.lag === 0)
+          yield* zombie.resume
+          yield* jobs(200)
+          yield* until(consumer, (info) => info.lag === 0)
+          yield* until(lines, (lines) => lines.length >= 400)
+          assert.strictEqual((yield* lines).length, 400)
+          assert.strictEqual(zombie.deaths(), 0)
+        }), { version }),
+    60_000
   )
 })

@@ -66,9 +66,9 @@ export class Arrivals {
     return this.queue.length - (this.suspect !== undefined && this.queue.includes(this.suspect) ? 1 : 0)
   }
 
-  /** Messages in the order in which they were read. */
-  receive(chunk: Array<JetStreamDelivery>): void {
-    const heldUntil = this.options.now() + this.options.lease
+  /** Messages in the order in which they were read, sent no earlier than that. */
+  receive(chunk: Array<JetStreamDelivery>, sentSince = this.options.now()): void {
+    const heldUntil = sentSince + this.options.lease
     let unknown: Array<Promise<void>> | undefined
     let fresh = chunk
     for (const delivery of chunk) {

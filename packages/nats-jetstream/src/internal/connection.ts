@@ -6,6 +6,7 @@ import {
   type JetStreamManagerOptions
 } from "@nats-io/jetstream"
 import { errors, type NatsConnection, type Status } from "@nats-io/nats-core"
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -16,6 +17,9 @@ export interface Listener {
   readonly restored?: () => void
   readonly refused?: (error: InstanceType<typeof errors.PermissionViolationError>) => void
 }
+
+/** How often a process shows that it does not stand still, in milliseconds. */
+const beatEvery = 250
 
 /** A connection of which one knows whether it is there. */
 export interface Connection {
@@ -28,6 +32,8 @@ export interface Connection {
   readonly flush: Effect.Effect<void, TransportError.TransportError>
   /** Suspends while the connection is being re-made; fails when it is closed for good. */
   readonly whenConnected: Effect.Effect<void, TransportError.TransportError>
+  /** When, in monotonic milliseconds, what is read now was sent at the earliest. */
+  readonly sentSince: () => number
   /** One call of the JetStream API. What the server answers stays what it is, the rest is a `TransportError`. */
   readonly call: <A>(
     operation: string,
@@ -165,6 +171,30 @@ export const watch = Effect.fnUntraced(function*(
       return Effect.sync(stop)
     })
 
+  // A process that stood still finds in its socket what was sent in the meantime, up to the answer to a flush.
+  const clock = yield* Clock.clockWith(Effect.succeed)
+  const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
+  let beat = now()
+  let stoodStillSince = Infinity
+  let answers = 0
+  const sentSince = () => {
+    const last = beat
+    beat = now()
+    if (beat - last > 2 * beatEvery && state === "connected" && !nc.isClosed()) {
+      stoodStillSince = Math.min(stoodStillSince, last)
+      answers++
+      const answered = () => {
+        if (--answers === 0) stoodStillSince = Infinity
+      }
+      nc.flush().then(answered, answered)
+    }
+    return Math.min(stoodStillSince, beat)
+  }
+  yield* Effect.acquireRelease(
+    Effect.sync(() => setInterval(sentSince, beatEvery).unref()),
+    (timer) => Effect.sync(() => clearInterval(timer))
+  )
+
   const jsm = yield* Effect.tryPromise({
     try: () => jetstreamManager(nc, { ...apiOptions, checkAPI: false }),
     catch: (cause) => fromCause(address, "opening JetStream", cause)
@@ -177,6 +207,7 @@ export const watch = Effect.fnUntraced(function*(
     // A connection that is being drained takes no more.
     state: () => nc.isClosed() || nc.isDraining() ? "closed" : state,
     listen,
+    sentSince,
     flush: whileConnected("flush", () => nc.flush(), (cause) => interrupted("flush", cause)),
     whenConnected: Effect.callback((resume) => {
       if (nc.isClosed() || state === "closed") return resume(Effect.fail(closedError(address)))

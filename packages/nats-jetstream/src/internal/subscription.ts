@@ -231,7 +231,11 @@ export const subscribe = Effect.fnUntraced(function*(
     onChunk(chunk) {
       if (chunk.length === 0) return ask()
       active = true
-      arrivals.receive(chunk)
+      const sentSince = connection.sentSince()
+      if (now() < sentSince + lease) return arrivals.receive(chunk, sentSince)
+      // A peer may have it by now, or else it comes again, and nobody died of it.
+      interruptedUntil = Math.max(interruptedUntil, now() + ackWait * 1.5 + 1000)
+      ask()
     },
     onTrouble: heal,
     onFailure: fail
