@@ -454,14 +454,20 @@ export const ackSync = Effect.fnUntraced(function*(
     })
   }
   if (!received.claim()) return false
+  delivery.confirming = true
+  const ended = Effect.sync(() => {
+    delivery.confirming = false
+  })
   return yield* connection.whenConnected.pipe(
     Effect.andThen(confirmAll(connection, [delivery])),
     Effect.retry({ schedule: resources.backoff, while: (error) => error.reason._tag === "Interrupted" }),
     Effect.timeout(options?.timeout ?? "5 seconds"),
-    Effect.map(() => {
-      delivery.owner?.ended(delivery, true)
-      return true
-    }),
+    Effect.ensuring(ended),
+    Effect.filterOrFail(
+      () => delivery.owner?.ended(delivery, true) !== false,
+      () => new Error("it came again before the server confirmed, and is being handled again")
+    ),
+    Effect.as(true),
     Effect.mapError((cause) => new Settlement.SettleError({ id: message.id, cause })),
     Effect.onError(() => Effect.sync(() => received.unclaim()))
   )

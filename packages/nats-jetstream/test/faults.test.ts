@@ -3,6 +3,7 @@ import * as Pipeline from "@millrace/core/Pipeline"
 import * as Settlement from "@millrace/core/Settlement"
 import * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
+import type * as Brokers from "@millrace/testing/Brokers"
 import { jetstreamManager } from "@nats-io/jetstream"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
@@ -15,6 +16,9 @@ import * as Stream from "effect/Stream"
 import { connect } from "node:net"
 import * as JetStream from "../src/JetStream.ts"
 import { before, onNats, outgoing, publish, settle, subscribe, take, text, until, versions } from "./nats.ts"
+import { type Proxy, proxy } from "./proxy.ts"
+
+const Orders = Topic.make("orders", { schema: Schema.Number })
 
 const manager = Effect.flatMap(JetStream.JetStream, ({ client }) => Effect.promise(() => jetstreamManager(client)))
 
@@ -25,6 +29,33 @@ const publishPatiently = (topic: string, body: string) =>
 describe.each(versions)("on nats-server %s", (version) => {
   const on = (f: Parameters<typeof onNats>[0], options: Parameters<typeof onNats>[1] = {}) =>
     onNats(f, { version, sync: before(version, 10) ? "interval" : "always", ...options })
+
+  /** What a test does goes through a proxy, which can also send astray what is published on some subjects. */
+  const onProxy = (
+    f: (
+      broker: Brokers.Broker,
+      way: Proxy & { readonly misdirect: (...prefixes: ReadonlyArray<`$JS.${string}`>) => Effect.Effect<void> }
+    ) => ReturnType<Parameters<typeof onNats>[0]>
+  ) =>
+    on((broker) =>
+      Effect.gen(function*() {
+        let astray: ReadonlyArray<string> = []
+        const way = yield* proxy(broker, (piece, to) => {
+          if (astray.length === 0 || to === "client") return piece
+          const text = piece.toString("latin1")
+          const passed = astray.reduce((text, prefix) => text.replaceAll(prefix, prefix.replace("$JS", "$NO")), text)
+          return Buffer.from(passed, "latin1")
+        })
+        const misdirect = (...prefixes: ReadonlyArray<string>) =>
+          Effect.sync(() => {
+            astray = prefixes.map((prefix) => `PUB ${prefix}`)
+          })
+        yield* Effect.provide(
+          Effect.scoped(f(broker, { ...way, misdirect })),
+          Layer.fresh(JetStream.layer({ url: way.url }))
+        )
+      })
+    )
 
   it.live("a server that is killed and comes back: reading goes on, settling too", () =>
     on((broker) =>
@@ -263,7 +294,7 @@ describe.each(versions)("on nats-server %s", (version) => {
       Effect.gen(function*() {
         const attempts = new Map<number, number>()
         let handled = 0
-        const pipeline = JetStream.from(Topic.make("orders", { schema: Schema.Number }), {
+        const pipeline = JetStream.from(Orders, {
           group: "group",
           startFrom: "beginning",
           prefetch: 200
@@ -289,6 +320,58 @@ describe.each(versions)("on nats-server %s", (version) => {
         yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.lag === 0)
         assert.isAtLeast(handled, published)
         assert.deepStrictEqual([...attempts.keys()], [1])
+      })
+    ))
+
+  it.live("a message that came again while its confirmation was waited for was run after that was reported", () =>
+    onProxy((_, { misdirect }) =>
+      Effect.gen(function*() {
+        const seen: Array<string> = []
+        const running = yield* Pipeline.start(
+          JetStream.from(Orders, { group: "group", startFrom: "beginning", ackWait: "1 second", prefetch: 10 }).pipe(
+            Pipeline.tap((_, message) => {
+              seen.push("run")
+              return Effect.andThen(
+                JetStream.ackSync(message, { timeout: "30 seconds" }),
+                Effect.sync(() => seen.push("confirmed"))
+              )
+            })
+          )
+        )
+        yield* misdirect("$JS.ACK.")
+        yield* publish("orders", ["1"])
+        yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.redelivered > 0)
+        // Longer than what is owned goes without a sign of life.
+        yield* Effect.sleep("1500 millis")
+        yield* misdirect()
+        yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.lag === 0)
+        yield* until(running.owned, ({ running, waiting }) => running + waiting === 0)
+        assert.deepStrictEqual(seen, ["run", "confirmed"])
+      })
+    ))
+
+  it.live("a message that came again while what is known of it was looked up was given twice", () =>
+    onProxy((broker, { misdirect }) =>
+      Effect.gen(function*() {
+        const wish = { ackWait: "1 second" } as const
+        const jsm = yield* manager
+        yield* publish("orders", ["a"])
+        yield* Effect.scoped(Effect.gen(function*() {
+          const other = yield* subscribe("orders", wish)
+          yield* settle(other, yield* take(other, 1), Settlement.retry("50 millis"))
+        })).pipe(Effect.provide(Layer.fresh(JetStream.layer({ url: broker.url }))))
+        // Nobody answers, and nobody says so.
+        yield* JetStream.JetStream.use(({ client }) => Effect.sync(() => client.subscribe("$NO.>")))
+        yield* misdirect("$JS.ACK.", "$JS.API.STREAM.MSG.GET.")
+        const subscription = yield* subscribe("orders", wish)
+        const pulling = yield* Effect.forkScoped(subscription.pull(10))
+        const info = Effect.promise(() => jsm.consumers.info("orders", "group"))
+        yield* until(info, ({ delivered }) => delivered.consumer_seq >= 4)
+        yield* misdirect()
+        const given = yield* Fiber.join(pulling)
+        yield* settle(subscription, given, Settlement.ack)
+        yield* publish("orders", ["b"])
+        assert.deepStrictEqual([...given, ...yield* take(subscription, 1)].map(text), ["a", "b"])
       })
     ))
 

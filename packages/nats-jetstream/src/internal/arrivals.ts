@@ -30,9 +30,11 @@ export class Arrivals {
   /** Given one at a time: see `suspect` of the contract. */
   private suspects: Array<JetStreamDelivery> = []
   private suspect: JetStreamDelivery | undefined
-  /** Being looked up, or noted. */
-  private pending = 0
+  /** Suspects that are not given before they have been noted. */
+  private noting = 0
   private lookup: Promise<void> | undefined
+  /** What waits for a lookup, its own or that of one before it. */
+  private readonly lookingUp = new Set<Array<JetStreamDelivery>>()
   /**
    * Given and not settled, each at its `slot`. V8 keeps every old table of a Map that messages pass through, with what is
    * in it, until the next major collection; an array that is written over has none.
@@ -58,7 +60,9 @@ export class Arrivals {
 
   /** Arrived and not given. */
   get size(): number {
-    return this.queue.length + this.suspects.length + this.copies.size + this.pending
+    let size = this.queue.length + this.suspects.length + this.copies.size + this.noting
+    for (const waiting of this.lookingUp) size += waiting.length
+    return size
   }
 
   /** Can be given now, but for the one that runs alone. */
@@ -84,16 +88,18 @@ export class Arrivals {
     }
     if (unknown === undefined && this.lookup === undefined) return this.admit(fresh)
     // What comes behind waits, so that the order of arrival is kept.
-    this.pending += fresh.length
+    const waiting = fresh.slice()
+    this.lookingUp.add(waiting)
     const turn: Promise<void> = Promise.all([this.lookup, ...unknown ?? []]).then(() => {
       if (this.lookup === turn) this.lookup = undefined
-      this.pending -= fresh.length
-      this.admit(fresh)
+      this.lookingUp.delete(waiting)
+      this.admit(waiting)
     })
     this.lookup = turn
   }
 
   give(max: number): Array<JetStreamDelivery> {
+    if (this.late.size > 0) this.queue = this.queue.filter((delivery) => !this.isDone(delivery))
     const given = max >= this.queue.length ? this.queue : this.queue.splice(0, max)
     if (given === this.queue) this.queue = []
     for (const delivery of given) {
@@ -112,9 +118,11 @@ export class Arrivals {
     return out
   }
 
-  /** It is settled, or somebody else's. */
-  ended(delivery: JetStreamDelivery, done: boolean, time = this.options.now()): void {
-    if (delivery.slot >= 0) {
+  /** It is settled, or somebody else's. `false`: of what is done, a copy has been given to a handler before. */
+  ended(delivery: JetStreamDelivery, done: boolean, time = this.options.now()): boolean {
+    if (delivery.confirming) return true
+    const first = delivery.slot >= 0
+    if (first) {
       this.given[delivery.slot] = undefined
       this.free.push(delivery.slot)
       delivery.slot = -1
@@ -131,6 +139,7 @@ export class Arrivals {
       this.suspect = undefined
       this.beginSuspect()
     }
+    return first || !this.given.some((given) => given !== undefined && isSame(given, delivery))
   }
 
   retried(delivery: JetStreamDelivery, delay: number): void {
@@ -155,11 +164,15 @@ export class Arrivals {
     const time = this.options.now()
     // Nobody says so when a message that was not settled has been given up.
     if (this.suspect !== undefined && time > this.suspect.heldUntil) this.ended(this.suspect, false, time)
+    const kept = [...this.queue, ...this.suspects, ...this.copies.values(), ...[...this.lookingUp].flat()]
     for (const delivery of this.given) {
-      if (delivery !== undefined && time > delivery.heldUntil + this.options.lease) this.ended(delivery, false, time)
+      if (delivery?.confirming) kept.push(delivery)
+      else if (delivery !== undefined && time > delivery.heldUntil + this.options.lease) {
+        this.ended(delivery, false, time)
+      }
     }
     for (const [name, until] of this.late) if (time > until) this.late.delete(name)
-    return [...this.queue, ...this.suspects, ...this.copies.values()]
+    return kept
   }
 
   forget(lost: ReadonlyArray<unknown>): void {
@@ -181,15 +194,30 @@ export class Arrivals {
       this.highest = sequence
       return false
     }
-    const first = this.given.find((given) => given?.id === delivery.id && given.timestamp === delivery.timestamp)
+    const isFirst = (given: JetStreamDelivery | undefined) => given !== undefined && isSame(given, delivery)
+    const first = this.given.find(isFirst) ?? (isFirst(this.suspect) ? this.suspect : undefined)
     if (first !== undefined) {
       // Whatever the handler of the first does now, this one is what counts.
-      first.heldUntil = 0
+      first.heldUntil = Math.min(first.heldUntil, this.options.now())
       this.copies.set(delivery.id, delivery)
       return true
     }
-    if (this.late.size === 0 || !this.late.has(nameOf(delivery))) return false
+    for (const list of [this.queue, this.suspects, ...this.lookingUp]) {
+      const index = list.findIndex(isFirst)
+      // Nobody has been given that one, and nobody needs to be.
+      if (index >= 0) list.splice(index, 1)
+    }
+    return this.late.size > 0 && this.isDone(delivery)
+  }
+
+  /** Whether it is done since it was sent once more; then that is said of this one too. */
+  private isDone(delivery: JetStreamDelivery): boolean {
+    if (!this.late.has(nameOf(delivery))) return false
     this.options.acknowledge(delivery)
+    if (delivery === this.suspect) {
+      this.suspect = undefined
+      this.beginSuspect()
+    }
     return true
   }
 
@@ -241,18 +269,22 @@ export class Arrivals {
     const next = this.suspects.shift()
     if (next === undefined) return
     this.suspect = next
-    this.pending++
+    this.noting++
     const begun = this.options.notes === undefined
       ? Effect.void
       : Effect.retry(this.options.notes.begins(next), backoff)
     this.options.run(begun).addObserver(() => {
-      this.pending--
+      this.noting--
       if (this.closed) return this.suspects.push(next)
-      this.queue.push(next)
+      // Unless it has come again meanwhile.
+      if (this.suspect === next) this.queue.push(next)
       this.options.onReady()
     })
   }
 }
+
+const isSame = (one: JetStreamDelivery, other: JetStreamDelivery) =>
+  one.id === other.id && one.timestamp === other.timestamp
 
 /** A stream that was created again begins again with its numbers. */
 const nameOf = ({ id, timestamp }: JetStreamDelivery) => `${id} ${timestamp}`

@@ -31,10 +31,12 @@ export class JetStreamDelivery implements Transport.Delivery {
   suspect = false
   /** Monotonic milliseconds after which a peer may have it. */
   heldUntil = 0
+  /** The server's confirmation is waited for: until then it has not ended, and is kept alive with what nobody was given. */
+  confirming = false
   /** Where it stands among those that were given and are not settled. */
   slot = -1
   /** Told when it is settled, or somebody else's. */
-  owner: { readonly ended: (delivery: JetStreamDelivery, done: boolean, time?: number) => void } | undefined
+  owner: { readonly ended: (delivery: JetStreamDelivery, done: boolean, time?: number) => boolean } | undefined
 
   constructor(msg: Msg) {
     this.msg = msg
