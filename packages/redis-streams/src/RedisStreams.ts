@@ -61,11 +61,12 @@ export interface Bound {
  * - `cluster`: `true`, or more nodes (`host:port`) to find the cluster by
  * - `sentinel`: the name of the master, more Sentinels, their password
  * - `connectTimeout`: how long the Layer tries to connect before it fails; default 10 seconds
- * - `answerTimeout`: a connection that does not answer for so long is given up and made again; default 10 seconds
+ * - `answerTimeout`: a connection that does not answer for so long is given up and made again; default 10 seconds. After
+ *   a fifth of it, at least a second, it is found out whether the server answers on others, and then given up
  * - `consumer`: default `<host>-<pid>-<random>`. Two processes must never share one
  * - `keyPrefix`: put before each topic's name
  * - `concurrency`: handlers that all pipelines on this Layer may run at once; default unbounded
- * - `block`: how long one read may wait at the server; default 5 seconds. Nothing waits for its end
+ * - `block`: how long one read may wait at the server; default 2 seconds. Nothing waits for its end
  * - `claim.minIdle`: what nobody has kept for so long is taken over; default 30 seconds. Running handlers keep theirs
  * - `retention`: `"until-acked"` deletes an entry once every group has acknowledged it; `"acknowledged"` trims now and
  *   then what every group has acknowledged; a {@link Bound} trims whatever is older. Default: nothing is deleted

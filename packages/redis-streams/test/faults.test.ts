@@ -13,7 +13,7 @@ import * as Fiber from "effect/Fiber"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
-import { createServer } from "node:net"
+import { connect as connectTo, createServer } from "node:net"
 import { connect, fresh, outgoing, Server, serving, subscribing, textOf, transport, until } from "./redis.ts"
 
 const onServer = <A, E>(
@@ -42,6 +42,35 @@ const consuming = Effect.fnUntraced(function*(topic: string, options?: Partial<R
     Effect.provide(context)
   )
   return { running, handled, suspects, redis: Context.get(context, Transport) }
+})
+
+/** Stands before the server. What hangs passes nothing any more and stays open; new connections work. */
+const proxy = Effect.fnUntraced(function*(port: number) {
+  const connections: Array<{ reads: boolean; hangs: boolean }> = []
+  const door = createServer((client) => {
+    const connection = { reads: false, hangs: false }
+    connections.push(connection)
+    const server = connectTo(port, "127.0.0.1")
+    client.on("data", (chunk) => {
+      connection.reads ||= chunk.includes("XREADGROUP")
+      if (!connection.hangs) server.write(chunk)
+    })
+    server.on("data", (chunk) => connection.hangs || client.write(chunk))
+    for (const [one, other] of [[client, server], [server, client]] as const) {
+      one.on("close", () => other.destroy()).on("error", () => {})
+    }
+  })
+  yield* Effect.acquireRelease(
+    Effect.callback<void>((resume) => void door.listen(0, "127.0.0.1", () => resume(Effect.void))),
+    () => Effect.sync(() => door.close())
+  )
+  const address = door.address()
+  return {
+    url: `redis://127.0.0.1:${typeof address === "object" && address !== null ? address.port : 0}`,
+    hang: (which: "all" | "reading") => {
+      for (const connection of connections) connection.hangs ||= which === "all" || connection.reads
+    }
+  }
 })
 
 const json = (topic: string, value: string) => outgoing(topic, JSON.stringify(value))
@@ -165,6 +194,42 @@ describe("what a server does to a consumer", () => {
         yield* until("after", Effect.sync(() => handled.has("after")))
       })
     ))
+
+  it.live(
+    "half-open, all connections or only the reading one: consumption stood still for 8 to 14 seconds",
+    () =>
+      onServer(
+        {},
+        Effect.gen(function*() {
+          const { broker, run } = yield* Server
+          const { hang, url } = yield* proxy(broker.port)
+          const topic = fresh("half-open")
+          const { handled } = yield* consuming(topic, { url, answerTimeout: "10 seconds", claim: {} })
+          for (const which of ["all", "reading"] as const) {
+            const [before, after] = [`before ${which}`, `after ${which}`]
+            yield* run("XADD", topic, "*", "body", JSON.stringify(before))
+            yield* until(before, Effect.sync(() => handled.has(before)))
+            hang(which)
+            // A read that is under way takes one with it, to nowhere.
+            yield* until(
+              "the read is over at the server",
+              Effect.map(
+                run("CLIENT", "LIST"),
+                (list) => !/cmd=xreadgroup[^\n]* flags=b|flags=b[^\n]*cmd=xreadgroup/.test(String(list))
+              )
+            )
+            yield* run("XADD", topic, "*", "body", JSON.stringify(after))
+            yield* until(after, Effect.sync(() => handled.has(after)), 7)
+            yield* until(
+              "settled",
+              Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0),
+              3
+            )
+          }
+        })
+      ),
+    60_000
+  )
 
   it.live("down: asked for at most a few times a second, and closing does not wait for it", () =>
     Effect.scoped(Effect.gen(function*() {

@@ -116,10 +116,16 @@ export class Link {
   private readonly down = Latch.makeUnsafe(true)
   private cause: Error = new Error("not connected yet")
   private readonly purpose: string
+  private readonly leastPatience: number
+  private patience: number
   private answered = 0
+  /** When it was last made again, on the clock of `performance.now`. */
+  madeAgainAt = -Infinity
 
-  constructor(purpose: string) {
+  /** What is not answered within `leastPatience` is given up; what needs longer teaches to wait longer. */
+  constructor(purpose: string, leastPatience = Infinity) {
     this.purpose = purpose
+    this.leastPatience = this.patience = leastPatience
   }
 
   get current(): Connected | undefined {
@@ -139,7 +145,8 @@ export class Link {
 
   /**
    * Sends commands in one write and gives their replies in order. What the server refuses is an `ErrorReply` in its
-   * place, what the connection lost is a `Lost`. No answer to anything `within` milliseconds ends the connection.
+   * place, what the connection lost is a `Lost`. No answer to anything `within` milliseconds (or this connection's
+   * patience, if that is less) ends the connection.
    */
   send(commands: ReadonlyArray<Command>, within: number): Effect.Effect<ReadonlyArray<unknown>> {
     return Effect.callback((resume) => {
@@ -151,17 +158,25 @@ export class Link {
       const replies = new Array<unknown>(commands.length)
       let left = commands.length
       let answered = this.answered
-      const expire = () => {
+      const patience = Math.min(within, this.patience)
+      const giveUp = () => {
+        if (left === 0) return
+        if (this.answered === answered) {
+          this.patience = Math.max(this.leastPatience, Math.min(2 * this.patience, within))
+          return this.drop(connected, new Error(`no answer within ${patience} ms`))
+        }
         // As long as others are answered it is only a long way to go.
-        if (this.answered === answered) return this.drop(connected, new Error(`no answer within ${within} ms`))
         answered = this.answered
-        timer = setTimeout(expire, within)
+        timer = setTimeout(expire, patience)
       }
-      let timer = setTimeout(expire, within)
+      // After the loop stood still, what has come meanwhile is read first.
+      const expire = () => setImmediate(giveUp)
+      let timer = setTimeout(expire, patience)
       const done = () => {
         this.answered++
         if (--left > 0) return
         clearTimeout(timer)
+        if (this.patience > this.leastPatience) this.patience = Math.max(this.leastPatience, 0.98 * this.patience)
         resume(Effect.succeed(replies))
       }
       for (let i = 0; i < commands.length; i++) {
@@ -215,6 +230,7 @@ export class Link {
         Effect.timed,
         Effect.flatMap(([took, connected]) => {
           this.adopt(connected)
+          if (established) this.madeAgainAt = performance.now()
           return established
             ? Effect.logInfo(
               `redis: ${this.purpose}: connected again to ${connected.address.host}:${connected.address.port} after ${
@@ -245,9 +261,10 @@ export class Link {
 export const make = Effect.fnUntraced(function*(
   purpose: string,
   redial: Effect.Effect<Connected, DialError>,
-  first?: Connected
+  first?: Connected,
+  leastPatience?: number
 ): Effect.fn.Return<Link, never, Scope.Scope> {
-  const link = new Link(purpose)
+  const link = new Link(purpose, leastPatience)
   yield* Effect.forkScoped(link.keep(redial, first), { startImmediately: true })
   return link
 })

@@ -114,7 +114,7 @@ export const check = (options: Options): Result.Result<Settings, TransportError>
     answerTimeout: millis(options.answerTimeout, 10_000),
     consumer: options.consumer ?? `${hostname()}-${process.pid}-${Math.random().toString(36).slice(2, 8)}`,
     keyPrefix: options.keyPrefix ?? "",
-    block: millis(options.block, 5_000),
+    block: millis(options.block, 2_000),
     minIdle: millis(options.claim?.minIdle, 30_000),
     untilAcked: options.retention === "until-acked",
     bound: typeof options.retention === "object" ? options.retention : undefined,

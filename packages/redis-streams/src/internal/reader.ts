@@ -5,12 +5,15 @@ import { ErrorReply } from "redis"
 import type { RawEntry } from "./entry.ts"
 import type { Feed } from "./feed.ts"
 import * as groups from "./groups.ts"
-import type { Command, Connected, Link } from "./link.ts"
+import { type Command, type Connected, type Link, Lost } from "./link.ts"
 import { codeOf, isPassing, list, text, transportError } from "./reply.ts"
 import type { Server } from "./server.ts"
 
 /** Without `CLIENT UNBLOCK` nothing can end a read early, so none may be long. */
 const shortBlock = 100
+
+/** How long after its end a read may be silent, and how long once the server was told to end it. */
+const leastPatience = 1_000
 
 /**
  * Reads many streams for one consumer of one group, on one connection.
@@ -30,6 +33,10 @@ export class Reader {
   private readonly work = Latch.makeUnsafe(false)
   private readonly done = Latch.makeUnsafe(true)
   private reading: ReadonlySet<Feed> | undefined
+  /** When the read was sent, and when it should have been answered. */
+  private sentAt = 0
+  private dueAt = 0
+  private patience = leastPatience
   private isBlocked = false
   private isNudged = false
   private canUnblock = true
@@ -110,6 +117,7 @@ export class Reader {
   readonly run: Effect.Effect<void, never, Scope.Scope> = Effect.gen({ self: this }, function*() {
     const fork = Effect.runForkWith(yield* Effect.context<never>())
     this.runFork = (effect) => void fork(effect)
+    yield* Effect.forkScoped(Effect.forever(Effect.andThen(Effect.sleep(leastPatience / 2), this.doubt)))
     return yield* Effect.forever(this.turn, { disableYield: true })
   })
 
@@ -163,6 +171,8 @@ export class Reader {
       ...feeds.map(() => ">")
     ])
     this.reading = new Set(wanting)
+    this.sentAt = performance.now()
+    this.dueAt = this.sentAt + (block ?? 0)
     this.isBlocked = block !== undefined
     this.isNudged = false
     this.done.closeUnsafe()
@@ -182,6 +192,7 @@ export class Reader {
       this.done.openUnsafe()
       if (failed !== undefined) return this.heal(connected, failed.error, failed.feeds)
       this.troubles = 0
+      this.patience = leastPatience
       this.isStuck = false
       // Polling, and nothing there: not again at once.
       return this.link === undefined && replies.every((reply) => reply === null)
@@ -205,6 +216,28 @@ export class Reader {
   }
 
   // --- healing
+
+  /**
+   * A read that is overdue, or older than the last loss of the keeping connection, is ended at the server. When that
+   * answers and nothing comes here, this connection is half-open.
+   */
+  private readonly doubt: Effect.Effect<void> = Effect.suspend(() => {
+    const { link, patience, reading } = this
+    const connected = link?.current
+    const now = performance.now()
+    if (link === undefined || connected === undefined || reading === undefined) return Effect.void
+    if (now < this.dueAt + patience && this.sentAt > this.server.keep.madeAgainAt) return Effect.void
+    return Effect.flatMap(
+      this.server.keep.send(this.key, [["CLIENT", "UNBLOCK", connected.clientId ?? "0"]]),
+      ([reply]) => {
+        const isOn = this.reading === reading && (reply !== 0 || performance.now() - this.sentAt > leastPatience)
+        if (reply instanceof Lost || !isOn) return Effect.void
+        return Effect.map(link.send([["PING"]], patience), ([reply]) => {
+          if (reply instanceof Lost) this.patience = Math.min(2 * patience, this.server.settings.answerTimeout)
+        })
+      }
+    )
+  })
 
   private mend(feed: Feed, effect: Effect.Effect<void, Error>): Effect.Effect<void> {
     return Effect.catch(effect, (error) => this.heal(undefined, error, [feed]))

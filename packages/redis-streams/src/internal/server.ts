@@ -17,13 +17,22 @@ export class Channel {
   private readonly topology: Topology.Topology
   private readonly slots: SlotMap
   private readonly scope: Scope.Scope
+  private readonly leastPatience: number | undefined
 
-  constructor(purpose: string, settings: Settings, topology: Topology.Topology, slots: SlotMap, scope: Scope.Scope) {
+  constructor(
+    purpose: string,
+    settings: Settings,
+    topology: Topology.Topology,
+    slots: SlotMap,
+    scope: Scope.Scope,
+    leastPatience?: number
+  ) {
     this.purpose = purpose
     this.settings = settings
     this.topology = topology
     this.slots = slots
     this.scope = scope
+    this.leastPatience = leastPatience
   }
 
   /** The connection for a key, made when first asked for. */
@@ -49,7 +58,7 @@ export class Channel {
 
   private open(name: string, key: string, first?: Connected): Effect.Effect<Link> {
     return Effect.map(
-      Scope.provide(makeLink(this.purpose, this.topology.connect(key), first), this.scope),
+      Scope.provide(makeLink(this.purpose, this.topology.connect(key), first, this.leastPatience), this.scope),
       (link) => {
         this.links.set(name, link)
         return link
@@ -70,6 +79,19 @@ export class Channel {
       this.links.get(nameOf(address))?.current !== undefined || !this.links.has(nameOf(address))
     )
   }
+
+  /** When one of its connections was last made again. */
+  get madeAgainAt(): number {
+    return Math.max(...Array.from(this.links.values(), (link) => link.madeAgainAt))
+  }
+
+  /** Gives up those of its connections that answer nothing `within` milliseconds. */
+  readonly test = (within: number): Effect.Effect<void> =>
+    Effect.forEach(
+      [...this.links.values()],
+      (link) => link.current === undefined ? Effect.void : link.send([["PING"]], within),
+      { concurrency: "unbounded", discard: true }
+    )
 
   /**
    * Sends commands about one key and gives their replies in order, errors in their places. Waits at most `patience`
@@ -155,10 +177,13 @@ export class Channel {
 
   private openAt(address: Address): Effect.Effect<Link> {
     const redial = Topology.dialAt(this.settings, address)
-    return Effect.map(Scope.provide(makeLink(this.purpose, redial), this.scope), (link) => {
-      this.links.set(nameOf(address), link)
-      return link
-    })
+    return Effect.map(
+      Scope.provide(makeLink(this.purpose, redial, undefined, this.leastPatience), this.scope),
+      (link) => {
+        this.links.set(nameOf(address), link)
+        return link
+      }
+    )
   }
 }
 
@@ -190,14 +215,24 @@ export const make = Effect.fnUntraced(
     const first = yield* firstConnection(settings, topology)
     const hasRemoval = yield* knows(first, "XACKDEL")
     const write = new Channel("settling and publishing", settings, topology, slots, scope)
-    const keep = new Channel("claiming and keeping", settings, topology, slots, scope)
+    // It is asked about once a second, and little at a time: the first to know that nothing passes any more.
+    const patience = Math.max(1_000, settings.answerTimeout / 5)
+    const keep = new Channel("claiming and keeping", settings, topology, slots, scope, patience)
+    const poll = new Channel("reading for many groups", settings, topology, slots, scope)
     yield* write.link("", first)
+    // Whatever made it be lost may have happened to the others too, and they would not know for long.
+    let seen = -Infinity
+    yield* Effect.suspend(() => {
+      if (keep.madeAgainAt === seen) return Effect.void
+      seen = keep.madeAgainAt
+      return Effect.andThen(write.test(1_000), poll.test(1_000))
+    }).pipe(Effect.andThen(Effect.sleep(500)), Effect.forever, Effect.forkScoped)
     return {
       settings,
       slots,
       write,
       keep,
-      poll: new Channel("reading for many groups", settings, topology, slots, scope),
+      poll,
       reading: (purpose, key) => makeLink(purpose, topology.connect(key)),
       hasRemoval
     }
