@@ -95,9 +95,14 @@ export class Engine {
   private readonly unsettled = new Map<Attempt, Fiber.Fiber<void>>()
   /** The suspect that is to run alone, or does. */
   private solo: Attempt | undefined
-  /** When what is buffered was last surely ours, and for how long that is good. Milliseconds. */
-  private keptAt = 0
+  /**
+   * When what is buffered was last surely ours, and for how long that is good. Milliseconds, of two clocks: one may be
+   * set back, the other stands still while the machine sleeps.
+   */
+  private keptAt = { wall: 0, monotonic: 0 }
   private readonly keptFor: number
+  private lookedAt = NaN
+  private isStale = false
   private readonly patience: number
   private isMakingSure = false
   /** The last that was taken held a suspect: one at a time, until there is none. */
@@ -289,7 +294,7 @@ export class Engine {
 
   take(deliveries: Arr.NonEmptyReadonlyArray<Delivery>): void {
     if (this.owned === 0) this.prefetch.began(this.now())
-    if (this.waiting === 0) this.keptAt = this.clock.currentTimeMillisUnsafe()
+    if (this.waiting === 0) this.kept(this.instant())
     if (this.head > 0) {
       this.buffer = this.buffer.slice(this.head)
       this.head = 0
@@ -323,7 +328,11 @@ export class Engine {
   /** Starts what may start; `true` when there is more and the event loop must have its turn first. */
   private start(): boolean {
     const since = this.clock.currentTimeMillisUnsafe()
-    if (this.head < this.buffer.length && since - this.keptAt > this.keptFor) {
+    if (since !== this.lookedAt) {
+      this.lookedAt = since
+      this.isStale = Math.max(since - this.keptAt.wall, this.now() - this.keptAt.monotonic) > this.keptFor
+    }
+    if (this.isStale && this.head < this.buffer.length) {
       this.makeSure()
       return false
     }
@@ -655,6 +664,15 @@ export class Engine {
 
   // --- keeping
 
+  private instant() {
+    return { wall: this.clock.currentTimeMillisUnsafe(), monotonic: this.now() }
+  }
+
+  private kept(at: Engine["keptAt"]): void {
+    this.keptAt = at
+    this.lookedAt = NaN
+  }
+
   /** A process that stood still for longer than its heartbeats may have lost what it has not begun: ask first. */
   private makeSure(): void {
     if (this.isMakingSure) return
@@ -676,7 +694,7 @@ export class Engine {
     const attempts = new Map<Delivery, Attempt>()
     for (const attempt of this.keeping()) attempts.set(attempt.delivery, attempt)
     const [first, ...rest] = attempts.keys()
-    const asked = this.clock.currentTimeMillisUnsafe()
+    const asked = this.instant()
     if (first === undefined) return Effect.void
     return Effect.suspend(() => this.subscription.extend([first, ...rest])).pipe(
       Effect.map((lost) => {
@@ -685,7 +703,7 @@ export class Engine {
           const attempt = attempts.get(delivery)!
           if (!attempt.isSettled) this.lost(attempt)
         }
-        this.keptAt = asked
+        this.kept(asked)
         this.pump()
       }),
       Effect.catchCause((cause) => Effect.logWarning(`${this.program.name}: what it works on could not be kept`, cause))
