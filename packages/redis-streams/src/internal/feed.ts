@@ -160,8 +160,9 @@ export class Feed {
       (this.waiting.isDue || this.claimable && (this.quarantine.known === 0 || this.admitsSuspect))
   }
 
+  /** Also while the engine wants nothing: what is found is there when it does. */
   get wantsScan(): boolean {
-    return this.isOpen && this.quarantine.isEmpty
+    return !this.closing && this.failure === undefined && this.quarantine.isEmpty
   }
 
   private get admitsSuspect(): boolean {

@@ -1,5 +1,6 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Latch from "effect/Latch"
 import type * as Scope from "effect/Scope"
 import { slotOf } from "./cluster.ts"
 import type { Feed } from "./feed.ts"
@@ -9,7 +10,10 @@ import * as scripts from "./scripts.ts"
 import type { Server } from "./server.ts"
 
 /** How often abandoned entries are looked for: a peer must take what was released within a second. */
-const every = 900
+const every = 850
+
+/** The same while something is pending: only that can be handed back. */
+const often = 250
 
 /** More subscriptions than this may take the server noticeable time. */
 const many = 100
@@ -25,6 +29,7 @@ export interface Scanner {
 
 export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Return<Scanner, never, Scope.Scope> {
   const feeds = new Set<Feed>()
+  const isNew = Latch.makeUnsafe(false)
 
   const move = (feed: Feed): Effect.Effect<void, Error> => {
     const { key } = feed.options
@@ -33,6 +38,8 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
       (left) => Number(left) > 0 ? move(feed) : Effect.void
     )
   }
+
+  let isPending = false
 
   const lookAt = (some: ReadonlyArray<Feed>): Effect.Effect<void> =>
     server.keep.one(
@@ -50,6 +57,7 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
           const state = Number(list(states)[i])
           if ((state & 1) !== 0) feed.foundSomething()
           if ((state & 2) !== 0) due.push(feed)
+          if ((state & 4) !== 0) isPending = true
         })
         return Effect.forEach(due, move, { discard: true })
       }),
@@ -57,6 +65,8 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
     )
 
   const look = Effect.suspend(() => {
+    isPending = false
+    isNew.closeUnsafe()
     const wanting: Array<Feed> = []
     for (const feed of feeds) if (feed.wantsScan) wanting.push(feed)
     const bySlot = server.settings.topology === "cluster"
@@ -80,7 +90,11 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
   // Later where there is much to look at: it may have a twentieth of the server's time. A few subscriptions cost next to
   // nothing, and how long they took tells only how busy this process is.
   yield* Effect.timed(look).pipe(
-    Effect.flatMap(([took]) => Effect.sleep(feeds.size > many ? Math.max(every, 20 * Duration.toMillis(took)) : every)),
+    Effect.flatMap(([took]) =>
+      feeds.size > many
+        ? Effect.sleep(Math.max(every, 20 * Duration.toMillis(took)))
+        : Effect.asVoid(Effect.timeoutOption(isNew.await, isPending ? often : every))
+    ),
     Effect.forever,
     Effect.forkScoped
   )
@@ -88,7 +102,10 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
   return {
     look: (feed) =>
       Effect.asVoid(Effect.acquireRelease(
-        Effect.sync(() => feeds.add(feed)),
+        Effect.sync(() => {
+          feeds.add(feed)
+          isNew.openUnsafe()
+        }),
         () => Effect.sync(() => feeds.delete(feed))
       ))
   }

@@ -26,15 +26,17 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 `
 
 /**
- * Which of many subscriptions have something to claim, or delayed entries that are due: asked once a second for all.
- * KEYS: stream and delayed set of each. ARGV: group and least idle time of each. Replies for each: 1 something to claim,
- * 2 something due, 3 both.
+ * Which of many subscriptions have something to claim, or delayed entries that are due: asked once for all of them.
+ * KEYS: stream and delayed set of each. ARGV: group and least idle time of each. Replies for each the sum of: 1 something
+ * to claim, 2 something due, 4 something pending that may be handed back.
  */
 export const peek = script(`${now}
 local found = {}
 for i = 1, #KEYS, 2 do
-  local page = redis.pcall('XPENDING', KEYS[i], ARGV[i], 'IDLE', ARGV[i + 1], '-', '+', 1)
-  local state = not page.err and #page > 0 and 1 or 0
+  local page, state = redis.pcall('XPENDING', KEYS[i], ARGV[i], '-', '+', 1), 0
+  if not page.err and #page > 0 then
+    state = #redis.call('XPENDING', KEYS[i], ARGV[i], 'IDLE', ARGV[i + 1], '-', '+', 1) > 0 and 5 or 4
+  end
   if #redis.call('ZRANGE', KEYS[i + 1], '-inf', now, 'BYSCORE', 'LIMIT', 0, 1) > 0 then state = state + 2 end
   found[#found + 1] = state
 end
