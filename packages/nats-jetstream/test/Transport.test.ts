@@ -376,6 +376,20 @@ describe.each(versions)("on nats-server %s", (version) => {
         })
       ))
 
+    it.live("what came before the process stood still was given afterwards, when a peer may have handled it", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const subscription = yield* subscribe("orders", { ackWait: "1 second" })
+          yield* publish("orders", ["first"])
+          yield* subscription.pull(10)
+          yield* publish("orders", Arr.makeBy(9, String))
+          yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.ackPending === 10)
+          Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 2000)
+          const taken = yield* subscription.pull(10)
+          assert.isTrue(taken.every(({ redelivered }) => redelivered))
+        })
+      ))
+
     it.live("a request that expires is asked again", () =>
       on(() =>
         Effect.gen(function*() {

@@ -100,6 +100,11 @@ export class Arrivals {
 
   give(max: number): Array<JetStreamDelivery> {
     if (this.late.size > 0) this.queue = this.queue.filter((delivery) => !this.isDone(delivery))
+    // This process stood still: a peer may have what has come before.
+    const time = this.options.now()
+    if (this.queue.length > 0 && this.queue[0]!.heldUntil <= time) {
+      this.queue = this.queue.filter((delivery) => delivery.heldUntil > time)
+    }
     const given = max >= this.queue.length ? this.queue : this.queue.splice(0, max)
     if (given === this.queue) this.queue = []
     for (const delivery of given) {
