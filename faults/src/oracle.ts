@@ -60,9 +60,9 @@ const causeOf = (
   if (previous.ended?.outcome === "Released") return "handed back"
   const death = killed.get(previous.line.pid)
   if (death !== undefined && death < next.index) return "consumer killed"
+  // Of a process that was paused a peer takes over; it does not take back what the peer has begun.
   return episodes.find(({ from, of, to }) =>
-    from < next.line.at && to + aftermath > previous.line.at &&
-    (of === 0 || of === previous.line.pid || of === next.line.pid)
+    from < next.line.at && to + aftermath > previous.line.at && (of === 0 || of === previous.line.pid)
   )?.fault
 }
 
@@ -177,10 +177,8 @@ export const judge = (
         const cause = causeOf(previous, now, killed, episodes)
         if (cause === undefined) broken.add(`${id} was repeated without cause, at attempt ${attempt}`)
         else repeats.set(cause, (repeats.get(cause) ?? 0) + 1)
-        // The same for its count; a process that was paused begins what it had.
-        const stale = forgets || cause === "consumer paused"
-        if (!stale && attempt === 1 && !redelivered) broken.add(`${id} was repeated and does not say so`)
-        if (!stale && attempt < previous.line.attempt) {
+        if (!forgets && attempt === 1 && !redelivered) broken.add(`${id} was repeated and does not say so`)
+        if (!forgets && attempt < previous.line.attempt) {
           broken.add(`the attempt of ${id} went from ${previous.line.attempt} to ${attempt}`)
         }
       }

@@ -154,7 +154,7 @@ export const scenarios: ReadonlyArray<Scenario> = [
   {
     name: "broker stopped",
     does: (times) => `gone for ${times} s under load; no message is dead-lettered because of it`,
-    times: { quick: 5, full: 60 },
+    times: { quick: 5, full: 300 },
     targets: both,
     job: Stage.orderlyJob,
     run: (stage, times) =>
