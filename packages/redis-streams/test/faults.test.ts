@@ -6,10 +6,12 @@ import { Transport } from "@millrace/core/Transport"
 import type { RedisStreams } from "@millrace/redis-streams"
 import { Brokers } from "@millrace/testing"
 import * as Arr from "effect/Array"
+import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Logger from "effect/Logger"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
@@ -43,6 +45,12 @@ const consuming = Effect.fnUntraced(function*(topic: string, options?: Partial<R
   )
   return { running, handled, suspects, redis: Context.get(context, Transport) }
 })
+
+/** Notes what is logged. */
+const noting = (said: Array<string>) =>
+  Logger.layer([Logger.make(({ cause, message }) => {
+    said.push(`${Array.isArray(message) ? message.join(" ") : String(message)} ${Cause.pretty(cause)}`)
+  })])
 
 /** Stands before the server. What hangs passes nothing any more and stays open; new connections work. */
 const proxy = Effect.fnUntraced(function*(port: number) {
@@ -230,6 +238,52 @@ describe("what a server does to a consumer", () => {
       ),
     60_000
   )
+
+  it.live("may not acknowledge, or claim, or connect any more: that was tried for ever and nobody was told", () =>
+    onServer(
+      {},
+      Effect.gen(function*() {
+        const { broker, run } = yield* Server
+        const topic = fresh("refused")
+        const said: Array<string> = []
+        const allow = (...rules: ReadonlyArray<string>) => run("ACL", "SETUSER", "app", ...rules)
+        yield* allow("on", ">secret-1", "~*", "&*", "+@all")
+        const { handled, redis, running } = yield* consuming(topic, {
+          url: `redis://app:secret-1@127.0.0.1:${broker.port}`
+        }).pipe(Effect.provide(noting(said)))
+        const is = (expected: string) => until(expected, Effect.map(running.health, (health) => health === expected))
+        const about = (what: RegExp) => said.filter((line) => what.test(line))
+
+        yield* allow("-xack")
+        yield* redis.publish([json(topic, "a")])
+        yield* until("handled", Effect.sync(() => handled.has("a")))
+        yield* is("reconnecting")
+        yield* Effect.sleep(3_000)
+        assert.strictEqual(about(/xack/).length, 1, said.join("\n"))
+        assert.match(about(/xack/)[0]!, /refused settling in .*allow it to this user/)
+        yield* allow("+xack")
+        yield* until("settled", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
+        yield* is("consuming")
+
+        yield* allow("-evalsha")
+        yield* is("reconnecting")
+        yield* Effect.sleep(2_000)
+        assert.strictEqual(about(/evalsha/).length, 1, said.join("\n"))
+        assert.match(about(/evalsha/)[0]!, /abandoned entries.*allow it to this user/)
+        yield* allow("+evalsha")
+        yield* is("consuming")
+
+        yield* allow("resetpass", ">secret-2")
+        yield* run("CLIENT", "KILL", "USER", "app")
+        yield* is("reconnecting")
+        yield* until("each connection has said so", Effect.sync(() => about(/WRONGPASS/).length >= 3))
+        yield* Effect.sleep(2_000)
+        assert.strictEqual(about(/WRONGPASS/).length, 3, said.join("\n"))
+        yield* allow(">secret-1")
+        yield* is("consuming")
+        assert.deepStrictEqual(about(/secret/), [])
+      })
+    ))
 
   it.live("down: asked for at most a few times a second, and closing does not wait for it", () =>
     Effect.scoped(Effect.gen(function*() {

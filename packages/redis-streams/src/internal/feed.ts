@@ -56,6 +56,7 @@ export class Feed {
   private owned = 0
   private extendedAt = 0
   private unsettled = false
+  private readonly refusals = new Set<string>()
   /** The engine took its asking back. */
   private withdrawn = true
   private readonly quarantine = new Quarantine()
@@ -71,6 +72,10 @@ export class Feed {
 
   private now(): number {
     return this.clock.currentTimeMillisUnsafe()
+  }
+
+  get isHealthy(): boolean {
+    return this.failure === undefined && this.refusals.size === 0
   }
 
   // --- the engine's side
@@ -132,6 +137,13 @@ export class Feed {
 
   settling(isFailing: boolean): void {
     this.unsettled = isFailing
+  }
+
+  /** The server does not allow the operation, or allows it again; gives whether that is news. */
+  refused(operation: string, isRefused: boolean): boolean {
+    return isRefused
+      ? !this.refusals.has(operation) && this.refusals.add(operation).size > 0
+      : this.refusals.delete(operation)
   }
 
   /** A retry is recorded at the server and waits here. */

@@ -222,14 +222,23 @@ export class Link {
     redial: Effect.Effect<Connected, DialError>,
     first?: Connected
   ): Effect.Effect<never, never, Scope.Scope> => {
+    let isRefused = false
     const connect = (established: boolean) =>
       redial.pipe(
-        Effect.tapError((error) => Effect.sync(() => this.cause = error)),
+        Effect.tapError((error) => {
+          this.cause = error
+          if (!error.isFinal || isRefused) return Effect.void
+          isRefused = true
+          return Effect.logError(
+            `redis: ${this.purpose}: ${error.message} (asked again until it is allowed)`
+          )
+        }),
         Effect.retry(backoff),
         Effect.orDie,
         Effect.timed,
         Effect.flatMap(([took, connected]) => {
           this.adopt(connected)
+          isRefused = false
           if (established) this.madeAgainAt = performance.now()
           return established
             ? Effect.logInfo(

@@ -253,7 +253,10 @@ export class Reader {
       return Effect.forEach(feeds, (feed) => groups.recreate(this.server, feed.options.key, this.group), {
         discard: true
       }).pipe(
-        Effect.match({ onFailure: () => this.isStuck = true, onSuccess: () => this.isStuck = false }),
+        Effect.matchEffect({
+          onFailure: (error) => this.stuck(`creating group ${this.group} again`, error),
+          onSuccess: () => Effect.sync(() => this.isStuck = false)
+        }),
         Effect.andThen(Effect.suspend(() => this.troubles++ > 0 ? pause : Effect.void))
       )
     }
@@ -263,11 +266,14 @@ export class Reader {
     if (connected !== undefined && isPassing(error)) {
       return Effect.andThen(pause, Effect.sync(() => this.link?.drop(connected, error)))
     }
+    return Effect.andThen(this.stuck(`reading for group ${this.group}`, error), pause)
+  }
+
+  /** Said once, until it goes on. */
+  private stuck(operation: string, error: Error): Effect.Effect<void> {
+    if (this.isStuck) return Effect.void
     this.isStuck = true
-    return Effect.andThen(
-      this.troubles === 0 ? Effect.logWarning(`redis: reading for group ${this.group}: ${error.message}`) : Effect.void,
-      pause
-    )
+    return Effect.logWarning(transportError(operation, this.server.settings.label, error).message)
   }
 
   /** Of several streams read together only some may be to blame. */

@@ -29,6 +29,10 @@ const passing = new Set([
 /** Refused for now, by a server that starts, follows another or is not the one: nothing was done. */
 export const isPassing = (u: unknown): boolean => u instanceof ErrorReply && passing.has(codeOf(u))
 
+/** This user may not: nothing was done, nor will be before that changes. */
+export const isRefusal = (u: unknown): boolean =>
+  u instanceof ErrorReply && ["NOPERM", "NOAUTH", "WRONGPASS"].includes(codeOf(u))
+
 /** This server knows no such command or option. */
 export const isUnknown = (u: unknown): boolean =>
   u instanceof ErrorReply && /unknown (sub)?command|syntax error|wrong number of arguments/i.test(u.message)
@@ -46,8 +50,12 @@ export const entriesOf = (u: unknown): Map<string, unknown> => {
 
 export const transportError = (operation: string, address: string, error: Error): TransportError => {
   const code = codeOf(error)
-  const reason = code === "NOPERM" || code === "NOAUTH" || code === "WRONGPASS"
-    ? new Unauthorized({ address, operation, detail: error.message })
+  const reason = isRefusal(error)
+    ? new Unauthorized({
+      address,
+      operation,
+      detail: `${error.message} (allow it to this user, docs/redis-streams.md has all that is needed)`
+    })
     : code === "WRONGTYPE"
     ? new Mismatch({ name: operation, expected: "a stream", found: "a key of another type" })
     : isUnknown(error)

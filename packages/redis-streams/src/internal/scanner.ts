@@ -5,7 +5,7 @@ import type * as Scope from "effect/Scope"
 import { slotOf } from "./cluster.ts"
 import type { Feed } from "./feed.ts"
 import * as keys from "./keys.ts"
-import { list } from "./reply.ts"
+import { isRefusal, list, transportError } from "./reply.ts"
 import * as scripts from "./scripts.ts"
 import type { Server } from "./server.ts"
 
@@ -61,8 +61,21 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
         })
         return Effect.forEach(due, move, { discard: true })
       }),
-      Effect.ignore
+      Effect.matchEffect({
+        onFailure: (error) => report(some, isRefusal(error) ? error : undefined),
+        onSuccess: () => report(some, undefined)
+      })
     )
+
+  const report = (some: ReadonlyArray<Feed>, error: Error | undefined): Effect.Effect<void> =>
+    Effect.forEach(some, (feed) => {
+      const isNews = feed.refused("claiming", error !== undefined)
+      return error === undefined || !isNews ? Effect.void : Effect.logError(
+        `${
+          transportError(`looking for abandoned entries of ${feed.options.key}`, server.settings.label, error).message
+        }`
+      )
+    }, { discard: true })
 
   const look = Effect.suspend(() => {
     isPending = false

@@ -5,7 +5,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { type Feed, isOf } from "./feed.ts"
 import type { Command } from "./link.ts"
-import { codeOf, isUnknown, list, transportError } from "./reply.ts"
+import { codeOf, isRefusal, isUnknown, list, transportError } from "./reply.ts"
 import * as scripts from "./scripts.ts"
 import type { Server } from "./server.ts"
 
@@ -69,9 +69,15 @@ export const settling = (server: Server, feed: Feed, removes: boolean) => {
           // With the group everything that was owned is gone.
           if (!(reply instanceof Error) || reply.message.startsWith("NOGROUP")) continue
           feed.settling(true)
+          if (isRefusal(reply)) {
+            return feed.refused("settling", true)
+              ? Effect.fail(transportError(`settling in ${key}`, server.settings.label, reply))
+              : Effect.andThen(Effect.interruptible(Effect.sleep("2 seconds")), settle(batch))
+          }
           return Effect.fail(interrupted(`settling in ${key}`, reply))
         }
         feed.settling(false)
+        feed.refused("settling", false)
         const lost = new Set<Delivery>()
         if (opsAt >= 0) {
           const reply = replies[opsAt]

@@ -129,7 +129,7 @@ export const make = Effect.fnUntraced(function*(
       settle: settling(server, feed, settings.untilAcked || Context.get(options.settings, RemoveOnSuccess)),
       extend: extending(server, feed),
       extendEvery: Duration.millis(Math.max(1, Math.floor(minIdle / 3))),
-      health: Effect.sync(() => feed.failure === undefined && reader.isHealthy ? "consuming" : "reconnecting")
+      health: Effect.sync(() => feed.isHealthy && reader.isHealthy ? "consuming" : "reconnecting")
     }
     return subscription
   })
