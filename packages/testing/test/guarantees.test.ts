@@ -1,0 +1,28 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as fs from "node:fs"
+import * as path from "node:path"
+
+const root = path.join(import.meta.dirname, "../../..")
+const read = (file: string) => fs.readFileSync(path.join(root, file), "utf8")
+
+const laws = [...read("docs/guarantees.md").matchAll(/^## (\d)\. (.*)\n([^]*?)(?=^## )/gm)]
+const suite = [...read("docs/conformance.md").matchAll(/^\| (\w+) +\| law (\d) /gm)]
+
+describe("docs/guarantees.md", () => {
+  it("has the eight laws", () => assert.deepStrictEqual(laws.map(([, law]) => law), [..."12345678"]))
+
+  it.each(laws.map(([, law, title, text]) => ({ law, title, text: text! })))("$law. $title", ({ law, text }) => {
+    const [, listed = ""] = /^Conformance: (.*)\.$/m.exec(text) ?? []
+    assert.deepStrictEqual(listed.split(", "), suite.flatMap(([, test, proves]) => proves === law ? [test] : []))
+
+    const [, runs = ""] = /^Fault runs: ([^]*?)\.$/m.exec(text) ?? []
+    for (const [, run] of runs.matchAll(/\*\*(.*?)\*\*/g)) assert.include(read("docs/faults.md"), `\n- **${run}**: `)
+
+    const tests = [...text.matchAll(/^- `(.*?)`: (?:… )?(.*)$/gm)]
+    assert.isNotEmpty(tests)
+    for (const [, file, name] of tests) {
+      const source = read(file!.startsWith("examples/") ? file! : `packages/${file}`)
+      assert.isTrue(source.includes(`${name}"`) || source.includes(`${name}\``), `${file} has no test "${name}"`)
+    }
+  })
+})
