@@ -11,7 +11,7 @@ const suite = [...read("docs/conformance.md").matchAll(/^\| (\w+) +\| law (\d) /
 describe("docs/guarantees.md", () => {
   it("has the eight laws", () => assert.deepStrictEqual(laws.map(([, law]) => law), [..."12345678"]))
 
-  it.each(laws.map(([, law, title, text]) => ({ law, title, text: text! })))("$law. $title", ({ law, text }) => {
+  it.each(laws.map(([, law, title, text]) => ({ law, title, text: text! })))("law $law: $title", ({ law, text }) => {
     const [, listed = ""] = /^Conformance: (.*)\.$/m.exec(text) ?? []
     assert.deepStrictEqual(listed.split(", "), suite.flatMap(([, test, proves]) => proves === law ? [test] : []))
 
