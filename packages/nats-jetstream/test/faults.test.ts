@@ -375,6 +375,52 @@ describe.each(versions)("on nats-server %s", (version) => {
       })
     ))
 
+  it.live("a server that hung up during the handshake was waited for until connectTimeout, and read twice then", () =>
+    on((broker) =>
+      Effect.gen(function*() {
+        let hangUps = 0
+        let left = 0
+        const { cut, url } = yield* proxy(broker, (piece, to) => {
+          if (to === "client" || left === 0 || !piece.includes("CONNECT {")) return piece
+          left--
+          hangUps++
+          return undefined
+        })
+        yield* Effect.gen(function*() {
+          const subscription = yield* subscribe("orders")
+          const pulling = yield* Effect.forkScoped(subscription.pull(10))
+          left = 3
+          yield* cut
+          yield* until(Effect.sync(() => hangUps), (hangUps) => hangUps === 3)
+          yield* until(subscription.health, (health) => health === "consuming")
+          const info = JetStream.consumerInfo("orders", "group")
+          assert.strictEqual((yield* until(info, ({ waiting }) => waiting > 0)).waiting, 1)
+          yield* publish("orders", ["a"])
+          assert.deepStrictEqual((yield* Fiber.join(pulling)).map(text), ["a"])
+        }).pipe(Effect.scoped, Effect.provide(Layer.fresh(JetStream.layer({ url, connectTimeout: "1 hour" }))))
+      })
+    ))
+
+  it.live("a connection lost while a subscription started ended the start, or left it without notes", () =>
+    on((broker) =>
+      Effect.gen(function*() {
+        const unlucky = ["STREAM.NAMES", "CONSUMER.INFO", "CREATE.orders", "INFO.KV_millrace", "CREATE.KV_millrace"]
+        const { url } = yield* proxy(broker, (piece, to) => {
+          const index = to === "client" ? -1 : unlucky.findIndex((words) => piece.includes(words))
+          if (index < 0) return piece
+          unlucky.splice(index, 1)
+          return undefined
+        })
+        yield* Effect.gen(function*() {
+          const subscription = yield* subscribe("orders")
+          yield* publish("orders", ["a"])
+          yield* settle(subscription, yield* take(subscription, 1), Settlement.release)
+          assert.deepStrictEqual((yield* take(subscription, 1)).map(({ attempt }) => attempt), [1])
+        }).pipe(Effect.scoped, Effect.provide(Layer.fresh(JetStream.layer({ url }))))
+        assert.deepStrictEqual(unlucky, [])
+      })
+    ))
+
   it.live("closing with the server gone ends soon", () =>
     on((broker) =>
       Effect.gen(function*() {

@@ -8,6 +8,7 @@ import {
 import { errors, type NatsConnection, type Status } from "@nats-io/nats-core"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
+import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 
@@ -117,17 +118,20 @@ export const watch = Effect.fnUntraced(function*(
   let state: "connected" | "reconnecting" | "closed" = nc.isClosed() ? "closed" : "connected"
 
   const lose = (next: "reconnecting" | "closed") => {
-    if (state === "closed") return
+    if (state === "closed" || state === next) return
     state = next
     for (const listener of listeners) listener.lost?.()
   }
   const onStatus = (status: Status) => {
     switch (status.type) {
       case "disconnect":
+        endHandshake(nc)
         return lose("reconnecting")
       case "close":
         return lose("closed")
       case "reconnect":
+        // Said twice after a handshake that was cut off.
+        if (state === "connected") return
         state = "connected"
         for (const listener of listeners) listener.restored?.()
         return
@@ -208,7 +212,7 @@ export const watch = Effect.fnUntraced(function*(
     state: () => nc.isClosed() || nc.isDraining() ? "closed" : state,
     listen,
     sentSince,
-    flush: whileConnected("flush", () => nc.flush(), (cause) => interrupted("flush", cause)),
+    flush: whileConnected("flush", () => nc.flush(), () => interrupted("flush", notConnected)),
     whenConnected: Effect.callback((resume) => {
       if (nc.isClosed() || state === "closed") return resume(Effect.fail(closedError(address)))
       if (state === "connected") return resume(Effect.void)
@@ -236,6 +240,19 @@ export const watch = Effect.fnUntraced(function*(
       })
   }
 })
+
+/** A server that hangs up during the handshake is waited for as long as one that is silent: the client is told. */
+const endHandshake = (nc: NatsConnection): void => {
+  if (!Predicate.hasProperty(nc, "protocol")) return
+  const { protocol } = nc
+  if (!Predicate.hasProperty(protocol, "connectError") || !Predicate.hasProperty(protocol, "transport")) return
+  const { connectError, transport } = protocol
+  if (
+    typeof connectError === "function" && Predicate.hasProperty(transport, "isClosed") && transport.isClosed === true
+  ) {
+    connectError(notConnected)
+  }
+}
 
 export const notConnected = new Error("the connection was lost")
 // Where this module was loaded from helps nobody.

@@ -25,12 +25,15 @@ export const toHeaders = (given: MsgHdrs | undefined): Message.Headers => {
  * are read from its bytes, which it keeps to itself; a client that keeps them elsewhere is asked.
  */
 export const headersOf = (msg: { readonly headers?: MsgHdrs | undefined }): Message.Headers => {
-  if (!Predicate.hasProperty(msg, "_msg") || !Predicate.hasProperty(msg, "_rdata")) return toHeaders(msg.headers)
+  if (!("_msg" in msg && "_rdata" in msg)) return toHeaders(msg.headers)
   const { _msg: at, _rdata: bytes } = msg
   if (!Predicate.hasProperty(at, "hdr") || typeof at.hdr !== "number" || !(bytes instanceof Uint8Array)) {
     return toHeaders(msg.headers)
   }
-  return at.hdr > 0 ? parse(textOf(bytes, at.hdr)) : none
+  if (at.hdr <= 0) return none
+  if (isLast(bytes, at.hdr)) return lastHeaders
+  lastBytes = new Uint8Array(bytes.subarray(0, at.hdr))
+  return lastHeaders = parse(textOf(bytes, at.hdr))
 }
 
 /** Headers as they were stored, whoever wrote them: the client refuses names that are no token. */
@@ -44,11 +47,16 @@ const textOf = (bytes: Uint8Array, length: number): string =>
   bytes instanceof Buffer ? bytes.toString("utf8", 0, length) : decoder.decode(bytes.subarray(0, length))
 
 /** Often all messages have the same. */
-let lastText = ""
+let lastBytes = new Uint8Array(0)
 let lastHeaders = none
 
+const isLast = (bytes: Uint8Array, length: number): boolean => {
+  if (length !== lastBytes.length) return false
+  for (let i = length - 1; i >= 0; i--) if (bytes[i] !== lastBytes[i]) return false
+  return true
+}
+
 const parse = (text: string): Message.Headers => {
-  if (text === lastText) return lastHeaders
   const headers = new Bare()
   // `NATS/1.0`, then a line each.
   for (let start = text.indexOf("\r\n") + 2; start > 1 && start < text.length;) {
@@ -58,6 +66,5 @@ const parse = (text: string): Message.Headers => {
     if (colon > start && colon < end) put(headers, text.slice(start, colon), text.slice(colon + 1, end).trim())
     start = end + 2
   }
-  lastText = text
-  return lastHeaders = Object.freeze(headers)
+  return Object.freeze(headers)
 }

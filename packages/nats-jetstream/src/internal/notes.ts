@@ -3,7 +3,7 @@ import { DiscardPolicy, JetStreamApiError, StorageType } from "@nats-io/jetstrea
 import * as Effect from "effect/Effect"
 import { type Connection, unexpected } from "./connection.ts"
 import type { JetStreamDelivery } from "./delivery.ts"
-import type { Declaring } from "./resources.ts"
+import { type Declaring, whenReady } from "./resources.ts"
 
 /**
  * What the server does not remember about a message.
@@ -48,13 +48,14 @@ export const openNotes = Effect.fnUntraced(function*(connection: Connection, dec
             allow_direct: true
           }))
     ),
+    Effect.mapError(unexpected("opening the bucket for notes")),
     Effect.as(true)
   )
-  return yield* Effect.catch(open, (error) =>
+  return yield* Effect.catch(whenReady(open), (error) =>
     Effect.as(
       Effect.logWarning(
         "the account cannot keep notes: a message that is handed back when a process stops counts an attempt",
-        unexpected("opening the bucket for notes")(error)
+        error
       ),
       false
     ))

@@ -16,7 +16,7 @@ import * as DateTime from "effect/DateTime"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
-import { type Connection, failure, NoAnswer, transport, unexpected } from "./connection.ts"
+import { type Connection, failure, NoAnswer, notConnected, transport, unexpected } from "./connection.ts"
 import * as names from "./names.ts"
 import type { StartFrom } from "./settings.ts"
 
@@ -366,18 +366,19 @@ export const backoff = Schedule.min([Schedule.exponential(Duration.millis(100)),
     Schedule.jittered
   )
 
-/** A cluster that has just been started, or lost a node, has no leader for some seconds. */
-const hasNoLeader = ({ reason }: TransportError.TransportError): boolean =>
+/** A cluster that has just been started, or lost a node, has no leader for some seconds; a connection may be lost. */
+const willPass = ({ reason }: TransportError.TransportError): boolean =>
   reason._tag === "Interrupted" &&
-  (reason.cause instanceof NoAnswer || (reason.cause instanceof JetStreamApiError && reason.cause.status === 503))
+  (reason.cause instanceof NoAnswer || reason.cause === notConnected ||
+    (reason.cause instanceof JetStreamApiError && reason.cause.status === 503))
 
-/** Waits for a leader, up to ten seconds. */
+/** Waits for a leader, or the connection, up to ten seconds. */
 export const whenReady = <A>(
   effect: Effect.Effect<A, TransportError.TransportError>
 ): Effect.Effect<A, TransportError.TransportError> =>
   Effect.retry(effect, {
     schedule: Schedule.upTo(backoff, { duration: Duration.seconds(10) }),
-    while: hasNoLeader
+    while: willPass
   })
 
 const mayHeal = (error: TransportError.TransportError) =>

@@ -322,7 +322,7 @@ export const subscribe = Effect.fnUntraced(function*(
     }).pipe(Effect.timeoutOption(Duration.seconds(5)), Effect.ignore)
   )
   reader.begin()
-  yield* connection.flush
+  yield* resources.whenReady(connection.flush)
 
   return {
     pull,
