@@ -421,6 +421,37 @@ describe.each(versions)("on nats-server %s", (version) => {
       })
     ))
 
+  it.live("what a server sent to a half-open connection counted attempts, and was buried for killing its process", () =>
+    on((broker) =>
+      Effect.gen(function*() {
+        let isPatient = false
+        const { cut, hang, url } = yield* proxy(broker, (piece) => {
+          isPatient ||= /"expires":[2-9]\d{9}/.test(piece.toString("latin1"))
+          return piece
+        })
+        const attempts: Array<number> = []
+        const jsm = yield* manager
+        yield* Effect.gen(function*() {
+          const running = yield* Pipeline.start(
+            JetStream.from(Orders, { group: "group", startFrom: "beginning", ackWait: "500 millis" }).pipe(
+              Pipeline.map((_, { attempt }) => attempts.push(attempt)),
+              Pipeline.retry({ times: 0 }),
+              Pipeline.concurrency(10)
+            )
+          )
+          yield* until(Effect.sync(() => isPatient), (isPatient) => isPatient)
+          yield* hang
+          yield* publish("orders", ["1"]).pipe(Effect.provide(Layer.fresh(JetStream.layer({ url: broker.url }))))
+          // The request is open, and the server fills it again and again.
+          const info = Effect.promise(() => jsm.consumers.info("orders", "group"))
+          yield* until(info, ({ delivered }) => delivered.consumer_seq >= 4)
+          yield* cut
+          yield* until(running.counts, ({ handled, deadLettered }) => handled + deadLettered > 0)
+          assert.deepStrictEqual(attempts, [2])
+        }).pipe(Effect.scoped, Effect.provide(Layer.fresh(JetStream.layer({ url }))))
+      })
+    ))
+
   it.live("closing with the server gone ends soon", () =>
     on((broker) =>
       Effect.gen(function*() {
