@@ -140,7 +140,6 @@ const say = (message: FromRound): Promise<void> =>
   new Promise((resolve) => process.send!(message, undefined, undefined, () => resolve()))
 
 const pass = async (side: Side, topic: string, count: number, isOpen: boolean): Promise<Measured> => {
-  await side.prepare?.(topic, count)
   const tally = new Tally(count, isOpen)
   globalThis.gc?.()
   await side.server?.resetCommands()
@@ -189,7 +188,9 @@ const profiled = async (run: () => Promise<Measured>): Promise<Measured> => {
 countSocketWrites()
 const side = await (spec.broker === "memory" ? onMemory() : onServer(spec.broker))
 process.once("message", async (go: ToRound) => {
+  await side.prepare?.(go.warmUp, go.warmUpCount)
   await pass(side, go.warmUp, go.warmUpCount, false)
+  await side.prepare?.(go.topic, spec.count)
   const measured = await profiled(() => pass(side, go.topic, spec.count, spec.rate !== undefined))
   await say({ _tag: "Measured", measured })
   await side.arm.close()

@@ -35,8 +35,8 @@ export const callback: MakeArm = async (url): Promise<Arm> => {
   }
 }
 
-const credit = 1088
-const askAgainAt = 256
+const credit = 576
+const askAgainAt = 144
 const prefetch = 512
 const ack = new TextEncoder().encode("+ACK")
 

@@ -93,7 +93,7 @@ export interface Subscription {
   /**
    * Tells the broker, in order, and returns the deliveries that this consumer no longer owned (nothing was done to
    * them, except that an `ack` by a former owner stands). A failure says that some may not have arrived: the engine
-   * calls it again with the same batch, so that must be safe. Never called concurrently; a batch is one loop turn's.
+   * calls it again with the same batch, so that must be safe. The next batch may be given before this one is confirmed.
    */
   readonly settle: (
     batch: Arr.NonEmptyReadonlyArray<Settling>

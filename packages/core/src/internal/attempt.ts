@@ -167,20 +167,19 @@ export class Attempt implements Entry, Message.Received {
   /** Decodes; what ends at once needs no fiber of its own later. */
   private decode(): Exit.Exit<unknown, unknown> | Effect.Effect<unknown, unknown> {
     try {
-      const decoding = this.engine.program.source.topic.codec.decode(this.delivery)
-      return exitOf(decoding) ?? decoding
+      return this.engine.program.source.topic.codec.decode(this.delivery)
     } catch (error) {
       return Exit.die(error)
     }
   }
 
-  /** Makes the message of a decoded value, with all that its source promises. */
-  private prepare(value: unknown): Exit.Exit<MessageImpl, unknown> {
+  /** Makes the message of a decoded value, with all that its source promises; gives what is in the way of it. */
+  private prepare(value: unknown): Exit.Failure<unknown, unknown> | undefined {
     const message = new MessageImpl(value, this)
-    const exit = this.engine.prepare === undefined ? Exit.void : this.engine.prepare(message, this.delivery)
-    if (Exit.isFailure(exit)) return Exit.failCause(exit.cause)
+    const exit = this.engine.prepare?.(message, this.delivery)
+    if (exit !== undefined && Exit.isFailure(exit)) return exit
     this.message = message
-    return Exit.succeed(message)
+    return undefined
   }
 
   /**
@@ -191,13 +190,13 @@ export class Attempt implements Entry, Message.Received {
     const decoding = this.decoding = this.decode()
     const exit = exitOf(decoding)
     if (exit === undefined) return ""
-    const prepared = Exit.isFailure(exit) ? exit : this.prepare(exit.value)
-    if (Exit.isFailure(prepared)) {
-      this.decoding = prepared
+    const failure = Exit.isFailure(exit) ? exit : this.prepare(exit.value)
+    if (failure !== undefined) {
+      this.decoding = failure
       return undefined
     }
     try {
-      return key(prepared.value)
+      return key(this.message!)
     } catch (error) {
       this.decoding = Exit.die(error)
       return undefined
@@ -217,11 +216,11 @@ export class Attempt implements Entry, Message.Received {
 
   /** Bytes that do not fit will never fit; a decoder that breaks is a defect like any other. */
   private decoded(exit: Exit.Exit<unknown, unknown>): void {
-    const prepared = this.message !== undefined || Exit.isFailure(exit) ? exit : this.prepare(exit.value)
-    if (Exit.isSuccess(prepared)) return this.advance(0, this.message!.value)
-    if (Cause.hasDies(prepared.cause)) return this.failed(prepared.cause)
+    const failure = Exit.isFailure(exit) ? exit : this.message === undefined ? this.prepare(exit.value) : undefined
+    if (failure === undefined) return this.advance(0, this.message!.value)
+    if (Cause.hasDies(failure.cause)) return this.failed(failure.cause)
     this.over()
-    this.engine.undecodable(this, prepared.cause)
+    this.engine.undecodable(this, failure.cause)
   }
 
   /** Runs steps from `index` on, until one has to be waited for. */

@@ -314,7 +314,9 @@ export class Engine {
   private readonly pump = (): void => {
     if (this.pumping) return
     this.pumping = true
-    if (this.start()) {
+    const more = this.start()
+    this.settler.hurry()
+    if (more) {
       this.dispatcher.scheduleTask(() => {
         this.pumping = false
         this.pump()

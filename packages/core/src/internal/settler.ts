@@ -20,8 +20,8 @@ export interface Entry extends Settling {
  *
  * A lone settlement goes out in the next turn. When the last flush was less than a millisecond ago, flushing waits for
  * {@link gate} of them or that many turns: at full speed that makes one command of 32 messages, and a turn is too short
- * to be seen in a latency. One flush is under way at a time; one that fails is sent again, after a backoff, until
- * the pipeline closes.
+ * to be seen in a latency. The confirmation of one flush travels behind all that the broker has sent meanwhile, so a few
+ * may be under way at a time; one that fails is sent again, after a backoff, until the pipeline closes.
  */
 export class Settler {
   readonly subscription: Subscription
@@ -34,7 +34,7 @@ export class Settler {
   pending: Array<Entry> = []
   /** Handed to the transport and not yet confirmed. */
   unconfirmed = 0
-  private flushing: Fiber.Fiber<ReadonlyArray<Delivery>> | undefined
+  private readonly flushing = new Set<Fiber.Fiber<ReadonlyArray<Delivery>>>()
   private scheduled = false
   private turns = 0
   private lastFlush = 0n
@@ -58,32 +58,40 @@ export class Settler {
 
   add(entry: Entry): void {
     this.pending.push(entry)
-    if (!this.scheduled && this.flushing === undefined) this.schedule()
+    this.schedule()
+  }
+
+  /** Does not wait for the turn when there is much to say: the broker would have nothing to send until it knows. */
+  hurry(): void {
+    if (this.pending.length >= much) this.flush()
   }
 
   /** Resolves when nothing is left to say. */
   readonly awaitIdle: Effect.Effect<void> = Effect.callback<void>((resume) => {
-    if (this.pending.length === 0 && this.flushing === undefined) return resume(Effect.void)
+    if (this.pending.length === 0 && this.unconfirmed === 0) return resume(Effect.void)
     const wake = () => resume(Effect.void)
     this.idle.add(wake)
     return Effect.sync(() => this.idle.delete(wake))
   })
 
   private schedule(): void {
+    if (this.scheduled || this.flushing.size === mostFlushes) return
     this.scheduled = true
     this.turns = this.clock.monotonicTimeNanosUnsafe() - this.lastFlush < 1_000_000n ? gate : 0
     this.dispatcher.scheduleTask(this.turn, 0)
   }
 
   private readonly turn = (): void => {
-    if (--this.turns > 0 && this.pending.length < gate) return this.dispatcher.scheduleTask(this.turn, 0)
+    if (--this.turns > 0 && this.pending.length > 0 && this.pending.length < gate) {
+      return this.dispatcher.scheduleTask(this.turn, 0)
+    }
     this.scheduled = false
     this.flush()
   }
 
   private flush(): void {
     const batch = this.pending
-    if (!Arr.isArrayNonEmpty(batch)) return
+    if (!Arr.isArrayNonEmpty(batch) || this.flushing.size === mostFlushes) return
     this.pending = []
     this.unconfirmed += batch.length
     this.lastFlush = this.clock.monotonicTimeNanosUnsafe()
@@ -92,9 +100,10 @@ export class Settler {
     if (exit !== undefined && Exit.isSuccess(exit)) {
       this.flushed(batch, exit.value)
     } else {
-      this.flushing = this.run(this.untilSettled(batch, exit))
-      this.flushing.addObserver((exit) => {
-        this.flushing = undefined
+      const flush = this.run(this.untilSettled(batch, exit))
+      this.flushing.add(flush)
+      flush.addObserver((exit) => {
+        this.flushing.delete(flush)
         if (Exit.isSuccess(exit)) this.flushed(batch, exit.value)
       })
     }
@@ -134,8 +143,8 @@ export class Settler {
     const notOurs = lost.length === 0 ? undefined : new Set(lost)
     for (const entry of batch) entry.settled(notOurs === undefined || !notOurs.has(entry.delivery))
     if (this.pending.length > 0) {
-      if (!this.scheduled) this.schedule()
-    } else if (this.idle.size > 0 && this.flushing === undefined) {
+      this.schedule()
+    } else if (this.idle.size > 0 && this.unconfirmed === 0) {
       const waiters = [...this.idle]
       this.idle.clear()
       for (const wake of waiters) wake()
@@ -145,11 +154,15 @@ export class Settler {
 
   /** What is not confirmed by now will be redelivered. */
   close(): void {
-    this.flushing?.interruptUnsafe()
+    for (const flush of this.flushing) flush.interruptUnsafe()
   }
 }
 
 const gate = 32
+
+const much = 128
+
+const mostFlushes = 4
 
 const backoff = Schedule.min([
   Schedule.exponential(Duration.millis(50)),
