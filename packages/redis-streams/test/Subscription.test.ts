@@ -9,7 +9,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
 import { Source } from "../src/internal/source.ts"
-import { fresh, outgoing, Server, servers, serving, subscribing, textOf, transport, until } from "./redis.ts"
+import { fresh, noting, outgoing, Server, servers, serving, subscribing, textOf, transport, until } from "./redis.ts"
 
 const pullAll = (subscription: Subscription, n: number): Effect.Effect<ReadonlyArray<Delivery>, unknown> =>
   Effect.gen(function*() {
@@ -363,10 +363,11 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         assert.strictEqual(Number((yield* run("XPENDING", topic, "g"))[0]), 0)
       }))
 
-    it.effect("entries deleted while they were pending are cleaned away, and do not stop the others", () =>
+    it.effect("entries deleted while they were pending are cleaned away and reported, and do not stop the others", () =>
       Effect.gen(function*() {
         const { run } = yield* Server
-        const redis = yield* transport(idle)
+        const said: Array<string> = []
+        const redis = yield* Effect.provide(transport(idle), noting(said))
         const topic = fresh("deleted")
         yield* redis.publish([outgoing(topic, "1"), outgoing(topic, "2")])
         yield* run("XGROUP", "CREATE", topic, "g", "0")
@@ -377,6 +378,7 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         assert.strictEqual(textOf(delivery!), "2")
         yield* settleAll(subscription, [delivery!], Settlement.ack)
         assert.strictEqual(Number((yield* run("XPENDING", topic, "g"))[0]), 0)
+        assert.strictEqual(said.filter((line) => line.includes("deleted before") && line.includes(first)).length, 1)
       }))
 
     it.effect("takes nothing new while as many retries wait as may", () =>

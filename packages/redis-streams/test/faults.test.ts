@@ -6,17 +6,15 @@ import { Transport } from "@millrace/core/Transport"
 import type { RedisStreams } from "@millrace/redis-streams"
 import { Brokers } from "@millrace/testing"
 import * as Arr from "effect/Array"
-import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as Logger from "effect/Logger"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import { connect as connectTo, createServer } from "node:net"
-import { connect, fresh, outgoing, Server, serving, subscribing, textOf, transport, until } from "./redis.ts"
+import { connect, fresh, noting, outgoing, Server, serving, subscribing, textOf, transport, until } from "./redis.ts"
 
 const onServer = <A, E>(
   options: Parameters<typeof serving>[1],
@@ -46,24 +44,19 @@ const consuming = Effect.fnUntraced(function*(topic: string, options?: Partial<R
   return { running, handled, suspects, redis: Context.get(context, Transport) }
 })
 
-/** Notes what is logged. */
-const noting = (said: Array<string>) =>
-  Logger.layer([Logger.make(({ cause, message }) => {
-    said.push(`${Array.isArray(message) ? message.join(" ") : String(message)} ${Cause.pretty(cause)}`)
-  })])
-
 /** Stands before the server. What hangs passes nothing any more and stays open; new connections work. */
 const proxy = Effect.fnUntraced(function*(port: number) {
-  const connections: Array<{ reads: boolean; hangs: boolean }> = []
+  const connections: Array<{ reads: boolean; publishes: boolean; hangs: boolean; isMute: boolean }> = []
   const door = createServer((client) => {
-    const connection = { reads: false, hangs: false }
+    const connection = { reads: false, publishes: false, hangs: false, isMute: false }
     connections.push(connection)
     const server = connectTo(port, "127.0.0.1")
     client.on("data", (chunk) => {
       connection.reads ||= chunk.includes("XREADGROUP")
+      connection.publishes ||= chunk.includes("XADD")
       if (!connection.hangs) server.write(chunk)
     })
-    server.on("data", (chunk) => connection.hangs || client.write(chunk))
+    server.on("data", (chunk) => connection.hangs || connection.isMute || client.write(chunk))
     for (const [one, other] of [[client, server], [server, client]] as const) {
       one.on("close", () => other.destroy()).on("error", () => {})
     }
@@ -77,6 +70,10 @@ const proxy = Effect.fnUntraced(function*(port: number) {
     url: `redis://127.0.0.1:${typeof address === "object" && address !== null ? address.port : 0}`,
     hang: (which: "all" | "reading") => {
       for (const connection of connections) connection.hangs ||= which === "all" || connection.reads
+    },
+    /** What is sent on the keeping connection arrives, and no answer comes back. */
+    mute: () => {
+      for (const connection of connections) connection.isMute ||= !connection.reads && !connection.publishes
     }
   }
 })
@@ -186,6 +183,29 @@ describe("what a server does to a consumer", () => {
       ),
     (soakFor + 120) * 1_000
   )
+
+  it.live("restarted with much to load: refused while it loads, and consumed from then on", () =>
+    onServer(
+      { persistence: "always", args: ["--key-load-delay", "300"] },
+      Effect.gen(function*() {
+        const { broker, run } = yield* Server
+        const topic = fresh("loading")
+        for (let i = 0; i < 3_000; i++) yield* run("SET", "key", String(i))
+        const said: Array<string> = []
+        const { handled, redis, running } = yield* consuming(topic).pipe(Effect.provide(noting(said)))
+        yield* broker.kill
+        yield* until("noticed", Effect.map(running.health, (health) => health === "reconnecting"))
+        yield* Effect.forkChild(broker.start)
+        yield* until(
+          "published",
+          Effect.map(redis.publish([json(topic, "after")]), ([outcome]) => Result.isSuccess(outcome!))
+        )
+        yield* until("after", Effect.sync(() => handled.has("after")))
+        yield* until("healthy", Effect.map(running.health, (health) => health === "consuming"))
+        assert.isAtMost(said.filter((line) => line.includes("lost")).length, 3, said.join("\n"))
+        assert.isAtMost(said.filter((line) => line.includes("connected again")).length, 3, said.join("\n"))
+      })
+    ))
 
   it.live("frozen: the connections are given up, and made again when it answers", () =>
     onServer(
@@ -357,6 +377,30 @@ describe("what a server does to a consumer", () => {
 })
 
 describe("what a consumer's connection does to a message", () => {
+  it.live("a due retry whose answer was lost with the connection counted an attempt that nobody saw", () =>
+    onServer(
+      {},
+      Effect.gen(function*() {
+        const { broker, run } = yield* Server
+        const { mute, url } = yield* proxy(broker.port)
+        const redis = yield* transport({ url, answerTimeout: "1 second" })
+        const topic = fresh("lost-hand")
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        yield* redis.publish([outgoing(topic, "1")])
+        // The first time only makes the server know the scripts.
+        for (const delay of ["1 millis", "300 millis"] as const) {
+          const [delivery] = yield* subscription.pull(1)
+          yield* subscription.settle([{ delivery, settlement: Settlement.retry(delay) }])
+        }
+        const pulling = yield* Effect.forkChild(subscription.pull(1), { startImmediately: true })
+        mute()
+        const count = Effect.map(run("XPENDING", topic, "g", "-", "+", "1"), ([[, , , count]]) => Number(count))
+        yield* until("counted at the server", Effect.map(count, (n) => n === 3))
+        const [again] = yield* Fiber.join(pulling)
+        assert.deepStrictEqual([textOf(again), again.attempt, yield* count], ["1", 3, 3])
+      })
+    ))
+
   it.live("a settlement that finds no server fails, and can be sent again when it is back", () =>
     onServer(
       { persistence: "always" },

@@ -1,9 +1,11 @@
 import { type Outgoing, type SubscribeOptions, Transport } from "@millrace/core/Transport"
 import { RedisStreams } from "@millrace/redis-streams"
 import { Brokers } from "@millrace/testing"
+import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import type * as Scope from "effect/Scope"
 import { createClient, ErrorReply } from "redis"
 
@@ -109,3 +111,9 @@ export const until = <E, R>(
         : Effect.andThen(Effect.sleep(10), look))
     return look
   })
+
+/** Notes what is logged. */
+export const noting = (said: Array<string>) =>
+  Logger.layer([Logger.make(({ cause, message }) => {
+    said.push(`${Array.isArray(message) ? message.join(" ") : String(message)} ${Cause.pretty(cause)}`)
+  })])

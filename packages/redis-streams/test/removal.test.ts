@@ -252,6 +252,11 @@ servers.forEach(({ kind, version }) =>
           [["c", 1]]
         ])
         assert.isAbove(found!.oldestPendingAge!, 0)
+        yield* run("XADD", topic, "*", "a", "1")
+        const [[last]] = yield* run("XREVRANGE", topic, "+", "-", "COUNT", "1")
+        yield* run("XADD", topic, "*", "a", "1")
+        yield* run("XDEL", topic, last)
+        assert.isNull((yield* info)!.lag, "an entry beyond the group's position was deleted")
       }))
   })
 )

@@ -56,6 +56,8 @@ export class Feed {
   private owned = 0
   private extendedAt = 0
   private unsettled = false
+  /** The answer to the last hand-out of due retries did not arrive. */
+  private isHandLost = false
   private readonly refusals = new Set<string>()
   /** The engine took its asking back. */
   private withdrawn = true
@@ -221,9 +223,16 @@ export class Feed {
   private readonly takeDue: Effect.Effect<void, Error> = Effect.suspend(() => {
     const ids = this.waiting.take(Math.min(this.credit, chunk))
     const { consumer, group, key } = this.options
-    return this.server.keep.one(key, scripts.evalsha(scripts.hand, [key, this.dues], [group, consumer, ...ids])).pipe(
-      Effect.tapError(() => Effect.sync(() => this.waiting.putBack(ids))),
+    const args = [group, consumer, this.isHandLost ? "1" : "0", ...ids]
+    return this.server.keep.one(key, scripts.evalsha(scripts.hand, [key, this.dues], args)).pipe(
+      Effect.tapError(() =>
+        Effect.sync(() => {
+          this.isHandLost = true
+          this.waiting.putBack(ids)
+        })
+      ),
       Effect.map((reply) => {
+        this.isHandLost = false
         this.waiting.forget(ids)
         const [given] = list(reply)
         this.take(

@@ -48,6 +48,7 @@ return found
  *
  * An entry whose delivery time lies at the epoch was handed back on purpose. One with a due time waits for it, with its
  * new owner. Any other was never settled: its consumer may have died of it, so at most \`suspects\` of those are taken.
+ * What this consumer itself was given once and never settled is only lost to it, and has been counted already.
  *
  * KEYS: stream, due times. ARGV: group, consumer, minIdle, room, room for waiting ones, suspects, own (whether entries
  * of this consumer may be taken), first id. Replies: given [id, fields, attempt, suspect], waiting [id, ms left], gone,
@@ -78,7 +79,7 @@ while seen < 1000 do
         end
       else
         local unsettled = not due and count > 0 and idle < now - 1000000000
-        local suspect = unsettled and owner ~= me
+        local suspect = unsettled and (owner ~= me or count > 1)
         if suspect and suspects == 0 then
           left = left + 1
         else
@@ -102,22 +103,24 @@ return { given, waiting, gone, left, start }
 `)
 
 /**
- * Gives out retries whose time has come, and counts the attempt. KEYS: stream, due times. ARGV: group, consumer, ids.
+ * Gives out retries whose time has come, and counts the attempt. When the answer to the last call was lost, one without a
+ * due time was counted by it. KEYS: stream, due times. ARGV: group, consumer, '1' after a lost answer, ids.
  * Replies: given [id, fields, attempt], gone (deleted, or another consumer's).
  */
 export const hand = script(`
-local stream, dues, group, me = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
+local stream, dues, group, me, again = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3] == '1'
 local given, gone = {}, {}
-for i = 3, #ARGV do
+for i = 4, #ARGV do
   local id = ARGV[i]
   local mine = redis.call('XPENDING', stream, group, id, id, 1, me)
-  local claimed = #mine > 0 and redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', mine[1][4] + 1) or mine
+  local attempt = #mine > 0 and mine[1][4] + 1
+  if #mine > 0 and redis.call('HDEL', dues, id) == 0 and again then attempt = attempt - 1 end
+  local claimed = attempt and redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', attempt) or mine
   if #claimed == 0 then
     gone[#gone + 1] = id
   else
-    given[#given + 1] = { id, claimed[1][2], mine[1][4] + 1 }
+    given[#given + 1] = { id, claimed[1][2], attempt }
   end
-  if #mine > 0 then redis.call('HDEL', dues, id) end
 end
 return { given, gone }
 `)
