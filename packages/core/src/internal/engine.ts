@@ -71,6 +71,8 @@ export class Engine {
   readonly run: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
   readonly maxOwned: number
   draining = false
+  /** Takes back what has been asked for; whoever reads says how. */
+  takeBack: Effect.Effect<void> = Effect.void
   /** The drain's deadline has passed: handlers are being interrupted. */
   interrupting = false
 
@@ -110,6 +112,7 @@ export class Engine {
   /** How long a pull has been open, all in all; keys are patient with their retries for as long as they may come. */
   private asked = 0
   private askingSince: number | undefined
+  private isTakingBack = false
   /** With more than this in the buffer nothing is asked for. */
   private refillAt = 0
   /** Handlers that are started between two looks at the clock. */
@@ -384,8 +387,8 @@ export class Engine {
   }
 
   /**
-   * A message that may have taken a process with it runs alone, so that it takes no other one: nothing else runs, all
-   * that was said has reached the broker, and what was not begun is handed back. `true` when it may begin.
+   * A message that may have taken a process with it runs alone, so that it takes no other one: nothing else runs or is
+   * asked for, all that was said has reached the broker, and what was not begun is handed back. `true` when it may begin.
    */
   private mayBeginAlone(next: Attempt): boolean {
     // Until it has ended, nothing else begins.
@@ -393,6 +396,11 @@ export class Engine {
     this.solo = next
     this.flushBatches()
     if (this.started > 0) return false
+    // Keys are waited for with a pull open, and what it brings would be here.
+    if (this.askingSince !== undefined) {
+      this.callOff()
+      return false
+    }
     if (this.head + 1 < this.buffer.length || (this.lanes?.parked ?? 0) > 0) {
       const others = this.buffer.slice(this.head + 1)
       this.buffer = [next]
@@ -401,6 +409,15 @@ export class Engine {
       this.handBack(others)
     }
     return this.settler.pending.length === 0 && this.settler.unconfirmed === 0
+  }
+
+  private callOff(): void {
+    if (this.isTakingBack) return
+    this.isTakingBack = true
+    this.run(this.takeBack).addObserver(() => {
+      this.isTakingBack = false
+      this.pump()
+    })
   }
 
   isSolo(attempt: Attempt): boolean {

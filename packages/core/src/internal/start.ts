@@ -69,12 +69,13 @@ export const start = Effect.fnUntraced(function*(
   if (subscription.extendEvery !== undefined) {
     yield* engine.extend.pipe(Effect.delay(subscription.extendEvery), Effect.forever, Effect.forkScoped)
   }
-  yield* Effect.addFinalizer(() => drain(engine, stopReading, source.drainTimeout))
-  yield* read
-
   // One after the other: a second reader must not begin before the first has given its asking back.
   const inTurn = Semaphore.makeUnsafe(1)
   let paused = false
+  const readOn = Effect.suspend(() => paused || engine.draining ? Effect.void : read)
+  engine.takeBack = inTurn.withPermit(Effect.andThen(stopReading, readOn))
+  yield* Effect.addFinalizer(() => drain(engine, inTurn.withPermit(stopReading), source.drainTimeout))
+  yield* read
   return {
     name: program.name,
     topic: source.topic.name,
@@ -84,9 +85,9 @@ export const start = Effect.fnUntraced(function*(
       return stopReading
     })),
     resume: inTurn.withPermit(Effect.suspend(() => {
-      if (!paused || engine.draining) return Effect.void
+      if (!paused) return Effect.void
       paused = false
-      return read
+      return readOn
     })),
     health: Effect.suspend(() =>
       Deferred.isDoneUnsafe(engine.failure)
