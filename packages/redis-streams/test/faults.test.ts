@@ -190,7 +190,7 @@ describe("what a server does to a consumer", () => {
       Effect.gen(function*() {
         const { broker, run } = yield* Server
         const topic = fresh("loading")
-        for (let i = 0; i < 3_000; i++) yield* run("SET", "key", String(i))
+        yield* run("EVAL", "for i = 1, 3000 do redis.call('SET', KEYS[1], i) end", "1", "key")
         const said: Array<string> = []
         const { handled, redis, running } = yield* consuming(topic).pipe(Effect.provide(noting(said)))
         yield* broker.kill

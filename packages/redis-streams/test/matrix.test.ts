@@ -6,18 +6,22 @@ import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import * as Fs from "node:fs"
 import * as Path from "node:path"
-import { fresh, outgoing, Server, servers, serving, subscribing, transport } from "./redis.ts"
+import { fresh, outgoing, Server, servers, serving, subscribing, textOf, transport } from "./redis.ts"
 
 const docs = Path.join(import.meta.dirname, "..", "..", "..", "docs", "redis-streams.md")
 
 const columns = [
   "server",
-  "claim, retry, release",
+  "claim",
+  "clean ids whose data is gone",
+  "retry, release, extend",
   "delete once acknowledged",
-  "deduplication",
+  "publish once by id",
   "delayed publish",
+  "`XAUTOCLAIM`",
   "`XREADGROUP … CLAIM`",
   "`XADD … IDMP`",
+  "`XACKDEL`",
   "`XNACK`"
 ]
 
@@ -31,6 +35,12 @@ servers.forEach(({ kind, version }) =>
         const calls = (command: string) =>
           Effect.map(run("INFO", "commandstats"), (stats) =>
             new RegExp(`cmdstat_${command}:calls=[1-9]`).test(String(stats)))
+        const does = (native: string, fallback: string) =>
+          Effect.gen(function*() {
+            const is = (yield* calls(native)) ? "native" : (yield* calls(fallback)) ? "fallback" : "absent"
+            yield* run("CONFIG", "RESETSTAT")
+            return is
+          })
         const redis = yield* transport({ retention: "until-acked", claim: { minIdle: "100 millis" } })
         const topic = fresh("matrix")
         const subscription = yield* redis.subscribe(subscribing(topic))
@@ -43,38 +53,101 @@ servers.forEach(({ kind, version }) =>
         }
         const [claimed] = yield* subscription.pull(1)
         assert.strictEqual(claimed.attempt, 2)
-        const claims = (yield* calls("xclaim")) ? "script" : "absent"
+        const settles = yield* does("xnack", "xclaim")
 
         yield* subscription.settle([{ delivery: claimed, settlement: Settlement.ack }])
         assert.strictEqual(yield* run("XLEN", topic), 0)
-        const deletes = (yield* calls("xackdel")) ? "native (`XACKDEL`)" : (yield* calls("xdel")) ? "script" : "absent"
+        const deletes = yield* does("xackdel", "xdel")
 
         const outcomes = yield* redis.publish([outgoing(topic, "b", { id: "i" }), outgoing(topic, "b", { id: "i" })])
-        const deduplicates = outcomes.map((outcome) =>
-          Result.getOrThrow(outcome).duplicate
-        ).join() === "false,true"
+        assert.deepStrictEqual(
+          outcomes.map((outcome) =>
+            Result.getOrThrow(outcome).duplicate
+          ),
+          [false, true]
+        )
+        const deduplicates = yield* does("xcfgset", "hset")
         yield* subscription.settle([{ delivery: (yield* subscription.pull(1))[0], settlement: Settlement.ack }])
         yield* redis.publish([outgoing(topic, "c", { delay: Duration.millis(10) })])
         const [late] = yield* subscription.pull(1)
         assert.strictEqual(late.attempt, 1)
+        const delays = yield* does("none", "zadd")
+        yield* subscription.settle([{ delivery: late, settlement: Settlement.ack }])
 
-        const has = (reply: unknown) =>
+        const [gone] = yield* redis.publish([outgoing(topic, "gone"), outgoing(topic, "kept")])
+        yield* run("XREADGROUP", "GROUP", "g", "dead", "COUNT", "2", "STREAMS", topic, ">")
+        yield* run("XDEL", topic, Result.getOrThrow(gone!).id)
+        yield* run("CONFIG", "RESETSTAT")
+        const [left] = yield* subscription.pull(1)
+        assert.deepStrictEqual([textOf(left), left.attempt], ["kept", 2])
+        assert.strictEqual((yield* run("XPENDING", topic, "g"))[0], 1)
+        const claims = yield* does("xautoclaim", "xclaim")
+
+        const has = (reply: unknown, otherwise: string) =>
           reply instanceof Error && /unknown command|syntax error|Invalid stream ID/.test(reply.message)
             ? "absent"
-            : "there, not used"
+            : otherwise
         yield* run("XGROUP", "CREATE", "probe", "g", "0", "MKSTREAM")
         rows.set(`${kind} ${broker.version}`, [
           `${kind === "redis" ? "Redis" : "Valkey"} ${broker.version}`,
           claims,
+          claims,
+          settles,
           deletes,
-          deduplicates ? "script" : "absent",
-          "script",
-          has(yield* run("XREADGROUP", "GROUP", "g", "c", "CLAIM", "1000", "STREAMS", "probe", ">")),
-          has(yield* run("XADD", "probe", "IDMP", "p", "i", "*", "a", "1")),
-          has(yield* run("XNACK", "probe", "g", "SILENT", "IDS", "1", "0-1")) === "absent"
-            ? "absent, untested"
-            : "there, untested"
+          deduplicates,
+          delays,
+          has(yield* run("XAUTOCLAIM", "probe", "g", "c", "1000", "0"), "unused"),
+          has(yield* run("XREADGROUP", "GROUP", "g", "c", "CLAIM", "1000", "STREAMS", "probe", ">"), "unused"),
+          has(yield* run("XADD", "probe", "IDMP", "p", "i", "*", "a", "1"), "unused"),
+          has(yield* run("XACKDEL", "probe", "g", "ACKED", "IDS", "1", "0-1"), "used"),
+          `${has(yield* run("XNACK", "probe", "g", "SILENT", "IDS", "1", "0-1"), "there")}, untested and unused`
         ])
+      }))
+
+    it.effect("why XAUTOCLAIM and XREADGROUP CLAIM are not used: they count what nobody has been given", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const commands = [
+          ["XAUTOCLAIM", "stream", "g", "me", "0", "0"],
+          ["XREADGROUP", "GROUP", "g", "me", "CLAIM", "0", "STREAMS", "stream", ">"]
+        ]
+        for (const command of commands) {
+          yield* run("DEL", "stream")
+          const ids: Array<string> = []
+          for (const value of ["1", "2", "3"]) ids.push(String(yield* run("XADD", "stream", "*", "a", value)))
+          yield* run("XGROUP", "CREATE", "stream", "g", "0")
+          yield* run("XREADGROUP", "GROUP", "g", "dead", "STREAMS", "stream", ">")
+          yield* run("XDEL", "stream", ids[0]!)
+          const reply = yield* run(...command)
+          if (reply instanceof Error) continue
+          const left = (yield* run("XPENDING", "stream", "g", "-", "+", "9")).map(
+            ([id, owner, , count]: [string, string, number, number]) => [id, owner, count]
+          )
+          // All suspects of a crash at once, each with an attempt more; and the second leaves what is gone for ever.
+          const [isGone, ...others] = command[0] === "XAUTOCLAIM" ? [undefined, ...left] : left
+          assert.deepStrictEqual(others, [[ids[1], "me", 2], [ids[2], "me", 2]])
+          if (isGone !== undefined) assert.deepStrictEqual(isGone, [ids[0], "dead", 1])
+        }
+      }))
+
+    it.effect("why XADD IDMP is not used: its memory is the stream's, and it does not tell a duplicate", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const add = (stream: string) => run("XADD", stream, "IDMP", "producer", "id", "*", "a", "1")
+        yield* run("DEL", "once")
+        const first = yield* add("once")
+        if (first instanceof Error) return assert.match(first.message, /Invalid stream ID/)
+        assert.deepStrictEqual(yield* add("once"), first, "an id, as for any other")
+        // A window other than the server's can be asked for only once the stream is there, and forgets what it knew.
+        assert.match(String(yield* run("XCFGSET", "not-there", "IDMP-DURATION", "120")), /no such key/)
+        yield* run("XCFGSET", "once", "IDMP-DURATION", "120")
+        const again = yield* add("once")
+        assert.notDeepEqual(again, first)
+        // Deleted and made again it has the server's window, and no way to notice.
+        yield* run("DEL", "once")
+        assert.notDeepEqual(yield* add("once"), again)
+        const info: ReadonlyArray<unknown> = yield* run("XINFO", "STREAM", "once")
+        assert.strictEqual(info[info.findIndex((name) => String(name) === "idmp-duration") + 1], 100)
       }))
   })
 )
