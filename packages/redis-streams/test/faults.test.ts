@@ -223,6 +223,26 @@ describe("what a server does to a consumer", () => {
       })
     ))
 
+  it.live("frozen: closing does not wait for it, also while others wait for their retry", () =>
+    onServer(
+      {},
+      Effect.gen(function*() {
+        const { broker } = yield* Server
+        const scope = yield* Scope.make()
+        const topic = fresh("frozen-close")
+        const { redis, running } = yield* Scope.provide(consuming(topic), scope)
+        const subscription = yield* Scope.provide(redis.subscribe(subscribing(topic, { group: "other" })), scope)
+        yield* redis.publish([json(topic, "1")])
+        const [delivery] = yield* subscription.pull(1)
+        yield* subscription.settle([{ delivery, settlement: Settlement.retry("1 hour") }])
+        yield* until("handled", Effect.map(running.counts, ({ handled }) => handled === 1))
+        yield* broker.pause
+        const closing = yield* Scope.close(scope, Exit.void).pipe(Effect.timeout("20 seconds"), Effect.exit)
+        yield* broker.resume
+        assert.isTrue(Exit.isSuccess(closing))
+      })
+    ))
+
   it.live(
     "half-open, all connections or only the reading one: consumption stood still for 8 to 14 seconds",
     () =>
