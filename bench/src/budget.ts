@@ -75,7 +75,7 @@ export const rates = (of: (broker: BrokerName) => ReadonlyArray<Result>): Readon
     return line(
       `no-op ${handler}, in memory`,
       `≥ ${least / 1000} k/s`,
-      `${(rate / 1000).toFixed(0)} k/s`,
+      `${(rate / 1000).toFixed(0)} k/s, the bare loop ${(rateOf(of("memory"), "tuned") / 1000).toFixed(0)}`,
       rate >= least
     )
   })
@@ -92,15 +92,11 @@ const armed = (results: ReadonlyArray<Result>): Line => {
   return line("retry and dead letters over none, time a message", "≤ 1.10 ×", `${interval(bare)} ×`, bare.median <= 1.1)
 }
 
-/** Open loops at half of the raw maximum. */
+/** Open loops at half of what the raw loop takes beside its producer. */
 export const latency = (results: ReadonlyArray<Result>): Line => {
   const ratio = compare.p99Ratio(results, "plain", "tuned")
   const what = `p99 at half of raw maximum, ${brokers[results[0]!.spec.broker]}, of raw`
-  // Messages that queue for the broker say nothing about who consumes them.
-  const isOverrun = compare.medianOf(results, "tuned", ({ latency }) => latency!.p50) > 20
-  return isOverrun
-    ? line(what, "≤ 1.25 ×", "raw falls behind as well", undefined)
-    : line(what, "≤ 1.25 ×", `${interval(ratio)} ×`, ratio.median <= 1.25)
+  return line(what, "≤ 1.25 ×", `${interval(ratio)} ×`, ratio.median <= 1.25)
 }
 
 /** Five handlers of 300 ms at a time, against one. */
@@ -158,14 +154,23 @@ export const memory = (curve: rss.Curve, total: number): Line => {
 
 const packages = path.join(import.meta.dirname, "../../packages")
 
-const linesOf = (name: string): number =>
+/** Without what is said to the reader. */
+const isCode = (line: string): boolean => !/^\s*(?:$|\/\/|\/\*|\*)/.test(line)
+
+const linesOf = (name: string): ReadonlyArray<string> =>
   fs.globSync("src/**/*.ts", { cwd: path.join(packages, name) })
-    .reduce((sum, file) => sum + fs.readFileSync(path.join(packages, name, file), "utf8").split("\n").length - 1, 0)
+    .flatMap((file) => fs.readFileSync(path.join(packages, name, file), "utf8").trimEnd().split("\n"))
 
 export const source = (): ReadonlyArray<Line> =>
   ["redis-streams", "nats-jetstream"].map((name) => {
-    const lines = linesOf("core") + linesOf(name)
-    return line(`lines of core and ${name}`, "about 6,000", String(lines), lines <= 6600)
+    const lines = [...linesOf("core"), ...linesOf(name)]
+    const code = lines.filter(isCode).length
+    return line(
+      `lines of core and ${name}`,
+      "about 6,000",
+      `${code} of code, ${lines.length} with docs and comments`,
+      code <= 6600
+    )
   })
 
 export const verdict = ({ met }: Line): string => met === undefined ? "–" : met ? "met" : "not met"

@@ -33,9 +33,9 @@ export interface Chapter {
 }
 
 export const quick: ReadonlyArray<Cell> = [
-  cell("redis", ["tuned", "plain", "effect", "bullmq"], 3, 1),
-  cell("jetstream", ["tuned", "plain", "effect"], 3, 1),
-  cell("memory", ["tuned", "plain", "effect", "bare", "armed"], 3, 0.5)
+  cell("redis", ["tuned", "plain", "effect", "bullmq"], 3, 0.6),
+  cell("jetstream", ["tuned", "plain", "effect"], 3, 0.6),
+  cell("memory", ["tuned", "plain", "effect", "bare", "armed"], 3, 0.2)
 ]
 
 const chapter = (name: Chapter["name"], cellsOf: (broker: BrokerName) => ReadonlyArray<Cell>): Chapter => ({
@@ -85,7 +85,19 @@ export const long = (rounds: number): ReadonlyArray<Chapter> => {
   ]
 }
 
-/** Messages that come at `share` of what the raw loop can take when all are there. */
+/** What the raw loop takes while a producer beside it sends all it can. */
+export const flood = (broker: BrokerName): Cell => ({
+  broker,
+  arms: ["tuned"],
+  rounds: 1,
+  concurrency: 64,
+  size: 100,
+  delay: 0,
+  rate: 10_000_000,
+  count: 200_000
+})
+
+/** Messages that come at `share` of that. */
 export const openLoop = (
   broker: BrokerName,
   rawRate: number,
