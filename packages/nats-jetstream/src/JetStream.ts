@@ -464,7 +464,7 @@ export const ackSync = Effect.fnUntraced(function*(
     Effect.timeout(options?.timeout ?? "5 seconds"),
     Effect.ensuring(ended),
     Effect.filterOrFail(
-      () => delivery.owner?.ended(delivery, true) !== false,
+      () => delivery.owner?.ended(delivery, "done") !== false,
       () => new Error("it came again before the server confirmed, and is being handled again")
     ),
     Effect.as(true),

@@ -350,6 +350,22 @@ describe.each(versions)("on nats-server %s", (version) => {
       })
     ))
 
+  it.live("a message that a process lost and got again ran alone, as if that process had died of it", () =>
+    on(() =>
+      Effect.gen(function*() {
+        yield* publish("orders", ["a"])
+        const subscription = yield* subscribe("orders", { ackWait: "1 second" })
+        const [first] = yield* take(subscription, 1)
+        const pulling = yield* Effect.forkScoped(subscription.pull(10))
+        const jsm = yield* manager
+        const info = Effect.promise(() => jsm.consumers.info("orders", "group"))
+        yield* until(info, ({ delivered }) => delivered.consumer_seq > 1)
+        yield* until(subscription.extend([first!]), (lost) => lost.length > 0)
+        const [again] = yield* Fiber.join(pulling)
+        assert.deepInclude(again, { attempt: 2, suspect: false })
+      })
+    ))
+
   it.live("a message that came again while what is known of it was looked up was given twice", () =>
     onProxy((broker, { misdirect }) =>
       Effect.gen(function*() {

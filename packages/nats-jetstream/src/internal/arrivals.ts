@@ -123,11 +123,14 @@ export class Arrivals {
     return out
   }
 
-  /** It is settled, or somebody else's. `false`: of what is done, a copy has been given to a handler before. */
-  ended(delivery: JetStreamDelivery, done: boolean, time = this.options.now()): boolean {
+  /** `false`: of what is done, a copy has been given to a handler before. */
+  ended(delivery: JetStreamDelivery, how: Ending, time = this.options.now()): boolean {
     if (delivery.confirming) return true
+    const done = how === "done"
     const first = delivery.slot >= 0
     if (first) {
+      // This process did not die of it.
+      if (how === "lost" && !delivery.suspect) this.retried(delivery, 0)
       this.given[delivery.slot] = undefined
       this.free.push(delivery.slot)
       delivery.slot = -1
@@ -168,12 +171,12 @@ export class Arrivals {
   get kept(): ReadonlyArray<JetStreamDelivery> {
     const time = this.options.now()
     // Nobody says so when a message that was not settled has been given up.
-    if (this.suspect !== undefined && time > this.suspect.heldUntil) this.ended(this.suspect, false, time)
+    if (this.suspect !== undefined && time > this.suspect.heldUntil) this.ended(this.suspect, "lost", time)
     const kept = [...this.queue, ...this.suspects, ...this.copies.values(), ...[...this.lookingUp].flat()]
     for (const delivery of this.given) {
       if (delivery?.confirming) kept.push(delivery)
       else if (delivery !== undefined && time > delivery.heldUntil + this.options.lease) {
-        this.ended(delivery, false, time)
+        this.ended(delivery, "lost", time)
       }
     }
     for (const [name, until] of this.late) if (time > until) this.late.delete(name)
@@ -287,6 +290,9 @@ export class Arrivals {
     })
   }
 }
+
+/** `again`: it is to be delivered once more. `lost`: it may be somebody else's. */
+export type Ending = "done" | "again" | "lost"
 
 const isSame = (one: JetStreamDelivery, other: JetStreamDelivery) =>
   one.id === other.id && one.timestamp === other.timestamp

@@ -2,6 +2,7 @@ import type * as Message from "@millrace/core/Message"
 import * as Publisher from "@millrace/core/Publisher"
 import type * as Transport from "@millrace/core/Transport"
 import type { MsgHdrs } from "@nats-io/nats-core"
+import type { Arrivals } from "./arrivals.ts"
 import { headersOf } from "./headers.ts"
 
 /** As clients give it, with or without JetStream. */
@@ -36,7 +37,7 @@ export class JetStreamDelivery implements Transport.Delivery {
   /** Where it stands among those that were given and are not settled. */
   slot = -1
   /** Told when it is settled, or somebody else's. */
-  owner: { readonly ended: (delivery: JetStreamDelivery, done: boolean, time?: number) => boolean } | undefined
+  owner: Pick<Arrivals, "ended"> | undefined
 
   constructor(msg: Msg) {
     this.msg = msg

@@ -110,7 +110,9 @@ export const settling = (options: SettlingOptions) => {
       () => {
         const heard = now()
         for (const { delivery, settlement } of batch) {
-          if (delivery instanceof JetStreamDelivery) delivery.owner?.ended(delivery, settlement._tag === "Ack", heard)
+          if (!(delivery instanceof JetStreamDelivery)) continue
+          const how = settlement._tag === "Ack" ? "done" : lost.includes(delivery) ? "lost" : "again"
+          delivery.owner?.ended(delivery, how, heard)
         }
         return lost
       }
@@ -141,13 +143,13 @@ export const settling = (options: SettlingOptions) => {
         else extended.push(delivery)
       }
       if (connection.state() !== "connected") {
-        for (const delivery of lost) if (delivery instanceof JetStreamDelivery) delivery.owner?.ended(delivery, false)
+        for (const delivery of lost) if (delivery instanceof JetStreamDelivery) delivery.owner?.ended(delivery, "lost")
         return lost.length > 0 ? Effect.succeed(lost) : Effect.fail(interrupted("extend", notConnected))
       }
       for (const delivery of extended) say(delivery, working)
       return Effect.map(connection.flush, () => {
         for (const delivery of extended) delivery.heldUntil = time + lease
-        for (const delivery of lost) if (delivery instanceof JetStreamDelivery) delivery.owner?.ended(delivery, false)
+        for (const delivery of lost) if (delivery instanceof JetStreamDelivery) delivery.owner?.ended(delivery, "lost")
         return lost
       })
     })
