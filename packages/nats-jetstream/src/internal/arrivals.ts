@@ -50,7 +50,12 @@ export class Arrivals {
   /** Retries that this process asked for, by id. */
   private readonly retries = new Map<
     string,
-    { readonly delivered: number; readonly released: number; readonly due: number }
+    {
+      readonly delivered: number
+      readonly released: number
+      readonly firstFailedAt: number | undefined
+      readonly due: number
+    }
   >()
   private closed = false
 
@@ -151,8 +156,8 @@ export class Arrivals {
   }
 
   retried(delivery: JetStreamDelivery, delay: number): void {
-    const { delivered, id, released } = delivery
-    this.retries.set(id, { delivered, released, due: this.options.now() + delay })
+    const { delivered, firstFailedAt, id, released } = delivery
+    this.retries.set(id, { delivered, released, firstFailedAt, due: this.options.now() + delay })
   }
 
   /** Milliseconds until there are fewer than `most` retries that wait. Those that are due come back, here or elsewhere. */
@@ -236,6 +241,7 @@ export class Arrivals {
     this.retries.delete(delivery.id)
     if (retry !== undefined && retry.delivered === delivery.delivered - 1) {
       delivery.released = retry.released
+      delivery.firstFailedAt = retry.firstFailedAt
       return undefined
     }
     if (this.options.notes === undefined) {
@@ -248,6 +254,7 @@ export class Arrivals {
       const unnoted = delivery.delivered - 1 - (note?.delivered ?? 0)
       delivery.released = (note?.released ?? 0) + Math.max(0, unnoted - (note === undefined || note.settled ? 1 : 0))
       delivery.suspect = this.mayHaveKilled(delivery, note)
+      delivery.firstFailedAt = note?.firstFailedAt
     })
   }
 

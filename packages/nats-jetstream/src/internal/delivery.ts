@@ -30,6 +30,7 @@ export class JetStreamDelivery implements Transport.Delivery {
   /** Deliveries that were handed back untouched. */
   released = 0
   suspect = false
+  firstFailedAt: number | undefined
   /** Monotonic milliseconds after which a peer may have it. */
   heldUntil = 0
   /** The server's confirmation is waited for: until then it has not ended, and is kept alive with what nobody was given. */

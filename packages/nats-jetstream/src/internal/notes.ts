@@ -18,6 +18,7 @@ export interface Note {
   readonly released: number
   /** Whether it was settled (by a retry or a release); otherwise its consumer may have died of it. */
   readonly settled: boolean
+  readonly firstFailedAt?: number | undefined
   /** The message's own, which tells it from one with its number in an earlier stream of the same name. */
   readonly timestamp: string
 }
@@ -61,8 +62,8 @@ export const openNotes = Effect.fnUntraced(function*(connection: Connection, dec
     ))
 })
 
-const write = (delivery: JetStreamDelivery, released: number, settled: boolean) =>
-  JSON.stringify({ delivered: delivery.delivered, released, settled, timestamp: delivery.timestamp } satisfies Note)
+const write = ({ delivered, firstFailedAt, timestamp }: JetStreamDelivery, released: number, settled: boolean) =>
+  JSON.stringify({ delivered, released, settled, firstFailedAt, timestamp } satisfies Note)
 
 /** The notes of one consumer. */
 export class Notes {

@@ -37,6 +37,8 @@ export interface SettlingOptions {
   readonly connection: Connection
   readonly notes: Notes | undefined
   readonly now: () => number
+  /** Milliseconds since the epoch. */
+  readonly date: () => number
   /** How long a delivery is surely ours after a sign of life, in milliseconds. */
   readonly lease: number
   readonly confirm: boolean
@@ -53,7 +55,7 @@ export interface SettlingOptions {
  * and nothing but an acknowledgement is said about it.
  */
 export const settling = (options: SettlingOptions) => {
-  const { confirm, connection, elsewhereAfter, lease, notes, now, onRetry } = options
+  const { confirm, connection, date, elsewhereAfter, lease, notes, now, onRetry } = options
   /** When the server acts on what was said and not confirmed: after that it is not said again. */
   const due = new WeakMap<JetStreamDelivery, number>()
 
@@ -94,6 +96,7 @@ export const settling = (options: SettlingOptions) => {
           const delay = settlement.after === undefined ? defaultDelay : Duration.toMillis(settlement.after)
           if (ours && time < (due.get(delivery) ?? Infinity)) {
             due.set(delivery, time + delay)
+            delivery.firstFailedAt ??= date()
             onRetry(delivery, delay)
             notes?.retried(delivery)
             say(delivery, nak(delay))

@@ -270,6 +270,7 @@ export const subscribe = Effect.fnUntraced(function*(
     connection,
     notes,
     now,
+    date: () => clock.currentTimeMillisUnsafe(),
     lease,
     confirm: Context.get(options.settings, settings.Acknowledge) === "confirm",
     // While this one stops, its open requests would get them again.
