@@ -39,6 +39,8 @@ export interface Delivery extends Codec.Wire {
   readonly suspect: boolean
   /** Milliseconds since the epoch. */
   readonly publishedAt: number
+  /** When its first retry was asked for, in whatever process: kept with the retry. Absent where that is not known. */
+  readonly firstFailedAt?: number | undefined
 }
 
 /**

@@ -303,6 +303,12 @@ export const mutants: ReadonlyArray<Mutant> = [
     })
   },
   {
+    name: "forgets when a message failed first",
+    law: "law 4",
+    caughtBy: ["S16"],
+    mutate: disguising(() => ({ firstFailedAt: undefined }))
+  },
+  {
     name: "stores dead letters some time after it has said so",
     law: "law 4",
     caughtBy: ["R6"],

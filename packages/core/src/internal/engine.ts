@@ -512,7 +512,6 @@ export class Engine {
     attempt.conclude(Effect.flatMap(verdict, (verdict) => {
       if (verdict._tag === "End") return this.bury(attempt, cause, verdict.reason)
       const delay = Duration.toMillis(verdict.delay)
-      this.letters?.remember(attempt.delivery)
       this.counts.retried++
       this.report(attempt, { _tag: "Retried", delay, cause })
       this.finish(attempt, Settlement.retry(verdict.delay))
@@ -629,7 +628,6 @@ export class Engine {
   }
 
   private finish(attempt: Attempt, settlement: Settlement.Settlement): void {
-    if (settlement._tag !== "@millrace/Retry") this.letters?.forget(attempt.delivery)
     if (attempt.claim()) {
       attempt.settlement = settlement
       this.ending++

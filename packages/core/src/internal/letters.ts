@@ -15,8 +15,6 @@ export class Letters {
   private readonly topic: string
   private readonly transport: Transport["Service"]
   private readonly clock: Clock.Clock
-  /** When messages that are retried failed for the first time here, by id. */
-  private readonly firstFailures = new Map<string, number>()
 
   static of(program: Program, transport: Transport["Service"], clock: Clock.Clock): Letters | undefined {
     const topic = deadLetterTopic(program)
@@ -30,20 +28,6 @@ export class Letters {
     this.clock = clock
   }
 
-  remember({ id }: Delivery): void {
-    if (this.firstFailures.has(id)) return
-    // Those that were retried elsewhere are never asked for: the oldest make room.
-    for (const oldest of this.firstFailures.keys()) {
-      if (this.firstFailures.size < mostFailures) break
-      this.firstFailures.delete(oldest)
-    }
-    this.firstFailures.set(id, this.clock.currentTimeMillisUnsafe())
-  }
-
-  forget({ id }: Delivery): void {
-    if (this.firstFailures.size > 0) this.firstFailures.delete(id)
-  }
-
   /** Ends when the broker has confirmed it, in two pieces where one would be too large. */
   write(
     delivery: Delivery,
@@ -51,7 +35,7 @@ export class Letters {
     reason: DeadLetter.Reason
   ): Effect.Effect<unknown, PublishError> {
     const failedAt = this.clock.currentTimeMillisUnsafe()
-    const firstFailedAt = this.firstFailures.get(delivery.id) ?? (delivery.attempt === 1 ? failedAt : undefined)
+    const firstFailedAt = delivery.firstFailedAt ?? (delivery.attempt === 1 ? failedAt : undefined)
     const record = new DeadLetter.Record({
       version: 1,
       sdk,
@@ -77,5 +61,3 @@ export class Letters {
     )
   }
 }
-
-const mostFailures = 10_000

@@ -2,6 +2,7 @@ import type * as Message from "@millrace/core/Message"
 import { keyOf } from "@millrace/core/Publisher"
 import type { Delivery, Outgoing } from "@millrace/core/Transport"
 import type { Argument } from "./link.ts"
+import { text } from "./reply.ts"
 
 /** `id` and the flat list of field names and values, as the server sends them. */
 export type RawEntry = readonly [Buffer, ReadonlyArray<Buffer>]
@@ -61,6 +62,7 @@ export class RedisDelivery implements Delivery {
   /** The subscription that gave it out. */
   readonly source: unknown
   body: Uint8Array = nothing
+  firstFailedAt: number | undefined
   /** Given to the engine and not settled yet. */
   out = false
   raw: ReadonlyArray<Buffer> | undefined
@@ -73,6 +75,13 @@ export class RedisDelivery implements Delivery {
     this.attempt = attempt
     this.redelivered = redelivered
     this.suspect = suspect
+  }
+
+  /** As a script replies: not at all where nothing is known. */
+  failedFirst(at: unknown): this {
+    const millis = Number(at === undefined || at === null ? "" : text(at))
+    if (millis > 0) this.firstFailedAt = millis
+    return this
   }
 
   get fields(): ReadonlyMap<string, Uint8Array> {

@@ -237,8 +237,16 @@ export class Feed {
         const [given] = list(reply)
         this.take(
           list(given).map((entry) => {
-            const [id, fields, attempt] = list(entry)
-            return this.entries.read(this, this.options.topic, rawEntry(id, fields), Number(attempt), true, false)
+            const [id, fields, attempt, failed] = list(entry)
+            const delivery = this.entries.read(
+              this,
+              this.options.topic,
+              rawEntry(id, fields),
+              Number(attempt),
+              true,
+              false
+            )
+            return delivery.failedFirst(failed)
           })
         )
       })
@@ -272,8 +280,11 @@ export class Feed {
         if (!this.waiting.has(text(id))) this.wait(text(id), Number(ms))
       }
       const deliveries = list(given).map((entry) => {
-        const [id, fields, attempt, suspect] = list(entry)
-        return this.entries.read(this, this.options.topic, rawEntry(id, fields), Number(attempt), true, suspect === 1)
+        const [id, fields, attempt, suspect, failed] = list(entry)
+        const raw = rawEntry(id, fields)
+        return this.entries.read(this, this.options.topic, raw, Number(attempt), true, suspect === 1).failedFirst(
+          failed
+        )
       })
       const suspect = deliveries.find((delivery) => delivery.suspect)
       if (suspect !== undefined) this.quarantine.enter(suspect, this.now())

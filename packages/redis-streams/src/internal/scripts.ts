@@ -51,8 +51,8 @@ return found
  * What this consumer itself was given once and never settled is only lost to it, and has been counted already.
  *
  * KEYS: stream, due times. ARGV: group, consumer, minIdle, room, room for waiting ones, suspects, own (whether entries
- * of this consumer may be taken), first id. Replies: given [id, fields, attempt, suspect], waiting [id, ms left], gone,
- * suspects left, next id or '' at the end.
+ * of this consumer may be taken), first id. Replies: given [id, fields, attempt, suspect, first failure], waiting [id, ms
+ * left], gone, suspects left, next id or '' at the end.
  */
 export const claim = script(`${now}
 local stream, dues, group, me, minIdle = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3]
@@ -66,7 +66,8 @@ while seen < 1000 do
     seen = seen + 1
     start = '(' .. id
     if own or owner ~= me then
-      local due = tonumber(redis.call('HGET', dues, id) or '')
+      local due, failed = string.match(redis.call('HGET', dues, id) or '', '^(%d+) ?(%d*)$')
+      due = tonumber(due)
       if due and due > now then
         if waitRoom > 0 then
           waitRoom = waitRoom - 1
@@ -91,7 +92,7 @@ while seen < 1000 do
           else
             room = room - 1
             if suspect then suspects = suspects - 1 end
-            given[#given + 1] = { id, claimed[1][2], attempt, suspect and 1 or 0 }
+            given[#given + 1] = { id, claimed[1][2], attempt, suspect and 1 or 0, failed }
           end
         end
       end
@@ -105,7 +106,7 @@ return { given, waiting, gone, left, start }
 /**
  * Gives out retries whose time has come, and counts the attempt. When the answer to the last call was lost, one without a
  * due time was counted by it. KEYS: stream, due times. ARGV: group, consumer, '1' after a lost answer, ids.
- * Replies: given [id, fields, attempt], gone (deleted, or another consumer's).
+ * Replies: given [id, fields, attempt, first failure], gone (deleted, or another consumer's).
  */
 export const hand = script(`
 local stream, dues, group, me, again = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3] == '1'
@@ -114,12 +115,13 @@ for i = 4, #ARGV do
   local id = ARGV[i]
   local mine = redis.call('XPENDING', stream, group, id, id, 1, me)
   local attempt = #mine > 0 and mine[1][4] + 1
-  if #mine > 0 and redis.call('HDEL', dues, id) == 0 and again then attempt = attempt - 1 end
+  local due = #mine > 0 and redis.call('HGET', dues, id)
+  if due then redis.call('HDEL', dues, id) elseif attempt and again then attempt = attempt - 1 end
   local claimed = attempt and redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', attempt) or mine
   if #claimed == 0 then
     gone[#gone + 1] = id
   else
-    given[#given + 1] = { id, claimed[1][2], attempt }
+    given[#given + 1] = { id, claimed[1][2], attempt, due and string.match(due, ' (%d+)$') }
   end
 end
 return { given, gone }
@@ -128,7 +130,7 @@ return { given, gone }
 /**
  * Does something to each entry that this consumer owns, and replies with the positions of those it does not.
  * KEYS: stream, due times. ARGV: group, consumer, then for each an operation, an id and an argument:
- * extend; retry (ms from now); release (the count to go back to); leave (a waiting retry, for a peer); end.
+ * extend; retry (ms from now, and when it failed first if that was before); release (the count to go back to); leave (a waiting retry, for a peer); end.
  */
 export const settle = script(`${now}
 local stream, dues, group, me = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
@@ -146,9 +148,10 @@ for i = 3, #ARGV, 3 do
   elseif #redis.call('XCLAIM', stream, group, me, 0, id, 'JUSTID') == 0 then
     lost[#lost + 1] = (i - 3) / 3
   elseif op == 'retry' then
-    local due = now + arg
+    local delay, failed = string.match(arg, '^(%d+) ?(%d*)$')
+    local due = now + delay
     if due > last then last = due end
-    redis.call('HSET', dues, id, string.format('%.0f', due))
+    redis.call('HSET', dues, id, string.format('%.0f %s', due, failed ~= '' and failed or string.format('%.0f', now)))
   end
 end
 -- Due times of entries that somebody else has settled must not stay for ever.

@@ -40,7 +40,7 @@ export const settling = (server: Server, feed: Feed, removes: boolean) => {
             }
             break
           case "@millrace/Retry":
-            ops.push("retry", delivery.id, String(delayOf(settlement.after)))
+            ops.push("retry", delivery.id, `${delayOf(settlement.after)} ${delivery.firstFailedAt ?? ""}`)
             opsOf.push(delivery)
         }
       }

@@ -382,5 +382,25 @@ export const settlement: ReadonlyArray<rig.Test> = [
     yield* forgetful.stop
     yield* careful.stop
     assert.deepEqual(attempts, [1, 2])
+  }, { needs: ["connect"] }),
+
+  test("S16", "law 4", "a retry keeps when the message failed first, for whichever process has it next", function*() {
+    const { transport } = yield* rig.Rig
+    const topic = rig.numbers("s16")
+    const peer = yield* rig.connect
+    yield* rig.publish(transport, topic, [1])
+    const subscription = yield* rig.subscribe(transport, topic.name)
+    const first = yield* rig.one(subscription)
+    assert.equal(first.firstFailedAt, undefined)
+    yield* rig.settle(subscription, first, retry(20))
+    const second = yield* rig.one(subscription)
+    const failedAt = second.firstFailedAt
+    assert.ok(failedAt !== undefined)
+    yield* rig.settle(subscription, second, retry("300 millis"))
+    yield* subscription.close
+    const other = yield* rig.subscribe(peer.transport, topic.name)
+    const third = yield* rig.one(other)
+    assert.equal(third.firstFailedAt, failedAt)
+    yield* rig.settle(other, third, ack)
   }, { needs: ["connect"] })
 ]

@@ -32,6 +32,7 @@ export class Passage {
   delivery: Transport.Delivery | undefined
   touchedAt = 0
   due = 0
+  firstFailedAt: number | undefined
   constructor(entry: Entry) {
     this.entry = entry
   }
@@ -42,11 +43,13 @@ class Delivery implements Transport.Delivery {
   readonly attempt: number
   readonly redelivered: boolean
   readonly suspect: boolean
+  readonly firstFailedAt: number | undefined
   constructor(passage: Passage) {
     this.passage = passage
     this.attempt = passage.attempts
     this.redelivered = passage.deliveries > 1
     this.suspect = passage.suspect
+    this.firstFailedAt = passage.firstFailedAt
   }
   get id(): string {
     return this.passage.entry.id
@@ -188,9 +191,10 @@ export class Group {
         break
       }
       case "@millrace/Retry": {
+        const now = broker.clock.currentTimeMillisUnsafe()
         passage.suspect = false
-        passage.due = broker.clock.currentTimeMillisUnsafe() +
-          (settlement.after === undefined ? 0 : Duration.toMillis(settlement.after))
+        passage.firstFailedAt ??= now
+        passage.due = now + (settlement.after === undefined ? 0 : Duration.toMillis(settlement.after))
         consumer.waiting++
         const after = this.delayed.findIndex((other) => other.due > passage.due)
         this.delayed.splice(after < 0 ? this.delayed.length : after, 0, passage)

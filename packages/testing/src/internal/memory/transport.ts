@@ -70,7 +70,12 @@ const publish = (
   return Effect.sync(() => Result.succeed(broker.publish(message)))
 }
 
-const browsed = (entry: Entry): Transport.Delivery => ({ ...entry, attempt: 1, redelivered: false, suspect: false })
+const browsed = (entry: Entry): Transport.Delivery => ({
+  ...entry,
+  attempt: 1,
+  redelivered: false,
+  suspect: false
+})
 
 const subscribe = (
   broker: Broker,
