@@ -323,6 +323,43 @@ describe.each(versions)("on nats-server %s", (version) => {
       })
     ))
 
+  it.live("asking for less while messages come took requests back, and burned what the server was about to send for them", () =>
+    on(() =>
+      Effect.gen(function*() {
+        const { client } = yield* JetStream.JetStream
+        let takenBack = 0
+        // When each topic last gave something. Of one that is idle, requests may be taken back.
+        const gave = new Map<string, number>()
+        const original = client.subscribe.bind(client)
+        client.subscribe = (subject, options) => {
+          const subscription = original(subject, options)
+          const drain = subscription.drain.bind(subscription)
+          subscription.drain = () => {
+            if ([...gave.values()].every((at) => performance.now() - at < 500)) takenBack++
+            return drain()
+          }
+          return subscription
+        }
+        const asking = Effect.fnUntraced(function*(pause: number) {
+          const topic = `orders-${pause}`
+          const subscription = yield* subscribe(topic)
+          yield* Effect.forkScoped(
+            publish(topic, Arr.makeBy(5, String)).pipe(Effect.andThen(Effect.sleep(pause)), Effect.forever)
+          )
+          for (let handled = 0; handled < 100;) {
+            const taken = yield* subscription.pull(handled % 2 === 0 ? 100 : 1)
+            handled += taken.length
+            gave.set(topic, performance.now())
+            yield* settle(subscription, taken, Settlement.ack)
+            assert.isTrue(taken.every(({ attempt }) => attempt === 1))
+          }
+          // Closing may take back what is open.
+          assert.strictEqual(takenBack, 0)
+        })
+        yield* Effect.all([100, 150, 200, 250, 300, 350].map(asking), { concurrency: "unbounded", discard: true })
+      })
+    ))
+
   it.live("a message that came again while its confirmation was waited for was run after that was reported", () =>
     onProxy((_, { misdirect }) =>
       Effect.gen(function*() {

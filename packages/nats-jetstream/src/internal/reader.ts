@@ -50,6 +50,8 @@ export class Reader {
   private expires: number
   /** When the last request expires. */
   private openUntil = 0n
+  /** When the last message came. */
+  private cameAt = 0n
 
   constructor(options: ReaderOptions) {
     this.options = options
@@ -102,11 +104,17 @@ export class Reader {
     return Math.max(0, Math.min(left, shortest))
   }
 
+  /** Requests that expire with a part of their messages say nothing of it. */
+  private get isIdle(): boolean {
+    return this.options.clock.monotonicTimeNanosUnsafe() - this.cameAt > BigInt(2 * shortest) * 1_000_000n
+  }
+
   /**
-   * Calls back when nothing is open and nothing has come for 50 ms. Of an idle consumer, the requests are taken back. The
-   * looks are counted, not timed: between two of them what the socket holds is read.
+   * Calls back when nothing is open and nothing has come for 50 ms. Of an idle consumer, the requests are taken back; of
+   * another only to stop `forGood`, once they should have expired. The looks are counted, not timed: between two of them
+   * what the socket holds is read.
    */
-  retire(onEnd: () => void): void {
+  retire(forGood: () => boolean, onEnd: () => void): void {
     if (this.looking !== undefined) return
     let { asked } = this
     let looks = 0
@@ -114,10 +122,10 @@ export class Reader {
     this.looking = setInterval(() => {
       silent = this.asked === asked ? silent + 1 : 0
       asked = this.asked
-      const mayEnd = silent >= 5 && (asked === 0 || this.expires > shortest)
-      if (!mayEnd && ++looks < 80) return
+      const { isIdle } = this
+      if ((silent < 5 || asked > 0 && !isIdle) && ++looks < 80) return
       this.stay()
-      void (asked > 0 ? this.end() : Promise.resolve()).then(onEnd)
+      void (asked > 0 && (isIdle || forGood()) ? this.end() : Promise.resolve()).then(onEnd)
     }, 10)
   }
 
@@ -177,6 +185,7 @@ export class Reader {
   private readonly handOn = (): void => {
     const chunk = this.chunk
     this.chunk = []
+    this.cameAt = this.options.clock.monotonicTimeNanosUnsafe()
     this.options.onChunk(chunk)
   }
 
@@ -185,7 +194,7 @@ export class Reader {
     if (code === 503) return this.options.onTrouble("missing")
     if (pending !== "") {
       this.asked = Math.max(0, this.asked - Number(pending))
-      if (code === 408) this.expires = Math.min(2 * this.expires, this.options.expires)
+      if (code === 408 && this.isIdle) this.expires = Math.min(2 * this.expires, this.options.expires)
       // Expired, or refused with the rest of it: ask again.
       return this.options.onChunk([])
     }

@@ -126,7 +126,7 @@ export const subscribe = Effect.fnUntraced(function*(
   /** Takes the asking back, and gives back what came all the same. */
   const retire = () => {
     if (closed || !reader.open) return
-    reader.retire(() => {
+    reader.retire(() => withdrawn, () => {
       handBack(arrivals.takeOut(wanted, withdrawn))
       if (closed || healing || connection.state() !== "connected") return
       if (!reader.open) reader.begin()
@@ -273,8 +273,8 @@ export const subscribe = Effect.fnUntraced(function*(
     date: () => clock.currentTimeMillisUnsafe(),
     lease,
     confirm: Context.get(options.settings, settings.Acknowledge) === "confirm",
-    // While this one stops, its open requests would get them again.
-    elsewhereAfter: () => withdrawn ? reader.remaining : 0,
+    // What is open here would get them again.
+    elsewhereAfter: () => withdrawn || isTooMuch() ? reader.remaining : 0,
     onRetry: (delivery, delay) => arrivals.retried(delivery, delay)
   })
   const arrivals = new Arrivals({
@@ -313,7 +313,7 @@ export const subscribe = Effect.fnUntraced(function*(
       if (reader.open && reader.asked > 0) {
         yield* Effect.callback<void>((resume) => {
           reader.stay()
-          reader.retire(() => resume(Effect.void))
+          reader.retire(() => true, () => resume(Effect.void))
         })
       }
       reader.close()
