@@ -351,3 +351,39 @@ it.effect("toLayer: a pipeline is one Layer among others, and stops before what 
     yield* Scope.close(scope, Exit.void)
     assert.deepStrictEqual(events, ["handled", "below closed"])
   }).pipe(Effect.provide(MemoryTransport.layer())))
+
+describe("each attempt has a Scope of its own", () => {
+  it.effect("its finalizers run before the message is settled, and learn how it ended", () =>
+    Effect.gen(function*() {
+      const order: Array<string> = []
+      const memory = yield* MemoryTransport.MemoryTransport
+      const report = yield* TestHarness.run(
+        Numbers,
+        from.pipe(
+          Pipeline.tap((n) =>
+            Effect.addFinalizer((exit) =>
+              Effect.map(memory.settled, ({ length }) => order.push(`${n} ${exit._tag}, ${length} settled`))
+            )
+          ),
+          Pipeline.tap((n) => n === 2 ? Effect.fail("declined") : Effect.void),
+          Pipeline.retry({ times: 0 })
+        ),
+        [1, 2]
+      )
+      assert.deepInclude(report.counts, { handled: 1, deadLettered: 1 })
+      assert.deepStrictEqual(order, ["1 Success, 0 settled", "2 Failure, 0 settled"])
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("a scope that nobody had used stayed open: what was added to it later was never released", () =>
+    Effect.gen(function*() {
+      const scopes: Array<Scope.Scope> = []
+      yield* TestHarness.run(
+        Numbers,
+        Pipeline.tap(from, () => Effect.map(Effect.scope, (scope) => scopes.push(scope))),
+        [1]
+      )
+      let released = 0
+      yield* Scope.addFinalizer(scopes[0]!, Effect.sync(() => released++))
+      assert.strictEqual(released, 1)
+    }).pipe(Effect.provide(TestHarness.layer)))
+})

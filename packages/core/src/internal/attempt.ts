@@ -444,37 +444,35 @@ export class Attempt implements Entry, Message.Received {
 
   private succeeded(value: unknown): void {
     this.over()
-    if (this.hasFinalizers) this.close(Exit.succeed(value), () => this.engine.succeeded(this, value))
-    else this.engine.succeeded(this, value)
+    if (this.scope === undefined) this.engine.succeeded(this, value)
+    else this.close(this.scope, Exit.succeed(value), () => this.engine.succeeded(this, value))
   }
 
   private filtered(): void {
     this.over()
-    if (this.hasFinalizers) this.close(Exit.void, () => this.engine.filtered(this))
-    else this.engine.filtered(this)
+    if (this.scope === undefined) this.engine.filtered(this)
+    else this.close(this.scope, Exit.void, () => this.engine.filtered(this))
   }
 
   private failed(cause: Cause.Cause<unknown>): void {
     this.over()
     this.failure = cause
-    if (this.hasFinalizers) this.close(Exit.failCause(cause), () => this.engine.failed(this, cause))
-    else this.engine.failed(this, cause)
+    if (this.scope === undefined) this.engine.failed(this, cause)
+    else this.close(this.scope, Exit.failCause(cause), () => this.engine.failed(this, cause))
   }
 
   private interrupted(): void {
     this.over()
-    if (this.hasFinalizers) this.close(Exit.interrupt(), () => this.engine.interrupted(this))
-    else this.engine.interrupted(this)
+    if (this.scope === undefined) this.engine.interrupted(this)
+    else this.close(this.scope, Exit.interrupt(), () => this.engine.interrupted(this))
   }
 
-  private get hasFinalizers(): boolean {
-    return this.scope !== undefined && this.scope.state._tag !== "Empty"
-  }
-
-  /** Runs the finalizers of this attempt's own scope, which nearly never has any. */
-  private close(exit: Exit.Exit<unknown, unknown>, then: () => void): void {
+  /** Closes this attempt's own scope, which nearly never has finalizers to be waited for. */
+  private close(scope: Scope.Closeable, exit: Exit.Exit<unknown, unknown>, then: () => void): void {
+    const closing = Scope.closeUnsafe(scope, exit)
+    if (closing === undefined) return then()
     this.engine.running.add(this)
-    Effect.runForkWith(this.engine.context)(Scope.close(this.scope!, exit)).addObserver(then)
+    Effect.runForkWith(this.engine.context)(closing).addObserver(then)
   }
 
   /** What is done about it after its handler has ended; taken away meanwhile, it is handed back. */
