@@ -376,14 +376,17 @@ describe("what a server does to a consumer", () => {
       Effect.gen(function*() {
         const { run } = yield* Server
         const topic = fresh("replica")
-        const { handled, redis } = yield* consuming(topic)
+        const said: Array<string> = []
+        const { handled, redis, running } = yield* consuming(topic).pipe(Effect.provide(noting(said)))
         yield* redis.publish([json(topic, "before")])
         yield* until("before", Effect.sync(() => handled.has("before")))
         yield* run("REPLICAOF", "127.0.0.1", "1")
         const [outcome] = yield* redis.publish([json(topic, "meanwhile")])
         assert.strictEqual(Result.isFailure(outcome!) && outcome.failure.reason._tag, "NotSent")
+        yield* Effect.sleep(4_000)
+        assert.strictEqual(yield* running.health, "reconnecting")
+        assert.isAtMost(said.filter((line) => line.includes("lost")).length, 6, said.join("\n"))
         yield* run("REPLICAOF", "NO", "ONE")
-        yield* Effect.sleep(100)
         yield* until(
           "published",
           Effect.map(redis.publish([json(topic, "after")]), ([outcome]) => Result.isSuccess(outcome!))

@@ -15,7 +15,7 @@ export const browse = (server: Server, topic: string): Stream.Stream<Delivery, T
   const key = server.settings.keyPrefix + topic
   const ask = (command: ReadonlyArray<string>) =>
     Effect.mapError(
-      server.keep.one(key, command),
+      server.poll.one(key, command),
       (error) => transportError(`browsing ${key}`, server.settings.label, error)
     )
   return Stream.unwrap(Effect.map(ask(["XREVRANGE", key, "+", "-", "COUNT", "1"]), (newest) => {

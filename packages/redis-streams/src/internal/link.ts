@@ -163,7 +163,7 @@ export class Link {
         if (left === 0) return
         if (this.answered === answered) {
           this.patience = Math.max(this.leastPatience, Math.min(2 * this.patience, within))
-          return this.drop(connected, new Error(`no answer within ${patience} ms`))
+          return this.drop(connected, new Error(`no answer within ${Math.round(patience)} ms`))
         }
         // As long as others are answered it is only a long way to go.
         answered = this.answered
@@ -222,25 +222,25 @@ export class Link {
     redial: Effect.Effect<Connected, DialError>,
     first?: Connected
   ): Effect.Effect<never, never, Scope.Scope> => {
-    let isRefused = false
+    let said = ""
+    let isNews = true
+    let madeAt = 0
     const connect = (established: boolean) =>
       redial.pipe(
         Effect.tapError((error) => {
           this.cause = error
-          if (!error.isFinal || isRefused) return Effect.void
-          isRefused = true
-          return Effect.logError(
-            `redis: ${this.purpose}: ${error.message} (asked again until it is allowed)`
-          )
+          if (!error.isFinal || said === error.message) return Effect.void
+          said = error.message
+          return Effect.logError(`redis: ${this.purpose}: ${said} (asked again until it is allowed)`)
         }),
         Effect.retry(backoff),
         Effect.orDie,
         Effect.timed,
         Effect.flatMap(([took, connected]) => {
           this.adopt(connected)
-          isRefused = false
-          if (established) this.madeAgainAt = performance.now()
-          return established
+          madeAt = performance.now()
+          if (established) this.madeAgainAt = madeAt
+          return established && isNews
             ? Effect.logInfo(
               `redis: ${this.purpose}: connected again to ${connected.address.host}:${connected.address.port} after ${
                 Math.round(Duration.toMillis(took))
@@ -251,9 +251,15 @@ export class Link {
       )
     const lost = Effect.andThen(
       this.down.await,
-      Effect.suspend(() =>
-        Effect.logWarning(`redis: ${this.purpose}: connection lost (${this.cause.message}), connecting again`)
-      )
+      Effect.suspend(() => {
+        const { message } = this.cause
+        // Made and lost again and again, for the same reason, it is one episode.
+        isNews = message !== said || performance.now() - madeAt > 10_000
+        said = message
+        return isNews
+          ? Effect.logWarning(`redis: ${this.purpose}: connection lost (${message}), connecting again`)
+          : Effect.void
+      })
     )
     return Effect.addFinalizer(() =>
       Effect.sync(() => {

@@ -43,6 +43,7 @@ export class Reader {
   /** Failed turns in a row. */
   private troubles = 0
   private isStuck = false
+  private said = ""
 
   /** Without a connection of its own it polls on a shared one. */
   constructor(
@@ -264,6 +265,7 @@ export class Reader {
       return Effect.forEach(feeds, (feed) => this.failIfWrong(feed, error), { discard: true })
     }
     if (connected !== undefined && isPassing(error)) {
+      this.isStuck = true
       return Effect.andThen(pause, Effect.sync(() => this.link?.drop(connected, error)))
     }
     return Effect.andThen(this.stuck(`reading for group ${this.group}`, error), pause)
@@ -271,8 +273,9 @@ export class Reader {
 
   /** Said once, until it goes on. */
   private stuck(operation: string, error: Error): Effect.Effect<void> {
-    if (this.isStuck) return Effect.void
+    if (this.isStuck && this.said === error.message) return Effect.void
     this.isStuck = true
+    this.said = error.message
     return Effect.logWarning(transportError(operation, this.server.settings.label, error).message)
   }
 

@@ -197,7 +197,7 @@ export interface Server {
   readonly write: Channel
   /** Claims, heartbeats and whatever must not wait behind a long write. */
   readonly keep: Channel
-  /** Reads of those that have no connection of their own. */
+  /** Reads of those that have no connection of their own, and what may take long. */
   readonly poll: Channel
   /** A connection of its own, that may block. */
   readonly reading: (purpose: string, key: string) => Effect.Effect<Link, never, Scope.Scope>
@@ -218,7 +218,7 @@ export const make = Effect.fnUntraced(
     // It is asked about once a second, and little at a time: the first to know that nothing passes any more.
     const patience = Math.max(1_000, settings.answerTimeout / 5)
     const keep = new Channel("claiming and keeping", settings, topology, slots, scope, patience)
-    const poll = new Channel("reading for many groups", settings, topology, slots, scope)
+    const poll = new Channel("browsing and polling", settings, topology, slots, scope)
     yield* write.link("", first)
     // Whatever made it be lost may have happened to the others too, and they would not know for long.
     let seen = -Infinity
