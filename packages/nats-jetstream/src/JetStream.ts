@@ -15,6 +15,7 @@ import * as Settlement from "@millrace/core/Settlement"
 import type * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import * as TransportError from "@millrace/core/TransportError"
+import type { StreamConfig } from "@nats-io/jetstream"
 import type { NatsConnection, TlsOptions } from "@nats-io/nats-core"
 import * as Arr from "effect/Array"
 import * as Config from "effect/Config"
@@ -71,8 +72,8 @@ export type Manage = "create" | "verify" | "none"
  * - `ackWait`: how long the server waits for a sign of life, and so how soon a peer gets the messages of a process that
  *   died; of consumers that are created, default 30 seconds. Long handlers are kept alive
  * - `publishTimeout`: how long a confirmation may take; default 5 seconds
- * - `domain`: the JetStream domain
- * - `inboxPrefix`: for accounts that may only subscribe below it; default `_INBOX`
+ * - `domain`: the JetStream domain; `apiPrefix`: instead of it, where an account imports the API under another name
+ * - `inboxPrefix`: for users that may only subscribe below it, default `_INBOX`; a connection made elsewhere needs it too
  *
  * @category models
  * @since 0.1.0
@@ -85,11 +86,12 @@ export interface CommonOptions {
   readonly ackWait?: Duration.Input | undefined
   readonly publishTimeout?: Duration.Input | undefined
   readonly domain?: string | undefined
+  readonly apiPrefix?: string | undefined
   readonly inboxPrefix?: string | undefined
 }
 
 /**
- * How streams are created.
+ * How streams are created. `config`: whatever else the server knows, under its own names.
  *
  * @category models
  * @since 0.1.0
@@ -101,13 +103,15 @@ export interface StreamOptions {
   readonly maxMessages?: number | undefined
   readonly maxBytes?: number | undefined
   readonly duplicateWindow?: Duration.Input | undefined
+  readonly config?: Partial<StreamConfig> | undefined
 }
 
 /**
  * Options of {@link layer}.
  *
  * - `url`: `nats://host:port` or `tls://host:port`, several separated by commas; with `user:password@` or `token@`
- * - `credentials`: the text of a credentials file
+ * - `credentials`: the text of a credentials file; `nkey`: the seed of a user without one
+ * - `tls`: certificates, as texts or files; a `tls://` URL needs none of its own where a known authority vouches
  * - `connectTimeout`: until the first connection; default 10 seconds
  *
  * @category models
@@ -118,6 +122,7 @@ export interface Options extends CommonOptions {
   readonly name?: string | undefined
   readonly token?: Redacted.Redacted<string> | undefined
   readonly credentials?: Redacted.Redacted<string> | undefined
+  readonly nkey?: Redacted.Redacted<string> | undefined
   readonly tls?: TlsOptions | undefined
   readonly connectTimeout?: Duration.Input | undefined
 }
@@ -183,7 +188,8 @@ const make = Effect.fnUntraced(function*(
   const inboxPrefix = options.inboxPrefix ?? "_INBOX"
   const connection = yield* watch(client, {
     address,
-    ...(options.domain === undefined ? {} : { domain: options.domain })
+    ...(options.domain === undefined ? {} : { domain: options.domain }),
+    ...(options.apiPrefix === undefined ? {} : { apiPrefix: options.apiPrefix })
   })
   const send = (yield* publishing.publishing(connection, {
     timeout: Duration.fromInputUnsafe(options.publishTimeout ?? "5 seconds"),

@@ -398,6 +398,39 @@ describe.each(versions)("declaring on nats-server %s", (version) => {
       yield* work.pipe(as("runs:r", { manage: "verify" }))
     }))
 
+  it.live.skipIf(!before(version, 11))(
+    "options of a stream that an old server would drop without a word are refused, and leave nothing behind",
+    () =>
+      on((broker) =>
+        Effect.gen(function*() {
+          const declaring = (config: object) =>
+            Transport.use((transport) => transport.declare("orders")).pipe(
+              Effect.provide(Layer.fresh(JetStream.layer({ url: broker.url, stream: { config } })))
+            )
+          const known = yield* Effect.flip(declaring({ persist_mode: "async" }))
+          assert.match(known.message, /persist_mode of stream orders.*nats-server 2\.12, this is 2\.10/)
+          const info = yield* Effect.flip(JetStream.streamInfo("orders"))
+          assert.match(info.message, /stream of orders is absent/)
+          // One that came after this was written.
+          const unknown = yield* Effect.flip(declaring({ allow_more: true }))
+          assert.match(unknown.message, /allow_more true of stream orders.*the server kept absent/)
+        })
+      )
+  )
+
+  it.live("options of a stream that Millrace has no word for are given to the server", () =>
+    on((broker) =>
+      Effect.gen(function*() {
+        const layer = JetStream.layer({ url: broker.url, stream: { config: { max_msgs_per_subject: 5 } } })
+        yield* Transport.use((transport) => transport.declare("orders")).pipe(Effect.provide(Layer.fresh(layer)))
+        const { client } = yield* JetStream.JetStream
+        const { config } = yield* Effect.promise(() =>
+          jetstreamManager(client).then((jsm) => jsm.streams.info("orders"))
+        )
+        assert.strictEqual(config.max_msgs_per_subject, 5)
+      })
+    ))
+
   it.live("a difference between versions is refused by the version that has it", () =>
     onNats(() =>
       Effect.gen(function*() {

@@ -1,6 +1,6 @@
 import * as TransportError from "@millrace/core/TransportError"
-import type { ConnectionOptions, NatsConnection, TlsOptions } from "@nats-io/nats-core"
-import { credsAuthenticator } from "@nats-io/nats-core"
+import type { Authenticator, ConnectionOptions, NatsConnection, TlsOptions } from "@nats-io/nats-core"
+import { credsAuthenticator, nkeyAuthenticator } from "@nats-io/nats-core"
 import { connect as connectNode } from "@nats-io/transport-node"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -13,7 +13,9 @@ export interface ConnectOptions {
   readonly name?: string | undefined
   readonly token?: Redacted.Redacted<string> | undefined
   readonly credentials?: Redacted.Redacted<string> | undefined
+  readonly nkey?: Redacted.Redacted<string> | undefined
   readonly tls?: TlsOptions | undefined
+  readonly inboxPrefix?: string | undefined
   readonly connectTimeout?: Duration.Input | undefined
 }
 
@@ -46,6 +48,30 @@ const parse = (text: string) => {
   return { servers, user, pass, tls }
 }
 
+/** What answers the server's challenge; a text that cannot is refused now, without being shown. */
+const authenticatorOf = ({ credentials, nkey }: ConnectOptions) => {
+  const given = credentials ?? nkey
+  if (given === undefined) return undefined
+  const text = Redacted.value(given).trim()
+  // The client wants the end of the last line, and none behind a seed.
+  const authenticator: Authenticator = credentials === undefined
+    ? nkeyAuthenticator(new TextEncoder().encode(text))
+    : credsAuthenticator(new TextEncoder().encode(`${text}\n`))
+  try {
+    authenticator()
+    return authenticator
+  } catch {
+    return credentials === undefined
+      ? TransportError.invalidOption(
+        transport,
+        "nkey",
+        "<redacted>",
+        "give the seed of a user: SU and 56 more characters"
+      )
+      : TransportError.invalidOption(transport, "credentials", "<redacted>", "give the text of a credentials file")
+  }
+}
+
 /** Shows where a URL leads to. */
 export const addressOf = (url: string | Redacted.Redacted<string>): string =>
   Redacted.isRedacted(url)
@@ -71,6 +97,8 @@ export const connect = Effect.fnUntraced(function*(
       "give a duration longer than zero, such as 10 seconds"
     )
   }
+  const authenticator = authenticatorOf(options)
+  if (authenticator instanceof TransportError.TransportError) return yield* authenticator
   let client: NatsConnection | undefined
   const settings: ConnectionOptions = {
     servers: parsed.servers,
@@ -93,9 +121,8 @@ export const connect = Effect.fnUntraced(function*(
       ? { token: parsed.user }
       : { user: parsed.user, pass: parsed.pass }),
     ...(options.token === undefined ? {} : { token: Redacted.value(options.token) }),
-    ...(options.credentials === undefined
-      ? {}
-      : { authenticator: credsAuthenticator(new TextEncoder().encode(Redacted.value(options.credentials))) }),
+    ...(authenticator === undefined ? {} : { authenticator }),
+    ...(options.inboxPrefix === undefined ? {} : { inboxPrefix: options.inboxPrefix }),
     ...(options.tls === undefined ? parsed.tls ? { tls: {} } : {} : { tls: options.tls })
   }
   return yield* Effect.acquireRelease(

@@ -31,6 +31,7 @@ export interface Declaring {
   readonly maxMessages?: number | undefined
   readonly maxBytes?: number | undefined
   readonly duplicateWindow?: Duration.Input | undefined
+  readonly config?: Partial<StreamConfig> | undefined
 }
 
 /** The API's error codes that mean something to us. */
@@ -97,34 +98,46 @@ export const ensureStream = Effect.fnUntraced(function*(
   const version = connection.nc.info?.version
   const existing = yield* findStream(connection, subjects[0])
   const wanted = {
+    ...declaring.config,
     retention: declaring.retention === undefined
-      ? undefined
+      ? declaring.config?.retention
       : declaring.retention === "until-acked"
       ? RetentionPolicy.Workqueue
       : RetentionPolicy.Limits,
-    storage: declaring.storage,
-    num_replicas: declaring.replicas,
-    max_age: nanos(declaring.maxAge),
-    max_msgs: declaring.maxMessages,
-    max_bytes: declaring.maxBytes,
-    duplicate_window: nanos(declaring.duplicateWindow)
+    ...given({
+      storage: declaring.storage,
+      num_replicas: declaring.replicas,
+      max_age: nanos(declaring.maxAge),
+      max_msgs: declaring.maxMessages,
+      max_bytes: declaring.maxBytes,
+      duplicate_window: nanos(declaring.duplicateWindow)
+    })
   }
   if (existing === undefined) {
     const name = names.streamOf(topic)
     if (declaring.manage !== "create") {
       return yield* mismatch(`the stream of ${subjects[0]}`, `there (manage is "${declaring.manage}")`, "absent")
     }
+    const [tooNew] = Object.entries(since).filter(([option, minor]) => option in wanted && !atLeast(version, 2, minor))
+    if (tooNew !== undefined) {
+      return yield* failure(
+        new TransportError.Unsupported({
+          operation: `${tooNew[0]} of stream ${name}`,
+          remedy: `it needs nats-server 2.${tooNew[1]}, this is ${version}: leave it out`
+        })
+      )
+    }
     const delayed = atLeast(version, 2, 12)
     const config: Partial<StreamConfig> & { readonly name: string } = {
+      allow_direct: true,
+      ...(atLeast(version, 2, 11) ? { allow_msg_ttl: true } : {}),
+      ...(delayed ? { allow_msg_schedules: true, allow_atomic: true } : {}),
       ...given(wanted),
       name,
       subjects: delayed ? [...subjects, names.delayedSubject(topic, "*")] : [...subjects],
       retention: wanted.retention ?? RetentionPolicy.Limits,
       storage: wanted.storage ?? StorageType.File,
-      num_replicas: wanted.num_replicas ?? 1,
-      allow_direct: true,
-      ...(atLeast(version, 2, 11) ? { allow_msg_ttl: true } : {}),
-      ...(delayed ? { allow_msg_schedules: true, allow_atomic: true } : {})
+      num_replicas: wanted.num_replicas ?? 1
     }
     return yield* connection.call(`creating stream ${name}`, (jsm) => jsm.streams.add(config)).pipe(
       Effect.flatMap((info) => verifyCreated(`stream ${name}`, info.config, config, info)),
@@ -142,6 +155,22 @@ export const ensureStream = Effect.fnUntraced(function*(
   }
   return yield* verifyStream(existing, wanted, subjects)
 })
+
+/** The minor version from which a server knows an option of a stream; an older one drops it without a word. */
+const since = {
+  compression: 10,
+  consumer_limits: 10,
+  first_seq: 10,
+  metadata: 10,
+  subject_transform: 10,
+  allow_msg_ttl: 11,
+  subject_delete_marker_ttl: 11,
+  allow_atomic: 12,
+  allow_msg_counter: 12,
+  allow_msg_schedules: 12,
+  persist_mode: 12,
+  allow_batched: 14
+}
 
 /** Whether nothing is ever removed from a stream. */
 export const isUnbounded = (config: StreamConfig): boolean =>
@@ -172,7 +201,7 @@ const verifyStream = (
     )
 }
 
-/** A server drops what it does not know without a word. */
+/** What no list names may be dropped too. */
 const verifyCreated = <A>(
   name: string,
   found: object,
