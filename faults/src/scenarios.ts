@@ -161,10 +161,13 @@ export const scenarios: ReadonlyArray<Scenario> = [
       disturbed(
         1,
         (stage) =>
-          episode(stage, "broker stopped", stage.broker.stop, stage.broker.start, {
-            fault: times * 1_000,
-            peace: 1_000
-          })
+          Effect.delay(
+            episode(stage, "broker stopped", stage.broker.stop, stage.broker.start, {
+              fault: times * 1_000,
+              peace: 1_000
+            }),
+            "2 seconds"
+          )
       )(stage, 1)
   },
   {

@@ -53,7 +53,7 @@ export interface Stage {
   readonly stopAll: Effect.Effect<void>
 }
 
-/** How long a run may take to come to its end after the last fault. */
+/** How long nothing may come to its end after the last fault. */
 const patience = 90_000
 
 const ends: ReadonlySet<string> = new Set(["Handled", "Filtered", "DeadLettered"])
@@ -223,9 +223,13 @@ export const make = Effect.fnUntraced(function*(target: Target, options: Partial
     fault: (fault, of) => Effect.sync(() => journal.write({ _tag: "Fault", fault, of: of?.pid ?? 0 })),
     healed: (fault, of) => Effect.sync(() => journal.write({ _tag: "Healed", fault, of: of?.pid ?? 0 })),
     untilDone: Effect.suspend(() => {
-      const deadline = performance.now() + patience
+      let [open, deadline] = [Infinity, 0]
       const unsettled = Context.get(direct, Unsettled)(topic, group)
-      return Effect.suspend(() => look().open.size > 0 ? Effect.succeed(false) : Effect.map(unsettled, (n) => n === 0))
+      return Effect.suspend(() => {
+        const { size } = look().open
+        if (size !== open) [open, deadline] = [size, performance.now() + patience]
+        return size > 0 ? Effect.succeed(false) : Effect.map(unsettled, (n) => n === 0)
+      })
         .pipe(
           Effect.catch(() => Effect.succeed(false)),
           Effect.repeat({
