@@ -170,6 +170,30 @@ describe.each(versions)("on nats-server %s", (version) => {
       })
     ))
 
+  it.live("a retry was overtaken within its key when the server stood still for longer than the claim time", () =>
+    on((broker) =>
+      Effect.gen(function*() {
+        const handled: Array<string> = []
+        const running = yield* Pipeline.start(
+          JetStream.from(Orders, { group: "group", startFrom: "beginning", ackWait: "500 millis" }).pipe(
+            Pipeline.mapEffect((n, { attempt }) => {
+              handled.push(`${n} at ${attempt}`)
+              return n === 1 && attempt === 1 ? Effect.fail("again") : Effect.void
+            }),
+            Pipeline.retry({ times: 3, schedule: Schedule.spaced("300 millis") }),
+            Pipeline.concurrency({ max: 4, key: () => "" })
+          )
+        )
+        yield* publish("orders", ["1", "2"])
+        yield* until(running.counts, ({ retried }) => retried === 1)
+        yield* broker.pause
+        yield* Effect.sleep("4 seconds")
+        yield* broker.resume
+        yield* until(running.counts, (counts) => counts.handled === 2)
+        assert.deepStrictEqual(handled.map((line) => line[0]), ["1", "1", "2"])
+      })
+    ))
+
   it.live("a consumer deleted while nothing happens is created again, and goes on where it stood", () =>
     on(() =>
       Effect.gen(function*() {

@@ -24,6 +24,9 @@ type TransportFailure = TransportError.TransportError
 /** A request of an idle pull loop stays open this long unless the consumer allows less. */
 const requestExpires = 30_000
 
+/** A server that takes longer is not there. */
+const answersWithin = Duration.seconds(1)
+
 export const subscribe = Effect.fnUntraced(function*(
   connection: Connection,
   declaring: resources.Declaring,
@@ -330,8 +333,11 @@ export const subscribe = Effect.fnUntraced(function*(
     settle: (batch) => voice.settle(batch),
     extend: (deliveries) => voice.extend(deliveries),
     extendEvery,
-    health: Effect.sync(() =>
-      connection.state() === "connected" && reader.open && !healing ? "consuming" : "reconnecting"
-    )
+    // A server that has stopped leaves the socket as it was.
+    health: Effect.suspend(() =>
+      connection.state() === "connected" && reader.open && !healing
+        ? Effect.as(Effect.timeout(connection.flush, answersWithin), "consuming" as const)
+        : Effect.succeed("reconnecting" as const)
+    ).pipe(Effect.orElseSucceed(() => "reconnecting" as const))
   }
 })
