@@ -109,7 +109,7 @@ export const scenarios: ReadonlyArray<Scenario> = [
     targets: both,
     run: disturbed(
       2,
-      (stage) => episode(stage, "connections hung", stage.proxy.hang, stage.proxy.heal, { fault: 3_000, peace: 3_000 })
+      (stage) => episode(stage, "connections hung", stage.proxy.hang, stage.proxy.heal, { fault: 3_000, peace: 8_000 })
     )
   },
   {
