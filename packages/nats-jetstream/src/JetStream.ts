@@ -44,6 +44,7 @@ import {
 } from "./internal/connection.ts"
 import { JetStreamDelivery } from "./internal/delivery.ts"
 import * as names from "./internal/names.ts"
+import { openNotes } from "./internal/notes.ts"
 import * as publishing from "./internal/publishing.ts"
 import * as resources from "./internal/resources.ts"
 import * as settings from "./internal/settings.ts"
@@ -201,6 +202,7 @@ const make = Effect.fnUntraced(function*(
     ackWait: options.ackWait,
     ...options.stream
   }
+  const mayKeepNotes = openNotes(connection, declaring)
   const declared = new Set<string>()
   const declare = Effect.fnUntraced(function*(topic: string): Effect.fn.Return<void, TransportError.TransportError> {
     const badName = names.validateTopic(topic)
@@ -239,7 +241,7 @@ const make = Effect.fnUntraced(function*(
       maxBody: undefined
     },
     limit: Concurrency.shared(concurrency),
-    subscribe: (wish) => subscribe(connection, declaring, inboxPrefix, wish),
+    subscribe: (wish) => subscribe(connection, declaring, mayKeepNotes, inboxPrefix, wish),
     declare,
     publish: (messages) => publish(Arr.map(messages, (message) => ({ message }))),
     browse: (topic) => browsing.browse(connection, topic),

@@ -1,6 +1,7 @@
 import type * as TransportError from "@millrace/core/TransportError"
 import { DiscardPolicy, JetStreamApiError, StorageType } from "@nats-io/jetstream"
 import * as Effect from "effect/Effect"
+import * as Semaphore from "effect/Semaphore"
 import { type Connection, unexpected } from "./connection.ts"
 import type { JetStreamDelivery } from "./delivery.ts"
 import { type Declaring, whenReady } from "./resources.ts"
@@ -28,9 +29,19 @@ const bucket = "KV_millrace"
 /** A note outlives what it is about by far. */
 const timeToLive = 7 * 24 * 3600 * 1e9
 
-/** Finds or makes the bucket; `undefined`, said once, where the account may not keep notes. */
-export const openNotes = Effect.fnUntraced(function*(connection: Connection, declaring: Declaring) {
-  const open = connection.call("opening the bucket for notes", (jsm) => jsm.streams.info(bucket)).pipe(
+/** Finds or makes the bucket, once for all subscriptions; `false`, said once, where the account may not keep notes. */
+export const openNotes = (connection: Connection, declaring: Declaring): Effect.Effect<boolean> => {
+  const turn = Semaphore.makeUnsafe(1)
+  let opened = declaring.manage === "none" ? false : undefined
+  return turn.withPermit(Effect.suspend(() =>
+    opened === undefined
+      ? Effect.tap(open(connection, declaring), (kept) => Effect.sync(() => opened = kept))
+      : Effect.succeed(opened)
+  ))
+}
+
+const open = Effect.fnUntraced(function*(connection: Connection, declaring: Declaring) {
+  const bucketInfo = connection.call("opening the bucket for notes", (jsm) => jsm.streams.info(bucket)).pipe(
     Effect.catch((error) =>
       !(error instanceof JetStreamApiError) || error.code !== 10059 || declaring.manage !== "create"
         ? Effect.fail(error)
@@ -52,7 +63,7 @@ export const openNotes = Effect.fnUntraced(function*(connection: Connection, dec
     Effect.mapError(unexpected("opening the bucket for notes")),
     Effect.as(true)
   )
-  return yield* Effect.catch(whenReady(open), (error) =>
+  return yield* Effect.catch(whenReady(bucketInfo), (error) =>
     Effect.as(
       Effect.logWarning(
         "the account cannot keep notes: a message that is handed back when a process stops counts an attempt",

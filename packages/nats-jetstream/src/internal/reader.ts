@@ -194,7 +194,7 @@ export class Reader {
     if (code === 503) return this.options.onTrouble("missing")
     if (pending !== "") {
       this.asked = Math.max(0, this.asked - Number(pending))
-      if (code === 408 && this.isIdle) this.expires = Math.min(2 * this.expires, this.options.expires)
+      if (code === 408 && this.isIdle) this.expires = Math.min(4 * this.expires, this.options.expires)
       // Expired, or refused with the rest of it: ask again.
       return this.options.onChunk([])
     }

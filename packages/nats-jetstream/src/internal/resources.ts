@@ -118,7 +118,7 @@ export const ensureStream = Effect.fnUntraced(function*(
     if (declaring.manage !== "create") {
       return yield* mismatch(`the stream of ${subjects[0]}`, `there (manage is "${declaring.manage}")`, "absent")
     }
-    const [tooNew] = Object.entries(since).filter(([option, minor]) => option in wanted && !atLeast(version, 2, minor))
+    const tooNew = Object.entries(since).find(([option, minor]) => option in wanted && !atLeast(version, 2, minor))
     if (tooNew !== undefined) {
       return yield* failure(
         new TransportError.Unsupported({
@@ -255,7 +255,7 @@ export const ensureConsumer = Effect.fnUntraced(function*(
 ): Effect.fn.Return<ConsumerInfo, TransportError.TransportError> {
   const streamName = stream.config.name
   const name = names.durableOf(wish.topic, wish.group, stream.config.subjects ?? [])
-  const existing = yield* consumerInfo(connection, streamName, name)
+  const existing = stream.state.consumer_count === 0 ? undefined : yield* consumerInfo(connection, streamName, name)
   if (existing !== undefined) return yield* verifyConsumer(existing, wish, stream)
   if (declaring.manage !== "create") {
     return yield* mismatch(

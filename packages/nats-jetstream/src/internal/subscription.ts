@@ -13,7 +13,7 @@ import { Arrivals } from "./arrivals.ts"
 import { type Connection, transport, unauthorized } from "./connection.ts"
 import type { JetStreamDelivery } from "./delivery.ts"
 import * as names from "./names.ts"
-import { Notes, openNotes } from "./notes.ts"
+import { Notes } from "./notes.ts"
 import { Reader, type Trouble } from "./reader.ts"
 import * as resources from "./resources.ts"
 import * as settings from "./settings.ts"
@@ -30,6 +30,7 @@ const answersWithin = Duration.seconds(1)
 export const subscribe = Effect.fnUntraced(function*(
   connection: Connection,
   declaring: resources.Declaring,
+  mayKeepNotes: Effect.Effect<boolean>,
   inboxPrefix: string,
   options: Transport.SubscribeOptions
 ): Effect.fn.Return<Transport.Subscription, TransportFailure, Scope.Scope> {
@@ -66,7 +67,7 @@ export const subscribe = Effect.fnUntraced(function*(
       return { stream, consumer: yield* resources.ensureConsumer(connection, declaring, stream, wish) }
     })
   )
-  const notes = (yield* openNotes(connection, declaring))
+  const notes = (yield* mayKeepNotes)
     ? new Notes(connection, consumer.stream_name, consumer.name)
     : undefined
   if (resources.isUnbounded(stream.config)) {
@@ -292,26 +293,24 @@ export const subscribe = Effect.fnUntraced(function*(
   })
   const extendEvery = Duration.millis(ackWait / 3)
   // What nobody has pulled is kept alive too; what could not be is no longer ours to give.
-  yield* Effect.suspend(() => {
-    const kept = arrivals.kept
-    return Arr.isReadonlyArrayNonEmpty(kept)
-      ? Effect.map(voice.extend(kept), (lost) => arrivals.forget(lost))
-      : Effect.void
-  }).pipe(Effect.ignore, Effect.delay(extendEvery), Effect.forever, Effect.forkScoped)
+  const keeping = setInterval(() => {
+    const { kept } = arrivals
+    if (!Arr.isReadonlyArrayNonEmpty(kept)) return
+    runFork(Effect.ignore(Effect.map(voice.extend(kept), (lost) => arrivals.forget(lost))))
+  }, ackWait / 3)
   // Where a consumer would begin, were it to be created again.
-  yield* Effect.suspend(() => {
-    if (!active) return Effect.void
+  const looking = setInterval(() => {
+    if (!active) return
     active = false
-    return Effect.map(
-      resources.consumerInfo(connection, consumer.stream_name, consumer.name),
-      (info) => info === undefined ? undefined : remember(info)
-    )
-  }).pipe(Effect.ignore, Effect.delay(Duration.seconds(10)), Effect.forever, Effect.forkScoped)
+    const info = resources.consumerInfo(connection, consumer.stream_name, consumer.name)
+    runFork(Effect.ignore(Effect.map(info, (info) => info === undefined ? undefined : remember(info))))
+  }, 10_000)
 
   yield* Effect.addFinalizer(() =>
     Effect.gen(function*() {
       closed = true
       stopListening()
+      clearInterval(looking)
       clearTimeout(dueTimer)
       if (reader.open && reader.asked > 0) {
         yield* Effect.callback<void>((resume) => {
@@ -323,10 +322,13 @@ export const subscribe = Effect.fnUntraced(function*(
       yield* Effect.promise(() => reader.end())
       yield* Effect.promise(() => handedBack)
       yield* voice.handBack(yield* Effect.promise(() => arrivals.close()))
-    }).pipe(Effect.timeoutOption(Duration.seconds(5)), Effect.ignore)
+    }).pipe(
+      Effect.timeoutOption(Duration.seconds(5)),
+      Effect.ignore,
+      Effect.ensuring(Effect.sync(() => clearInterval(keeping)))
+    )
   )
   reader.begin()
-  yield* resources.whenReady(connection.flush)
 
   return {
     pull,
