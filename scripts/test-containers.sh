@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# test-containers.sh [--install-engine] [TEST FILE...]: runs the tests that use real brokers against containers.
+# test-containers.sh [--install-engine] [TEST FILE...]: runs the tests, all unless files are given, with every broker in
+# a container.
 #
 # With a Docker engine that answers, that one is used; images that it neither has nor can pull are made from the
 # servers of get-servers.sh, and removed at the end. Without one, as root, an engine is started for the time of the
@@ -11,10 +12,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 install=no
 if [ "${1:-}" = --install-engine ]; then install=yes; shift; fi
-files=("$@")
-if [ ${#files[@]} = 0 ]; then
-  mapfile -t files < <(grep -rlE 'Brokers\.(redis|valkey|nats|available)\b' --include='*.test.ts' --exclude-dir=node_modules packages examples)
-fi
 
 say() { echo "test-containers: $*" >&2; }
 
@@ -64,10 +61,7 @@ else
     sleep 0.1
   done
   say "started Docker $(docker version --format '{{.Server.Version}}') for the time of the test (process $engine)"
-  export TESTCONTAINERS_HOST_OVERRIDE=127.0.0.1 # it runs here, even if here is itself a container
 fi
-# The helper that removes forgotten containers is an image too, which cannot be had without a registry.
-export TESTCONTAINERS_RYUK_DISABLED=true
 
 make_image() { # KIND LINE IMAGE
   local servers=.cache/servers root tree loader libraries program
@@ -110,7 +104,7 @@ say "images made from packages: ${made[*]:-none}"
 
 before=$(docker ps --all --quiet | wc -l)
 status=0
-MILLRACE_BROKERS=container PATH=$PWD/node_modules/.bin:$PATH vitest run "${files[@]}" || status=$?
+MILLRACE_BROKERS=container PATH=$PWD/node_modules/.bin:$PATH vitest run "$@" || status=$?
 left=$(($(docker ps --all --quiet | wc -l) - before))
 if [ "$left" != 0 ]; then
   say "$left containers were left behind:"

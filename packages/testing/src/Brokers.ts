@@ -24,7 +24,9 @@ export { BrokersError }
  *
  * **Details**
  *
- * Operations wait for their effect: after `kill` or `stop` the port refuses connections, after `start` it answers.
+ * Operations wait for their effect: after `kill` or `stop` the port refuses connections, after `start` it answers. One
+ * that has begun is finished, also when its fiber is interrupted: a handler that restarts its own broker may lose its
+ * message meanwhile, and must not leave the broker down.
  * Data outlives `kill` and `restart` as far as the server itself promises: see `persistence` and `sync`.
  *
  * @category models
@@ -112,7 +114,7 @@ const make = Effect.fnUntraced(function*(
 ): Effect.fn.Return<Broker, BrokersError, Scope.Scope> {
   const controls = yield* inRealTime(internal.provision(wish))
   const turn = yield* Semaphore.make(1)
-  const oneAtATime = <A, E>(effect: Effect.Effect<A, E>) => turn.withPermit(inRealTime(effect))
+  const oneAtATime = <A, E>(effect: Effect.Effect<A, E>) => turn.withPermit(Effect.uninterruptible(inRealTime(effect)))
   return {
     kind: wish.kind,
     version: controls.version ?? wish.version,
@@ -151,8 +153,8 @@ const makeRedis = (kind: "redis" | "valkey", options: RedisOptions | undefined) 
  *
  * The first of these that has the server is used, and printed once to stderr:
  *
- * 1. A Docker engine that answers, with the image of the release line (through `testcontainers`). An image that is
- *    neither there nor to be pulled is reported, and the search goes on.
+ * 1. A Docker engine that answers, with the image of the release line (through `testcontainers`; no other image is
+ *    needed). An image that is neither there nor to be pulled is reported, and the search goes on.
  * 2. `redis-server` on `PATH`, if it is what was asked for.
  * 3. Inside the Millrace repository, servers of several versions fetched by `scripts/get-servers.sh`.
  *

@@ -2,12 +2,14 @@ import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import * as Crypto from "node:crypto"
+import * as Os from "node:os"
 import { BrokersError } from "./BrokersError.ts"
 import type { Controls } from "./controls.ts"
 import { awaitReady } from "./controls.ts"
-import type { Engine } from "./engine.ts"
+import type { Answer, Engine } from "./engine.ts"
 import * as Ports from "./ports.ts"
 import { probe } from "./probe.ts"
+import * as Reaper from "./reaper.ts"
 import type { Place, Wish } from "./servers.ts"
 import { configFile, image, program, serverArgs, usualPort } from "./servers.ts"
 import type { Kind } from "./versions.ts"
@@ -20,14 +22,21 @@ const grace = 5
 export const line = (kind: Kind, version: string): string =>
   version === "newest" ? lines[kind][0] : version === "oldest" ? lines[kind].at(-1)! : version
 
+/** What the registry had to say, and, as the last one, that it cannot be reached: nobody waits for it twice. */
+const asked = new Map<string, Answer>()
+let unreachable: Answer | undefined
+
 /** Why the engine cannot run an image: neither has it nor finds it in a registry. */
 export const refusal = Effect.fnUntraced(function*(
   engine: Engine,
   image: string
 ): Effect.fn.Return<string | undefined> {
-  if ((yield* engine.get(`/images/${image}/json`, 5_000)) === 200) return undefined
-  const answer = yield* engine.get(`/distribution/${image}/json`, 10_000)
-  return answer === 200 ? undefined : `the engine has no image ${image} and cannot pull it (${answer})`
+  if ((yield* engine.get(`/images/${image}/json`, 5_000)).status === 200) return undefined
+  const answer = asked.get(image) ?? unreachable ?? (yield* engine.get(`/distribution/${image}/json`, 5_000))
+  asked.set(image, answer)
+  if (answer.status === 200) return undefined
+  if (![401, 403, 404].includes(answer.status ?? 0)) unreachable = answer
+  return `the engine has no image ${image} and cannot pull it: ${answer.message}`
 })
 
 const messageOf = (cause: unknown): string => cause instanceof Error ? cause.message : String(cause)
@@ -54,19 +63,19 @@ const archive = (name: string, content: string): Buffer => {
 
 /** Finds the engine's client, and pulls the image. Loaded here only: it is large, and of no use without an engine. */
 const prepare = async (tag: string) => {
-  const { getContainerRuntimeClient, getReaper, ImageName, LABEL_TESTCONTAINERS_SESSION_ID } = await import(
-    "testcontainers"
-  )
+  const { getContainerRuntimeClient, ImageName } = await import("testcontainers")
   const client = await getContainerRuntimeClient()
-  await client.image.pull(ImageName.fromString(tag))
-  const host = client.info.containerRuntime.host
-  return {
-    client,
-    host: host === "localhost" ? "127.0.0.1" : host,
-    // Removes the container should the worker die.
-    labels: { [LABEL_TESTCONTAINERS_SESSION_ID]: (await getReaper(client)).sessionId }
-  }
+  const image = ImageName.fromString(tag)
+  await client.image.pull(image)
+  await client.image.inspect(image) // a pull that fails half-way does not say so
+  const { host } = client.info.containerRuntime
+  return { client, host: isHere(host) ? "127.0.0.1" : host }
 }
+
+/** In a container the engine is looked for at its bridge. When that is ours, the engine runs beside us after all. */
+const isHere = (host: string): boolean =>
+  host === "localhost" ||
+  Object.values(Os.networkInterfaces()).some((all) => all?.some(({ address }) => address === host))
 
 type Prepared = Awaited<ReturnType<typeof prepare>>
 
@@ -74,17 +83,12 @@ type Prepared = Awaited<ReturnType<typeof prepare>>
  * Creates the container. `GenericContainer` would do it for us, but publishes ports on every address of the machine,
  * and waits 10 seconds for those of a server that has ended, and tells nothing of what it wrote.
  */
-const create = async ({ client, host, labels }: Prepared, wish: Wish, tag: string, port: number) => {
-  const place: Place = {
-    host: "0.0.0.0",
-    port: usualPort(wish.kind),
-    folder: "/data",
-    name: `millrace-${Crypto.randomUUID().slice(0, 8)}`
-  }
+const create = async ({ client, host }: Prepared, wish: Wish, tag: string, port: number, name: string) => {
+  const place: Place = { host: "0.0.0.0", port: usualPort(wish.kind), folder: "/data", name }
   const configAt = "/millrace.conf"
   const container = await client.container.create({
+    name,
     Image: tag,
-    Labels: labels,
     Cmd: [
       // The image of NATS has its server as the entry point, those of the others start what they are told.
       ...(wish.kind === "nats" ? [] : [program(wish.kind), "--protected-mode", "no"]),
@@ -178,13 +182,22 @@ export const make = Effect.fnUntraced(function*(
   if (Result.isFailure(prepared)) return prepared.failure
   const attempt = Effect.gen(function*() {
     const port = yield* Ports.free
+    const name = `millrace-${Crypto.randomUUID().slice(0, 8)}`
+    const watched = Reaper.container(engine.at, name)
     const container = yield* Effect.acquireRelease(
       Effect.tryPromise({
-        try: () => create(prepared.success, wish, tag, port),
+        try: () => {
+          Reaper.watch(watched)
+          return create(prepared.success, wish, tag, port, name)
+        },
         catch: (cause) =>
           new BrokersError({ reason: "start", message: `the engine refused ${tag}: ${messageOf(cause)}`, cause })
       }),
-      (container) => Effect.promise(() => container.remove({ force: true, v: true }))
+      (container) =>
+        Effect.promise(async () => {
+          await container.remove({ force: true, v: true })
+          Reaper.forget(watched)
+        })
     )
     const { run, ...controls } = control(container, wish, tag, prepared.success.host, port)
     const { version } = yield* run

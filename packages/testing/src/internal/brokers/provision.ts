@@ -103,7 +103,7 @@ export const provision = Effect.fnUntraced(function*(
       return { ...container, provider: "container" }
     }
     looked.push(`In a container: ${container}.`)
-    if (typeof engine !== "string" && from === undefined) {
+    if (from === undefined && (typeof engine !== "string" || Process.env["DOCKER_HOST"])) {
       yield* say(`${kind} ${version} not in a container: ${container}`)
     }
   }

@@ -3,20 +3,38 @@ import { spawn } from "node:child_process"
 import * as Fs from "node:fs"
 import * as Os from "node:os"
 import * as Path from "node:path"
+import * as Process from "node:process"
+import type { Address } from "./engine.ts"
 
 // A test worker may be killed, and then no finalizer runs. So a small shell, one for each worker, is told which
-// processes exist. It waits for the end of its input, which comes when the worker is gone however it went, kills the
-// processes that are left and removes the worker's folder. It has a session of its own, out of reach of a Ctrl-C.
+// processes and containers exist. It waits for the end of its input, which comes when the worker is gone however it
+// went, ends what is left and removes the worker's folder. It has a session of its own, out of reach of a Ctrl-C.
+// (Ryuk, with which testcontainers does this, is an image more to be had, and does not know processes.)
 const script = `
 left=" "
-while read -r what process; do
+while read -r what server; do
   case $what in
-    started) left="$left$process " ;;
-    ended) left="\${left%% $process *} \${left#* $process }" ;;
+    started) left="$left$server " ;;
+    ended) left="\${left%% $server *} \${left#* $server }" ;;
   esac
 done
-for process in $left; do kill -9 "$process" 2>/dev/null; done
+containers=
+for server in $left; do
+  case $server in
+    */*) containers="$containers $server" ;;
+    *) kill -9 "$server" 2>/dev/null ;;
+  esac
+done
+if [ -n "$containers" ]; then "$2" -e "$3" $containers; fi
 rm -rf "$1"
+`
+
+const removeContainers = `
+for (const container of process.argv.slice(1)) {
+  const [at, name] = container.split("/")
+  const path = "/containers/" + name + "?force=true&v=true"
+  require("http").request({ ...JSON.parse(decodeURIComponent(at)), path, method: "DELETE" }).on("error", () => {}).end()
+}
 `
 
 interface Reaper {
@@ -29,7 +47,7 @@ let current: Reaper | undefined
 const reaper = (): Reaper => {
   if (current !== undefined) return current
   const folder = Fs.mkdtempSync(Path.join(Os.tmpdir(), "millrace-brokers-"))
-  const child = spawn("/bin/sh", ["-c", script, "reaper", folder], {
+  const child = spawn("/bin/sh", ["-c", script, "reaper", folder, Process.execPath, removeContainers], {
     stdio: ["pipe", "ignore", "ignore"],
     detached: true
   })
@@ -46,12 +64,15 @@ const reaper = (): Reaper => {
 /** Makes a folder that is gone, at the latest, after the worker is. */
 export const makeFolder = (name: string): string => Fs.mkdtempSync(Path.join(reaper().folder, `${name}-`))
 
-/** Has this process killed should the worker die before {@link forget} is called. */
-export const watch = (pid: number): void => {
-  reaper().input.write(`started ${pid}\n`)
+/** The container of this name in the engine at this address, to be watched. */
+export const container = (at: Address, name: string): string => `${encodeURIComponent(JSON.stringify(at))}/${name}`
+
+/** Has this process or {@link container} ended should the worker die before {@link forget} is called. */
+export const watch = (server: number | string): void => {
+  reaper().input.write(`started ${server}\n`)
 }
 
-/** Says that the process has ended. */
-export const forget = (pid: number): void => {
-  reaper().input.write(`ended ${pid}\n`)
+/** Says that there is nothing left to end. */
+export const forget = (server: number | string): void => {
+  reaper().input.write(`ended ${server}\n`)
 }
