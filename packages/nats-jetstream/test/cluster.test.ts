@@ -10,7 +10,7 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import { createServer } from "node:net"
 import * as JetStream from "../src/JetStream.ts"
-import { outgoing, until, versions } from "./nats.ts"
+import { outgoing, skipsInContainers, until, versions } from "./nats.ts"
 
 const Jobs = Topic.make("jobs", { schema: Schema.Struct({ n: Schema.Number }) })
 
@@ -34,12 +34,10 @@ const cluster = Effect.fnUntraced(function*(version: string) {
 
 const patiently = Effect.retry(Schedule.spaced("100 millis"))
 
-describe.each(versions)("three nodes of nats-server %s", (version) => {
+describe.skipIf(await skipsInContainers("three nodes")).each(versions)("three nodes of nats-server %s", (version) => {
   it.live("each node killed in turn while consuming, three replicas: nothing is lost", () =>
     Effect.gen(function*() {
       const nodes = yield* cluster(version)
-      // Containers do not see each other's loopback.
-      if (nodes[0]!.provider === "container") return
       yield* Effect.gen(function*() {
         const seen = new Set<number>()
         const running = yield* Pipeline.start(

@@ -17,6 +17,14 @@ export const versions = (process.env["NATS_VERSIONS"] ?? "2.15,2.10").split(",")
 /** Whether a version is older than the one that has something: `before(version, 12)` than 2.12. */
 export const before = (version: string, minor: number) => Number(version.split(".")[1]) < minor
 
+/** Says what is skipped where servers run in containers: they see neither each other's loopback nor our files. */
+export const skipsInContainers = async (what: string): Promise<boolean> => {
+  const servers = await Effect.runPromise(Brokers.available)
+  const skips = servers.some(({ kind, provider }) => kind === "nats" && provider === "container")
+  if (skips) console.warn(`skipped, ${what}: containers see neither each other's loopback nor our files`)
+  return skips
+}
+
 /** Runs a test on a server of its own, within one layer. */
 export const onNats = <A, E>(
   f: (broker: Brokers.Broker) => Effect.Effect<A, E, JetStream.JetStream | Transport | Scope.Scope>,

@@ -15,7 +15,9 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { inspect } from "node:util"
 import * as JetStream from "../src/JetStream.ts"
-import { publish, settle, subscribe, take, text, until, versions } from "./nats.ts"
+import { publish, settle, skipsInContainers, subscribe, take, text, until, versions } from "./nats.ts"
+
+const local = it.live.skipIf(await skipsInContainers("TLS and leaf nodes"))
 
 const folder = Effect.acquireRelease(
   Effect.sync(() => mkdtempSync(join(tmpdir(), "millrace-"))),
@@ -144,7 +146,7 @@ describe.each(versions)("on nats-server %s", (version) => {
       assert.match(broken.message, /credentials is "<redacted>": give the text of a credentials file/)
     }).pipe(Effect.scoped))
 
-  it.live("TLS: a certificate that nobody vouches for is refused, one's own is presented", () =>
+  local("TLS: a certificate that nobody vouches for is refused, one's own is presented", () =>
     Effect.gen(function*() {
       const at = yield* folder
       const [key, cert] = [join(at, "key.pem"), join(at, "cert.pem")]
@@ -173,34 +175,37 @@ describe.each(versions)("on nats-server %s", (version) => {
       assert.match(inspect(missing.reason), /tls/)
     }).pipe(Effect.scoped))
 
-  it.live("a JetStream domain, seen from a leaf node that has one too, by its name or its API prefix", () =>
-    Effect.gen(function*() {
-      const [leafPort, hubFolder, leafFolder] = [yield* freePort, yield* folder, yield* folder]
-      const domain = (name: string, folder: string) => `jetstream { domain: ${name}, store_dir: "${folder}" }`
-      const hub = yield* Brokers.nats({
-        version,
-        config: `${domain("hub", hubFolder)}\nleafnodes { listen: "127.0.0.1:${leafPort}" }`
-      })
-      const leaf = yield* Brokers.nats({
-        version,
-        config: `${domain("spoke", leafFolder)}
+  local(
+    "a JetStream domain, seen from a leaf node that has one too, by its name or its API prefix",
+    () =>
+      Effect.gen(function*() {
+        const [leafPort, hubFolder, leafFolder] = [yield* freePort, yield* folder, yield* folder]
+        const domain = (name: string, folder: string) => `jetstream { domain: ${name}, store_dir: "${folder}" }`
+        const hub = yield* Brokers.nats({
+          version,
+          config: `${domain("hub", hubFolder)}\nleafnodes { listen: "127.0.0.1:${leafPort}" }`
+        })
+        const leaf = yield* Brokers.nats({
+          version,
+          config: `${domain("spoke", leafFolder)}
 leafnodes { remotes: [{ url: "nats://127.0.0.1:${leafPort}" }], reconnect: 1 }`
-      })
-      const declared = Transport.use((transport) => transport.declare("orders")).pipe(
-        Effect.provide(Layer.fresh(JetStream.layer({ url: leaf.url, domain: "hub" })))
-      )
-      yield* Effect.retry(declared, { times: 5 })
-      yield* works({ url: leaf.url, domain: "hub" })
-      yield* publish("orders", ["b"]).pipe(
-        Effect.provide(Layer.fresh(JetStream.layer({ url: leaf.url, apiPrefix: "$JS.hub.API" })))
-      )
-      const onHub = JetStream.streamInfo("orders").pipe(
-        Effect.provide(Layer.fresh(JetStream.layer({ url: hub.url })))
-      )
-      assert.strictEqual((yield* onHub).messages, 2)
-      const onLeaf = JetStream.streamInfo("orders").pipe(
-        Effect.provide(Layer.fresh(JetStream.layer({ url: leaf.url })))
-      )
-      assert.match((yield* Effect.flip(onLeaf)).message, /stream of orders is absent/)
-    }).pipe(Effect.scoped))
+        })
+        const declared = Transport.use((transport) => transport.declare("orders")).pipe(
+          Effect.provide(Layer.fresh(JetStream.layer({ url: leaf.url, domain: "hub" })))
+        )
+        yield* Effect.retry(declared, { times: 5 })
+        yield* works({ url: leaf.url, domain: "hub" })
+        yield* publish("orders", ["b"]).pipe(
+          Effect.provide(Layer.fresh(JetStream.layer({ url: leaf.url, apiPrefix: "$JS.hub.API" })))
+        )
+        const onHub = JetStream.streamInfo("orders").pipe(
+          Effect.provide(Layer.fresh(JetStream.layer({ url: hub.url })))
+        )
+        assert.strictEqual((yield* onHub).messages, 2)
+        const onLeaf = JetStream.streamInfo("orders").pipe(
+          Effect.provide(Layer.fresh(JetStream.layer({ url: leaf.url })))
+        )
+        assert.match((yield* Effect.flip(onLeaf)).message, /stream of orders is absent/)
+      }).pipe(Effect.scoped)
+  )
 })

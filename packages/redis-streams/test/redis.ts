@@ -19,6 +19,14 @@ export const servers: ReadonlyArray<{ readonly kind: Kind; readonly version: str
     )
     : [{ kind: "redis", version: "newest" }, { kind: "redis", version: "oldest" }]
 
+/** Says what is skipped where servers run in containers: they see neither each other's loopback nor our files. */
+export const skipsInContainers = async (what: string): Promise<boolean> => {
+  const servers = await Effect.runPromise(Brokers.available)
+  const skips = servers.some(({ kind, provider }) => kind === "redis" && provider === "container")
+  if (skips) console.warn(`skipped, ${what}: containers see neither each other's loopback nor our files`)
+  return skips
+}
+
 /** A server of the test's own, and a plain client to look at it with. */
 export class Server extends Context.Service<Server, {
   readonly broker: Brokers.Broker

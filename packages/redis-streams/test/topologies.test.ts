@@ -19,7 +19,7 @@ import { createServer } from "node:net"
 import * as Os from "node:os"
 import * as Path from "node:path"
 import { slotOf } from "../src/internal/cluster.ts"
-import { admin, fresh, outgoing, until } from "./redis.ts"
+import { admin, fresh, outgoing, skipsInContainers, until } from "./redis.ts"
 
 const freePort = Effect.callback<number>((resume) => {
   const server = createServer().listen(0, "127.0.0.1", () => {
@@ -55,7 +55,9 @@ const consuming = Effect.fnUntraced(function*(topic: string, options: RedisStrea
   return { handled, running, redis: Context.get(context, Transport), context }
 })
 
-describe("cluster", () => {
+const skips = await skipsInContainers("cluster, sentinel and TLS")
+
+describe.skipIf(skips)("cluster", () => {
   const nodes = Effect.gen(function*() {
     const brokers = yield* Effect.all([0, 1, 2].map(() => Brokers.redis({ args: ["--cluster-enabled", "yes"] })))
     const runs = yield* Effect.forEach(brokers, ({ url }) => admin(url))
@@ -162,7 +164,7 @@ describe("sentinel", () => {
     return yield* admin(`redis://127.0.0.1:${port}`)
   })
 
-  it.live.skipIf(program === undefined)(
+  it.live.skipIf(skips || program === undefined)(
     "the master killed while it is consumed: the replica takes over",
     () =>
       Effect.gen(function*() {
@@ -218,7 +220,7 @@ describe("TLS", () => {
     }
   })()
 
-  it.live.skipIf(!hasOpenssl)(
+  it.live.skipIf(skips || !hasOpenssl)(
     "connects, refuses a certificate nobody vouches for, and presents its own",
     () =>
       Effect.gen(function*() {
