@@ -16,7 +16,7 @@ import type * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import * as TransportError from "@millrace/core/TransportError"
 import type { StreamConfig } from "@nats-io/jetstream"
-import type { NatsConnection, TlsOptions } from "@nats-io/nats-core"
+import { type NatsConnection, nuid, type TlsOptions } from "@nats-io/nats-core"
 import * as Arr from "effect/Array"
 import * as Config from "effect/Config"
 import * as Context from "effect/Context"
@@ -192,10 +192,8 @@ const make = Effect.fnUntraced(function*(
     ...(options.domain === undefined ? {} : { domain: options.domain }),
     ...(options.apiPrefix === undefined ? {} : { apiPrefix: options.apiPrefix })
   })
-  const send = (yield* publishing.publishing(connection, {
-    timeout: Duration.fromInputUnsafe(options.publishTimeout ?? "5 seconds"),
-    inboxPrefix
-  })).send
+  const publishTimeout = Duration.fromInputUnsafe(options.publishTimeout ?? "5 seconds")
+  const { send } = yield* publishing.publishing(connection, { timeout: publishTimeout, inboxPrefix })
   const declaring: resources.Declaring = {
     manage: options.manage ?? "create",
     retention: options.retention,
@@ -231,6 +229,30 @@ const make = Effect.fnUntraced(function*(
     }
     return results
   })
+  /** An id that nobody else knows is good for nobody else: what may not have arrived is published again here, once. */
+  const publishOnce = Effect.fnUntraced(function*(messages: Parameters<Transport["Service"]["publish"]>[0]) {
+    const sendings = Arr.map(messages, (message) => ({
+      message: message.id === undefined ? { ...message, id: nuid.next() } : message
+    }))
+    const answers = yield* publish(sendings)
+    const unknown = sendings.flatMap((sending, index) => {
+      const answer = answers[index]!
+      const isOurs = messages[index]!.id === undefined
+      return isOurs && Result.isFailure(answer) && answer.failure.reason._tag === "OutcomeUnknown"
+        ? [{ sending, index }]
+        : []
+    })
+    if (!Arr.isArrayNonEmpty(unknown)) return answers
+    yield* Effect.ignore(Effect.timeoutOption(connection.whenConnected, publishTimeout))
+    const again = yield* send(Arr.map(unknown, ({ sending }) => sending))
+    const results = answers.slice()
+    unknown.forEach(({ index }, i) => {
+      const answer = again[i]!
+      // Not sent this time says nothing about the first.
+      if (Result.isSuccess(answer) || answer.failure.reason._tag !== "NotSent") results[index] = answer
+    })
+    return results
+  })
   const transport: Transport["Service"] = {
     name: transportName,
     capabilities: {
@@ -243,7 +265,7 @@ const make = Effect.fnUntraced(function*(
     limit: Concurrency.shared(concurrency),
     subscribe: (wish) => subscribe(connection, declaring, mayKeepNotes, inboxPrefix, wish),
     declare,
-    publish: (messages) => publish(Arr.map(messages, (message) => ({ message }))),
+    publish: publishOnce,
     browse: (topic) => browsing.browse(connection, topic),
     remove: (topic, ids) => browsing.remove(connection, topic, ids),
     health: Effect.sync(() => connection.state() === "connected" ? "consuming" : "reconnecting")

@@ -154,6 +154,23 @@ describe.each(versions)("on nats-server %s", (version) => {
       })
     ))
 
+  it.live("what was published without an id and not confirmed is published again under one, and stored once", () =>
+    on((broker) =>
+      Effect.gen(function*() {
+        let left = 1
+        const { url } = yield* proxy(
+          broker,
+          (piece, to) => to === "client" && piece.includes(`"stream":"orders"`) && left-- > 0 ? undefined : piece
+        )
+        yield* Transport.use((transport) => transport.declare("orders"))
+        const [published] = yield* publish("orders", ["a"]).pipe(
+          Effect.provide(Layer.fresh(JetStream.layer({ url })))
+        )
+        assert.deepInclude(published, { id: "1", duplicate: true })
+        assert.strictEqual((yield* JetStream.streamInfo("orders")).messages, 1)
+      })
+    ))
+
   it.live("a frozen server is noticed within seconds, and read again when it thaws", () =>
     on((broker) =>
       Effect.gen(function*() {
