@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import { type Message, Pipeline, Publisher, Settlement, Topic, type Transport } from "@millrace/core"
-import { MemoryTransport } from "@millrace/testing"
+import { MemoryTransport, TestHarness } from "@millrace/testing"
 import { Clock, Context, Deferred, Effect, Exit, Schema, Scope } from "effect"
 import { TestClock } from "effect/testing"
 
@@ -98,4 +98,17 @@ describe("found by simulation", () => {
       yield* TestClock.adjust("1 second")
       assert.deepStrictEqual((yield* memory.groups).map(({ lag, pending }) => [lag, pending.length]), [[1, 1]])
     }).pipe(Effect.provide(MemoryTransport.layer())))
+
+  it.effect("a key whose head waited for its retry stood still for ever, once as many as may wait stood behind it", () =>
+    Effect.gen(function*() {
+      const report = yield* TestHarness.run(
+        Numbers,
+        Pipeline.from(Numbers, { group: "test", waiting: 5 }).pipe(
+          Pipeline.tap((n, { attempt }) => n === 0 && attempt === 1 ? Effect.fail("once") : Effect.void),
+          Pipeline.concurrency({ max: 4, key: () => "" })
+        ),
+        Array.from({ length: 20 }, (_, n) => n)
+      )
+      assert.deepStrictEqual(report.handled.map(({ value }) => value), Array.from({ length: 20 }, (_, n) => n))
+    }).pipe(Effect.provide(TestHarness.layer)))
 })

@@ -113,6 +113,8 @@ export class Engine {
   private asked = 0
   private askingSince: number | undefined
   private isTakingBack = false
+  /** Retries that are due and have not come: their keys stand still. */
+  private overdue = 0
   /** With more than this in the buffer nothing is asked for. */
   private refillAt = 0
   /** Handlers that are started between two looks at the clock. */
@@ -231,13 +233,24 @@ export class Engine {
       const before = askedFor()
       cancel = this.after(step, () =>
         this.run(this.subscription.health).addObserver((exit) => {
-          const counts = Exit.isSuccess(exit) && exit.value === "consuming" && askedFor() - before >= step / 2
+          const couldCome = askedFor() - before >= step / 2 || this.owned >= this.maxOwned
+          const counts = Exit.isSuccess(exit) && exit.value === "consuming" && couldCome
           if (counts && --left === 0) f()
           else if (!this.draining) wait()
         }))
     }
-    let cancel = this.after(delay, wait)
-    return () => cancel()
+    let isDue = false
+    let cancel = this.after(delay, () => {
+      isDue = true
+      this.overdue++
+      this.demandChanged()
+      wait()
+    })
+    return () => {
+      cancel()
+      if (isDue) this.overdue--
+      isDue = false
+    }
   }
 
   // --- taking
@@ -246,7 +259,10 @@ export class Engine {
   demand(): number {
     if (this.solo !== undefined || this.settler.unconfirmed > mostUnconfirmed) return 0
     const parked = this.lanes?.parked ?? 0
-    if (parked > 0 && parked >= this.program.source.waiting) return 0
+    // At the bound only a retry that is due is asked for, or what stands behind it would for ever: brokers give it first.
+    if (parked > 0 && parked >= this.program.source.waiting) {
+      return this.overdue > 0 ? Math.min(1, this.maxOwned - this.owned) : 0
+    }
     // What stands behind another message of its key is bounded apart: it must not keep other keys from coming.
     const owned = this.owned - parked
     if (this.cautious) return owned === this.unsettled.size ? 1 : 0
