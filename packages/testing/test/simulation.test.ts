@@ -36,6 +36,17 @@ describe("simulation", () => {
 
   it.live("no law is violated: keys in order", () => Simulation.check(Events, keyed, { ...ofKeys, seeds: 100 }))
 
+  it.live("no law is violated: keys in order, and few messages may wait", () =>
+    Simulation.check(
+      Events,
+      Pipeline.from(Events, { group: "test", waiting: 2, prefetch: 3 }).pipe(
+        Pipeline.tap((_, message) => Simulation.trouble(message)),
+        Pipeline.retry(policy),
+        Pipeline.concurrency({ max: 4, key: ({ value }) => value.key })
+      ),
+      { ...ofKeys, seeds: 50 }
+    ))
+
   it.live("no law is violated: batches", () =>
     Simulation.check(
       Events,
