@@ -4,8 +4,9 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
-import { spawn } from "node:child_process"
+import { execFile, spawn } from "node:child_process"
 import * as Fs from "node:fs"
+import * as Http from "node:http"
 import * as Net from "node:net"
 import * as Os from "node:os"
 import * as Path from "node:path"
@@ -290,6 +291,46 @@ describe("Brokers", () => {
       yield* until(isRefused(at))
       yield* until(isRefused({ ...at, port: paused }))
       yield* until(Effect.map(isThere, (there) => !there))
+    }))
+
+  it.live("where an engine has no image and no registry, servers come from elsewhere, and it is asked once", (context) =>
+    Effect.gen(function*() {
+      if (fetched("redis", "8.6") === undefined) return context.skip("no fetched server to fall back to")
+      const asked: Array<string> = []
+      const engine = Http.createServer(({ method, url }, response) => {
+        asked.push(`${method} ${url}`)
+        response.statusCode = url === "/_ping" ? 200 : method === "GET" ? 404 : 500
+        response.end(url === "/_ping" ? "OK" : JSON.stringify({ message: "no such host" }))
+      })
+      yield* Effect.acquireRelease(
+        Effect.callback<void>((resume) => void engine.listen(0, "127.0.0.1", () => resume(Effect.void))),
+        () => Effect.sync(() => engine.close())
+      )
+      const address = engine.address()
+      const port = typeof address === "object" && address !== null ? address.port : 0
+      const program = `
+        import * as Effect from "effect/Effect"
+        import * as Brokers from ${JSON.stringify(new URL("../src/Brokers.ts", import.meta.url).href)}
+        await Effect.runPromise(Effect.scoped(Effect.all([
+          Brokers.redis({ version: "8.6" }), Brokers.redis({ version: "8.6" }), Brokers.redis({ version: "8.0" })
+        ])))
+      `
+      const { MILLRACE_BROKERS: _, ...env } = Process.env
+      const said = yield* Effect.callback<string>((resume) => {
+        execFile(Process.execPath, ["--input-type=module", "-e", program], {
+          cwd: Path.join(import.meta.dirname, ".."),
+          env: { ...env, DOCKER_HOST: `tcp://127.0.0.1:${port}` }
+        }, (_error, _stdout, stderr) => resume(Effect.succeed(stderr)))
+      })
+      assert.include(
+        said,
+        "redis 8.6 not in a container: the engine has no image redis:8.6 and cannot pull it: no such host"
+      )
+      assert.match(said, /redis 8\.6\.\d+ from (packages|path)\n/)
+      assert.strictEqual(said.split("redis 8.6 not in a container").length, 2, said)
+      assert.deepStrictEqual(asked.filter((what) => what.startsWith("POST")), [
+        "POST /images/create?fromImage=redis%3A8.6"
+      ])
     }))
 
   it.effect("does not depend on the clock of the test", () =>

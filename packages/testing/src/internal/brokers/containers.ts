@@ -6,10 +6,11 @@ import * as Os from "node:os"
 import { BrokersError } from "./BrokersError.ts"
 import type { Controls } from "./controls.ts"
 import { awaitReady } from "./controls.ts"
-import type { Answer, Engine } from "./engine.ts"
+import type { Engine } from "./engine.ts"
 import * as Ports from "./ports.ts"
 import { probe } from "./probe.ts"
 import * as Reaper from "./reaper.ts"
+import { say } from "./say.ts"
 import type { Place, Wish } from "./servers.ts"
 import { configFile, image, program, serverArgs, usualPort } from "./servers.ts"
 import type { Kind } from "./versions.ts"
@@ -23,20 +24,25 @@ export const line = (kind: Kind, version: string): string =>
   version === "newest" ? lines[kind][0] : version === "oldest" ? lines[kind].at(-1)! : version
 
 /** What the registry had to say, and, as the last one, that it cannot be reached: nobody waits for it twice. */
-const asked = new Map<string, Answer>()
-let unreachable: Answer | undefined
+const refused = new Map<string, string>()
+let unreachable: string | undefined
 
-/** Why the engine cannot run an image: neither has it nor finds it in a registry. */
+/** Has the engine pull an image that it lacks; says why it cannot. */
 export const refusal = Effect.fnUntraced(function*(
   engine: Engine,
   image: string
 ): Effect.fn.Return<string | undefined> {
-  if ((yield* engine.get(`/images/${image}/json`, 5_000)).status === 200) return undefined
-  const answer = asked.get(image) ?? unreachable ?? (yield* engine.get(`/distribution/${image}/json`, 5_000))
-  asked.set(image, answer)
-  if (answer.status === 200) return undefined
-  if (![401, 403, 404].includes(answer.status ?? 0)) unreachable = answer
-  return `the engine has no image ${image} and cannot pull it: ${answer.message}`
+  if ((yield* engine.ask("GET", `/images/${image}/json`, 30_000)).status === 200) return undefined
+  let why = refused.get(image) ?? unreachable
+  if (why === undefined) {
+    yield* say(`pulling ${image}`)
+    const answer = yield* engine.ask("POST", `/images/create?fromImage=${encodeURIComponent(image)}`, 10_000)
+    if (answer.status === 200 && answer.message === "") return undefined
+    why = answer.message
+    refused.set(image, why)
+    if (answer.status !== 200 && answer.status !== 404) unreachable = why
+  }
+  return `the engine has no image ${image} and cannot pull it: ${why}`
 })
 
 const messageOf = (cause: unknown): string => cause instanceof Error ? cause.message : String(cause)
@@ -61,13 +67,10 @@ const archive = (name: string, content: string): Buffer => {
   return Buffer.concat([header, body, Buffer.alloc((512 - body.length % 512) % 512 + 1024)])
 }
 
-/** Finds the engine's client, and pulls the image. Loaded here only: it is large, and of no use without an engine. */
-const prepare = async (tag: string) => {
-  const { getContainerRuntimeClient, ImageName } = await import("testcontainers")
+/** Finds the engine's client. Loaded here only: it is large, and of no use without an engine. */
+const prepare = async () => {
+  const { getContainerRuntimeClient } = await import("testcontainers")
   const client = await getContainerRuntimeClient()
-  const image = ImageName.fromString(tag)
-  await client.image.pull(image)
-  await client.image.inspect(image) // a pull that fails half-way does not say so
   const { host } = client.info.containerRuntime
   return { client, host: isHere(host) ? "127.0.0.1" : host }
 }
@@ -178,7 +181,7 @@ export const make = Effect.fnUntraced(function*(
   const tag = image(wish.kind, line)
   const missing = yield* refusal(engine, tag)
   if (missing !== undefined) return missing
-  const prepared = yield* Effect.result(Effect.tryPromise({ try: () => prepare(tag), catch: messageOf }))
+  const prepared = yield* Effect.result(Effect.tryPromise({ try: prepare, catch: messageOf }))
   if (Result.isFailure(prepared)) return prepared.failure
   const attempt = Effect.gen(function*() {
     const port = yield* Ports.free

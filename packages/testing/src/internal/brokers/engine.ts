@@ -8,7 +8,7 @@ import * as Process from "node:process"
 /** Where an engine listens, for Node's HTTP client. */
 export type Address = { readonly socketPath: string } | { readonly host: string; readonly port: string }
 
-/** What an engine answers; without a status, why it did not. */
+/** What an engine answers: no message is no error; without a status, it is why there was no answer. */
 export interface Answer {
   readonly status?: number | undefined
   readonly message: string
@@ -17,8 +17,8 @@ export interface Answer {
 /** A Docker engine that answers. */
 export interface Engine {
   readonly at: Address
-  /** Asks for a path of the engine's API. */
-  readonly get: (path: string, timeout: number) => Effect.Effect<Answer>
+  /** Asks for a path of the engine's API; ends when nothing comes for as long as `patience`, in milliseconds. */
+  readonly ask: (method: "GET" | "POST", path: string, patience: number) => Effect.Effect<Answer>
 }
 
 /** Where an engine may listen, in the order in which `testcontainers` looks: the setting, or the usual sockets. */
@@ -36,6 +36,12 @@ const addresses = (): ReadonlyArray<string> => {
   ].filter((socket) => Fs.existsSync(socket)).map((socket) => `unix://${socket}`)
 }
 
+/** An engine tells an error as JSON, at once or, when it found out on the way, in the last line. */
+const messageOf = (body: string): string => {
+  const message = /^\{(?:"errorDetail":.*,)?"(?:message|error)":("(?:[^"\\]|\\.)*")\}\s*$/m.exec(body)?.[1]
+  return message === undefined ? "" : JSON.parse(message)
+}
+
 const make = (address: string): Engine => {
   const { protocol, hostname, port, pathname } = new URL(address)
   const at: Address = protocol === "unix:" || protocol === "npipe:"
@@ -43,18 +49,17 @@ const make = (address: string): Engine => {
     : { host: hostname, port: port === "" ? "2375" : port }
   return {
     at,
-    get: (path, timeout) =>
+    ask: (method, path, patience) =>
       Effect.callback((resume) => {
-        const request = Http.get({ ...at, path, timeout, agent: false }, (response) => {
+        const request = Http.request({ ...at, method, path, timeout: patience, agent: false }, (response) => {
           let body = ""
           response.setEncoding("utf8").on("data", (chunk) => body += chunk)
-          response.on("end", () => {
-            const [, message = JSON.stringify(body)] = /^\{"message":(".*")\}\s*$/.exec(body) ?? []
-            resume(Effect.succeed({ status: response.statusCode, message: JSON.parse(message) }))
-          })
+          response.on("error", ({ message }) => resume(Effect.succeed({ message })))
+          response.on("end", () => resume(Effect.succeed({ status: response.statusCode, message: messageOf(body) })))
         })
-        request.on("timeout", () => request.destroy(new Error(`no answer within ${timeout} ms`)))
+        request.on("timeout", () => request.destroy(new Error(`no answer within ${patience} ms`)))
         request.on("error", ({ message }) => resume(Effect.succeed({ message })))
+        request.end()
         return Effect.sync(() => request.destroy())
       })
   }
@@ -65,7 +70,7 @@ const look = Effect.fnUntraced(function*(): Effect.fn.Return<Engine | string> {
   for (const address of tried) {
     if (!URL.canParse(address)) return `DOCKER_HOST is not a URL: ${address}`
     const engine = make(address)
-    if ((yield* engine.get("/_ping", 2_000)).status === 200) return engine
+    if ((yield* engine.ask("GET", "/_ping", 2_000)).status === 200) return engine
   }
   return tried.length === 0 ? "no Docker engine is there" : `no Docker engine answers at ${tried.join(", ")}`
 })

@@ -8,6 +8,7 @@ import type { Controls } from "./controls.ts"
 import { engine as findEngine } from "./engine.ts"
 import * as OnPath from "./onPath.ts"
 import * as Packages from "./packages.ts"
+import { say } from "./say.ts"
 import * as ServerProcess from "./serverProcess.ts"
 import type { Wish } from "./servers.ts"
 import { image, program } from "./servers.ts"
@@ -37,16 +38,6 @@ const only: Effect.Effect<Provider | undefined, BrokersError> = Config.Literals(
     })
   )
 )
-
-const said = new Set<string>()
-
-/** Tells the person who runs the tests, once, what they run against. */
-const say = (line: string): Effect.Effect<void> =>
-  Effect.sync(() => {
-    if (said.has(line)) return
-    said.add(line)
-    Process.stderr.write(`[brokers] ${line}\n`)
-  })
 
 /** Whether the program on PATH will do without looking for others. */
 const isEnough = (wanted: string, found: OnPath.Program): boolean => {
