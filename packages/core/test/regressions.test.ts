@@ -263,6 +263,34 @@ describe("lost ownership", () => {
       assert.strictEqual((yield* running.counts).lost, 1)
     }))
 
+  it.effect("a process that stood still while it had nothing began what it found in its socket and a peer had handled", () =>
+    Effect.gen(function*() {
+      const hand = new Hand()
+      let gap = 0
+      const begun: Array<number> = []
+      const clock = yield* Clock.clockWith(Effect.succeed)
+      const jumping: Clock.Clock = Object.assign(Object.create(clock) as Clock.Clock, {
+        currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe() + gap
+      })
+      const { running } = yield* Effect.provideService(
+        on(hand, (from) => from.pipe(Pipeline.map((n) => void begun.push(n)))),
+        Clock.Clock,
+        jumping
+      )
+      yield* adjust("10 seconds")
+      gap = 60_000
+      const [first, second] = [delivery(1), delivery(2)]
+      hand.lost.add(first)
+      hand.deliver(first, second)
+      yield* turns
+      assert.deepStrictEqual(begun, [2])
+      assert.strictEqual((yield* running.counts).lost, 1)
+      yield* adjust("10 seconds")
+      hand.deliver(delivery(3))
+      yield* turns
+      assert.deepStrictEqual(begun, [2, 3])
+    }))
+
   it.effect("a message that was acknowledged while its extension was on its way was counted as lost", () =>
     Effect.gen(function*() {
       const hand = new Hand()

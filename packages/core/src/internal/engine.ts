@@ -105,6 +105,11 @@ export class Engine {
   private readonly keptFor: number
   private lookedAt = NaN
   private isStale = false
+  /** When it was last seen that this process does not stand still. */
+  private awakeAt = { wall: NaN, monotonic: NaN }
+  /** What comes until then may have waited in a socket while this process stood still. */
+  private doubtUntil = 0
+  private doubtedAt = 0
   private readonly patience: number
   private isMakingSure = false
   /** The last that was taken held a suspect: one at a time, until there is none. */
@@ -313,7 +318,13 @@ export class Engine {
 
   take(deliveries: Arr.NonEmptyReadonlyArray<Delivery>): void {
     if (this.owned === 0) this.prefetch.began(this.now())
-    if (this.waiting === 0) this.kept(this.instant())
+    if (this.looksBack()) {
+      this.doubtedAt = this.now()
+      this.keptAt = { wall: -Infinity, monotonic: -Infinity }
+      this.lookedAt = NaN
+    } else if (this.waiting === 0) {
+      this.kept(this.instant())
+    }
     if (this.head > 0) {
       this.buffer = this.buffer.slice(this.head)
       this.head = 0
@@ -701,7 +712,17 @@ export class Engine {
     return { wall: this.clock.currentTimeMillisUnsafe(), monotonic: this.now() }
   }
 
+  /** Whether this process has just stood still for longer than its heartbeats. */
+  private looksBack(): boolean {
+    const { monotonic, wall } = this.instant()
+    const gap = Math.max(wall - this.awakeAt.wall, monotonic - this.awakeAt.monotonic)
+    if (gap > this.keptFor) this.doubtUntil = monotonic + 1000
+    this.awakeAt = { monotonic, wall }
+    return monotonic < this.doubtUntil
+  }
+
   private kept(at: Engine["keptAt"]): void {
+    if (at.monotonic < this.doubtedAt) return
     this.keptAt = at
     this.lookedAt = NaN
   }
@@ -724,6 +745,7 @@ export class Engine {
 
   /** Tells the broker that what is owned is still being worked on. */
   readonly extend: Effect.Effect<void> = Effect.suspend(() => {
+    this.looksBack()
     const attempts = new Map<Delivery, Attempt>()
     for (const attempt of this.keeping()) attempts.set(attempt.delivery, attempt)
     const [first, ...rest] = attempts.keys()
@@ -737,7 +759,9 @@ export class Engine {
           if (!attempt.isSettled) this.lost(attempt)
         }
         this.kept(asked)
-        this.pump()
+        // Answered before it was waited for, the pump that asked is still running.
+        if (this.pumping) this.dispatcher.scheduleTask(this.pump, 0)
+        else this.pump()
       }),
       Effect.catchCause((cause) => Effect.logWarning(`${this.program.name}: what it works on could not be kept`, cause))
     )
