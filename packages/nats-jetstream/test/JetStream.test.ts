@@ -313,6 +313,22 @@ describe.each(versions)("on nats-server %s", (version) => {
       })
     ))
 
+  it.live("reading without a group goes on where it was when the server is back, each once and in order", () =>
+    on((broker) =>
+      Effect.gen(function*() {
+        yield* Publisher.publishAll(Orders, orders(3))
+        const read: Array<number> = []
+        yield* Effect.forkScoped(
+          Stream.runForEach(JetStream.read(Orders), ({ value }) => Effect.sync(() => read.push(value.id)))
+        )
+        yield* until(Effect.sync(() => read.length), (length) => length === 3)
+        yield* broker.restart
+        yield* Effect.retry(JetStream.publish(Orders, orders(4)[3]!), Schedule.spaced("50 millis"))
+        yield* until(Effect.sync(() => read.length), (length) => length >= 4, "40 seconds")
+        assert.deepStrictEqual(read, orders(4).map(({ id }) => id))
+      })
+    ))
+
   it.live("what a group has left to do can be asked", () =>
     on(() =>
       Effect.gen(function*() {

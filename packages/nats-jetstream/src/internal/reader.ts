@@ -25,7 +25,7 @@ export interface ReaderOptions {
 }
 
 /** How long a request stays open while messages come. */
-const shortest = 500
+const shortest = 250
 
 /**
  * Asks the consumer for messages, on credit.
