@@ -3,12 +3,12 @@ import { assert, describe, it } from "@effect/vitest"
 import { Effect } from "effect"
 import { memory, nats, redis, run } from "./processes.ts"
 
-describe("idempotent", () => {
+describe("idempotent", { timeout: 180_000 }, () => {
   for (const transport of [memory, redis, nats]) {
     const kills = transport === memory ? 0 : 10
     it.live(`${transport.name}: killed ${kills} times while it credits payments, the total is right`, () =>
       Effect.gen(function*() {
-        const { exitCode, stderr, stdout } = yield* run("idempotent.main.ts", yield* transport.flags)
+        const { exitCode, stderr, stdout } = yield* run("idempotent.main.ts", yield* transport.flags, "170 seconds")
         assert.strictEqual(exitCode, 0, stderr)
         const line = new RegExp(
           `^500 payments, ${kills} kills, (\\d+) delivered again: 125250 cents of 125250 are credited$`,

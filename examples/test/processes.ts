@@ -1,6 +1,6 @@
 /** Runs the examples as their users do: as processes, on a broker of their own. */
 import { Brokers } from "@millrace/testing"
-import { Effect, type Scope, Stream } from "effect"
+import { type Duration, Effect, type Scope, Stream } from "effect"
 import { ChildProcess } from "effect/process"
 
 export interface Transport {
@@ -33,7 +33,7 @@ export const start = (
 
 /** Runs a script to its end; one that does not come to it fails with what it wrote. */
 export const run = Effect.fnUntraced(
-  function*(script: string, args: ReadonlyArray<string>) {
+  function*(script: string, args: ReadonlyArray<string>, within: Duration.Input = "50 seconds") {
     const child = yield* start(script, args, { stderr: "pipe" })
     const written = { stdout: "", stderr: "" }
     const collect = (from: "stdout" | "stderr") =>
@@ -41,7 +41,7 @@ export const run = Effect.fnUntraced(
     const [, , exitCode] = yield* Effect.all([collect("stdout"), collect("stderr"), child.exitCode], { concurrency: 3 })
       .pipe(
         Effect.timeoutOrElse({
-          duration: "50 seconds",
+          duration: within,
           orElse: () => Effect.die(new Error(`${script} did not end: ${written.stdout}${written.stderr}`))
         })
       )

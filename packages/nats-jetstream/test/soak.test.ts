@@ -53,7 +53,7 @@ describe("soak", () => {
           )
           let going = true
           const producing = yield* Effect.forkScoped(
-            publishing(() => going || runs.size < Math.min(100_000, seconds * 2000))
+            publishing(() => going || runs.size < Math.min(100_000, seconds * 500))
           )
           const until = performance.now() + seconds * 1000
           let kills = 0
