@@ -390,6 +390,22 @@ describe.each(versions)("on nats-server %s", (version) => {
         })
       ))
 
+    it.live("two that ask get the same share, however much the first has asked for", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const shares: Array<number> = [0, 0]
+          for (const index of [0, 1]) {
+            const subscription = yield* subscribe("orders", { maxOwned: 500 })
+            const pulling = Effect.map(subscription.pull(500), (taken) => void (shares[index]! += taken.length))
+            yield* Effect.forkScoped(Effect.forever(pulling))
+            yield* until(JetStream.consumerInfo("orders", "group"), ({ waiting }) => waiting > index)
+          }
+          yield* publish("orders", Arr.makeBy(60, String))
+          yield* until(Effect.sync(() => shares), ([one, other]) => one! + other! === 60)
+          assert.isAtLeast(Math.min(...shares), 20)
+        })
+      ))
+
     it.live("a request that expires is asked again", () =>
       on(() =>
         Effect.gen(function*() {
