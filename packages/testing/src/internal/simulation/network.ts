@@ -13,6 +13,15 @@ import type { Process, World } from "./world.ts"
 
 type Service = Transport["Service"]
 
+interface Ends {
+  readonly worker: string
+  readonly world: World
+  readonly process: Process
+  readonly laws: Laws
+  readonly atBroker: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
+  readonly faults: { readonly settle: boolean; readonly publish: boolean; readonly delay: boolean }
+}
+
 /** What stands between one process and its broker. */
 export class Line {
   private cuts = 0
@@ -21,27 +30,10 @@ export class Line {
   /** When the last settlement arrives: they do so in the order in which they were sent. */
   private inTurnUntil = 0
   readonly pulls = new Set<{ readonly cut: () => void; readonly restore: () => void }>()
-  readonly worker: string
-  private readonly world: World
-  private readonly process: Process
-  private readonly laws: Laws
-  private readonly atBroker: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
-  private readonly faults: { readonly settle: boolean; readonly publish: boolean; readonly delay: boolean }
+  private readonly at: Ends
 
-  constructor(options: {
-    readonly worker: string
-    readonly world: World
-    readonly process: Process
-    readonly laws: Laws
-    readonly atBroker: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
-    readonly faults: Line["faults"]
-  }) {
-    this.worker = options.worker
-    this.world = options.world
-    this.process = options.process
-    this.laws = options.laws
-    this.atBroker = options.atBroker
-    this.faults = options.faults
+  constructor(at: Ends) {
+    this.at = at
   }
 
   private get isCut(): boolean {
@@ -61,15 +53,15 @@ export class Line {
   }
 
   private get delay(): number {
-    const { world } = this
-    if (!this.faults.delay || world.chance(0.6)) return world.between(0, 1)
+    const { world } = this.at
+    if (!this.at.faults.delay || world.chance(0.6)) return world.between(0, 1)
     if (world.chance(0.9)) return world.between(0, 50)
     this.disturbed(slow)
     return world.between(0, slow)
   }
 
   private disturbed(millis: number): void {
-    this.disturbedUntil = Math.max(this.disturbedUntil, this.world.now + millis)
+    this.disturbedUntil = Math.max(this.disturbedUntil, this.at.world.now + millis)
   }
 
   /** A question and its answer, either of which may be lost. */
@@ -79,7 +71,7 @@ export class Line {
     lost: (wasSent: boolean) => Exit.Exit<A, E>,
     inTurn = false
   ): Effect.Effect<A, E> {
-    const { laws, process, world } = this
+    const { laws, process, world } = this.at
     return Effect.callback<A, E>((resume) => {
       const answer = (exit: Exit.Exit<A, E>) => void world.after(this.delay, process, () => resume(exit))
       const isUnsent = mayBeLost && world.chance(0.05)
@@ -92,7 +84,7 @@ export class Line {
         due - world.now,
         undefined,
         () =>
-          laws.atOnce(() => this.atBroker(question())).addObserver((exit) =>
+          laws.atOnce(() => this.at.atBroker(question())).addObserver((exit) =>
             answer(this.isCut || isUnanswered ? lost(true) : exit)
           )
       )
@@ -134,10 +126,10 @@ export class Line {
   ): Effect.Effect<ReadonlyArray<Result.Result<Published, Publisher.PublishError>>> {
     const question = () =>
       Effect.map(inner.publish(messages), (results) => {
-        this.laws.look()
+        this.at.laws.look()
         return results
       })
-    return this.ask(question, this.faults.publish, (wasSent) =>
+    return this.ask(question, this.at.faults.publish, (wasSent) =>
       Exit.succeed(messages.map(({ topic }) => {
         const detail = "the simulated connection was lost"
         const reason = wasSent ? new Publisher.OutcomeUnknown({ detail }) : new Publisher.NotSent({ detail })
@@ -149,7 +141,7 @@ export class Line {
     subscription: Subscription,
     batch: Arr.NonEmptyReadonlyArray<Settling>
   ): Effect.Effect<ReadonlyArray<Delivery>, TransportError> {
-    const { laws, worker, world } = this
+    const { laws, worker, world } = this.at
     const arrived = (part: ReadonlyArray<Settling>) => (lost: ReadonlyArray<Delivery>) => {
       laws.arrived(worker, part, lost)
       return lost
@@ -172,14 +164,14 @@ export class Line {
     return Effect.suspend(() => {
       laws.said(worker, batch)
       const part = batch.slice(0, Math.floor(world.between(1, batch.length)))
-      const isPart = this.faults.settle && part.length < batch.length && world.chance(0.1)
+      const isPart = this.at.faults.settle && part.length < batch.length && world.chance(0.1)
       if (isPart && Arr.isArrayNonEmpty(part)) {
         this.disturbed(slow)
         const question = () => Effect.map(subscription.settle(part), arrived(part))
         return this.ask(() => Effect.andThen(question(), this.broken("settle")()), true, this.broken("settle"), true)
       }
       const question = () => Effect.map(subscription.settle(batch), arrived(batch))
-      return Effect.map(this.ask(question, this.faults.settle, this.broken("settle"), true), confirmed)
+      return Effect.map(this.ask(question, this.at.faults.settle, this.broken("settle"), true), confirmed)
     })
   }
 
@@ -189,15 +181,15 @@ export class Line {
   ): Effect.Effect<ReadonlyArray<Delivery>, TransportError> {
     const question = () =>
       Effect.map(subscription.extend(deliveries), (lost) => {
-        this.laws.extended(deliveries, lost)
+        this.at.laws.extended(deliveries, lost)
         return lost
       })
-    return this.ask(question, this.faults.settle, this.broken("extend"))
+    return this.ask(question, this.at.faults.settle, this.broken("extend"))
   }
 
   /** What was given and did not arrive in time is there for the next pull. */
   private pull(subscription: Subscription) {
-    const { laws, process, worker, world } = this
+    const { laws, process, worker, world } = this.at
     const arrived: Array<Delivery> = []
     // In one operation: an interruption finds it here, or in the engine's hands.
     const taken = (max: number) =>
@@ -218,7 +210,7 @@ export class Line {
         }
         const ask = () => {
           cancel = world.after(this.delay, undefined, () => {
-            asking = this.atBroker(Effect.map(subscription.pull(max), (deliveries) => {
+            asking = this.at.atBroker(Effect.map(subscription.pull(max), (deliveries) => {
               laws.delivered(worker, max, deliveries)
               arrived.push(...deliveries)
             }))
@@ -249,7 +241,7 @@ export class Line {
       laws.said(worker, left)
       const release = Effect.suspend(() => subscription.settle(left))
       const told = Effect.map(release, (lost) => laws.arrived(worker, left, lost))
-      return Effect.ignore(Fiber.join(laws.atOnce(() => this.atBroker(told))))
+      return Effect.ignore(Fiber.join(laws.atOnce(() => this.at.atBroker(told))))
     })
     return { pull, close }
   }
