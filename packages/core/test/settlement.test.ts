@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Message, Pipeline, Publisher, Settlement, Topic } from "@millrace/core"
 import { MemoryTransport, TestHarness } from "@millrace/testing"
-import { Effect, Exit, Layer, Result, Schedule, Schema, Scope } from "effect"
+import { Effect, Exit, Latch, Layer, Result, Schedule, Schema, Scope } from "effect"
 import { TestClock } from "effect/testing"
 
 const Numbers = Topic.make("numbers", { schema: Schema.Number })
@@ -339,17 +339,25 @@ describe("shared limits", () => {
     }).pipe(Effect.provide(MemoryTransport.layer())))
 })
 
-it.effect("toLayer: a pipeline is one Layer among others, and stops before what it stands on", () =>
+it.effect("toLayer: a pipeline is one Layer among others: it stops before what it stands on, after what stands on it", () =>
   Effect.gen(function*() {
     const events: Array<string> = []
-    const pipeline = Pipeline.toLayer(from.pipe(Pipeline.tap(() => Effect.sync(() => events.push("handled")))))
-    const below = Layer.effectDiscard(Effect.addFinalizer(() => Effect.sync(() => events.push("below closed"))))
+    const [begun, end] = [yield* Latch.make(), yield* Latch.make()]
+    const pipeline = Pipeline.toLayer(
+      from.pipe(
+        Pipeline.tap(() => Effect.andThen(begun.open, end.await)),
+        Pipeline.tap(() => Effect.sync(() => events.push("handled")))
+      )
+    )
+    const closing = (name: string) =>
+      Layer.effectDiscard(Effect.addFinalizer(() => Effect.andThen(Effect.sync(() => events.push(name)), end.open)))
+    const [above, below] = [closing("above closed"), closing("below closed")]
     const scope = yield* Scope.make()
-    yield* Layer.buildWithScope(pipeline.pipe(Layer.provide(below)), scope)
+    yield* Layer.buildWithScope(above.pipe(Layer.provide(pipeline), Layer.provide(below)), scope)
     yield* Publisher.publish(Numbers, 1)
-    while (events.length === 0) yield* Effect.yieldNow
+    yield* begun.await
     yield* Scope.close(scope, Exit.void)
-    assert.deepStrictEqual(events, ["handled", "below closed"])
+    assert.deepStrictEqual(events, ["above closed", "handled", "below closed"])
   }).pipe(Effect.provide(MemoryTransport.layer())))
 
 describe("each attempt has a Scope of its own", () => {
