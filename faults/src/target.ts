@@ -29,6 +29,9 @@ export const newestNats: Target = { kind: "nats", broker: Brokers.nats({ sync: "
 /** What nobody has kept for so long goes to a peer: short, so that runs are. */
 const claimTime = "2 seconds"
 
+/** How long the broker knows an id again: longer than any fault, or what a step publishes through it is there twice. */
+const knownFor = "10 minutes"
+
 /** How many messages a group has still to settle. */
 export class Unsettled extends Context.Service<
   Unsettled,
@@ -60,6 +63,6 @@ export const layer = (kind: Kind, url: string): Layer.Layer<Transport.Transport 
   kind === "redis"
     ? Layer.provideMerge(
       unsettledOnRedis,
-      RedisStreams.layer({ url, claim: { minIdle: claimTime }, answerTimeout: "2 seconds" })
+      RedisStreams.layer({ url, claim: { minIdle: claimTime }, answerTimeout: "2 seconds", deduplicateFor: knownFor })
     )
-    : Layer.provideMerge(unsettledOnNats, JetStream.layer({ url, ackWait: claimTime }))
+    : Layer.provideMerge(unsettledOnNats, JetStream.layer({ url, ackWait: claimTime, duplicateWindow: knownFor }))
