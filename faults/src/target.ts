@@ -65,4 +65,7 @@ export const layer = (kind: Kind, url: string): Layer.Layer<Transport.Transport 
       unsettledOnRedis,
       RedisStreams.layer({ url, claim: { minIdle: claimTime }, answerTimeout: "2 seconds", deduplicateFor: knownFor })
     )
-    : Layer.provideMerge(unsettledOnNats, JetStream.layer({ url, ackWait: claimTime, duplicateWindow: knownFor }))
+    : Layer.provideMerge(
+      unsettledOnNats,
+      JetStream.layer({ url, ackWait: claimTime, stream: { duplicateWindow: knownFor } })
+    )
