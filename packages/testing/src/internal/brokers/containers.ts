@@ -38,7 +38,7 @@ export const refusal = Effect.fnUntraced(function*(
     yield* say(`pulling ${image}`)
     const answer = yield* engine.ask("POST", `/images/create?fromImage=${encodeURIComponent(image)}`, 10_000)
     if (answer.status === 200 && answer.message === "") return undefined
-    why = answer.message
+    why = answer.message || `status ${answer.status}`
     refused.set(image, why)
     if (answer.status !== 200 && answer.status !== 404) unreachable = why
   }

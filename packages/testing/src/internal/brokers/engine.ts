@@ -38,8 +38,12 @@ const addresses = (): ReadonlyArray<string> => {
 
 /** An engine tells an error as JSON, at once or, when it found out on the way, in the last line. */
 const messageOf = (body: string): string => {
-  const message = /^\{(?:"errorDetail":.*,)?"(?:message|error)":("(?:[^"\\]|\\.)*")\}\s*$/m.exec(body)?.[1]
-  return message === undefined ? "" : JSON.parse(message)
+  try {
+    const { error, errorDetail, message } = JSON.parse(body.trimEnd().split("\n").at(-1)!)
+    return message ?? error ?? errorDetail?.message ?? ""
+  } catch {
+    return ""
+  }
 }
 
 const make = (address: string): Engine => {
