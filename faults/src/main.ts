@@ -26,7 +26,7 @@ const runAll = Effect.fnUntraced(function*(quick: boolean, only: string, on: str
     yield* Console.log(report.line(row, (performance.now() - since) / 1000))
     if (row.broken.length > 0) yield* Console.log(report.complaint(row.broken, folder))
     else if (folder !== undefined) fs.rmSync(folder, { recursive: true })
-    if (process.env["MILLRACE_DOCS"] === "1") report.writeDocs(rows, command)
+    if (process.env["MILLRACE_DOCS"] === "1") report.writeDocs(rows, command, only + on !== "")
   })
   for (const scenario of scenarios.filter(({ name }) => name.includes(only))) {
     const times = quick ? scenario.times.quick : scenario.times.full

@@ -66,7 +66,8 @@ const columns = [
   "burned",
   "resumed, s",
   "taken over p99, s",
-  "longest exit, s"
+  "longest exit, s",
+  "commit"
 ]
 
 const commit = () => {
@@ -78,49 +79,81 @@ const commit = () => {
   return git("rev-parse", "--short", "HEAD") + (isChanged ? " and changes" : "")
 }
 
-export const writeDocs = (rows: ReadonlyArray<Row>, command: string): void => {
-  const cells = (cells: ReadonlyArray<string>) => `| ${cells.join(" | ")} |`
-  const table = [
-    cells(columns),
-    cells(columns.map(() => "---")),
-    ...rows.map(({ broken, broker, found, name, verdict }) =>
-      cells([
-        broken.length === 0 ? name : `${name} (did not hold)`,
-        broker,
-        ...(verdict === undefined ? ["", "", "", "", "", found ?? "", "", "", "", ""] : [
-          count(verdict.faults),
-          count(verdict.accepted),
-          count(verdict.begun),
-          count(verdict.deadLetters),
-          count(verdict.lost),
-          repeats(verdict),
-          count(verdict.burned),
-          spread(verdict.resumed),
-          verdict.takeOver.length === 0 ? "" : seconds(percentile(verdict.takeOver, 0.99)),
-          verdict.exits.length === 0 ? "" : seconds(Math.max(...verdict.exits))
-        ])
-      ])
-    )
-  ]
-  const failed = rows.filter(({ broken }) => broken.length > 0)
-  const machine = `${os.cpus().length} cores, ${
-    Math.round(os.totalmem() / 2 ** 30)
-  } GB, Linux ${os.release()}, Node ${process.version}`
+/** What the page has of a run: its line of the table, and what did not hold. */
+interface Entry {
+  readonly name: string
+  readonly does: string
+  readonly cells: string
+  readonly complaint: string | undefined
+}
+
+const failedMark = " (did not hold)"
+
+const cells = (cells: ReadonlyArray<string>) => `| ${cells.join(" | ")} |`
+
+const entry = (commit: string) => ({ broken, broker, does, found, name, verdict }: Row): [string, Entry] => [
+  `${name}, ${broker}`,
+  {
+    name,
+    does,
+    cells: cells([
+      broken.length === 0 ? name : name + failedMark,
+      broker,
+      ...(verdict === undefined ? ["", "", "", "", "", found ?? "", "", "", "", ""] : [
+        count(verdict.faults),
+        count(verdict.accepted),
+        count(verdict.begun),
+        count(verdict.deadLetters),
+        count(verdict.lost),
+        repeats(verdict),
+        count(verdict.burned),
+        spread(verdict.resumed),
+        verdict.takeOver.length === 0 ? "" : seconds(percentile(verdict.takeOver, 0.99)),
+        verdict.exits.length === 0 ? "" : seconds(Math.max(...verdict.exits))
+      ]),
+      commit
+    ]),
+    complaint: broken.length === 0
+      ? undefined
+      : `- ${name}, ${broker}: ${broken[0]}${broken.length > 1 ? `, and ${broken.length - 1} more` : ""}`
+  }
+]
+
+/** What stands on the page, of runs before. */
+const entriesOf = (block: string): ReadonlyArray<[string, Entry]> => {
+  const does = new Map([...block.matchAll(/^- \*\*(.*?)\*\*: (.*)$/gm)].map(([, name, does]) => [name, does!]))
+  return block.split("\n").filter((line) => line.startsWith("|")).slice(2).map((line) => {
+    const columns = line.slice(1, -1).split("|").map((cell) => cell.trim())
+    const name = columns[0]!.replace(failedMark, "")
+    const key = `${name}, ${columns[1]}`
+    const complaint = block.split("\n").find((line) => line.startsWith(`- ${key}: `))
+    return [key, { name, does: does.get(name) ?? "", cells: cells(columns), complaint }]
+  })
+}
+
+/** A run of a part renews its own lines. */
+export const writeDocs = (rows: ReadonlyArray<Row>, command: string, isPart: boolean): void => {
   const file = path.join(import.meta.dirname, "../../docs/faults.md")
   const [before, rest] = fs.readFileSync(file, "utf8").split("<!-- runs -->")
-  const after = rest?.split("<!-- /runs -->")[1]
-  if (after === undefined) throw new Error("docs/faults.md needs <!-- runs --> and <!-- /runs -->")
-  const done = [...new Map(rows.map(({ does, name }) => [name, does]))].map(([name, does]) => `- **${name}**: ${does}`)
-  const verdict = failed.length === 0
-    ? `All ${rows.length} runs held.`
-    : `${failed.length} of ${rows.length} runs did not hold, see below the table.`
-  const complaints = failed.map(({ broken, broker, name }) =>
-    `- ${name}, ${broker}: ${broken[0]}${broken.length > 1 ? `, and ${broken.length - 1} more` : ""}`
+  const [block, after] = rest?.split("<!-- /runs -->") ?? []
+  if (block === undefined || after === undefined) {
+    throw new Error("docs/faults.md needs <!-- runs --> and <!-- /runs -->")
+  }
+  const entries = [...new Map([...(isPart ? entriesOf(block) : []), ...rows.map(entry(commit()))]).values()]
+  const machine = `${os.cpus().length} cores, ${
+    Math.round(os.totalmem() / 2 ** 30)
+  } GB, Linux ${os.release().split(".", 2).join(".")}, Node ${process.version}`
+  const complaints = entries.flatMap(({ complaint }) => complaint ?? [])
+  const verdict = complaints.length === 0
+    ? `All ${entries.length} runs held.`
+    : `${complaints.length} of ${entries.length} runs did not hold, see below the table.`
+  const done = [...new Map(entries.map(({ does, name }) => [name, does]))].map(([name, does]) =>
+    `- **${name}**: ${does}`
   )
   const text = [
-    `\`${command}\` at ${commit()}, ${new Date().toISOString().slice(0, 10)}; ${machine}. ${verdict}`,
+    `\`${command}\`, ${new Date().toISOString().slice(0, 10)}; ${machine}. ${verdict}`,
     done.join("\n"),
-    table.join("\n"),
+    [cells(columns), cells(columns.map(() => "---")), ...entries.map(({ cells }) => cells)].join("\n"),
     ...(complaints.length === 0 ? [] : [`Did not hold:\n\n${complaints.join("\n")}`])
   ].join("\n\n")
   fs.writeFileSync(file, `${before}<!-- runs -->\n\n${text}\n\n<!-- /runs -->${after}`)
