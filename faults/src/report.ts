@@ -140,9 +140,9 @@ export const writeDocs = (rows: ReadonlyArray<Row>, command: string, isPart: boo
     throw new Error("docs/faults.md needs <!-- runs --> and <!-- /runs -->")
   }
   const entries = [...new Map([...(isPart ? entriesOf(block) : []), ...rows.map(entry(commit()))]).values()]
-  const machine = `${os.cpus().length} cores, ${
-    Math.round(os.totalmem() / 2 ** 30)
-  } GB, Linux ${os.release().split(".", 2).join(".")}, Node ${process.version}`
+  const machine = `${os.cpus().length} cores, ${Math.round(os.totalmem() / 2 ** 30)} GB, Linux ${
+    os.release().split(".", 2).join(".")
+  }, Node ${process.version}`
   const complaints = entries.flatMap(({ complaint }) => complaint ?? [])
   const verdict = complaints.length === 0
     ? `All ${entries.length} runs held.`
