@@ -111,4 +111,35 @@ describe("found by simulation", () => {
       )
       assert.deepStrictEqual(report.handled.map(({ value }) => value), Array.from({ length: 20 }, (_, n) => n))
     }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("a process that stood still before it had ever had anything began what a peer had handled meanwhile", () =>
+    Effect.gen(function*() {
+      const memory = yield* MemoryTransport.MemoryTransport
+      const transport = yield* memory.connect
+      const clock = yield* Clock.clockWith(Effect.succeed)
+      const socket = yield* Deferred.make<void>()
+      const begun: Array<number> = []
+      const running = yield* Pipeline.start(
+        Pipeline.fromTransport(Numbers, { group: "test" }, {
+          transport: Effect.succeed({
+            ...transport,
+            subscribe: (options) =>
+              Effect.map(transport.subscribe(options), (subscription) => ({
+                ...subscription,
+                pull: (max) => Effect.tap(subscription.pull(max), Deferred.await(socket))
+              }))
+          })
+        }).pipe(Pipeline.tap((n) => Effect.sync(() => begun.push(n))))
+      ).pipe(Effect.provideService(Clock.Clock, Object.assign(Object.create(clock), { sleep: () => Effect.never })))
+      yield* turns
+      yield* Publisher.publish(Numbers, 1)
+      const peer: Array<number> = []
+      yield* Pipeline.start(
+        Pipeline.from(Numbers, { group: "test" }).pipe(Pipeline.tap((n) => Effect.sync(() => peer.push(n))))
+      )
+      yield* TestClock.adjust("40 seconds")
+      yield* Deferred.succeed(socket, undefined)
+      yield* turns
+      assert.deepStrictEqual([begun, peer, (yield* running.counts).lost], [[], [1], 1])
+    }).pipe(Effect.provide(MemoryTransport.layer())))
 })

@@ -106,7 +106,7 @@ export class Engine {
   private lookedAt = NaN
   private isStale = false
   /** When it was last seen that this process does not stand still. */
-  private awakeAt = { wall: NaN, monotonic: NaN }
+  private awakeAt: Engine["keptAt"]
   /** What comes until then may have waited in a socket while this process stood still. */
   private doubtUntil = 0
   private doubtedAt = 0
@@ -143,6 +143,7 @@ export class Engine {
     this.subscription = subscription
     this.context = context
     this.clock = Context.get(context, Clock.Clock)
+    this.awakeAt = this.instant()
     this.observer = Context.get(context, Telemetry.Observer)
     const { group, topic } = program.source
     this.meter = Context.get(context, Telemetry.Metrics)
