@@ -31,18 +31,21 @@ const supervise = (...args: ReadonlyArray<string>) =>
       })
   )
 
-servers.forEach(({ kind, version }) =>
+servers.forEach(({ kind, version }, i) =>
   layer(serving(kind, { version }), { excludeTestServices: true })(`${kind} ${version}`, (it) => {
-    it.effect(
-      "one message that kills its process, among a thousand: one dead letter, and all others handled",
-      () =>
+    it.effect.each([
+      ["one message that kills its process, among a thousand: one dead letter, and all others handled", undefined],
+      ["the same where each process has the name of the one that died: it was given the killer for ever", "worker"]
+    ].slice(0, i === 0 ? 2 : 1))(
+      "%s",
+      ([, consumer]) =>
         Effect.gen(function*() {
           const { run, url } = yield* Server
           const redis = yield* transport()
           const topic = fresh("killer")
           const values = Arr.makeBy(1_001, (i) => i === 300 ? "killer" : String(i))
           yield* redis.publish(values.map((value) => outgoing(topic, JSON.stringify(value))) as any)
-          const state = yield* supervise(url, topic)
+          const state = yield* supervise(url, topic, ...consumer === undefined ? [] : [consumer])
           yield* until(
             "everything is settled",
             Effect.gen(function*() {

@@ -268,6 +268,7 @@ export class Feed {
       String(Math.max(0, waiting - this.waiting.size)),
       this.admitsSuspect ? "1" : "0",
       own ? "1" : "0",
+      String(Math.floor(performance.now())),
       this.cursor
     ])
     return this.server.keep.one(key, command).pipe(Effect.flatMap((reply) => {

@@ -48,15 +48,17 @@ return found
  *
  * An entry whose delivery time lies at the epoch was handed back on purpose. One with a due time waits for it, with its
  * new owner. Any other was never settled: its consumer may have died of it, so at most \`suspects\` of those are taken.
- * What this consumer itself was given once and never settled is only lost to it, and has been counted already.
+ * What this consumer itself was given since its process began is only lost to it, and has been counted already; what it
+ * was given before, a process of the same name had, which has died.
  *
- * KEYS: stream, due times. ARGV: group, consumer, minIdle, room, room for waiting ones, suspects, own (whether entries
- * of this consumer may be taken), first id. Replies: given [id, fields, attempt, suspect, first failure], waiting [id, ms
- * left], gone, suspects left, next id or '' at the end.
+ * KEYS: stream, due times. ARGV: group, consumer, minIdle, room, room for waiting ones, suspects, own (whether what
+ * this process was given may be taken), its age in milliseconds, first id. Replies: given
+ * [id, fields, attempt, suspect, first failure], waiting [id, ms left], gone, suspects left, next id or '' at the end.
  */
 export const claim = script(`${now}
 local stream, dues, group, me, minIdle = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3]
-local room, waitRoom, suspects, own, start = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1', ARGV[8]
+local room, waitRoom, suspects, own = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1'
+local age, start = tonumber(ARGV[8]), ARGV[9]
 local given, waiting, gone, left, seen = {}, {}, {}, 0, 0
 while seen < 1000 do
   local page = redis.call('XPENDING', stream, group, 'IDLE', minIdle, start, '+', 100)
@@ -65,7 +67,8 @@ while seen < 1000 do
     if room == 0 then return { given, waiting, gone, left, id } end
     seen = seen + 1
     start = '(' .. id
-    if own or owner ~= me then
+    local mine = owner == me and idle <= age
+    if own or not mine then
       local due, failed = string.match(redis.call('HGET', dues, id) or '', '^(%d+) ?(%d*)$')
       due = tonumber(due)
       if due and due > now then
@@ -80,11 +83,11 @@ while seen < 1000 do
         end
       else
         local unsettled = not due and count > 0 and idle < now - 1000000000
-        local suspect = unsettled and (owner ~= me or count > 1)
+        local suspect = unsettled and (not mine or count > 1)
         if suspect and suspects == 0 then
           left = left + 1
         else
-          local attempt = unsettled and owner == me and count or count + 1
+          local attempt = unsettled and mine and count or count + 1
           local claimed = redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', attempt)
           if due then redis.call('HDEL', dues, id) end
           if #claimed == 0 then
