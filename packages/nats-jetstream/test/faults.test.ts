@@ -444,6 +444,23 @@ describe.each(versions)("on nats-server %s", (version) => {
       })
     ))
 
+  it.live("a message whose acknowledgement a busy server took up too late was given again", () =>
+    onProxy((_, { misdirect }) =>
+      Effect.gen(function*() {
+        yield* publish("orders", ["a"])
+        const subscription = yield* subscribe("orders", { ackWait: "2 seconds" })
+        const taken = yield* take(subscription, 1)
+        yield* Effect.sleep("1200 millis")
+        yield* misdirect("$JS.ACK.")
+        yield* settle(subscription, taken, Settlement.ack)
+        yield* misdirect()
+        const next = yield* Effect.forkScoped(take(subscription, 1))
+        yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.lag === 0)
+        yield* publish("orders", ["b"])
+        assert.deepStrictEqual((yield* Fiber.join(next)).map(text), ["b"])
+      })
+    ))
+
   it.live("a message that came again while what is known of it was looked up was given twice", () =>
     onProxy((broker, { misdirect }) =>
       Effect.gen(function*() {

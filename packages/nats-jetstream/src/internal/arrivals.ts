@@ -145,7 +145,8 @@ export class Arrivals {
       this.copies.delete(delivery.id)
       if (done) this.options.acknowledge(copy)
       else this.receive([copy])
-    } else if (done && time >= delivery.heldUntil) {
+      // The server answers a flush before it has taken up the acknowledgements written before that.
+    } else if (done && time >= delivery.heldUntil - this.options.lease / 2) {
       this.late.set(nameOf(delivery), time + 60_000)
     }
     if (delivery === this.suspect) {
