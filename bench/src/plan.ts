@@ -75,7 +75,7 @@ export const long = (rounds: number): ReadonlyArray<Chapter> => {
       (broker) =>
         [1, 10].flatMap((delay) =>
           [1, 8, 64, 256].map((concurrency) =>
-            cell(broker, broker === "redis" ? [...compared, "bullmq"] : compared, Math.min(3, rounds), 0.6, {
+            cell(broker, broker === "redis" ? [...compared, "bullmq"] : compared, Math.min(2, rounds), 0.6, {
               concurrency,
               delay
             })
