@@ -184,10 +184,10 @@ const measureRss = Effect.fnUntraced(function*(names: ReadonlyArray<BrokerName>,
   const { versions } = yield* Effect.scoped(bothBrokers)
   const { about, write } = open("rss", versions)
   yield* Console.log(machine.text(about))
-  const curves: Array<rss.Curve> = []
-  for (const broker of names) {
+  // Nothing of it is a matter of speed.
+  const curves = yield* Effect.forEach(names, (broker) => {
     let printed = 0
-    const curve = yield* rss.measure(broker, total, (sample) => {
+    return rss.measure(broker, total, (sample) => {
       write({ broker, ...sample })
       if (sample.handled < printed) return
       printed += total / 10
@@ -195,8 +195,7 @@ const measureRss = Effect.fnUntraced(function*(names: ReadonlyArray<BrokerName>,
         `${broker} ${sample.handled}: ${(sample.rss / 1e6).toFixed(0)} MB, heap ${(sample.heap / 1e6).toFixed(0)} MB\n`
       )
     })
-    curves.push(curve)
-  }
+  }, { concurrency: 2 })
   const lines = curves.map((curve) => budget.memory(curve, total))
   const text = budgetTable(lines)
   yield* Console.log(`\n${text}`)
