@@ -1,5 +1,5 @@
 /**
- * Load with faults. `SOAK_SECONDS` says for how long; the default is what a test run can afford.
+ * Load with faults. `MILLRACE_SOAK` says for how long; the default is what a test run can afford.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as Pipeline from "@millrace/core/Pipeline"
@@ -15,7 +15,7 @@ import * as JetStream from "../src/JetStream.ts"
 import { onNats, outgoing, until } from "./nats.ts"
 import { proxy } from "./proxy.ts"
 
-const seconds = Number(process.env["SOAK_SECONDS"] ?? 12)
+const seconds = Number(process.env["MILLRACE_SOAK"] ?? 12)
 const patience = 60_000 + seconds * 4000
 
 const Job = Schema.Struct({ n: Schema.Number })
