@@ -93,7 +93,7 @@ const quick = Effect.gen(function*() {
   yield* Console.log(`\n${table.rates([...measured.values()])}`)
   const latencies: Array<ReadonlyArray<rounds.Result>> = []
   for (const broker of ["redis", "jetstream"] as const) {
-    const cell = plan.openLoop(broker, yield* openMaximum(urls, broker), 0.5, 3, 1.5)
+    const cell = plan.openLoop(broker, yield* openMaximum(urls, broker), 0.5, 2, 1.5)
     latencies.push(yield* rounds.runCell(urls, { ...cell, arms: ["tuned", "plain"] }, write))
   }
   yield* Console.log(`\n${table.latencies(latencies.map((results) => ({ share: 0.5, results })))}`)

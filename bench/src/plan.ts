@@ -33,9 +33,9 @@ export interface Chapter {
 }
 
 export const quick: ReadonlyArray<Cell> = [
-  cell("redis", ["tuned", "plain", "effect", "bullmq"], 3, 0.6),
-  cell("jetstream", ["tuned", "plain", "effect"], 3, 0.6),
-  cell("memory", ["tuned", "plain", "effect", "bare", "armed"], 3, 0.2)
+  cell("redis", ["tuned", "plain", "effect", "bullmq"], 2, 0.6),
+  cell("jetstream", ["tuned", "plain", "effect"], 2, 0.6),
+  cell("memory", ["tuned", "plain", "effect", "bare", "armed"], 2, 0.2)
 ]
 
 const chapter = (name: Chapter["name"], cellsOf: (broker: BrokerName) => ReadonlyArray<Cell>): Chapter => ({
