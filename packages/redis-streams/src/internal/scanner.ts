@@ -10,7 +10,7 @@ import * as scripts from "./scripts.ts"
 import type { Server } from "./server.ts"
 
 /** How often abandoned entries are looked for: a peer must take what was released within a second. */
-const every = 850
+const every = 950
 
 /** The same while something is pending: only that can be handed back. */
 const often = 250
