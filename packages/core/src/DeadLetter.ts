@@ -69,7 +69,7 @@ export class Failure extends Schema.Class<Failure>("@millrace/core/DeadLetter/Fa
  * What is known about a dead letter beside the message itself. Times are milliseconds since the epoch.
  *
  * - `id`: of the message that failed; after a redrive a new one, `history` has the earlier ones
- * - `firstFailedAt`: absent when an earlier attempt ended with its process
+ * - `firstFailedAt`: absent when a later attempt ended with its process, or, on Redis, was handed back
  * - `history`: how it failed before each redrive, oldest first
  *
  * @category models

@@ -1191,3 +1191,29 @@ describe("second round", () => {
       assert.deepStrictEqual([(yield* a.running.counts).handled, limit.inUse], [3, 0])
     }))
 })
+
+describe("settlements under way", () => {
+  it.effect("each waited for the confirmation of the one before; a few do not, and a drain waits for them all", () =>
+    Effect.gen(function*() {
+      const hand = new Hand()
+      const confirmations: Array<() => void> = []
+      hand.settle = (batch) =>
+        Effect.callback((resume) => {
+          hand.settled.push(...batch)
+          confirmations.push(() => resume(Effect.succeed([])))
+        })
+      const { drained } = yield* on(hand, (from) => from)
+      for (const n of [1, 2, 3, 4, 5, 6]) {
+        hand.deliver(delivery(n))
+        yield* turns
+      }
+      assert.deepStrictEqual(hand.said, ["1 Ack", "2 Ack", "3 Ack", "4 Ack"])
+      confirmations[2]!()
+      yield* turns
+      assert.deepStrictEqual(hand.said.slice(4), ["5 Ack", "6 Ack"])
+      for (const n of [1, 3, 4]) confirmations[n]!()
+      assert.isFalse(yield* drained("100 millis"), "the first is not confirmed")
+      confirmations[0]!()
+      yield* turns
+    }))
+})
