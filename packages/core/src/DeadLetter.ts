@@ -183,6 +183,7 @@ const whole = (delivery: Delivery, record: Record, rest: ReadonlyArray<Delivery>
 /** A delivery whose fields may be getters, as a plain object. */
 const plain = (delivery: Delivery): Delivery => ({
   id: delivery.id,
+  origin: delivery.origin,
   topic: delivery.topic,
   key: delivery.key,
   headers: delivery.headers,

@@ -73,12 +73,23 @@ export type Any = Message<unknown>
  * @since 0.1.0
  */
 export const settle: {
-  (settlement: Settlement.Settlement): (self: Any) => Effect.Effect<boolean, Settlement.SettleError>
-  (self: Any, settlement: Settlement.Settlement): Effect.Effect<boolean, Settlement.SettleError>
+  (
+    settlement: Settlement.Settlement | Settlement.SettlementRequested
+  ): (self: Any) => Effect.Effect<boolean, Settlement.SettleError>
+  (
+    self: Any,
+    settlement: Settlement.Settlement | Settlement.SettlementRequested
+  ): Effect.Effect<boolean, Settlement.SettleError>
 } = dual(
   2,
-  (self: Any, settlement: Settlement.Settlement): Effect.Effect<boolean, Settlement.SettleError> =>
-    Effect.suspend(() => inFlightOf(self)?.settle(settlement) ?? Effect.succeed(false))
+  (
+    self: Any,
+    settlement: Settlement.Settlement | Settlement.SettlementRequested
+  ): Effect.Effect<boolean, Settlement.SettleError> =>
+    Effect.suspend(() =>
+      inFlightOf(self)?.settle(settlement._tag === "SettlementRequested" ? settlement.settlement : settlement) ??
+        Effect.succeed(false)
+    )
 )
 
 /**

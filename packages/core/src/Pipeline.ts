@@ -580,7 +580,7 @@ export const middleware: {
 export interface RetryOptions<E, M extends Any, R> {
   readonly times?: number | undefined
   readonly schedule?: Schedule.Schedule<unknown, NoInfer<E>, never, R> | undefined
-  readonly while?: ((error: NoInfer<Exclude<E, Settlement.Signal>>, message: NoInfer<M>) => boolean) | undefined
+  readonly while?: ((error: NoInfer<Exclude<E, Settlement.SettlementRequested>>, message: NoInfer<M>) => boolean) | undefined
 }
 
 /**
@@ -738,6 +738,19 @@ export interface Counts {
 }
 
 /**
+ * Whether a running pipeline consumes messages: its transport's health, or `paused`, `draining`, `stopped`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Health {
+  readonly state: Transport.Health["state"] | "paused" | "draining" | "stopped"
+  /** Milliseconds since the epoch. */
+  readonly since: number
+  readonly reason?: string | undefined
+}
+
+/**
  * A pipeline that runs.
  *
  * @category models
@@ -750,8 +763,8 @@ export interface Running {
   /** Stops taking messages; what was taken is finished. */
   readonly pause: Effect.Effect<void>
   readonly resume: Effect.Effect<void>
-  /** Whether messages can be consumed now. */
-  readonly health: Effect.Effect<"consuming" | "paused" | "reconnecting" | "stopped">
+  /** Whether messages can be consumed now, since when, and why not. */
+  readonly health: Effect.Effect<Health>
   /** The bound of this pipeline's handlers; resize it while it runs. */
   readonly limit: Concurrency.Limit
   /** Messages held by this process: waiting for a slot, and running. */

@@ -9,6 +9,8 @@ import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Predicate from "effect/Predicate"
 
+const RequestedTypeId = "~@millrace/core/SettlementRequested"
+
 /**
  * Done: the broker need not deliver this message to this group again.
  *
@@ -20,7 +22,7 @@ export interface Ack {
 }
 
 /**
- * Handed back untouched, without counting an attempt, so that a peer may take it at once.
+ * Returned to the broker untouched, without counting an attempt, so that a peer may take it at once.
  *
  * @category models
  * @since 0.1.0
@@ -32,34 +34,28 @@ export interface Release {
 /**
  * Try again, not before `after` has passed; counts an attempt.
  *
- * **When to use**
- *
- * Use as a handler's failure (`yield* Settlement.retry("5 seconds")`, or `throw` it in a promise) to choose the delay
- * of this one retry. Without a delay the pipeline's own schedule decides.
- *
- * @category errors
+ * @category models
  * @since 0.1.0
  */
-export class Retry extends Data.TaggedError("@millrace/Retry")<{ readonly after: Duration.Duration | undefined }> {
-  override get message(): string {
-    return this.after === undefined ? "retry asked for" : `retry asked for after ${Duration.format(this.after)}`
-  }
+export interface Retry {
+  readonly _tag: "Retry"
+  /** `undefined`: at once, or when the pipeline's schedule says. Never negative. */
+  readonly after: Duration.Duration | undefined
 }
 
 /**
- * Never again. As a handler's failure the message is dead-lettered at once, whatever attempts are left.
+ * Never again.
  *
- * @category errors
+ * @category models
  * @since 0.1.0
  */
-export class Terminate extends Data.TaggedError("@millrace/Terminate")<{ readonly reason: string }> {
-  override get message(): string {
-    return this.reason
-  }
+export interface Terminate {
+  readonly _tag: "Terminate"
+  readonly reason: string
 }
 
 /**
- * One of the things that can be said about a delivery on every broker.
+ * What can be said about a delivery on every broker. A new member does not compile until every transport handles it.
  *
  * @category models
  * @since 0.1.0
@@ -67,12 +63,24 @@ export class Terminate extends Data.TaggedError("@millrace/Terminate")<{ readonl
 export type Settlement = Ack | Release | Retry | Terminate
 
 /**
- * The settlements that a handler may also fail with.
+ * A settlement that a handler asks for by failing with it: `yield* Settlement.retry("5 seconds")`, or
+ * `throw Settlement.terminate("no such customer")` in any function. The pipeline's limit and dead letters apply.
  *
- * @category models
+ * @category errors
  * @since 0.1.0
  */
-export type Signal = Retry | Terminate
+export class SettlementRequested extends Data.TaggedError("SettlementRequested")<{
+  readonly settlement: Retry | Terminate
+}> {
+  readonly [RequestedTypeId] = RequestedTypeId
+  override get message(): string {
+    const { settlement } = this
+    if (settlement._tag === "Terminate") return settlement.reason
+    return settlement.after === undefined
+      ? "retry requested"
+      : `retry requested after ${Duration.format(settlement.after)}`
+  }
+}
 
 /**
  * Says that a settlement did not reach the broker; the message will be settled by the pipeline's policies instead, or
@@ -104,27 +112,38 @@ export const ack: Ack = { _tag: "Ack" }
 export const release: Release = { _tag: "Release" }
 
 /**
- * Asks for another attempt, after `after` or when the pipeline's schedule says.
+ * Requests another attempt, after `after` or when the pipeline's schedule says. A negative duration means now.
  *
  * @category constructors
  * @since 0.1.0
  */
-export const retry = (after?: Duration.Input): Retry =>
-  new Retry({ after: after === undefined ? undefined : Duration.fromInputUnsafe(after) })
+export const retry = (after?: Duration.Input): SettlementRequested =>
+  new SettlementRequested({
+    settlement: {
+      _tag: "Retry",
+      after: after === undefined ? undefined : Duration.max(Duration.zero, Duration.fromInputUnsafe(after))
+    }
+  })
 
 /**
- * Asks for no further attempt; `reason` is stored with the dead letter.
+ * Requests that the message is dead-lettered now, whatever attempts are left; `reason` is stored with the dead letter.
  *
  * @category constructors
  * @since 0.1.0
  */
-export const terminate = (reason: string): Terminate => new Terminate({ reason })
+export const terminate = (reason: string): SettlementRequested =>
+  new SettlementRequested({ settlement: { _tag: "Terminate", reason } })
 
 /**
- * Tells whether a failure is a settlement that a handler asked for.
+ * Tells whether a failure is a settlement that a handler requested. Never throws, whatever it is given.
  *
  * @category guards
  * @since 0.1.0
  */
-export const isSignal = (u: unknown): u is Signal =>
-  Predicate.isTagged(u, "@millrace/Retry") || Predicate.isTagged(u, "@millrace/Terminate")
+export const isRequested = (u: unknown): u is SettlementRequested => {
+  try {
+    return Predicate.hasProperty(u, RequestedTypeId)
+  } catch {
+    return false
+  }
+}

@@ -9,6 +9,7 @@ import type * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
+import type * as Option from "effect/Option"
 import type * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import type * as Stream from "effect/Stream"
@@ -26,20 +27,25 @@ import type { TransportError } from "./TransportError.ts"
  * @since 0.1.0
  */
 export interface Delivery extends Codec.Wire {
-  /** The broker's id: unique within the topic, the same on every redelivery. */
+  /** The broker's id: unique within the topic, also when the topic is deleted and created again; equal on redelivery. */
   readonly id: string
+  /**
+   * Names the place where the message is stored, and its life: the server (or key prefix, account), the stream, and which
+   * creation of it. `origin` and `id` together are unique for ever; ids of outputs and dead letters derive from them.
+   */
+  readonly origin: string
   /** The concrete topic: for a subscription with wildcards, the subject it was published on. */
   readonly topic: string
   readonly key: string | undefined
   readonly headers: Message.Headers
-  /** 1-based: how often a handler has been given it, this time included; releases and what was never run do not count. */
+  /** 1-based: attempts that began, this one included. Releases do not count. */
   readonly attempt: number
   readonly redelivered: boolean
-  /** An earlier delivery was never settled: whoever had it may have died of it. The engine runs such a one alone. */
+  /** An earlier delivery was never settled: its process may have crashed because of it. A release keeps this flag. */
   readonly suspect: boolean
   /** Milliseconds since the epoch. */
   readonly publishedAt: number
-  /** When its first retry was asked for, in whatever process: kept with the retry. Absent where that is not known. */
+  /** When its first retry was requested, in whatever process: kept with the retry. Absent where that is not known. */
   readonly firstFailedAt?: number | undefined
 }
 
@@ -63,49 +69,93 @@ export interface Settling {
 export interface SubscribeOptions {
   readonly topic: string
   readonly group: string
-  /** Applies when the group is created; an existing group goes on where it stands. */
+  /** Applies when the group is created; an existing group keeps its position. */
   readonly startFrom: "new" | "beginning"
-  /** The most deliveries the engine will ever own at once (limits such as `max_ack_pending` follow from it). */
+  /** The most deliveries the engine expects to own at once (limits such as `max_ack_pending` follow from it). */
   readonly maxOwned: number
-  /** How many retries may wait in this process; at the bound `pull` suspends. */
-  readonly waiting: number
+  /** A suspect whose attempt is this or higher counts against `Demand.suspects`; `Infinity`: none does. */
+  readonly isolateFrom: number
   /** The pipeline's handler timeout, where it has one. */
   readonly timeout: Duration.Duration | undefined
-  /** Where dead letters go: a source with wildcards must refuse to catch them. */
+  /** The dead-letter topic: a source with wildcards must refuse to catch it. */
   readonly deadLetter?: string | undefined
   readonly settings: Context.Context<never>
 }
 
 /**
- * A ready subscription. Its scope closes it, after the last `settle`: what was fetched and never pulled is released then.
- * It heals by itself (reconnects with backoff, re-creates what it declared, logs once per episode) for as long as its
- * scope is open; an Effect below fails only with what cannot heal, or, for `settle` and `extend`, with "send it again".
+ * What the engine accepts on top of the deliveries that it owns.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Demand {
+  /** The most deliveries of any kind. Retries that are due come first. */
+  readonly total: number
+  /**
+   * The most deliveries, within `total`, that are not retries of this process. With 0 only a due retry is wanted. A
+   * broker that chooses by itself what it sends is asked for as many messages as there are due retries.
+   */
+  readonly fresh: number
+  /**
+   * The most suspects, within `total`, from `isolateFrom` on. A transport that receives more keeps them, extended and
+   * not begun, or releases them after a delay.
+   */
+  readonly suspects: number
+  /** About how many bytes of bodies; a transport that cannot bound bytes ignores it. At least one message is given. */
+  readonly bytes: number
+}
+
+/**
+ * A ready subscription. Its scope closes it, after the last `settle`: fetched deliveries that were never pulled are
+ * released then. It heals by itself (reconnects with backoff, re-creates what it declared, logs once per episode) for as
+ * long as its scope is open; an Effect below fails only with what cannot heal, or, for `settle`, `extend` and `begin`,
+ * with "send it again".
  *
  * @category models
  * @since 0.1.0
  */
 export interface Subscription {
   /**
-   * Suspends until a delivery is there, then gives at most `max`, new and reclaimed ones alike. `max` is all that the
-   * engine will take on top of what it owns: between two pulls a transport may leave the rest asked for, never more.
-   * Interrupting it takes the asking back; what arrives all the same is for the next pull. Never called concurrently.
-   * A due retry comes back here, to the process that asked for it where the broker allows.
+   * Suspends until a delivery is there, then returns at most what the demand allows, new and reclaimed ones alike. Each
+   * pull replaces the demand of the last one; between two pulls a transport may leave the rest requested, never more.
+   * Interrupting a pull stops waiting and cancels nothing at the broker: see `withdraw`. Never called concurrently.
+   *
+   * Order: a released or reclaimed message is returned before unread ones of the same stream, so that the order of a
+   * key survives a planned restart of the only consumer. A due retry comes back to the process that requested it where
+   * the broker allows.
+   *
+   * A delivery that is neither settled nor extended is delivered again when its lease ends, also to this consumer.
    */
-  readonly pull: (max: number) => Effect.Effect<Arr.NonEmptyReadonlyArray<Delivery>, TransportError>
+  readonly pull: (demand: Demand) => Effect.Effect<Arr.NonEmptyReadonlyArray<Delivery>, TransportError>
+  /**
+   * Cancels the open request at the broker. After it, nothing new arrives until the next `pull`; deliveries that have
+   * arrived are returned by the next `pull`, or released when the subscription closes.
+   */
+  readonly withdraw: Effect.Effect<void>
   /**
    * Tells the broker, in order, and returns the deliveries that this consumer no longer owned (nothing was done to
-   * them, except that an `ack` by a former owner stands). A failure says that some may not have arrived: the engine
-   * calls it again with the same batch, so that must be safe. The next batch may be given before this one is confirmed.
+   * them, except that an `Ack` by a former owner stands). A settlement belongs to one delivery, not to a message: once
+   * the message has been delivered again, in any process, an earlier delivery's settlement changes nothing.
+   *
+   * A failure says that some may not have arrived: the engine calls `settle` again with the same batch, so that must be
+   * safe. A settlement that the broker refuses for its content is logged and must not fail its neighbours. The next
+   * batch may be given before this one is confirmed.
    */
   readonly settle: (
     batch: Arr.NonEmptyReadonlyArray<Settling>
   ) => Effect.Effect<ReadonlyArray<Delivery>, TransportError>
-  /** Keeps deliveries from being given to a peer; returns those that this consumer no longer owns. */
+  /** Renews the lease of deliveries; returns those that this consumer no longer owns. Fenced like `settle`. */
   readonly extend: (
     deliveries: Arr.NonEmptyReadonlyArray<Delivery>
   ) => Effect.Effect<ReadonlyArray<Delivery>, TransportError>
-  /** How often the engine must extend what it owns; `undefined` where ownership does not run out. */
-  readonly extendEvery: Duration.Duration | undefined
+  /**
+   * Records at the broker that the attempt of a suspect from `isolateFrom` on begins now; until then a crash of this
+   * process must not count it. The engine calls it before the handler. Returns `false` when this consumer no longer owns
+   * the delivery.
+   */
+  readonly begin: (delivery: Delivery) => Effect.Effect<boolean, TransportError>
+  /** How long ownership lasts without an extension; `undefined` where ownership does not end. */
+  readonly lease: Duration.Duration | undefined
   /** Whether messages can be consumed now, not merely whether a socket answers. */
   readonly health: Effect.Effect<Health>
 }
@@ -113,10 +163,21 @@ export interface Subscription {
 /**
  * Whether messages can be consumed now.
  *
+ * - `consuming`: yes
+ * - `reconnecting`: no connection, or what was declared is being created again
+ * - `impaired`: connected, and the broker refuses something: it is full, a permission is missing, settlements are not
+ *   confirmed, a consumer was edited
+ *
+ * `since` is in milliseconds since the epoch. `reason` is one sentence without secrets, absent while `consuming`.
+ *
  * @category models
  * @since 0.1.0
  */
-export type Health = "consuming" | "reconnecting"
+export interface Health {
+  readonly state: "consuming" | "reconnecting" | "impaired"
+  readonly since: number
+  readonly reason?: string | undefined
+}
 
 /**
  * A message to publish. `id` deduplicates where the broker can, for as long as it can; `delay` postpones delivery.
@@ -163,6 +224,54 @@ export interface Capabilities {
 }
 
 /**
+ * Which stored messages of a topic to read. Bounds are ids and exclusive; by default all, oldest first.
+ *
+ * - `after`, `before`: only messages stored after, or before, the message of this id, which need not exist any more
+ * - `reverse`: newest first
+ * - `limit`: at most so many; a page costs requests in proportion to it, not to the topic
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface BrowseOptions {
+  readonly after?: string | undefined
+  readonly before?: string | undefined
+  readonly reverse?: boolean | undefined
+  readonly limit?: number | undefined
+}
+
+/**
+ * What a group of a topic has still to do. A number that the server cannot know is absent, never 0.
+ *
+ * - `lag`: stored and never delivered to this group
+ * - `pending`: delivered and not settled, retries that wait included
+ * - `oldest`: when the oldest message that is unsettled or undelivered was published, in milliseconds since the epoch
+ * - `consumers`: those that the broker knows; JetStream does not name them
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface GroupInfo {
+  readonly group: string
+  readonly lag?: number | undefined
+  readonly pending?: number | undefined
+  readonly oldest?: number | undefined
+  readonly consumers?: ReadonlyArray<ConsumerInfo> | undefined
+}
+
+/**
+ * A consumer of a group. `idle`: milliseconds since it was last heard of.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ConsumerInfo {
+  readonly name: string
+  readonly pending: number
+  readonly idle: number
+}
+
+/**
  * A broker. Its Layer owns the connections and closes them after the last subscription; everything here may be called
  * from many fibers at once, and publishing works while no subscription is open.
  *
@@ -172,19 +281,30 @@ export interface Capabilities {
 export class Transport extends Context.Service<Transport, {
   /** As in errors, spans and `messaging.system`: `redis`, `nats`, `memory`. */
   readonly name: string
+  /** Where the broker is, without user and password, as in logs and spans: `localhost:6379`. */
+  readonly address: string
   readonly capabilities: Capabilities
   /** The pool that all pipelines on this broker share. */
   readonly limit: Concurrency.Limit
+  /** Says how to mend a name that this broker cannot take; `undefined` when the name is fine. */
+  readonly nameRemedy: (kind: "topic" | "group", name: string) => string | undefined
   /** Returns once messages flow, however empty the topic and however long a read may block. */
   readonly subscribe: (options: SubscribeOptions) => Effect.Effect<Subscription, TransportError, Scope.Scope>
-  /** Creates the topic, or verifies that what has its name can take messages. */
-  readonly declare: (topic: string) => Effect.Effect<void, TransportError>
-  /** One result a message, in order. Never retries by itself: only the caller knows whether a repeat is safe. */
+  /** Creates the topic, or verifies that the existing one keeps messages. Bounds of sources do not apply to dead letters. */
+  readonly declare: (topic: string, purpose: "output" | "deadLetter") => Effect.Effect<void, TransportError>
+  /**
+   * One result per message, in order. Never retries by itself: only the caller knows whether a repeat is safe. `id`
+   * belongs to a topic: the same id in two topics is two messages.
+   */
   readonly publish: (
     messages: Arr.NonEmptyReadonlyArray<Outgoing>
   ) => Effect.Effect<ReadonlyArray<Result.Result<Published, PublishError>>>
-  /** What the topic holds now, oldest first, whoever has consumed it; ends at what was the last when it began. */
-  readonly browse: (topic: string) => Stream.Stream<Delivery, TransportError>
+  /** Streams stored messages, consumed or not. Ends at the message that was last when the stream started. */
+  readonly browse: (topic: string, options?: BrowseOptions) => Stream.Stream<Delivery, TransportError>
+  /** Reads one stored message by its id, in one request. */
+  readonly get: (topic: string, id: string) => Effect.Effect<Option.Option<Delivery>, TransportError>
+  /** The groups of a topic; empty when the topic does not exist. */
+  readonly groups: (topic: string) => Effect.Effect<ReadonlyArray<GroupInfo>, TransportError>
   /** Deletes messages from the topic, whatever their state; returns how many there were. */
   readonly remove: (topic: string, ids: Arr.NonEmptyReadonlyArray<string>) => Effect.Effect<number, TransportError>
   readonly health: Effect.Effect<Health>

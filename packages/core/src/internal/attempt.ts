@@ -304,7 +304,7 @@ export class Attempt implements Entry, Message.Received {
           }
         }
       } catch (error) {
-        cause = Settlement.isSignal(error)
+        cause = Settlement.isRequested(error)
           ? Cause.fail(error)
           : step._tag === "Promise"
           ? rejection(step.catch, error)

@@ -103,7 +103,7 @@ export const apply = (step: Step, value: unknown, attempt: Attempt, path: string
         return Exit.succeed(value)
     }
   } catch (error) {
-    if (Settlement.isSignal(error)) return Exit.fail(error)
+    if (Settlement.isRequested(error)) return Exit.fail(error)
     return step._tag === "Promise" ? Exit.failCause(rejection(step.catch, error)) : Exit.die(error)
   }
 }

@@ -15,7 +15,7 @@ import type * as Message from "../Message.ts"
 import type { Counts } from "../Pipeline.ts"
 import * as Settlement from "../Settlement.ts"
 import * as Telemetry from "../Telemetry.ts"
-import type { Delivery, Subscription, Transport } from "../Transport.ts"
+import type { Delivery, Demand, Subscription, Transport } from "../Transport.ts"
 import type { TransportError } from "../TransportError.ts"
 import { Attempt } from "./attempt.ts"
 import { Batcher } from "./batcher.ts"
@@ -160,10 +160,9 @@ export class Engine {
     this.prepare = preparation(program)
     this.perPermit = batchSize(program)
     // Whatever became of it: after the claim time it would have come.
-    this.patience = subscription.extendEvery === undefined
-      ? patienceWithoutClaims
-      : 3 * Duration.toMillis(subscription.extendEvery) + 1000
-    this.keptFor = subscription.extendEvery === undefined ? Infinity : 2 * Duration.toMillis(subscription.extendEvery)
+    const lease = subscription.lease === undefined ? undefined : Duration.toMillis(subscription.lease)
+    this.patience = lease === undefined ? patienceWithoutClaims : lease + 1000
+    this.keptFor = lease === undefined ? Infinity : 2 / 3 * lease
     this.lanes = key === undefined ? undefined : new Lanes({
       key,
       whenPatienceEnds: (delay, f) => this.whenPatienceEnds(delay, f),
@@ -240,7 +239,7 @@ export class Engine {
       cancel = this.after(step, () =>
         this.run(this.subscription.health).addObserver((exit) => {
           const couldCome = askedFor() - before >= step / 2 || this.owned >= this.maxOwned
-          const counts = Exit.isSuccess(exit) && exit.value === "consuming" && couldCome
+          const counts = Exit.isSuccess(exit) && exit.value.state === "consuming" && couldCome
           if (counts && --left === 0) f()
           else if (!this.draining) wait()
         }))
@@ -279,6 +278,12 @@ export class Engine {
     return Math.min(permits * this.perPermit + prefetch - owned, this.maxOwned - this.owned)
   }
 
+  private demandOf(total: number): Demand {
+    const parked = this.lanes?.parked ?? 0
+    const fresh = parked > 0 && parked >= this.program.source.waiting ? 0 : total
+    return { total, fresh, suspects: total, bytes: Infinity }
+  }
+
   /** Suspends until there is demand. */
   readonly awaitDemand: Effect.Effect<number> = Effect.callback<number>((resume) => {
     const answer = () => {
@@ -303,7 +308,7 @@ export class Engine {
     restore(this.awaitDemand).pipe(
       Effect.flatMap((demand) => {
         this.askingSince = this.now()
-        return restore(this.subscription.pull(demand))
+        return restore(this.subscription.pull(this.demandOf(demand)))
       }),
       Effect.onExit(() =>
         Effect.sync(() => {
@@ -542,7 +547,7 @@ export class Engine {
       const delay = Duration.toMillis(verdict.delay)
       this.counts.retried++
       this.report(attempt, { _tag: "Retried", delay, cause })
-      this.finish(attempt, Settlement.retry(verdict.delay))
+      this.finish(attempt, { _tag: "Retry", after: verdict.delay })
       return Effect.void
     }))
   }
@@ -559,7 +564,7 @@ export class Engine {
     if (!Cause.hasInterruptsOnly(why)) {
       // A fault of ours: it must not be tried for ever without counting.
       this.run(Effect.logError(`${this.program.name}: what to do about ${attempt.delivery.id} failed`, why))
-      return this.finish(attempt, Settlement.retry(Duration.minutes(1)))
+      return this.finish(attempt, { _tag: "Retry", after: Duration.minutes(1) })
     }
     // On-receive: it is acknowledged, and its dead letter is not written. At most once means that it is gone.
     if (attempt.isSettled && !attempt.lost && attempt.failure !== undefined) this.discarded(attempt, attempt.failure)
@@ -594,7 +599,7 @@ export class Engine {
   private bury(attempt: Attempt, cause: Cause.Cause<unknown>, reason: DeadLetter.Reason): Effect.Effect<void> {
     if (this.letters === undefined) {
       this.discarded(attempt, cause)
-      this.finish(attempt, Settlement.terminate(reason))
+      this.finish(attempt, { _tag: "Terminate", reason })
       return Effect.void
     }
     return Effect.matchCauseEffect(this.letters.write(attempt.delivery, cause, reason), {
@@ -602,7 +607,7 @@ export class Engine {
         Effect.sync(() => {
           this.counts.deadLettered++
           this.report(attempt, { _tag: "DeadLettered", cause })
-          this.finish(attempt, Settlement.terminate(reason))
+          this.finish(attempt, { _tag: "Terminate", reason })
         }),
       onFailure: (failure) =>
         Effect.andThen(
@@ -686,7 +691,7 @@ export class Engine {
     if (this.solo === attempt) this.solo = undefined
     if (this.lanes === undefined) return
     const { settlement } = attempt
-    if (attempt.isSettled && !attempt.lost && settlement._tag === "@millrace/Retry") {
+    if (attempt.isSettled && !attempt.lost && settlement._tag === "Retry") {
       this.lanes.retried(attempt, settlement.after === undefined ? 0 : Duration.toMillis(settlement.after))
     } else {
       this.lanes.ended(attempt)

@@ -42,11 +42,11 @@ export const judge = (
   message: Message.Any | undefined
 ): Effect.Effect<Verdict> => {
   const error = Option.getOrUndefined(Cause.findErrorOption(cause))
-  const signal = Settlement.isSignal(error) ? error : undefined
-  if (signal?._tag === "@millrace/Terminate") return end("terminated")
+  const requested = Settlement.isRequested(error) ? error.settlement : undefined
+  if (requested?._tag === "Terminate") return end("terminated")
   if (attempt > policy.times) return end("exhausted")
-  if (signal?._tag === "@millrace/Retry") {
-    return signal.after === undefined ? delayed(policy, attempt, signal) : retryAfter(signal.after)
+  if (requested?._tag === "Retry") {
+    return requested.after === undefined ? delayed(policy, attempt, error) : retryAfter(requested.after)
   }
   if (error !== undefined && message !== undefined && policy.while !== undefined) {
     if (!policy.while(error as never, message as never)) return end("rejected")

@@ -11,7 +11,7 @@ export const mapReturnedPromise = () =>
 
 /** What a rejection means: a settlement that was asked for, or what the user's \`catch\` makes of it. */
 export const rejection = (onRejected: (cause: unknown) => unknown, error: unknown): Cause.Cause<unknown> => {
-  if (Settlement.isSignal(error)) return Cause.fail(error)
+  if (Settlement.isRequested(error)) return Cause.fail(error)
   try {
     return Cause.fail(onRejected(error))
   } catch (defect) {

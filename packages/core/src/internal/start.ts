@@ -1,6 +1,7 @@
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -8,7 +9,7 @@ import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import * as Tracer from "effect/Tracer"
 import { isLimit } from "../Concurrency.ts"
-import type { Running } from "../Pipeline.ts"
+import type { Health, Running } from "../Pipeline.ts"
 import type { TransportError } from "../TransportError.ts"
 import { drain } from "./drain.ts"
 import { Engine } from "./engine.ts"
@@ -33,13 +34,13 @@ export const start = Effect.fnUntraced(function*(
     group: source.group,
     startFrom: source.startFrom,
     maxOwned,
-    waiting: source.waiting,
+    isolateFrom: 2,
     timeout: timeoutOf(program),
     deadLetter: deadLetterTopic(program),
     settings
   })
   // After the source: a source that cannot be must not leave topics behind.
-  for (const topic of outputs(program)) yield* transport.declare(topic)
+  for (const topic of outputs(program)) yield* transport.declare(topic, topic === deadLetterTopic(program) ? "deadLetter" : "output")
   // A message is not part of the span that its pipeline happened to be started in.
   const context = Context.omit(Tracer.ParentSpan)(yield* Effect.context<never>())
   const engine = new Engine(program, transport, subscription, context, maxOwned)
@@ -52,22 +53,12 @@ export const start = Effect.fnUntraced(function*(
       return Effect.logError(`${program.name} can no longer run`, cause)
     }))
   })
-  // Between two pulls a transport may have more asked for: a pull that is interrupted takes all of it back.
-  const takeBack: Effect.Effect<void> = Effect.suspend(() => {
-    if (Deferred.isDoneUnsafe(engine.failure)) return Effect.void
-    const asking = engine.run(subscription.pull(1))
-    return Effect.flatMap(Effect.andThen(Fiber.interrupt(asking), Fiber.await(asking)), (exit) => {
-      if (Exit.isFailure(exit)) return Effect.void
-      // It was faster than the interruption, which has taken nothing back then.
-      engine.take(exit.value)
-      return takeBack
-    })
-  })
   const stopReading = Effect.suspend(() =>
-    reader === undefined ? Effect.void : Effect.andThen(Fiber.interrupt(reader), takeBack)
+    reader === undefined ? Effect.void : Effect.andThen(Fiber.interrupt(reader), subscription.withdraw)
   )
-  if (subscription.extendEvery !== undefined) {
-    yield* engine.extend.pipe(Effect.delay(subscription.extendEvery), Effect.forever, Effect.forkScoped)
+  if (subscription.lease !== undefined) {
+    const every = Duration.times(subscription.lease, 1 / 3)
+    yield* engine.extend.pipe(Effect.delay(every), Effect.forever, Effect.forkScoped)
   }
   // One after the other: a second reader must not begin before the first has given its asking back.
   const inTurn = Semaphore.makeUnsafe(1)
@@ -89,11 +80,11 @@ export const start = Effect.fnUntraced(function*(
       paused = false
       return readOn
     })),
-    health: Effect.suspend(() =>
+    health: Effect.suspend((): Effect.Effect<Health> =>
       Deferred.isDoneUnsafe(engine.failure)
-        ? Effect.succeed("stopped" as const)
+        ? Effect.succeed({ state: "stopped" as const, since: 0 })
         : paused
-        ? Effect.succeed("paused" as const)
+        ? Effect.succeed({ state: "paused" as const, since: 0 })
         : subscription.health
     ),
     limit: engine.limit,

@@ -8,6 +8,7 @@ import type { Settled } from "../../MemoryTransport.ts"
 /** What is stored: one message of one topic. */
 export interface Entry {
   readonly id: string
+  readonly origin: string
   readonly topic: string
   readonly key: string | undefined
   readonly headers: Message.Headers
@@ -16,9 +17,11 @@ export interface Entry {
   readonly publishedAt: number
 }
 
-/** Who takes messages: one subscription of one process. */
+/** One subscription of one process. */
 export interface Consumer {
-  waiting: number
+  readonly name: string
+  /** As in `Transport.SubscribeOptions`. */
+  readonly isolateFrom: number
 }
 
 /** An entry on its way through one group, once it was delivered for the first time. */
@@ -28,8 +31,10 @@ export class Passage {
   deliveries = 0
   suspect = false
   owner: Consumer | undefined
-  /** The delivery that may settle it: an older one has lost it. */
+  /** The delivery that may settle it; older deliveries are fenced. */
   delivery: Transport.Delivery | undefined
+  /** Whether the present delivery has been counted as an attempt. */
+  counted = true
   touchedAt = 0
   due = 0
   firstFailedAt: number | undefined
@@ -53,6 +58,9 @@ class Delivery implements Transport.Delivery {
   }
   get id(): string {
     return this.passage.entry.id
+  }
+  get origin(): string {
+    return this.passage.entry.origin
   }
   get topic(): string {
     return this.passage.entry.topic
@@ -105,50 +113,76 @@ export class Group {
       this.delayed.some((p) => p.entry === entry)
   }
 
-  /** When something that cannot be had now can be had by `consumer`, if nothing else happens. */
-  nextDue(consumer: Consumer): number | undefined {
-    let due = Math.min(this.delayed[0]?.due ?? Infinity, this.topic.scheduled[0]?.due ?? Infinity)
-    for (const passage of this.pending.values()) {
-      if (passage.owner === consumer) continue
-      due = Math.min(due, passage.touchedAt + this.topic.broker.options.minIdle)
+  /** The next instant at which a message becomes available without anything else happening. */
+  nextDue(): number | undefined {
+    const now = this.topic.broker.clock.currentTimeMillisUnsafe()
+    const { minIdle } = this.topic.broker.options
+    let due = this.topic.scheduled[0]?.due ?? Infinity
+    // Already available messages exceed the demand: the next pull asks again.
+    for (const { due: at } of this.delayed) {
+      if (at <= now) continue
+      due = Math.min(due, at)
+      break
+    }
+    for (const { touchedAt } of this.pending.values()) {
+      if (touchedAt + minIdle <= now) continue
+      due = Math.min(due, touchedAt + minIdle)
       break
     }
     return Number.isFinite(due) ? due : undefined
   }
 
-  /** A consumer at its bound of waiting retries is given nothing but retries that are due. */
-  take(consumer: Consumer, max: number, waitingBound: number): Array<Transport.Delivery> {
+  /** Due retries first, then released and abandoned messages, then unread ones: see `Transport.Subscription.pull`. */
+  take(consumer: Consumer, demand: Transport.Demand): Array<Transport.Delivery> {
     const now = this.topic.broker.clock.currentTimeMillisUnsafe()
     const taken: Array<Transport.Delivery> = []
+    let { bytes, fresh, suspects } = demand
+    const isFull = () => taken.length >= demand.total || (bytes <= 0 && taken.length > 0)
+    const give = (passage: Passage, isRetry: boolean): boolean => {
+      const isIsolated = passage.suspect && passage.attempts + 1 >= consumer.isolateFrom
+      if ((isIsolated && suspects <= 0) || (!isRetry && fresh <= 0)) return false
+      if (isIsolated) suspects--
+      if (!isRetry) fresh--
+      bytes -= passage.entry.body.byteLength
+      taken.push(this.deliver(passage, consumer, now, !isIsolated))
+      return true
+    }
     this.topic.appendDue(now)
-    while (taken.length < max && this.delayed.length > 0 && this.delayed[0]!.due <= now) {
-      taken.push(this.deliver(this.delayed.shift()!, consumer, now))
+    for (let i = 0; !isFull() && i < this.delayed.length && this.delayed[i]!.due <= now;) {
+      // Without a living owner a due retry is fresh to whoever takes it.
+      const passage = this.delayed[i]!
+      if (give(passage, passage.owner === consumer)) this.delayed.splice(i, 1)
+      else i++
     }
-    if (consumer.waiting >= Math.max(1, waitingBound)) return taken
-    while (taken.length < max && this.released.length > 0) {
-      taken.push(this.deliver(this.released.shift()!, consumer, now))
+    for (let i = 0; !isFull() && i < this.released.length;) {
+      if (give(this.released[i]!, false)) this.released.splice(i, 1)
+      else i++
     }
+    // An abandoned message is available to every consumer, its former owner included.
+    const abandoned: Array<Passage> = []
     for (const passage of this.pending.values()) {
-      if (taken.length >= max || passage.touchedAt + this.topic.broker.options.minIdle > now) break
-      if (passage.owner === consumer) continue
-      passage.suspect = true
-      taken.push(this.deliver(passage, consumer, now))
+      if (passage.touchedAt + this.topic.broker.options.minIdle > now) break
+      abandoned.push(passage)
     }
-    for (; taken.length < max && this.next < this.topic.end; this.next++) {
+    for (const passage of abandoned) {
+      if (isFull()) break
+      if (passage.counted) passage.suspect = true
+      else passage.attempts--
+      if (!give(passage, false) && !passage.counted) passage.attempts++
+    }
+    for (; !isFull() && fresh > 0 && this.next < this.topic.end; this.next++) {
       const entry = this.topic.at(this.next)
-      if (entry !== undefined) taken.push(this.deliver(new Passage(entry), consumer, now))
+      if (entry !== undefined) give(new Passage(entry), false)
     }
     if (taken.length > 0) this.topic.broker.activity++
     return taken
   }
 
-  private deliver(passage: Passage, consumer: Consumer, now: number): Transport.Delivery {
-    if (passage.due > 0) {
-      passage.owner!.waiting--
-      passage.due = 0
-    }
+  private deliver(passage: Passage, consumer: Consumer, now: number, counted: boolean): Transport.Delivery {
+    passage.due = 0
     passage.owner = consumer
     passage.attempts++
+    passage.counted = counted
     passage.deliveries++
     passage.touchedAt = now
     const delivery = passage.delivery = new Delivery(passage)
@@ -179,7 +213,7 @@ export class Group {
     this.pending.delete(delivery.id)
     switch (settlement._tag) {
       case "Ack":
-      case "@millrace/Terminate": {
+      case "Terminate": {
         this.topic.acknowledged(passage.entry)
         break
       }
@@ -190,12 +224,11 @@ export class Group {
         this.wake()
         break
       }
-      case "@millrace/Retry": {
+      case "Retry": {
         const now = broker.clock.currentTimeMillisUnsafe()
         passage.suspect = false
         passage.firstFailedAt ??= now
         passage.due = now + (settlement.after === undefined ? 0 : Duration.toMillis(settlement.after))
-        consumer.waiting++
         const after = this.delayed.findIndex((other) => other.due > passage.due)
         this.delayed.splice(after < 0 ? this.delayed.length : after, 0, passage)
         this.wake()
@@ -210,11 +243,16 @@ export class Group {
     for (const waiting of [this.released, this.delayed]) {
       const index = waiting.findIndex(({ entry }) => entry.id === id)
       if (index < 0) continue
-      const [passage] = waiting.splice(index, 1)
-      if (waiting === this.delayed) passage!.owner!.waiting--
-      return passage
+      return waiting.splice(index, 1)[0]
     }
     return undefined
+  }
+
+  /** Counts the attempt of an isolated suspect. */
+  begin(consumer: Consumer, delivery: Transport.Delivery): boolean {
+    if (!this.extend(consumer, delivery)) return false
+    this.pending.get(delivery.id)!.counted = true
+    return true
   }
 
   extend(consumer: Consumer, delivery: Transport.Delivery): boolean {
@@ -266,9 +304,20 @@ export class Topic {
     return this.log[index - this.offset]
   }
 
-  entries(): ReadonlyArray<Entry> {
+  entries(options: Transport.BrowseOptions = {}): ReadonlyArray<Entry> {
     this.appendDue(this.broker.clock.currentTimeMillisUnsafe())
-    return this.log.filter((entry) => entry !== undefined)
+    const after = options.after === undefined ? -Infinity : Number(options.after)
+    const before = options.before === undefined ? Infinity : Number(options.before)
+    const within = this.log.filter((entry) =>
+      entry !== undefined && Number(entry.id) > after && Number(entry.id) < before
+    ) as Array<Entry>
+    if (options.reverse === true) within.reverse()
+    return options.limit === undefined ? within : within.slice(0, options.limit)
+  }
+
+  get(id: string): Entry | undefined {
+    const index = this.index.get(id)
+    return index === undefined ? undefined : this.at(index)
   }
 
   group(name: string, startFrom: "new" | "beginning"): Group {
@@ -295,6 +344,7 @@ export class Topic {
     this.index.set(id, this.end)
     this.log.push({
       id,
+      origin: this.broker.origin,
       topic: this.name,
       key: message.key,
       headers: message.headers,
@@ -340,18 +390,26 @@ export interface BrokerOptions {
   readonly history: boolean
 }
 
+let brokers = 0
+
 export class Broker {
   readonly clock: Clock.Clock
   readonly options: BrokerOptions
   readonly topics = new Map<string, Topic>()
   readonly published: Array<Transport.Outgoing> = []
   readonly settled: Array<Settled> = []
+  /** Milliseconds since the epoch. */
+  readonly startedAt: number
+  /** Two brokers in one process must not be confused: see `Transport.Delivery.origin`. */
+  readonly origin = `memory-${++brokers}`
+  consumers = 0
   activity = 0
   private readonly seen = new Map<string, { readonly id: string; readonly until: number }>()
 
   constructor(clock: Clock.Clock, options: BrokerOptions) {
     this.clock = clock
     this.options = options
+    this.startedAt = clock.currentTimeMillisUnsafe()
   }
 
   topic(name: string): Topic {

@@ -38,6 +38,7 @@ const transport = (
     Effect.suspend(() => connection.open ? effect() : Effect.never)
   return Transport.Transport.of({
     name: "memory",
+    address: "memory",
     capabilities: {
       deduplication: true,
       delayedPublish: true,
@@ -46,11 +47,16 @@ const transport = (
       maxBody: broker.options.maxBody
     },
     limit,
-    health: Effect.succeed("consuming"),
+    nameRemedy: (kind, name) => name === "" ? `give the ${kind} a name` : undefined,
+    health: Effect.succeed(consuming(broker)),
     declare: (topic) => Effect.sync(() => void broker.topic(topic)),
     subscribe: (options) => whileOpen(() => Effect.sync(() => subscribe(broker, connection, options))),
     publish: (messages) => whileOpen(() => Effect.forEach(messages, (message) => publish(broker, message))),
-    browse: (topic) => Stream.suspend(() => Stream.fromIterable(broker.topic(topic).entries().map(browsed))),
+    browse: (topic, options) =>
+      Stream.suspend(() => Stream.fromIterable((broker.topics.get(topic)?.entries(options) ?? []).map(browsed))),
+    get: (topic, id) =>
+      Effect.sync(() => Option.map(Option.fromUndefinedOr(broker.topics.get(topic)?.get(id)), browsed)),
+    groups: (topic) => Effect.sync(() => [...broker.topics.get(topic)?.groups.values() ?? []].map(groupInfo)),
     remove: (topic, ids) => Effect.sync(() => ids.filter((id) => broker.topic(topic).remove(id)).length)
   })
 }
@@ -82,24 +88,26 @@ const subscribe = (
   connection: Connection,
   options: Transport.SubscribeOptions
 ): Transport.Subscription => {
-  const consumer: Consumer = { waiting: 0 }
+  const consumer: Consumer = { name: `consumer-${++broker.consumers}`, isolateFrom: options.isolateFrom }
   // Looked up each time: a group that was deleted is made again, as the contract has it.
   const group = () => broker.topic(options.topic).group(options.group, options.startFrom)
   group()
 
-  const take = (max: number): Effect.Effect<Arr.NonEmptyReadonlyArray<Transport.Delivery>> =>
+  const take = (demand: Transport.Demand): Effect.Effect<Arr.NonEmptyReadonlyArray<Transport.Delivery>> =>
     Effect.suspend(() => {
       if (!connection.open) return Effect.never
       const from = group()
-      const taken = from.take(consumer, max, options.waiting)
+      const taken = from.take(consumer, demand)
       return Arr.isArrayNonEmpty(taken)
         ? Effect.succeed(taken)
-        : Effect.andThen(somethingHappens(broker, from, consumer), take(max))
+        : Effect.andThen(somethingHappens(broker, from), take(demand))
     })
 
   return {
     // A broker answers in another turn of the loop: one that answered at once would starve every timer.
-    pull: (max) => Effect.andThen(Effect.yieldNow, take(max)),
+    pull: (demand) => Effect.andThen(Effect.yieldNow, take(demand)),
+    // A pull that is interrupted leaves nothing requested.
+    withdraw: Effect.void,
     settle(batch) {
       // Nobody hears it; a pipeline that drains after its broker has gone must come to its end.
       if (!connection.open) return noneLost
@@ -116,20 +124,42 @@ const subscribe = (
           ? Effect.succeed(deliveries.filter((delivery) => !group().extend(consumer, delivery)))
           : noneLost
       ),
-    extendEvery: Number.isFinite(broker.options.minIdle) ? Duration.millis(broker.options.minIdle / 3) : undefined,
-    health: Effect.succeed("consuming")
+    begin: (delivery) => Effect.sync(() => !connection.open || group().begin(consumer, delivery)),
+    lease: Number.isFinite(broker.options.minIdle) ? Duration.millis(broker.options.minIdle) : undefined,
+    health: Effect.succeed(consuming(broker))
   }
 }
 
 const noneLost = Exit.succeed<ReadonlyArray<Transport.Delivery>>([])
 
-const somethingHappens = (broker: Broker, group: Group, consumer: Consumer): Effect.Effect<void> => {
+const consuming = (broker: Broker): Transport.Health => ({ state: "consuming", since: broker.startedAt })
+
+const groupInfo = (group: Group): Transport.GroupInfo => {
+  const consumers = new Map<Consumer, { pending: number; touchedAt: number }>()
+  const now = group.topic.broker.clock.currentTimeMillisUnsafe()
+  let oldest = group.topic.at(group.next)?.publishedAt ?? Infinity
+  for (const { entry, owner, touchedAt } of [...group.pending.values(), ...group.delayed, ...group.released]) {
+    oldest = Math.min(oldest, entry.publishedAt)
+    if (owner === undefined) continue
+    const held = consumers.get(owner) ?? { pending: 0, touchedAt: 0 }
+    consumers.set(owner, { pending: held.pending + 1, touchedAt: Math.max(held.touchedAt, touchedAt) })
+  }
+  return {
+    group: group.name,
+    lag: group.lag,
+    pending: group.pending.size + group.delayed.length + group.released.length,
+    ...(Number.isFinite(oldest) ? { oldest } : {}),
+    consumers: [...consumers].map(([{ name }, held]) => ({ name, pending: held.pending, idle: now - held.touchedAt }))
+  }
+}
+
+const somethingHappens = (broker: Broker, group: Group): Effect.Effect<void> => {
   const signal = Effect.callback<void>((resume) => {
     const wake = () => resume(Effect.void)
     group.waiters.add(wake)
     return Effect.sync(() => group.waiters.delete(wake))
   })
-  const due = Option.fromUndefinedOr(group.nextDue(consumer))
+  const due = Option.fromUndefinedOr(group.nextDue())
   return Option.match(due, {
     onNone: () => signal,
     onSome: (due) => {
