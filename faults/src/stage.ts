@@ -80,7 +80,7 @@ export const make = Effect.fnUntraced(function*(target: Target, options: Partial
   const topic = "jobs"
   const direct = yield* Layer.build(layer(target.kind, broker.url))
   const publisher = Context.get(yield* Layer.build(Layer.fresh(layer(target.kind, proxied.href))), Transport)
-  yield* publisher.declare(topic)
+  yield* publisher.declare(topic, "output")
   const scope = yield* Effect.scope
   const workers = new Set<Worker>()
 

@@ -7,6 +7,7 @@ import * as Topic from "@millrace/core/Topic"
 import {
   type Capabilities,
   type Delivery,
+  type Demand,
   type Outgoing,
   type Published,
   type SubscribeOptions,
@@ -17,6 +18,7 @@ import * as Arr from "effect/Array"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Latch from "effect/Latch"
@@ -196,7 +198,7 @@ export const subscribing = (topic: string, options?: Partial<SubscribeOptions>):
   group: "g",
   startFrom: "beginning",
   maxOwned: 1000,
-  waiting: 1000,
+  isolateFrom: Infinity,
   timeout: undefined,
   settings: Context.empty(),
   ...options
@@ -221,6 +223,9 @@ export const subscribe = (
     return { ...subscription, close: bounded("the subscription closes", Scope.close(scope, Exit.void)) }
   })
 
+/** `total` deliveries of any kind. */
+export const demand = (total: number): Demand => ({ total, fresh: total, suspects: total, bytes: Infinity })
+
 /** Pulls until there are `count`. */
 export const take = (
   subscription: Subscription,
@@ -230,13 +235,17 @@ export const take = (
     `${count} deliveries`,
     Effect.gen(function*() {
       const taken: Array<Delivery> = []
-      while (taken.length < count) taken.push(...yield* subscription.pull(count - taken.length))
+      while (taken.length < count) taken.push(...yield* subscription.pull(demand(count - taken.length)))
       return taken
     })
   )
 
 export const one = (subscription: Subscription): Effect.Effect<Delivery, unknown, Rig> =>
   Effect.map(take(subscription, 1), ([delivery]) => delivery!)
+
+/** What a transport is told: the plain settlements, which handlers request by failing. */
+export const retry = (after?: Duration.Input): Settlement.Settlement => Settlement.retry(after).settlement
+export const terminate = (reason: string): Settlement.Settlement => Settlement.terminate(reason).settlement
 
 export const settle = (
   subscription: Subscription,
@@ -257,7 +266,7 @@ export const gather = (
 ): Effect.Effect<ReadonlyArray<Delivery>, never, Rig> =>
   Effect.scoped(Effect.gen(function*() {
     const taken: Array<Delivery> = []
-    const pulling = Effect.flatMap(subscription.pull(10), (deliveries) => {
+    const pulling = Effect.flatMap(subscription.pull(demand(10)), (deliveries) => {
       taken.push(...deliveries)
       return subscription.settle(Arr.map(deliveries, (delivery) => ({ delivery, settlement: Settlement.ack })))
     })
@@ -312,9 +321,11 @@ export const connect: Effect.Effect<Process, unknown, Rig | Scope.Scope> = Effec
         const subscription = yield* Scope.provide(inner.subscribe(options), scope)
         return {
           ...subscription,
-          pull: (max) => untilDeath(() => subscription.pull(max)),
+          pull: (demand) => untilDeath(() => subscription.pull(demand)),
+          withdraw: living(() => subscription.withdraw, Effect.void),
           settle: (batch) => living(() => subscription.settle(batch), Effect.succeed([])),
-          extend: (deliveries) => living(() => subscription.extend(deliveries), Effect.succeed([]))
+          extend: (deliveries) => living(() => subscription.extend(deliveries), Effect.succeed([])),
+          begin: (delivery) => living(() => subscription.begin(delivery), Effect.succeed(false))
         }
       })
   }
