@@ -22,6 +22,9 @@ import type * as Types from "effect/Types"
 import { isLimit } from "./Concurrency.ts"
 import type * as Concurrency from "./Concurrency.ts"
 import { defaultSchedule } from "./internal/retryDecision.ts"
+import type { Description } from "./Description.ts"
+import { describe as describeProgram, topics as topicsOf } from "./internal/describe.ts"
+import { inspectedAs } from "./internal/inspection.ts"
 import { noPolicies, type Policies, type Program, type Step as ProgramStep } from "./internal/program.ts"
 import type { Running } from "./internal/running.ts"
 import { start as startProgram } from "./internal/start.ts"
@@ -129,14 +132,18 @@ const programs = new WeakMap<object, Program>()
 
 const programOf = (self: AnyPipeline): Program => programs.get(self)!
 
-const make = (program: Program): any => {
-  const self = {
-    [TypeId]: { _M: (_: never) => _, _A: (_: never) => _, _E: (_: never) => _, _R: (_: never) => _ },
-    name: program.name,
-    pipe() {
-      return pipeArguments(this, arguments)
-    }
+const Prototype = Object.assign(inspectedAs("Pipeline"), {
+  [TypeId]: { _M: (_: never) => _, _A: (_: never) => _, _E: (_: never) => _, _R: (_: never) => _ },
+  pipe() {
+    return pipeArguments(this, arguments)
+  },
+  toJSON(this: AnyPipeline) {
+    return describe(this)
   }
+})
+
+const make = (program: Program): any => {
+  const self = Object.assign(Object.create(Prototype), { name: program.name })
   programs.set(self, program)
   return self
 }
@@ -221,6 +228,38 @@ export const fromTransport = <A, RD, RE, R, M extends Message.Message<A> = Messa
     steps: [],
     policies: broker.settings === undefined ? noPolicies : { ...noPolicies, settings: broker.settings }
   })
+
+/**
+ * Describes a pipeline as plain data: source, steps and policies, defaults included. `console.log` and `JSON.stringify`
+ * show the same.
+ *
+ * **Example** (Reading the steps)
+ *
+ * ```ts import.meta.vitest
+ * import { Pipeline, Topic } from "@millrace/core"
+ * import { Schema } from "effect"
+ *
+ * const Orders = Topic.make("orders", { schema: Schema.Struct({ total: Schema.Number }) })
+ * const totals = Pipeline.from(Orders, { group: "totals" }).pipe(Pipeline.map((order) => order.total))
+ * Pipeline.describe(totals).steps // => [{ step: "map" }]
+ * ```
+ *
+ * @category inspection
+ * @since 0.1.0
+ */
+export const describe = (self: AnyPipeline): Description => describeProgram(programOf(self))
+
+/**
+ * Gives the topics of a pipeline as values: the one it reads, and those that its `to` steps write, each once. Dead
+ * letters have a topic without a schema: its name is in {@link describe}.
+ *
+ * @category inspection
+ * @since 0.1.0
+ */
+export const topics = (self: AnyPipeline): {
+  readonly source: Topic.Topic<unknown, unknown, unknown>
+  readonly outputs: ReadonlyArray<Topic.Topic<unknown, unknown, unknown>>
+} => topicsOf(programOf(self))
 
 // --- steps
 
@@ -426,6 +465,7 @@ export const catchTag: {
   const tags = new Set(typeof tag === "string" ? [tag] : tag)
   return addStep(self, {
     _tag: "Catch",
+    tags: [...tags],
     matches: (error) => Predicate.hasProperty(error, "_tag") && tags.has(error._tag as string),
     f
   })
@@ -601,7 +641,9 @@ export const middleware: {
 export interface RetryOptions<E, M extends Any, R> {
   readonly times?: number | undefined
   readonly schedule?: Schedule.Schedule<unknown, NoInfer<E>, never, R> | undefined
-  readonly while?: ((error: NoInfer<Exclude<E, Settlement.SettlementRequested>>, message: NoInfer<M>) => boolean) | undefined
+  readonly while?:
+    | ((error: NoInfer<Exclude<E, Settlement.SettlementRequested>>, message: NoInfer<M>) => boolean)
+    | undefined
 }
 
 /**

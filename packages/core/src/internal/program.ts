@@ -56,6 +56,7 @@ export type Step =
   | { readonly _tag: "Timeout"; readonly duration: Duration.Duration }
   | {
     readonly _tag: "Catch"
+    readonly tags: ReadonlyArray<string>
     readonly matches: (error: unknown) => boolean
     readonly f: (error: never, message: Message.Any) => Effect.Effect<unknown, unknown>
   }
