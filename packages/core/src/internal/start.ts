@@ -40,7 +40,9 @@ export const start = Effect.fnUntraced(function*(
     settings
   })
   // After the source: a source that cannot be must not leave topics behind.
-  for (const topic of outputs(program)) yield* transport.declare(topic, topic === deadLetterTopic(program) ? "deadLetter" : "output")
+  for (const topic of outputs(program)) {
+    yield* transport.declare(topic, topic === deadLetterTopic(program) ? "deadLetter" : "output")
+  }
   // A message is not part of the span that its pipeline happened to be started in.
   const context = Context.omit(Tracer.ParentSpan)(yield* Effect.context<never>())
   const engine = new Engine(program, transport, subscription, context, maxOwned)
