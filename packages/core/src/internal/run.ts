@@ -52,6 +52,8 @@ export class Run {
   readonly ownership: Ownership
   /** Ends only when the pipeline can no longer run. */
   readonly failure = Deferred.makeUnsafe<never, TransportError>()
+  /** When the pipeline could no longer run. Milliseconds since the epoch. */
+  stoppedAt: number | undefined
   readonly run: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
   /** Set by drain: nothing that is buffered begins any more. */
   isDraining = false
@@ -234,6 +236,7 @@ export class Run {
   }
 
   private fail(cause: Cause.Cause<TransportError>): void {
+    this.stoppedAt = this.clock.currentTimeMillisUnsafe()
     Deferred.doneUnsafe(this.failure, Exit.failCause(cause))
     this.run(Effect.logError(`${this.program.name} can no longer run`, cause))
   }
