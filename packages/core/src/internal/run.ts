@@ -313,7 +313,7 @@ export class Run {
     this.ownership.pulled(this.buffered === 0)
     this.prefetch.sampled(deliveries[0].body.byteLength)
     for (const delivery of deliveries) {
-      if (delivery.redelivered && this.retries.size > 0) this.retries.seen(delivery.id)
+      if (delivery.redelivered) this.redelivered(delivery)
       const attempt = new Attempt(this.shared, delivery)
       if (!this.accepts(attempt)) this.outcomes.releaseUnbegun(attempt)
       else if (this.keys === undefined || !isFor(delivery, this.shared.group)) this.enqueue(attempt)
@@ -321,6 +321,14 @@ export class Run {
       else if (this.keys.admit(attempt)) this.enqueue(attempt)
     }
     this.dispatcher.pump()
+  }
+
+  private redelivered({ id, origin }: Delivery): void {
+    this.retries.seen(id)
+    // The lease of an attempt that is still here has ended, and no peer has taken the message.
+    for (const attempt of this.held()) {
+      if (attempt.delivery.id === id && attempt.delivery.origin === origin) return this.lost(attempt)
+    }
   }
 
   /** Isolated suspects beyond the demand, and whatever arrives beside one that runs alone, are released. */

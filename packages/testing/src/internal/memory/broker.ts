@@ -114,9 +114,8 @@ export class Group {
   }
 
   /** The next instant at which a message becomes available without anything else happening. */
-  nextDue(): number | undefined {
+  nextDue(consumer: Consumer): number | undefined {
     const now = this.topic.broker.clock.currentTimeMillisUnsafe()
-    const { minIdle } = this.topic.broker.options
     let due = this.topic.scheduled[0]?.due ?? Infinity
     // Already available messages exceed the demand: the next pull asks again.
     for (const { due: at } of this.delayed) {
@@ -124,10 +123,11 @@ export class Group {
       due = Math.min(due, at)
       break
     }
-    for (const { touchedAt } of this.pending.values()) {
-      if (touchedAt + minIdle <= now) continue
-      due = Math.min(due, touchedAt + minIdle)
-      break
+    for (const passage of this.pending.values()) {
+      const at = this.abandonedAt(passage, consumer)
+      if (at <= now) continue
+      due = Math.min(due, at)
+      if (passage.owner !== consumer) break
     }
     return Number.isFinite(due) ? due : undefined
   }
@@ -158,11 +158,10 @@ export class Group {
       if (give(this.released[i]!, false)) this.released.splice(i, 1)
       else i++
     }
-    // An abandoned message is available to every consumer, its former owner included.
     const abandoned: Array<Passage> = []
     for (const passage of this.pending.values()) {
       if (passage.touchedAt + this.topic.broker.options.minIdle > now) break
-      abandoned.push(passage)
+      if (this.abandonedAt(passage, consumer) <= now) abandoned.push(passage)
     }
     for (const passage of abandoned) {
       if (isFull()) break
@@ -176,6 +175,12 @@ export class Group {
     }
     if (taken.length > 0) this.topic.broker.activity++
     return taken
+  }
+
+  /** An abandoned message is available to peers first, and half a lease later to its former owner. */
+  private abandonedAt({ owner, touchedAt }: Passage, consumer: Consumer): number {
+    const { minIdle } = this.topic.broker.options
+    return touchedAt + (owner === consumer ? 1.5 * minIdle : minIdle)
   }
 
   private deliver(passage: Passage, consumer: Consumer, now: number, counted: boolean): Transport.Delivery {
