@@ -19,7 +19,7 @@ import * as inspect from "./internal/commands/inspect.ts"
 import * as messages from "./internal/commands/messages.ts"
 import { Failure, Output } from "./internal/Output.ts"
 import { connectedBy, millrace } from "./internal/target.ts"
-import { clean } from "./internal/text.ts"
+import { clean, width, wrap } from "./internal/text.ts"
 import { version } from "./internal/version.ts"
 
 const command = millrace.pipe(
@@ -47,18 +47,28 @@ const command = millrace.pipe(
 const presenter: CliOutput.Presenter = {
   present: (event) =>
     Effect.gen(function*() {
-      const { error, hasColor, out } = yield* Output
-      const formatter = CliOutput.defaultFormatter({ colors: hasColor, globalFlags: "none" })
+      const { error, out } = yield* Output
+      const formatter = CliOutput.defaultFormatter({ colors: false })
       if (event._tag === "Version") yield* out(version)
-      else if (event._tag === "Help") yield* out(formatter.formatHelpDoc(event.helpDoc))
+      else if (event._tag === "Help") yield* out(fit(formatter.formatHelpDoc(event.helpDoc)))
       else {
         const [first] = event.errors
         yield* error(
-          `millrace: ${clean(first?.message ?? "this is no command")}; see ${event.commandPath.join(" ")} --help`
+          `millrace: ${oneLine(first?.message ?? "this is no command")}; see ${event.commandPath.join(" ")} --help`
         )
       }
     })
 }
+
+const oneLine = (text: string): string => clean(text.replace(/\s+/g, " ").trim())
+
+/** Breaks long lines of help below the place where their last column begins. */
+const fit = (help: string): string =>
+  help.split("\n").flatMap((line) => {
+    if (line.length <= width) return [line]
+    const [, left = "", right = line] = /^(\s*(?:\S+ )*\S*\s{2,})(.*)$/.exec(line) ?? []
+    return wrap(right, left.length).map((part, i) => i === 0 ? left + part.trimStart() : part)
+  }).join("\n")
 
 const messageOf = (error: unknown): string => error instanceof Error ? error.message : String(error)
 
@@ -80,7 +90,7 @@ export const run = (args: ReadonlyArray<string>): Effect.Effect<number, never, C
       const failure = reason._tag === "Fail" ? reason.error : reason.defect
       if (CliError.isCliError(failure) && failure._tag === "ShowHelp") return failure.errors.length === 0 ? 0 : 2
       const message = messageOf(failure)
-      if (message !== "") yield* error(`millrace: ${clean(message)}`)
+      if (message !== "") yield* error(`millrace: ${oneLine(message)}`)
       return failure instanceof Failure ? failure.exitCode : 2
     }
     return 2

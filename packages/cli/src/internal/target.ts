@@ -1,5 +1,5 @@
 import type { Transport } from "@millrace/core/Transport"
-import { redactUrl, type TransportError } from "@millrace/core/TransportError"
+import type { TransportError } from "@millrace/core/TransportError"
 import * as Command from "effect/cli/Command"
 import * as Flag from "effect/cli/Flag"
 import * as Config from "effect/Config"
