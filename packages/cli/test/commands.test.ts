@@ -45,12 +45,14 @@ const prepare = Effect.gen(function*() {
   return { bank, handled }
 })
 
-for (const [name, broker] of [
-  ["memory", memory],
-  ["Redis", redis("redis")],
-  ["Valkey", redis("valkey")],
-  ["NATS", nats()]
-] as const) {
+for (
+  const [name, broker] of [
+    ["memory", memory],
+    ["Redis", redis("redis")],
+    ["Valkey", redis("valkey")],
+    ["NATS", nats()]
+  ] as const
+) {
   describe(name, () => {
     layer(broker, { excludeTestServices: true, timeout: "2 minutes" })((it) => {
       it.effect("commands show, publish, redrive and discard", () =>
@@ -81,10 +83,15 @@ for (const [name, broker] of [
           assert.deepInclude(lag.groups[0], { topic: "orders", group: "payments", lag: 2 })
           assert.strictEqual((yield* millrace("lag")).code, 0)
           const behind = yield* millrace("lag", "orders", "--max-lag", "1")
-          assert.deepStrictEqual([behind.code, behind.error], [1, "millrace: 1 of 1 groups are behind: orders/payments"])
+          assert.deepStrictEqual([behind.code, behind.error], [
+            1,
+            "millrace: 1 of 1 groups are behind: orders/payments"
+          ])
           assert.strictEqual((yield* millrace("lag", "orders", "--max-lag", "2", "--max-age", "1h")).code, 0)
 
-          const tail = (yield* millrace("tail", "orders", "--lines", "2", "--json")).out.split("\n").map((line) => JSON.parse(line))
+          const tail = (yield* millrace("tail", "orders", "--lines", "2", "--json")).out.split("\n").map((line) =>
+            JSON.parse(line)
+          )
           assert.deepStrictEqual(tail.map(({ body }) => body.id), ["o6", "o7\u001b[31m"])
           const plain = yield* millrace("tail", "orders", "--since", "1h")
           assert.strictEqual(plain.out.split("\n").length, 8)
@@ -95,7 +102,11 @@ for (const [name, broker] of [
           assert.match(shown.out, /^orders \S+ {3}published .* ago\)$/m)
           assert.include(shown.out, "x-tenant: acme")
           assert.include(shown.out, "\"id\": \"o6\"")
-          assert.deepInclude(yield* json("show", "orders", tail[0].id), { topic: "orders", key: "o6", body: { id: "o6", total: 1 } })
+          assert.deepInclude(yield* json("show", "orders", tail[0].id), {
+            topic: "orders",
+            key: "o6",
+            body: { id: "o6", total: 1 }
+          })
           const absent = yield* millrace("show", "orders", isMemory ? "99" : tail[0].id.replace(/\d/, "9"))
           assert.strictEqual(absent.code, 1)
 
@@ -105,7 +116,17 @@ for (const [name, broker] of [
           const list = yield* millrace("dead", "list", "orders.dead", "--oldest-first")
           assert.match(list.out, /^\S+ +\S+ ago +payments +exhausted +1 +Declined: no funds for o1$/m)
           assert.match(list.out, /3 shown, 3 stored in orders.dead/)
-          const filtered = yield* json("dead", "list", "orders.dead", "--text", "FOR O3", "--tag", "Declined", "--newer-than", "1h")
+          const filtered = yield* json(
+            "dead",
+            "list",
+            "orders.dead",
+            "--text",
+            "FOR O3",
+            "--tag",
+            "Declined",
+            "--newer-than",
+            "1h"
+          )
           assert.deepStrictEqual(filtered.letters.map(({ body }: any) => body.id), ["o3"])
           assert.deepStrictEqual((yield* json("dead", "list", "orders.dead", "--older-than", "1h")).letters, [])
 
@@ -133,16 +154,30 @@ for (const [name, broker] of [
           const redriven = yield* millrace("dead", "redrive", "orders.dead", "--id", letters[0].id, "--yes")
           assert.strictEqual(redriven.out, "1 redriven")
           assert.match((yield* millrace("dead", "discard", "orders.dead", "--text", "o1")).out, /^1 would be deleted/)
-          assert.strictEqual((yield* millrace("dead", "discard", "orders.dead", "--text", "o1", "--yes")).out, "1 deleted")
+          assert.strictEqual(
+            (yield* millrace("dead", "discard", "orders.dead", "--text", "o1", "--yes")).out,
+            "1 deleted"
+          )
           assert.strictEqual((yield* json("dead", "list", "orders.dead")).letters.length, 1)
 
-          const published = yield* json("publish", "orders", "{\"id\":\"o8\",\"total\":7}", "--key", "o8", "-H", "X-From=shell")
+          const published = yield* json(
+            "publish",
+            "orders",
+            "{\"id\":\"o8\",\"total\":7}",
+            "--key",
+            "o8",
+            "-H",
+            "X-From=shell"
+          )
           assert.isFalse(published.duplicate)
           assert.deepInclude(yield* json("show", "orders", published.id), {
             key: "o8",
             headers: { "content-type": "application/json", "millrace-key": "o8", "x-from": "shell" }
           })
-          assert.match((yield* millrace("publish", "orders", "{id}")).error, /the message is no JSON .*: quote it, or give --raw$/)
+          assert.match(
+            (yield* millrace("publish", "orders", "{id}")).error,
+            /the message is no JSON .*: quote it, or give --raw$/
+          )
           assert.match((yield* millrace("publish", "ordesr", "{}")).error, /there is no topic ordesr: give --create/)
           assert.strictEqual((yield* millrace("publish", "orders", "{}", "-H", "millrace-group=x")).code, 2)
 

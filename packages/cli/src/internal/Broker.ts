@@ -1,5 +1,5 @@
-import type { TransportError } from "@millrace/core/TransportError"
 import type * as Transport from "@millrace/core/Transport"
+import type { TransportError } from "@millrace/core/TransportError"
 import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
 import type { Finding, Given } from "./findings.ts"

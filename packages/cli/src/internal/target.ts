@@ -33,7 +33,8 @@ export type Target =
 /** Connects; tests put another broker here. */
 export const Open: Context.Reference<(target: Target) => Layer.Layer<Broker | Transport, TransportError>> = Context
   .Reference("@millrace/cli/internal/Open", {
-    defaultValue: () => (target: Target) => target.kind === "redis" ? redisBroker.layer(target) : natsBroker.layer(target)
+    defaultValue: () => (target: Target) =>
+      target.kind === "redis" ? redisBroker.layer(target) : natsBroker.layer(target)
   })
 
 const flags = {
@@ -51,7 +52,10 @@ const flags = {
     Flag.withDescription("Redis: keyPrefix of the layer"),
     Flag.withDefault("")
   ),
-  cluster: Flag.Boolean("cluster").pipe(Flag.withDefault(false), Flag.withDescription("Redis: the server is a node of a cluster")),
+  cluster: Flag.Boolean("cluster").pipe(
+    Flag.withDefault(false),
+    Flag.withDescription("Redis: the server is a node of a cluster")
+  ),
   sentinel: Flag.String("sentinel").pipe(
     Flag.withMetavar("MASTER"),
     Flag.withDescription("Redis: the URL is a Sentinel's; name of the master"),
@@ -81,7 +85,9 @@ const targetOf = Effect.fnUntraced(function*(flags: Flags): Effect.fn.Return<Tar
   const redis = given ? flags.redis : yield* fromEnvironment("MILLRACE_REDIS_URL")
   const nats = given ? flags.nats : yield* fromEnvironment("MILLRACE_NATS_URL")
   if (Option.isSome(redis) && Option.isSome(nats)) {
-    return yield* Effect.fail(new Failure("MILLRACE_REDIS_URL and MILLRACE_NATS_URL are both set: give --redis or --nats"))
+    return yield* Effect.fail(
+      new Failure("MILLRACE_REDIS_URL and MILLRACE_NATS_URL are both set: give --redis or --nats")
+    )
   }
   if (Option.isSome(redis)) {
     return {

@@ -59,7 +59,8 @@ const criteria = (given: Filters, now: number): DeadLetter.Criteria => ({
   failedFrom: Option.isSome(given.newerThan) ? now - given.newerThan.value : undefined
 })
 
-const filterOf = (given: Filters) => Effect.map(Clock.currentTimeMillis, (now) => DeadLetter.matching(criteria(given, now)))
+const filterOf = (given: Filters) =>
+  Effect.map(Clock.currentTimeMillis, (now) => DeadLetter.matching(criteria(given, now)))
 
 /** A dead letter as `--json` has it. */
 export const letterJson = ({ earlier, id, incomplete, message, record }: DeadLetter.DeadLetter) => ({
@@ -137,7 +138,10 @@ const list = Command.make(
     topic: Argument.optional(topic),
     ...filters,
     limit: shared.whole("limit", 1).pipe(Flag.withDescription("At most so many; default 50"), Flag.withDefault(50)),
-    oldest: Flag.Boolean("oldest-first").pipe(Flag.withDefault(false), Flag.withDescription("Begin with the oldest; default: with the newest")),
+    oldest: Flag.Boolean("oldest-first").pipe(
+      Flag.withDefault(false),
+      Flag.withDescription("Begin with the oldest; default: with the newest")
+    ),
     json: shared.json
   },
   (options) =>
@@ -163,7 +167,9 @@ const showLetter = Effect.fnUntraced(function*(topic: string, id: string, json: 
   const now = yield* Clock.currentTimeMillis
   yield* lines([
     ...renderRecord(letter.record, now, hasColor),
-    ...letter.earlier.flatMap((record) => ["", "The message was a dead letter before:", ...renderRecord(record, now, hasColor)]),
+    ...letter.earlier.flatMap((
+      record
+    ) => ["", "The message was a dead letter before:", ...renderRecord(record, now, hasColor)]),
     "",
     ...renderMessage(letter.message, now, hasColor),
     ...(letter.incomplete ? ["", "The second half of this letter is not stored any more."] : [])
@@ -184,7 +190,10 @@ const show = Command.make(
 )
 
 const acting = {
-  dryRun: Flag.Boolean("dry-run").pipe(Flag.withDefault(false), Flag.withDescription("Say what would be done; the default without --yes")),
+  dryRun: Flag.Boolean("dry-run").pipe(
+    Flag.withDefault(false),
+    Flag.withDescription("Say what would be done; the default without --yes")
+  ),
   yes: Flag.Boolean("yes").pipe(Flag.withDefault(false), Flag.withAlias("y"), Flag.withDescription("Do it")),
   limit: shared.whole("limit", 0).pipe(Flag.withDescription("At most so many, oldest first"), Flag.optional)
 }
@@ -210,7 +219,11 @@ interface RedriveOptions extends Filters {
   readonly json: boolean
 }
 
-const describe = ({ capped, redriven, refused }: DeadLetter.Redriven, done: boolean, cap: number): ReadonlyArray<string> => [
+const describe = (
+  { capped, redriven, refused }: DeadLetter.Redriven,
+  done: boolean,
+  cap: number
+): ReadonlyArray<string> => [
   done ? `${count(redriven)} redriven` : `${count(redriven)} would be redriven`,
   ...(capped === 0 ? [] : [`${count(capped)} stay: redriven ${cap} times already (--cap)`]),
   ...(refused === undefined ? [] : [
@@ -277,7 +290,10 @@ const redrive = Command.make(
   Command.withDescription("Send dead letters back to where they failed. A dry run, unless --yes is given"),
   Command.withExamples([
     { command: "millrace dead redrive orders.dead --tag Declined", description: "What would be redriven" },
-    { command: "millrace dead redrive orders.dead --tag Declined --rate 50 --yes", description: "50 a second; may be interrupted and repeated" }
+    {
+      command: "millrace dead redrive orders.dead --tag Declined --rate 50 --yes",
+      description: "50 a second; may be interrupted and repeated"
+    }
   ])
 )
 

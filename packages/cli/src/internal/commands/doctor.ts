@@ -13,7 +13,11 @@ const levels: ReadonlyArray<Level> = ["error", "warning", "unknown", "ok"]
 
 const colors: Record<Level, Color> = { error: "red", warning: "yellow", unknown: "cyan", ok: "green" }
 
-export const render = (findings: ReadonlyArray<Finding>, hasColor: boolean, verbose: boolean): ReadonlyArray<string> => {
+export const render = (
+  findings: ReadonlyArray<Finding>,
+  hasColor: boolean,
+  verbose: boolean
+): ReadonlyArray<string> => {
   const color = paint(hasColor)
   const shown = findings.filter(({ level }) => verbose || level !== "ok")
   return shown.flatMap(({ at, costs, id, level, remedy, seen }) => [
@@ -63,7 +67,10 @@ export const command = Command.make(
   "doctor",
   {
     topic: optional(Flag.String("topic"), "Examine only this topic's stream and groups, beside the server"),
-    handlerTimeout: optional(shared.duration("handler-timeout"), "Longest that a handler takes, to compare with claim times"),
+    handlerTimeout: optional(
+      shared.duration("handler-timeout"),
+      "Longest that a handler takes, to compare with claim times"
+    ),
     drainTimeout: shared.duration("drain-timeout").pipe(
       Flag.withDescription("drainTimeout of the pipelines; default 30s"),
       Flag.withDefault(30_000)
@@ -74,21 +81,31 @@ export const command = Command.make(
       Flag.withDefault(30_000)
     ),
     owned: optional(shared.whole("owned", 1), "NATS: processes times (concurrency + prefetch) of a group"),
-    retryHorizon: optional(shared.duration("retry-horizon"), "How long publishers repeat a publish that was not answered"),
+    retryHorizon: optional(
+      shared.duration("retry-horizon"),
+      "How long publishers repeat a publish that was not answered"
+    ),
     largest: optional(shared.whole("largest", 1), "Bytes of the largest message"),
     longestDelay: optional(shared.duration("longest-delay"), "Longest delay of retries and delayed messages"),
     failOn: Flag.Literals("fail-on", ["error", "warning"]).pipe(
       Flag.withDescription("Exit with 1 from this level on; default error"),
       Flag.withDefault("error" as const)
     ),
-    verbose: Flag.Boolean("verbose").pipe(Flag.withDefault(false), Flag.withAlias("v"), Flag.withDescription("Show what is fine, too")),
+    verbose: Flag.Boolean("verbose").pipe(
+      Flag.withDefault(false),
+      Flag.withAlias("v"),
+      Flag.withDescription("Show what is fine, too")
+    ),
     json: shared.json
   },
   (options) => connected(doctor(options))
 ).pipe(
   Command.withDescription("Examine the server, its streams and groups for what loses, repeats or stops messages"),
   Command.withExamples([
-    { command: "millrace doctor --redis redis://localhost:6379", description: "Errors, warnings, and what it may not see" },
+    {
+      command: "millrace doctor --redis redis://localhost:6379",
+      description: "Errors, warnings, and what it may not see"
+    },
     { command: "millrace doctor --fail-on warning --json", description: "As a check in CI" },
     { command: "millrace doctor --handler-timeout 2m --grace-period 30s", description: "Compare with the programs" }
   ])

@@ -58,8 +58,12 @@ const renderAll = Effect.fnUntraced(function*(all: ReadonlyArray<Overview>) {
     "",
     ...(all.length === 0
       ? ["There are no topics yet."]
-      : table(columns, rows, (row, column, text) =>
-        row < 0 ? color("dim", text) : column === 3 && rows[row]![3] === "unknown" ? color("yellow", text) : text)),
+      : table(
+        columns,
+        rows,
+        (row, column, text) =>
+          row < 0 ? color("dim", text) : column === 3 && rows[row]![3] === "unknown" ? color("yellow", text) : text
+      )),
     ...(letters.length === 0 ? [] : [
       "",
       color("yellow", `${count(letters.reduce((sum, { messages }) => sum + messages, 0))} dead letters`) +
@@ -113,9 +117,7 @@ const renderOne = Effect.fnUntraced(function*(detail: Detail) {
     (first === undefined || last === undefined ? "" : `, ${time(first)} to ${time(last)}`),
     bounds.length === 0 ? "no bound at the server" : bounds.join(", "),
     ...(groups.length === 0 ? ["", "no groups"] : []),
-    ...groups.flatMap((group) =>
-      renderGroup(group, held.find((of) => of.group === group.group)?.messages, now, color)
-    )
+    ...groups.flatMap((group) => renderGroup(group, held.find((of) => of.group === group.group)?.messages, now, color))
   ]
 })
 
@@ -205,7 +207,11 @@ export const lagCommand = Command.make(
       Argument.withDescription("Only these topics; default: all"),
       Argument.variadic()
     ),
-    watch: Flag.Boolean("watch").pipe(Flag.withDefault(false), Flag.withAlias("w"), Flag.withDescription("Repeat until interrupted")),
+    watch: Flag.Boolean("watch").pipe(
+      Flag.withDefault(false),
+      Flag.withAlias("w"),
+      Flag.withDescription("Repeat until interrupted")
+    ),
     interval: shared.duration("interval").pipe(
       Flag.withDescription("Between two looks of --watch; default 2s"),
       Flag.withDefault(2000)
@@ -215,7 +221,12 @@ export const lagCommand = Command.make(
   },
   ({ interval, json, maxAge, maxLag, topics, watch }) =>
     connected(Effect.gen(function*() {
-      const look = lag(topics, json, maxLag._tag === "Some" ? maxLag.value : Infinity, maxAge._tag === "Some" ? maxAge.value : Infinity)
+      const look = lag(
+        topics,
+        json,
+        maxLag._tag === "Some" ? maxLag.value : Infinity,
+        maxAge._tag === "Some" ? maxAge.value : Infinity
+      )
       if (!watch) {
         const failure = yield* look
         return failure === undefined ? undefined : yield* Effect.fail(failure)

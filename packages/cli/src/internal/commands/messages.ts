@@ -62,7 +62,9 @@ export const renderMessage = (message: Delivery, now: number, hasColor: boolean)
   return [
     `${color("bold", clean(topic))} ${clean(id)}   published ${time(publishedAt)} (${duration(now - publishedAt)} ago)`,
     ...(key === undefined ? [] : [`key ${clean(key)}`]),
-    ...Object.entries(readable(headers)).map(([name, value]) => cut(`${color("dim", clean(name))}: ${clean(value)}`, width)),
+    ...Object.entries(readable(headers)).map(([name, value]) =>
+      cut(`${color("dim", clean(name))}: ${clean(value)}`, width)
+    ),
     "",
     ...(text === undefined
       ? [`${count(body.byteLength)} bytes, not text:`, cut(Buffer.from(body.subarray(0, 400)).toString("base64"), 400)]
@@ -85,7 +87,9 @@ export const renderRecord = (record: DeadLetter.Record, now: number, hasColor: b
     ...history.map(({ attempts, error, failedAt, id }) =>
       cut(`  ${time(failedAt)}  ${clean(id)}  ${attempts} attempts  ${clean(error)}`, width)
     ),
-    ...(error.stack === undefined ? [] : ["", ...cleanLines(error.stack).map((line) => color("dim", `  ${line.trim()}`))])
+    ...(error.stack === undefined
+      ? []
+      : ["", ...cleanLines(error.stack).map((line) => color("dim", `  ${line.trim()}`))])
   ]
 }
 
@@ -97,9 +101,14 @@ const show = Effect.fnUntraced(function*(topic: string, id: string, json: boolea
   }
   const record = DeadLetter.fromHeaders(found.value.headers)
   const groups = yield* broker.transport.groups(topic)
-  const holders = yield* Effect.forEach(groups, ({ group }) =>
-    Effect.map(broker.held(topic, group, 1000), (held) =>
-      (held ?? []).filter((one) => one.id === id).map((one) => ({ group, ...one }))))
+  const holders = yield* Effect.forEach(
+    groups,
+    ({ group }) =>
+      Effect.map(
+        broker.held(topic, group, 1000),
+        (held) => (held ?? []).filter((one) => one.id === id).map((one) => ({ group, ...one }))
+      )
+  )
   const held = holders.flat()
   if (json) {
     return yield* print({
@@ -127,7 +136,10 @@ export const showCommand = Command.make(
   ({ id, json, topic }) => connected(show(topic, id, json))
 ).pipe(
   Command.withDescription("Show one message by its id: headers, body, who holds it, how it failed"),
-  Command.withExamples([{ command: "millrace show orders 1700000000000-0", description: "In one request, however long the topic is" }])
+  Command.withExamples([{
+    command: "millrace show orders 1700000000000-0",
+    description: "In one request, however long the topic is"
+  }])
 )
 
 const maxBack = 10_000
@@ -147,7 +159,12 @@ const since = (topic: string, from: number, limit: number) =>
 const oneLine = (message: Delivery): string => {
   const text = bodyText(message.body)
   const body = text === undefined ? `${count(message.body.byteLength)} bytes` : clean(text.replaceAll(/\s+/g, " "))
-  return cut(`${time(message.publishedAt)}  ${clean(message.id)}  ${message.key === undefined ? "" : `${clean(message.key)}  `}${body}`, width)
+  return cut(
+    `${time(message.publishedAt)}  ${clean(message.id)}  ${
+      message.key === undefined ? "" : `${clean(message.key)}  `
+    }${body}`,
+    width
+  )
 }
 
 interface TailOptions {
@@ -203,7 +220,11 @@ export const tailCommand = Command.make(
       Flag.withDescription("Begin so many messages back; default 10"),
       Flag.withDefault(10)
     ),
-    follow: Flag.Boolean("follow").pipe(Flag.withDefault(false), Flag.withAlias("f"), Flag.withDescription("Go on until interrupted")),
+    follow: Flag.Boolean("follow").pipe(
+      Flag.withDefault(false),
+      Flag.withAlias("f"),
+      Flag.withDescription("Go on until interrupted")
+    ),
     json: Flag.Boolean("json").pipe(Flag.withDefault(false), Flag.withDescription("Print one JSON document a line"))
   },
   ({ group, since, ...options }) =>
@@ -236,9 +257,14 @@ const publish = Effect.fnUntraced(function*(options: PublishOptions) {
   const refused = Object.keys(options.headers).find((name) =>
     isReserved(name.toLowerCase()) || !/^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/.test(name)
   )
-  if (refused !== undefined) return yield* Effect.fail(new Failure(`header ${clean(refused)} is reserved or no token: choose another name`))
+  if (refused !== undefined) {
+    return yield* Effect.fail(new Failure(`header ${clean(refused)} is reserved or no token: choose another name`))
+  }
   const content = options.content === "-"
-    ? yield* Effect.tryPromise({ try: () => readAll(process.stdin), catch: () => new Failure("cannot read standard input") })
+    ? yield* Effect.tryPromise({
+      try: () => readAll(process.stdin),
+      catch: () => new Failure("cannot read standard input")
+    })
     : options.content
   if (!options.raw) {
     try {
@@ -249,7 +275,9 @@ const publish = Effect.fnUntraced(function*(options: PublishOptions) {
     }
   }
   const remedy = transport.nameRemedy("topic", topic)
-  if (remedy !== undefined) return yield* Effect.fail(new Failure(`${JSON.stringify(topic)} cannot be a topic: ${remedy}`))
+  if (remedy !== undefined) {
+    return yield* Effect.fail(new Failure(`${JSON.stringify(topic)} cannot be a topic: ${remedy}`))
+  }
   if (!options.create && (yield* stored(topic)) === undefined) {
     return yield* Effect.fail(new Failure(`there is no topic ${clean(topic)}: give --create to begin one`, 1))
   }
@@ -267,7 +295,9 @@ const publish = Effect.fnUntraced(function*(options: PublishOptions) {
       ...Object.fromEntries(Object.entries(options.headers).map(([name, value]) => [name.toLowerCase(), value]))
     }
   }])
-  const published = yield* Result.isSuccess(result!) ? Effect.succeed(result.success) : Effect.fail(new Failure(result!.failure.message, 1))
+  const published = yield* Result.isSuccess(result!)
+    ? Effect.succeed(result.success)
+    : Effect.fail(new Failure(result!.failure.message, 1))
   yield* options.json
     ? print(published)
     : lines([`${clean(topic)} ${published.id}${published.duplicate ? "   was there already, under this id" : ""}`])
@@ -287,7 +317,10 @@ export const publishCommand = Command.make(
     ),
     delay: shared.duration("delay").pipe(Flag.withDescription("Delivered not before this has passed"), Flag.optional),
     raw: Flag.Boolean("raw").pipe(Flag.withDefault(false), Flag.withDescription("The message is text, not JSON")),
-    create: Flag.Boolean("create").pipe(Flag.withDefault(false), Flag.withDescription("Create the topic when it does not exist")),
+    create: Flag.Boolean("create").pipe(
+      Flag.withDefault(false),
+      Flag.withDescription("Create the topic when it does not exist")
+    ),
     json: shared.json
   },
   ({ delay, id, key, ...options }) =>

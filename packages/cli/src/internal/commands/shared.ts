@@ -4,7 +4,10 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 
-export const json = Flag.Boolean("json").pipe(Flag.withDefault(false), Flag.withDescription("Print JSON instead of text; documented and stable"))
+export const json = Flag.Boolean("json").pipe(
+  Flag.withDefault(false),
+  Flag.withDescription("Print JSON instead of text; documented and stable")
+)
 
 export const topic = Argument.String("topic").pipe(Argument.withDescription("A topic: Redis stream, JetStream subject"))
 

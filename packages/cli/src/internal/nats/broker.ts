@@ -71,7 +71,9 @@ export const boundsOf = ({ discard, max_age, max_bytes, max_msgs, max_msgs_per_s
 }
 
 const isAbsent = (error: unknown) =>
-  error instanceof JetStreamApiError ? error.code === 10059 || error.code === 10037 : /no stream matches/.test(String(error))
+  error instanceof JetStreamApiError
+    ? error.code === 10059 || error.code === 10037
+    : /no stream matches/.test(String(error))
 
 const stored = async (jsm: JetStreamManager, topic: string): Promise<Stored | undefined> => {
   const name = await jsm.streams.find(topic).catch((error) => isAbsent(error) ? undefined : Promise.reject(error))
@@ -79,13 +81,18 @@ const stored = async (jsm: JetStreamManager, topic: string): Promise<Stored | un
   const { config, state } = await jsm.streams.info(name, { subjects_filter: topic })
   const messages = state.subjects?.[topic] ?? 0
   const isAlone = messages === state.messages
-  const at = async (query: { readonly last_by_subj: string } | { readonly next_by_subj: string; readonly seq: number }) =>
-    (await jsm.streams.getMessage(name, query).catch(() => null))?.time.getTime()
+  const at = async (
+    query: { readonly last_by_subj: string } | { readonly next_by_subj: string; readonly seq: number }
+  ) => (await jsm.streams.getMessage(name, query).catch(() => null))?.time.getTime()
   return {
     topic,
     messages,
     bytes: state.bytes,
-    first: messages === 0 ? undefined : isAlone ? Date.parse(state.first_ts) : await at({ next_by_subj: topic, seq: 1 }),
+    first: messages === 0
+      ? undefined
+      : isAlone
+      ? Date.parse(state.first_ts)
+      : await at({ next_by_subj: topic, seq: 1 }),
     last: messages === 0 ? undefined : isAlone ? Date.parse(state.last_ts) : await at({ last_by_subj: topic }),
     bounds: boundsOf(config)
   }
@@ -93,8 +100,10 @@ const stored = async (jsm: JetStreamManager, topic: string): Promise<Stored | un
 
 const make = Effect.fnUntraced(function*(target: Target) {
   const { client, transport } = yield* JetStream
-  const jsm = yield* attempt("opening JetStream", () =>
-    jetstreamManager(client, target.domain === undefined ? {} : { domain: target.domain }))
+  const jsm = yield* attempt(
+    "opening JetStream",
+    () => jetstreamManager(client, target.domain === undefined ? {} : { domain: target.domain })
+  )
   return Broker.of({
     name: "nats",
     server: `NATS ${client.info?.version}`,
@@ -105,7 +114,11 @@ const make = Effect.fnUntraced(function*(target: Target) {
     examine: (given) =>
       Effect.mapError(
         doctor.examine(client, jsm, given),
-        (cause) => new TransportError({ transport: "nats", reason: new Interrupted({ operation: "examining the server", cause }) })
+        (cause) =>
+          new TransportError({
+            transport: "nats",
+            reason: new Interrupted({ operation: "examining the server", cause })
+          })
       )
   })
 })

@@ -1,4 +1,4 @@
-import { TransportError, Interrupted, redactUrl, Unauthorized, Unreachable } from "@millrace/core/TransportError"
+import { Interrupted, redactUrl, TransportError, Unauthorized, Unreachable } from "@millrace/core/TransportError"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
@@ -30,7 +30,10 @@ const asError = (cause: unknown): Error => cause instanceof Error ? cause : new 
 
 const attempt = (f: () => Promise<unknown>): Effect.Effect<unknown, Error> =>
   Effect.tryPromise({ try: f, catch: asError }).pipe(
-    Effect.timeoutOrElse({ duration: "10 seconds", orElse: () => Effect.fail(new Error("no answer within 10 seconds")) })
+    Effect.timeoutOrElse({
+      duration: "10 seconds",
+      orElse: () => Effect.fail(new Error("no answer within 10 seconds"))
+    })
   )
 
 const options = { RESP: 2, maintNotifications: "disabled" } as const

@@ -1,28 +1,12 @@
 import { Transport } from "@millrace/core/Transport"
 import type { TransportError } from "@millrace/core/TransportError"
-import { RedisStreams, layer as streams } from "@millrace/redis-streams/RedisStreams"
+import { layer as streams, RedisStreams } from "@millrace/redis-streams/RedisStreams"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { Broker, type Held, type Stored } from "../Broker.ts"
 import { type Admin, failure, info, list, make as connect, millisOf, pairs, type Target } from "./admin.ts"
 import * as doctor from "./doctor.ts"
-
-const escapeGlob = (text: string): string => text.replace(/[\\*?[\]]/g, "\\$&")
-
-const scan = Effect.fnUntraced(function*(admin: Admin, prefix: string) {
-  const found = new Set<string>()
-  for (const node of admin.nodes) {
-    let cursor = "0"
-    do {
-      const reply = list(
-        yield* node.send(["SCAN", cursor, "MATCH", `${escapeGlob(prefix)}*`, "COUNT", "1000", "TYPE", "stream"])
-      )
-      cursor = String(reply[0])
-      for (const key of list(reply[1])) found.add(String(key).slice(prefix.length))
-    } while (cursor !== "0")
-  }
-  return [...found].sort()
-})
+import { scan } from "./scan.ts"
 
 const stored = Effect.fnUntraced(function*(admin: Admin, key: string, topic: string) {
   const reply = yield* admin.send(key, ["XINFO", "STREAM", key]).pipe(
@@ -61,13 +45,16 @@ const make = Effect.fnUntraced(function*(target: Target) {
   const keyOf = (topic: string) => target.keyPrefix + topic
   const failing = <A>(operation: string, effect: Effect.Effect<A, Error>): Effect.Effect<A, TransportError> =>
     Effect.mapError(effect, (error) => failure(operation, target)(error))
-  const server = yield* failing("asking the server for its version", Effect.gen(function*() {
-    const reply = yield* Effect.option(admin.nodes[0]!.send(["INFO", "server"]))
-    if (reply._tag === "None") return "Redis (version unknown: this user may not run INFO)"
-    const said = info(reply.value)
-    const valkey = said.get("valkey_version")
-    return valkey === undefined ? `Redis ${said.get("redis_version")}` : `Valkey ${valkey}`
-  }))
+  const server = yield* failing(
+    "asking the server for its version",
+    Effect.gen(function*() {
+      const reply = yield* Effect.option(admin.nodes[0]!.send(["INFO", "server"]))
+      if (reply._tag === "None") return "Redis (version unknown: this user may not run INFO)"
+      const said = info(reply.value)
+      const valkey = said.get("valkey_version")
+      return valkey === undefined ? `Redis ${said.get("redis_version")}` : `Valkey ${valkey}`
+    })
+  )
   return Broker.of({
     name: "redis",
     server: target.cluster ? `${server}, cluster of ${admin.nodes.length}` : server,
