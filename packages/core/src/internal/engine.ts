@@ -153,7 +153,7 @@ export class Engine {
     this.dispatcher = Context.get(context, Scheduler.Scheduler).makeDispatcher()
     const { concurrency, key, retry } = program.policies
     this.limit = isLimit(concurrency) ? concurrency : shared(concurrency)
-    this.cancelResize = this.limit.onResize(() => this.pump())
+    this.cancelResize = this.limit.onResizeUnsafe(() => this.pump())
     this.retry = retry ?? defaultRetry
     this.letters = Letters.of(program, transport, this.clock)
     this.prefetch = new Prefetch(program.source.prefetch)
@@ -171,7 +171,7 @@ export class Engine {
         this.pump()
       }
     })
-    this.timed = this.meter !== undefined || this.limit.observe !== undefined ||
+    this.timed = this.meter !== undefined || this.limit.sampleUnsafe !== undefined ||
       program.steps.some((step) => step._tag === "Timeout")
     const timeouts = program.steps.flatMap((step, index) => step._tag === "Timeout" ? [{ step, index }] : [])
     this.deadlines = new Map(timeouts.map(({ index, step }, number) => {
@@ -458,12 +458,12 @@ export class Engine {
   }
 
   private takePermit(): boolean {
-    if (!this.limit.tryTake()) {
+    if (!this.limit.tryTakeUnsafe()) {
       this.waitFor(this.limit)
       return false
     }
-    if (!this.transport.limit.tryTake()) {
-      this.limit.release()
+    if (!this.transport.limit.tryTakeUnsafe()) {
+      this.limit.releaseUnsafe()
       this.waitFor(this.transport.limit)
       return false
     }
@@ -472,15 +472,15 @@ export class Engine {
 
   private waitFor(limit: Concurrency.Limit): void {
     this.cancelWait?.()
-    this.cancelWait = limit.onFree(() => {
+    this.cancelWait = limit.onFreeUnsafe(() => {
       this.cancelWait = undefined
       this.pump()
     })
   }
 
   releasePermit(): void {
-    this.transport.limit.release()
-    this.limit.release()
+    this.transport.limit.releaseUnsafe()
+    this.limit.releaseUnsafe()
     if (this.batches.length > 0) this.pump()
   }
 
@@ -699,10 +699,10 @@ export class Engine {
   }
 
   private observeLimit(attempt: Attempt): void {
-    if (this.limit.observe === undefined || attempt.startedAt === 0) return
+    if (this.limit.sampleUnsafe === undefined || attempt.startedAt === 0) return
     const endedAt = this.now()
     try {
-      this.limit.observe({
+      this.limit.sampleUnsafe({
         endedAt,
         latency: endedAt - attempt.startedAt,
         failed: attempt.failure !== undefined

@@ -15,6 +15,7 @@ import { drain } from "./drain.ts"
 import { Engine } from "./engine.ts"
 import { Prefetch } from "./prefetch.ts"
 import type { Program } from "./program.ts"
+import { advise, claimGroup, warnIfStoppedAtOnce } from "./startup.ts"
 import { batchSize, deadLetterTopic, outputs, timeoutOf, validate } from "./validate.ts"
 
 /** Checks, declares, subscribes, and begins to read; closing the scope drains. */
@@ -23,8 +24,10 @@ export const start = Effect.fnUntraced(function*(
 ): Effect.fn.Return<Running, TransportError, Scope.Scope> {
   const { source } = program
   const transport = yield* source.transport
-  const bad = validate(program, transport.name)
+  const bad = validate(program, transport)
   if (bad !== undefined) return yield* bad
+  yield* claimGroup(program, transport)
+  yield* advise(program)
   const { concurrency, key, settings } = program.policies
   const limit = isLimit(concurrency) ? concurrency.ceiling : concurrency
   const maxOwned = limit * batchSize(program) + (source.prefetch ?? Prefetch.most) +
@@ -40,7 +43,9 @@ export const start = Effect.fnUntraced(function*(
     settings
   })
   // After the source: a source that cannot be must not leave topics behind.
-  for (const topic of outputs(program)) yield* transport.declare(topic, topic === deadLetterTopic(program) ? "deadLetter" : "output")
+  for (const topic of outputs(program)) {
+    yield* transport.declare(topic, topic === deadLetterTopic(program) ? "deadLetter" : "output")
+  }
   // A message is not part of the span that its pipeline happened to be started in.
   const context = Context.omit(Tracer.ParentSpan)(yield* Effect.context<never>())
   const engine = new Engine(program, transport, subscription, context, maxOwned)
@@ -65,6 +70,10 @@ export const start = Effect.fnUntraced(function*(
   let paused = false
   const readOn = Effect.suspend(() => paused || engine.draining ? Effect.void : read)
   engine.takeBack = inTurn.withPermit(Effect.andThen(stopReading, readOn))
+  const startedAt = performance.now()
+  yield* Effect.addFinalizer((exit) =>
+    warnIfStoppedAtOnce(program, exit, { messages: engine.waiting + engine.inUse + sum(engine.counts), startedAt })
+  )
   yield* Effect.addFinalizer(() => drain(engine, inTurn.withPermit(stopReading), source.drainTimeout))
   yield* read
   return {
@@ -93,3 +102,5 @@ export const start = Effect.fnUntraced(function*(
     await: Deferred.await(engine.failure)
   }
 })
+
+const sum = (counts: object): number => Object.values(counts).reduce((sum: number, n: number) => sum + n, 0)

@@ -1,21 +1,27 @@
 import * as Duration from "effect/Duration"
 import { isLimit } from "../Concurrency.ts"
-import * as Topic from "../Topic.ts"
+import type * as Transport from "../Transport.ts"
 import { invalidOption, type TransportError } from "../TransportError.ts"
+import { toError } from "./invalid.ts"
 import { allSteps, type Program } from "./program.ts"
+import { invalidOf, isTopic } from "./topic.ts"
 
 /** What cannot work is said before anything is read: option, value and remedy. */
-export const validate = (program: Program, transport: string): TransportError | undefined => {
+export const validate = (
+  program: Program,
+  transport: Pick<Transport.Transport["Service"], "name" | "nameRemedy">
+): TransportError | undefined => {
   const { policies: { ackPolicy, concurrency, retry }, source: { group, prefetch, topic, waiting } } = program
-  const whole = (n: number, least: number) => Number.isInteger(n) && n >= least
-  const invalid = (option: string, value: unknown, remedy: string) => invalidOption(transport, option, value, remedy)
+  if (program.invalid !== undefined) return toError(transport.name, program.invalid)
+  const whole = (n: unknown, least: number) => Number.isInteger(n) && n as number >= least
+  const invalid = (option: string, value: unknown, remedy: string) =>
+    invalidOption(transport.name, option, value, remedy)
   for (const name of [topic.name, ...outputs(program)]) {
-    const bad = Topic.validateName(transport, name)
-    if (bad !== undefined) return bad
+    const remedy = transport.nameRemedy("topic", name)
+    if (remedy !== undefined) return invalid("topic", name, remedy)
   }
-  if (!/^[A-Za-z0-9_-]+$/.test(group)) {
-    return invalid("group", group, "a group name is made of letters, digits and the signs _ -")
-  }
+  const remedy = transport.nameRemedy("group", group)
+  if (remedy !== undefined) return invalid("group", group, remedy)
   const max = isLimit(concurrency) ? concurrency.max : concurrency
   if (!whole(max, 1)) return invalid("concurrency", max, "give a whole number of at least 1")
   if (prefetch !== undefined && !whole(prefetch, 0)) {
@@ -24,6 +30,25 @@ export const validate = (program: Program, transport: string): TransportError | 
   if (!whole(waiting, 0)) return invalid("waiting", waiting, "give a whole number of retries that may wait")
   if (retry !== undefined && !(whole(retry.times, 0) || retry.times === Infinity)) {
     return invalid("retry.times", retry.times, "give a whole number of retries, 0 for none")
+  }
+  if (retry !== undefined && !(whole(retry.uncounted, 0) || retry.uncounted === Infinity)) {
+    return invalid("retry.uncounted", retry.uncounted, "give a whole number of retries that do not count")
+  }
+  if (ackPolicy !== "on-success" && ackPolicy !== "on-receive" && ackPolicy !== "manual") {
+    return invalid("ackPolicy", ackPolicy, "write \"on-success\", \"on-receive\" or \"manual\"")
+  }
+  for (const step of allSteps(program.steps)) {
+    if ("f" in step && step.f !== undefined && typeof step.f !== "function") {
+      return invalid(step._tag, step.f, "give a function")
+    }
+    if (step._tag === "To") {
+      const problem = isTopic(step.topic) ? invalidOf(step.topic) : {
+        option: "to",
+        value: step.topic,
+        remedy: "give a topic: Topic.make(name, { schema })"
+      }
+      if (problem !== undefined) return toError(transport.name, problem)
+    }
   }
   if (retry !== undefined && ackPolicy === "on-receive") {
     return invalid(
