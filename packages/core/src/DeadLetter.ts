@@ -36,12 +36,12 @@ export const header = "millrace-dead-letter"
  * - `rejected`: the retry policy's `while` rejected the failure
  * - `terminated`: the handler asked for no further attempt
  * - `undecodable`: the bytes do not fit the topic's codec
- * - `killer`: every allowed delivery ended without a settlement; its process may have died of it
+ * - `crashed`: every allowed attempt ended without a settlement; its process may have crashed because of it
  *
  * @category models
  * @since 0.1.0
  */
-export const Reason = Schema.Literals(["exhausted", "rejected", "terminated", "undecodable", "killer"])
+export const Reason = Schema.Literals(["exhausted", "rejected", "terminated", "undecodable", "crashed"])
 
 /**
  * Why it will not be tried again.

@@ -21,12 +21,15 @@ import type * as Scope from "effect/Scope"
 import type * as Types from "effect/Types"
 import { isLimit } from "./Concurrency.ts"
 import type * as Concurrency from "./Concurrency.ts"
-import { defaultSchedule } from "./internal/failure.ts"
+import type { Description } from "./Description.ts"
+import { describe as describeProgram, topics as topicsOf } from "./internal/describe.ts"
 import type { Hint } from "./internal/hint.ts"
 import { durationOf, type Invalid, unknownOption } from "./internal/invalid.ts"
 import { isPipeline as isPipelineInternal, make, programOf, type TypeId } from "./internal/pipeline.ts"
 import type { Policies, Step as ProgramStep } from "./internal/program.ts"
 import { fromPromise, promiseForm, settledResults, wrapPromise } from "./internal/promise.ts"
+import { defaultSchedule } from "./internal/retryDecision.ts"
+import type { Running } from "./internal/running.ts"
 import { makeSource } from "./internal/source.ts"
 import { start as startProgram } from "./internal/start.ts"
 import type * as Message from "./Message.ts"
@@ -131,8 +134,15 @@ export interface FromOptions {
    * How many messages may wait in this process. Default: about 200 ms of work at the pipeline's own rate, at most 512.
    */
   readonly prefetch?: number | undefined
+  /**
+   * How many bytes of bodies may wait in this process, by the average size of recent messages; messages that run do not
+   * count. Default 16 MiB.
+   */
+  readonly prefetchBytes?: number | undefined
   /** How many retries may wait in this process before pulling stops. Default 10,000. */
   readonly waiting?: number | undefined
+  /** How many messages may wait behind another one of their key before pulling stops. Default 10,000. */
+  readonly maxBlocked?: number | undefined
   /** How long running handlers may finish when the pipeline stops. Default 30 seconds. */
   readonly drainTimeout?: Duration.Input | undefined
 }
@@ -209,6 +219,38 @@ export const fromTransport = <A, RD, RE, R, M extends Message.Message<A> = Messa
     readonly options?: ReadonlyArray<string> | undefined
   }
 ): Open<M, A, never, R | RD> => makeSource(topic, options, broker)
+
+/**
+ * Describes a pipeline as plain data: source, steps and policies, defaults included. `console.log` and `JSON.stringify`
+ * show the same.
+ *
+ * **Example** (Reading the steps)
+ *
+ * ```ts import.meta.vitest
+ * import { Pipeline, Topic } from "@millrace/core"
+ * import { Schema } from "effect"
+ *
+ * const Orders = Topic.make("orders", { schema: Schema.Struct({ total: Schema.Number }) })
+ * const totals = Pipeline.from(Orders, { group: "totals" }).pipe(Pipeline.map((order) => order.total))
+ * Pipeline.describe(totals).steps // => [{ step: "map" }]
+ * ```
+ *
+ * @category inspection
+ * @since 0.1.0
+ */
+export const describe = (self: AnyPipeline): Description => describeProgram(programOf(self))
+
+/**
+ * Gives the topics of a pipeline as values: the one it reads, and those that its `to` steps write, each once. Dead
+ * letters have a topic without a schema: its name is in {@link describe}.
+ *
+ * @category inspection
+ * @since 0.1.0
+ */
+export const topics = (self: AnyPipeline): {
+  readonly source: Topic.Topic<unknown, unknown, unknown>
+  readonly outputs: ReadonlyArray<Topic.Topic<unknown, unknown, unknown>>
+} => topicsOf(programOf(self))
 
 // --- steps
 
@@ -520,8 +562,22 @@ export const to: {
   ): Open<M, A, E | PublishError, R | RE>
 } = dual(
   (args) => isPipeline(args[0]),
-  (self: AnyPipeline, topic: any, value?: any) => addStep(self, { _tag: "To", topic, f: value })
+  (self: AnyPipeline, topic: any, value?: any) => addStep(self, { _tag: "To", topic, f: value, transport: undefined })
 )
+
+/**
+ * Publishes as {@link to} does, to another broker than the source's: what a transport's own `to` is made of.
+ *
+ * @category steps
+ * @since 0.1.0
+ */
+export const toTransport = <M extends Any, A, E, R, B, RD, RE, R2>(
+  self: Open<M, A, E, R>,
+  transport: Effect.Effect<Transport.Transport["Service"], never, R2>,
+  topic: Topic.Topic<B, RD, RE>,
+  value: ((value: A, message: M) => B | ReadonlyArray<B>) | undefined
+): Open<M, A, E | PublishError, R | RE | R2> =>
+  addStep(self, { _tag: "To", topic, f: value, transport: transport as any } as ProgramStep)
 
 /**
  * Fails with `Cause.TimeoutError` when what stands above it takes longer; the handler is interrupted, its signal aborts.
@@ -585,12 +641,15 @@ export const catchTag: {
 } = dual(
   3,
   (self: AnyPipeline, tag: string | ReadonlyArray<string>, f: any) =>
-    addStep(self, { _tag: "Catch", matches: hasTag(tag), f })
+    addStep(self, { _tag: "Catch", ...tagged(tag), f })
 )
 
-const hasTag = (tag: string | ReadonlyArray<string>) => {
-  const tags = new Set<unknown>(typeof tag === "string" ? [tag] : tag)
-  return (error: unknown) => Predicate.hasProperty(error, "_tag") && tags.has(error._tag)
+const tagged = (tag: string | ReadonlyArray<string>) => {
+  const tags = new Set(typeof tag === "string" ? [tag] : tag)
+  return {
+    tags: [...tags],
+    matches: (error: unknown) => Predicate.hasProperty(error, "_tag") && tags.has(error._tag as string)
+  }
 }
 
 /**
@@ -624,7 +683,7 @@ export const catchTagPromise: {
   const form = promiseForm(f)
   return addStep(self, {
     _tag: "Catch",
-    matches: hasTag(tag),
+    ...tagged(tag),
     f: (error, message) => fromPromise(() => form.try(error, message), form.catch)
   })
 })
@@ -1244,65 +1303,23 @@ export const withSetting: {
 type NoLayer = "no Layer provides this service: Effect.provide the broker's, or your own"
 type NotClosed = "nothing closes this pipeline: use Pipeline.run, or Effect.scoped around the whole program"
 
-/**
- * What has become of the messages of a running pipeline since it started.
- *
- * @category models
- * @since 0.1.0
- */
-export interface Counts {
-  readonly handled: number
-  readonly filtered: number
-  readonly retried: number
-  readonly deadLettered: number
-  readonly discarded: number
-  readonly released: number
-  /** Failed after its handler had settled it: neither retried nor dead-lettered. */
-  readonly failedAfterSettle: number
-  /** Taken over by another consumer before it was settled here. */
-  readonly lost: number
-  /** Settlements that had to be sent again. */
-  readonly resettled: number
-  /** With `manual`: not settled in time. */
-  readonly unsettled: number
-}
-
-/**
- * Whether a running pipeline consumes messages: its transport's health, or `paused`, `draining`, `stopped`.
- *
- * @category models
- * @since 0.1.0
- */
-export interface Health {
-  readonly state: Transport.Health["state"] | "paused" | "draining" | "stopped"
-  /** Milliseconds since the epoch. */
-  readonly since: number
-  readonly reason?: string | undefined
-}
-
-/**
- * A pipeline that runs.
- *
- * @category models
- * @since 0.1.0
- */
-export interface Running {
-  readonly name: string
-  readonly topic: string
-  readonly group: string
-  /** Stops taking messages; what was taken is finished. */
-  readonly pause: Effect.Effect<void>
-  readonly resume: Effect.Effect<void>
-  /** Whether messages can be consumed now, since when, and why not. */
-  readonly health: Effect.Effect<Health>
-  /** The bound of this pipeline's handlers; `limit.resize(n)` changes it while the pipeline runs. */
-  readonly limit: Concurrency.Limit
-  /** Messages held by this process: waiting for a slot, and running. */
-  readonly owned: Effect.Effect<{ readonly waiting: number; readonly running: number }>
-  readonly counts: Effect.Effect<Counts>
-  /** Ends only when the pipeline can no longer run. */
-  readonly await: Effect.Effect<never, TransportError>
-}
+export type {
+  /**
+   * @category models
+   * @since 0.1.0
+   */
+  Counts,
+  /**
+   * @category models
+   * @since 0.1.0
+   */
+  Health,
+  /**
+   * @category models
+   * @since 0.1.0
+   */
+  Running
+} from "./internal/running.ts"
 
 /**
  * Starts a pipeline and returns once it is ready. Closing the scope drains it: running handlers finish within

@@ -1,6 +1,8 @@
 import { pipeArguments } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
 import { invalidOption } from "../TransportError.ts"
+import { describe } from "./describe.ts"
+import { inspectedAs } from "./inspection.ts"
 import type { Program } from "./program.ts"
 import { sdk } from "./version.ts"
 
@@ -11,12 +13,15 @@ const ProgramId = Symbol("@millrace/core/Program")
 
 const variance = { _M: (_: never) => _, _A: (_: never) => _, _E: (_: never) => _, _R: (_: never) => _ }
 
-const Prototype = {
+const Prototype = Object.assign(inspectedAs("Pipeline"), {
   [TypeId]: variance,
   pipe() {
     return pipeArguments(this, arguments)
+  },
+  toJSON(this: unknown) {
+    return describe(programOf(this))
   }
-}
+})
 
 export const make = (program: Program): any =>
   Object.defineProperties(Object.create(Prototype), {

@@ -3,7 +3,7 @@ import { make } from "./pipeline.ts"
 import { noPolicies } from "./program.ts"
 import { invalidOf, isTopic } from "./topic.ts"
 
-const common = ["group", "name", "startFrom", "prefetch", "waiting", "drainTimeout"]
+const common = ["group", "name", "startFrom", "prefetch", "prefetchBytes", "waiting", "maxBlocked", "drainTimeout"]
 
 /** The pipeline that `Pipeline.from` and `Pipeline.fromTransport` type. Never throws: starting fails with bad input. */
 export const makeSource = (topic: any, options: any, broker: {
@@ -20,7 +20,9 @@ export const makeSource = (topic: any, options: any, broker: {
       group: options?.group,
       startFrom: options?.startFrom ?? "new",
       prefetch: options?.prefetch,
+      prefetchBytes: options?.prefetchBytes ?? 16 * 1024 * 1024,
       waiting: options?.waiting ?? 10_000,
+      maxBlocked: options?.maxBlocked ?? 10_000,
       drainTimeout: drainTimeout.duration,
       transport: broker.transport,
       extend: broker.extend
