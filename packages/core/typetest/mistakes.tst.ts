@@ -105,3 +105,17 @@ describe("options", () => {
     Pipeline.from(Orders, {})
   })
 })
+
+describe("Millrace.run", () => {
+  test("takes a pipeline, or several, whose services the broker's Layer has", () => {
+    Millrace.run(orders, { broker: anyBroker })
+    Millrace.run([orders, RedisStreams.from(Orders, { group: "b" })], {
+      broker: RedisStreams.layer({ url: "redis://a" })
+    })
+  })
+
+  test("another broker's pipeline is refused", () => {
+    // @ts-expect-error the broker's Layer lacks a service that this pipeline needs
+    Millrace.run(RedisStreams.from(Orders, { group: "b" }), { broker: JetStream.layer({ url: "nats://a" }) })
+  })
+})
