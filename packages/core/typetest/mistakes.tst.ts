@@ -1,6 +1,6 @@
 /** The mistakes of a first hour: each test holds the sentence that the compiler prints. */
 import { NodeRuntime } from "@effect/platform-node"
-import { Pipeline, Topic, type Transport, type TransportError } from "@millrace/core"
+import { Millrace, Pipeline, Topic, type Transport, type TransportError } from "@millrace/core"
 import { JetStream } from "@millrace/nats-jetstream"
 import { RedisStreams } from "@millrace/redis-streams"
 import { Effect, type Layer, Schema } from "effect"
