@@ -43,7 +43,9 @@ export const start = Effect.fnUntraced(function*(
     settings
   })
   // After the source: a source that cannot be must not leave topics behind.
-  for (const topic of outputs(program)) yield* transport.declare(topic, topic === deadLetter ? "deadLetter" : "output")
+  for (const topic of outputs(program)) {
+    yield* transport.declare(topic, topic === deadLetter ? "deadLetter" : "output")
+  }
   // A message is not part of the span that its pipeline happened to be started in.
   const context = Context.omit(Tracer.ParentSpan)(yield* Effect.context<never>())
   const clock = Context.get(context, Clock.Clock)
@@ -57,9 +59,6 @@ export const start = Effect.fnUntraced(function*(
       state = next
       since = clock.currentTimeMillisUnsafe()
     })
-  run.run(Effect.exit(Deferred.await(run.failure))).addObserver((exit) => {
-    if (exit._tag === "Success" && exit.value._tag === "Failure" && state !== "draining") run.run(become("stopped"))
-  })
   yield* drainedTogether(
     Effect.andThen(become("draining"), drain(run)).pipe(
       Effect.andThen(Fiber.interrupt(heartbeat)),
@@ -78,7 +77,11 @@ export const start = Effect.fnUntraced(function*(
     pause: Effect.andThen(become("paused"), run.reader.pause),
     resume: Effect.andThen(become(undefined), run.reader.resume),
     health: Effect.suspend((): Effect.Effect<Health> =>
-      state === undefined ? subscription.health : Effect.succeed({ state, since })
+      state === undefined && run.stoppedAt !== undefined
+        ? Effect.succeed({ state: "stopped", since: run.stoppedAt })
+        : state === undefined
+        ? subscription.health
+        : Effect.succeed({ state, since })
     ),
     limit: run.limit,
     owned: Effect.sync(() => ({ waiting: run.buffered, running: run.begun })),

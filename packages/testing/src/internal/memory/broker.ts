@@ -114,9 +114,8 @@ export class Group {
   }
 
   /** The next instant at which a message becomes available without anything else happening. */
-  nextDue(): number | undefined {
+  nextDue(consumer: Consumer): number | undefined {
     const now = this.topic.broker.clock.currentTimeMillisUnsafe()
-    const { minIdle } = this.topic.broker.options
     let due = this.topic.scheduled[0]?.due ?? Infinity
     // Already available messages exceed the demand: the next pull asks again.
     for (const { due: at } of this.delayed) {
@@ -124,10 +123,11 @@ export class Group {
       due = Math.min(due, at)
       break
     }
-    for (const { touchedAt } of this.pending.values()) {
-      if (touchedAt + minIdle <= now) continue
-      due = Math.min(due, touchedAt + minIdle)
-      break
+    for (const passage of this.pending.values()) {
+      const at = this.abandonedAt(passage, consumer)
+      if (at <= now) continue
+      due = Math.min(due, at)
+      if (passage.owner !== consumer) break
     }
     return Number.isFinite(due) ? due : undefined
   }
@@ -158,11 +158,10 @@ export class Group {
       if (give(this.released[i]!, false)) this.released.splice(i, 1)
       else i++
     }
-    // An abandoned message is available to every consumer, its former owner included.
     const abandoned: Array<Passage> = []
     for (const passage of this.pending.values()) {
       if (passage.touchedAt + this.topic.broker.options.minIdle > now) break
-      abandoned.push(passage)
+      if (this.abandonedAt(passage, consumer) <= now) abandoned.push(passage)
     }
     for (const passage of abandoned) {
       if (isFull()) break
@@ -176,6 +175,12 @@ export class Group {
     }
     if (taken.length > 0) this.topic.broker.activity++
     return taken
+  }
+
+  /** An abandoned message is available to peers first, and half a lease later to its former owner. */
+  private abandonedAt({ owner, touchedAt }: Passage, consumer: Consumer): number {
+    const { minIdle } = this.topic.broker.options
+    return touchedAt + (owner === consumer ? 1.5 * minIdle : minIdle)
   }
 
   private deliver(passage: Passage, consumer: Consumer, now: number, counted: boolean): Transport.Delivery {
@@ -277,6 +282,8 @@ export class Group {
 export class Topic {
   readonly broker: Broker
   readonly name: string
+  /** A topic that is deleted and created again is another one. */
+  readonly origin: string
   readonly groups = new Map<string, Group>()
   /** Published with a delay, the one that is due first in front. */
   readonly scheduled: Array<{ readonly due: number; readonly message: Transport.Outgoing }> = []
@@ -285,11 +292,14 @@ export class Topic {
   /** How many entries at the front of the log are gone. */
   private front = 0
   private readonly index = new Map<string, number>()
-  private sequence = 0
+  private sequence: number
 
-  constructor(broker: Broker, name: string) {
+  constructor(broker: Broker, name: string, life: number) {
     this.broker = broker
     this.name = name
+    this.origin = `${broker.origin}/${name}/${life}`
+    // Ids stay unique when a topic is created again.
+    this.sequence = life * 1_000_000_000
   }
 
   get end(): number {
@@ -344,7 +354,7 @@ export class Topic {
     this.index.set(id, this.end)
     this.log.push({
       id,
-      origin: this.broker.origin,
+      origin: this.origin,
       topic: this.name,
       key: message.key,
       headers: message.headers,
@@ -404,6 +414,8 @@ export class Broker {
   readonly origin = `memory-${++brokers}`
   consumers = 0
   activity = 0
+  /** How many topics were deleted. */
+  private deleted = 0
   private readonly seen = new Map<string, { readonly id: string; readonly until: number }>()
 
   constructor(clock: Clock.Clock, options: BrokerOptions) {
@@ -415,10 +427,25 @@ export class Broker {
   topic(name: string): Topic {
     let topic = this.topics.get(name)
     if (topic === undefined) {
-      topic = new Topic(this, name)
+      topic = new Topic(this, name, this.deleted)
       this.topics.set(name, topic)
     }
     return topic
+  }
+
+  deleteTopic(name: string): void {
+    const topic = this.topics.get(name)
+    if (topic === undefined) return
+    this.topics.delete(name)
+    this.deleted++
+    for (const group of topic.groups.values()) group.wake()
+  }
+
+  deleteGroup(name: string, group: string): void {
+    const topic = this.topics.get(name)
+    const found = topic?.groups.get(group)
+    topic?.groups.delete(group)
+    found?.wake()
   }
 
   publish(message: Transport.Outgoing): Transport.Published {

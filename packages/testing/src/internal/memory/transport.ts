@@ -100,7 +100,7 @@ const subscribe = (
       const taken = from.take(consumer, demand)
       return Arr.isArrayNonEmpty(taken)
         ? Effect.succeed(taken)
-        : Effect.andThen(somethingHappens(broker, from), take(demand))
+        : Effect.andThen(somethingHappens(broker, from, consumer), take(demand))
     })
 
   return {
@@ -153,13 +153,13 @@ const groupInfo = (group: Group): Transport.GroupInfo => {
   }
 }
 
-const somethingHappens = (broker: Broker, group: Group): Effect.Effect<void> => {
+const somethingHappens = (broker: Broker, group: Group, consumer: Consumer): Effect.Effect<void> => {
   const signal = Effect.callback<void>((resume) => {
     const wake = () => resume(Effect.void)
     group.waiters.add(wake)
     return Effect.sync(() => group.waiters.delete(wake))
   })
-  const due = Option.fromUndefinedOr(group.nextDue())
+  const due = Option.fromUndefinedOr(group.nextDue(consumer))
   return Option.match(due, {
     onNone: () => signal,
     onSome: (due) => {
