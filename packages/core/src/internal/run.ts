@@ -177,7 +177,7 @@ export class Run {
       const expire = (attempt: Attempt) => this.handler.timedOut(attempt, index)
       return [index, new Deadlines(number, duration, context, () => this.now(), expire)]
     }))
-    this.isTimed = meter !== undefined || this.limit.observe !== undefined || this.deadlines.size > 0
+    this.isTimed = meter !== undefined || this.limit.sampleUnsafe !== undefined || this.deadlines.size > 0
     this.handler = new Handler({
       operations,
       codec: source.topic.codec,
@@ -504,10 +504,10 @@ export class Run {
   }
 
   private observeLimit(attempt: Attempt): void {
-    if (this.limit.observe === undefined || attempt.startedAt === 0) return
+    if (this.limit.sampleUnsafe === undefined || attempt.startedAt === 0) return
     const endedAt = this.now()
     try {
-      this.limit.observe({ endedAt, latency: endedAt - attempt.startedAt, failed: attempt.failure !== undefined })
+      this.limit.sampleUnsafe({ endedAt, latency: endedAt - attempt.startedAt, failed: attempt.failure !== undefined })
     } catch (error) {
       this.run(Effect.logError(`${this.program.name}: the algorithm of its limit failed`, error))
     }
