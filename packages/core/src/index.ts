@@ -4,6 +4,7 @@
 export * as Codec from "./Codec.ts"
 export * as Concurrency from "./Concurrency.ts"
 export * as DeadLetter from "./DeadLetter.ts"
+export * as Description from "./Description.ts"
 export * as LimitAlgorithm from "./LimitAlgorithm.ts"
 export * as Message from "./Message.ts"
 export * as Pipeline from "./Pipeline.ts"

@@ -1,6 +1,14 @@
 /** Transports that are broken in one way each: the conformance suite must notice every one of them. */
 import * as Settlement from "@millrace/core/Settlement"
-import type { Delivery, Outgoing, Settling, SubscribeOptions, Subscription, Transport } from "@millrace/core/Transport"
+import type {
+  Delivery,
+  Demand,
+  Outgoing,
+  Settling,
+  SubscribeOptions,
+  Subscription,
+  Transport
+} from "@millrace/core/Transport"
 import { TransportError, Unreachable } from "@millrace/core/TransportError"
 import * as Arr from "effect/Array"
 import * as Clock from "effect/Clock"
@@ -73,7 +81,9 @@ const settle = (subscription: Subscription, batch: ReadonlyArray<Settling>) =>
   Effect.suspend(() => Arr.isReadonlyArrayNonEmpty(batch) ? subscription.settle(batch) : Effect.succeed([]))
 
 /** Shows each delivery with something changed. */
-const disguising = (change: (delivery: Delivery, count: (id: string) => number) => Partial<Delivery>) =>
+const disguising = (
+  change: (delivery: Delivery, count: (id: string) => number, now: number) => Partial<Delivery>
+) =>
   subscribing((subscription) => {
     const worn = new Map<Delivery, Delivery>()
     const bare = new Map<Delivery, Delivery>()
@@ -83,8 +93,8 @@ const disguising = (change: (delivery: Delivery, count: (id: string) => number) 
       counts.set(id, n)
       return n
     }
-    const wear = (delivery: Delivery): Delivery => {
-      const properties = Object.entries(change(delivery, count)).map((
+    const wear = (now: number) => (delivery: Delivery): Delivery => {
+      const properties = Object.entries(change(delivery, count, now)).map((
         [name, value]
       ) => [name, { value, enumerable: true }])
       const disguised: Delivery = Object.create(delivery, Object.fromEntries(properties))
@@ -95,7 +105,11 @@ const disguising = (change: (delivery: Delivery, count: (id: string) => number) 
     const undress = (delivery: Delivery) => bare.get(delivery) ?? delivery
     const dress = (deliveries: ReadonlyArray<Delivery>) => deliveries.map((delivery) => worn.get(delivery) ?? delivery)
     return {
-      pull: (max) => Effect.map(subscription.pull(max), Arr.map(wear)),
+      pull: (demand) =>
+        Effect.flatMap(
+          subscription.pull(demand),
+          (deliveries) => Effect.map(Clock.currentTimeMillis, (now) => Arr.map(deliveries, wear(now)))
+        ),
       settle: (batch) =>
         Effect.suspend(() =>
           Effect.map(
@@ -105,7 +119,8 @@ const disguising = (change: (delivery: Delivery, count: (id: string) => number) 
             dress
           )
         ),
-      extend: (deliveries) => Effect.map(subscription.extend(Arr.map(deliveries, undress)), dress)
+      extend: (deliveries) => Effect.map(subscription.extend(Arr.map(deliveries, undress)), dress),
+      begin: (delivery) => subscription.begin(undress(delivery))
     }
   })
 
@@ -117,9 +132,9 @@ const owning = (
   subscribing((subscription, { group, topic }) => {
     const key = (delivery: Delivery) => `${topic}\n${group}\n${delivery.id}`
     return {
-      pull: (max) =>
+      pull: (demand) =>
         Effect.tap(
-          subscription.pull(max),
+          subscription.pull(demand),
           (deliveries) =>
             Effect.sync(() => deliveries.forEach((delivery) => owners.set(key(delivery), { subscription, delivery })))
         ),
@@ -128,6 +143,20 @@ const owning = (
   })(transport)
 
 const is = (tag: Settlement.Settlement["_tag"]) => ({ settlement }: Settling) => settlement._tag === tag
+
+const delaying = (change: (millis: number) => number) =>
+  settling(({ delivery, settlement }) => ({
+    delivery,
+    settlement: settlement._tag === "Retry"
+      ? Settlement.retry(change(Duration.toMillis(settlement.after ?? 0))).settlement
+      : settlement
+  }))
+
+const more = (demand: Demand, change: (n: number) => number): Demand => ({
+  ...demand,
+  total: change(demand.total),
+  fresh: change(demand.fresh)
+})
 
 const isDead = ({ topic }: Outgoing) => topic.endsWith(".dead") || topic.endsWith(".buried")
 
@@ -139,9 +168,9 @@ export const mutants: ReadonlyArray<Mutant> = [
     law: "law 1",
     caughtBy: ["S1", "S8", "R2", "P5"],
     mutate: subscribing((subscription) => ({
-      pull: (max) =>
+      pull: (demand) =>
         Effect.tap(
-          subscription.pull(max),
+          subscription.pull(demand),
           (deliveries) =>
             subscription.settle(Arr.map(deliveries, (delivery) => ({ delivery, settlement: Settlement.ack })))
         )
@@ -154,9 +183,9 @@ export const mutants: ReadonlyArray<Mutant> = [
     mutate: subscribing((subscription) => {
       let n = 0
       return {
-        pull: (max) =>
+        pull: (demand) =>
           Effect.map(
-            subscription.pull(Math.max(1, max - 1)),
+            subscription.pull(more(demand, (n) => Math.max(1, n - 1))),
             Arr.flatMap((delivery): Deliveries => n++ % 10 === 0 ? [delivery, Object.create(delivery)] : [delivery])
           )
       }
@@ -169,7 +198,8 @@ export const mutants: ReadonlyArray<Mutant> = [
     mutate: subscribing((subscription) => {
       const taken: Array<Delivery> = []
       return {
-        pull: (max) => Effect.tap(subscription.pull(max), (deliveries) => Effect.sync(() => taken.push(...deliveries))),
+        pull: (demand) =>
+          Effect.tap(subscription.pull(demand), (deliveries) => Effect.sync(() => taken.push(...deliveries))),
         settle: (batch) =>
           settle(
             subscription,
@@ -187,7 +217,7 @@ export const mutants: ReadonlyArray<Mutant> = [
     law: "law 1",
     caughtBy: ["S4", "S9", "R1"],
     mutate: settling((settling) =>
-      is("@millrace/Terminate")(settling) ? { ...settling, settlement: Settlement.retry(100) } : settling
+      is("Terminate")(settling) ? { ...settling, settlement: Settlement.retry(100).settlement } : settling
     )
   },
   {
@@ -199,7 +229,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     name: "counts no attempts",
     law: "law 2",
-    caughtBy: ["S2", "R1", "P4"],
+    caughtBy: ["S2", "R1", "P4", "S25"],
     mutate: disguising(() => ({ attempt: 1 }))
   },
   {
@@ -220,17 +250,17 @@ export const mutants: ReadonlyArray<Mutant> = [
         })
       })
       return {
-        pull: (max) => Effect.raceFirst(subscription.pull(max), due),
+        pull: (demand) => Effect.raceFirst(subscription.pull(demand), due),
         settle: (batch) =>
           Clock.clockWith((clock) => {
             for (const { delivery, settlement } of batch) {
-              if (settlement._tag !== "@millrace/Retry") continue
+              if (settlement._tag !== "Retry") continue
               const after = Duration.toMillis(settlement.after ?? Duration.zero)
               waiting.push({ delivery, due: clock.currentTimeMillisUnsafe() + after })
             }
             return settle(
               subscription,
-              batch.filter(({ settlement }) => settlement._tag !== "@millrace/Retry").map((
+              batch.filter(({ settlement }) => settlement._tag !== "Retry").map((
                 { delivery, settlement }
               ) => ({
                 delivery: delivery.redelivered ? Object.getPrototypeOf(delivery) : delivery,
@@ -253,15 +283,15 @@ export const mutants: ReadonlyArray<Mutant> = [
     caughtBy: ["S3", "R3", "L9"],
     mutate: settling(({ delivery, settlement }) => ({
       delivery,
-      settlement: settlement._tag === "@millrace/Retry" ? Settlement.retry(0) : settlement
+      settlement: settlement._tag === "Retry" ? Settlement.retry(0).settlement : settlement
     }))
   },
   {
     name: "counts a release as an attempt",
     law: "law 3",
-    caughtBy: ["S9", "S14", "L2", "L3", "L10"],
+    caughtBy: ["S9", "S14", "L2", "L3", "L10", "X9"],
     mutate: settling((settling) =>
-      is("Release")(settling) ? { ...settling, settlement: Settlement.retry(0) } : settling
+      is("Release")(settling) ? { ...settling, settlement: Settlement.retry(0).settlement } : settling
     )
   },
   {
@@ -291,12 +321,13 @@ export const mutants: ReadonlyArray<Mutant> = [
           }
           return {
             ...subscription,
-            pull: (max) =>
+            pull: (demand) =>
               Effect.suspend(() =>
-                give(Math.min(max, 5)) ?? Effect.flatMap(subscription.pull(Math.max(100, max)), (deliveries) => {
-                  fetched.push(...deliveries)
-                  return give(Math.min(max, 5))!
-                })
+                give(Math.min(demand.total, 5)) ??
+                  Effect.flatMap(subscription.pull({ ...demand, total: 100, fresh: 100 }), (deliveries) => {
+                    fetched.push(...deliveries)
+                    return give(Math.min(demand.total, 5))!
+                  })
               )
           }
         })
@@ -326,7 +357,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     name: "says that dead letters are stored, and stores none",
     law: "law 4",
-    caughtBy: ["R1", "R5", "P1", "P5"],
+    caughtBy: ["R1", "R5", "P1", "P5", "R13"],
     mutate: (transport) => ({
       ...transport,
       publish: (messages) =>
@@ -360,7 +391,7 @@ export const mutants: ReadonlyArray<Mutant> = [
         settle: (batch) =>
           Effect.gen(function*() {
             for (const { delivery, settlement } of batch) {
-              if (settlement._tag !== "@millrace/Retry") continue
+              if (settlement._tag !== "Retry") continue
               if (said.has(delivery)) {
                 const { body, headers, key } = delivery
                 yield* transport.publish([{ topic, body, headers, key, id: undefined, delay: settlement.after }])
@@ -381,8 +412,8 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     name: "gives a batch in reverse",
     law: "law 7",
-    caughtBy: ["D6", "D9", "F8"],
-    mutate: subscribing((subscription) => ({ pull: (max) => Effect.map(subscription.pull(max), Arr.reverse) }))
+    caughtBy: ["D6", "D9", "F8", "F13"],
+    mutate: subscribing((subscription) => ({ pull: (demand) => Effect.map(subscription.pull(demand), Arr.reverse) }))
   },
   {
     name: "lets a retry be overtaken within its key: comes back under another id",
@@ -464,11 +495,13 @@ export const mutants: ReadonlyArray<Mutant> = [
           const scope = yield* Effect.scope
           const ready = yield* Effect.cached(Effect.provideService(transport.subscribe(options), Scope.Scope, scope))
           return {
-            pull: (max) => Effect.flatMap(ready, (subscription) => subscription.pull(max)),
+            pull: (demand) => Effect.flatMap(ready, (subscription) => subscription.pull(demand)),
             settle: (batch) => Effect.flatMap(ready, (subscription) => subscription.settle(batch)),
             extend: (deliveries) => Effect.flatMap(ready, (subscription) => subscription.extend(deliveries)),
-            extendEvery: Duration.millis(300),
-            health: Effect.succeed("consuming" as const)
+            begin: (delivery) => Effect.flatMap(ready, (subscription) => subscription.begin(delivery)),
+            withdraw: Effect.ignore(Effect.flatMap(ready, (subscription) => subscription.withdraw)),
+            lease: Duration.seconds(1),
+            health: Effect.succeed({ state: "consuming" as const, since: 0 })
           }
         })
     })
@@ -488,25 +521,25 @@ export const mutants: ReadonlyArray<Mutant> = [
     name: "gives more than a pull's max",
     law: "contract",
     caughtBy: ["F1"],
-    mutate: subscribing((subscription) => ({ pull: (max) => subscription.pull(2 * max) }))
+    mutate: subscribing((subscription) => ({ pull: (demand) => subscription.pull(more(demand, (n) => 2 * n)) }))
   },
   {
-    name: "swallows what comes after a pull was taken back",
+    name: "swallows what arrives after a pull was interrupted",
     law: "contract",
     caughtBy: ["F9"],
     mutate: subscribing((subscription) => ({
-      pull: (max) =>
+      pull: (demand) =>
         Effect.gen(function*() {
-          const pulling = yield* Effect.forkDetach(subscription.pull(max), { startImmediately: true })
+          const pulling = yield* Effect.forkDetach(subscription.pull(demand), { startImmediately: true })
           return yield* Fiber.join(pulling)
         })
     }))
   },
   {
-    name: "knows no bound of waiting retries",
+    name: "gives unread messages where only due retries are wanted",
     law: "contract",
-    caughtBy: ["F10"],
-    mutate: wishing((options) => ({ ...options, waiting: 1_000_000 }))
+    caughtBy: ["F11"],
+    mutate: subscribing((subscription) => ({ pull: (demand) => subscription.pull({ ...demand, fresh: demand.total }) }))
   },
   {
     name: "delivers a delayed message at once",
@@ -546,13 +579,13 @@ export const mutants: ReadonlyArray<Mutant> = [
     law: "contract",
     caughtBy: ["D14"],
     mutate: subscribing((subscription) => ({
-      pull: (max) => Effect.timeoutOrElse(subscription.pull(max), { duration: 50, orElse: () => Effect.never })
+      pull: (demand) => Effect.timeoutOrElse(subscription.pull(demand), { duration: 50, orElse: () => Effect.never })
     }))
   },
   {
     name: "confirms what is published and loses it, once after each fault",
     law: "law 5",
-    caughtBy: ["X1", "X3"],
+    caughtBy: ["X1", "X3", "X2", "X5", "X6", "X10"],
     mutate: (transport, broker) => {
       let seen = 0
       return {
@@ -581,14 +614,291 @@ export const mutants: ReadonlyArray<Mutant> = [
     mutate: (transport, broker) => {
       let seen = 0
       return subscribing((subscription) => ({
-        pull: (max) =>
+        pull: (demand) =>
           Effect.map(
-            subscription.pull(Math.max(1, max - 1)),
+            subscription.pull(more(demand, (n) => Math.max(1, n - 1))),
             Arr.flatMap((delivery): Deliveries => {
               if (seen === broker.strikes) return [delivery]
               seen = broker.strikes
               return [delivery, Object.create(delivery)]
             })
+          )
+      }))(transport)
+    }
+  },
+  {
+    name: "counts a release as an attempt from the second attempt on",
+    law: "law 3",
+    caughtBy: ["S17"],
+    mutate: settling((settling) =>
+      is("Release")(settling) && settling.delivery.attempt >= 2
+        ? { ...settling, settlement: Settlement.retry(0).settlement }
+        : settling
+    )
+  },
+  {
+    name: "keeps only the first of many deliveries that are extended",
+    law: "law 8",
+    caughtBy: ["S18"],
+    mutate: subscribing((subscription) => ({ extend: ([first]) => subscription.extend([first]) }))
+  },
+  {
+    name: "does not say what was lost when it settles many",
+    law: "law 8",
+    caughtBy: ["S19"],
+    mutate: subscribing((subscription) => ({
+      settle: (batch) => Effect.map(subscription.settle(batch), (lost) => batch.length > 1 ? [] : lost)
+    }))
+  },
+  {
+    name: "lets an earlier delivery settle and keep the one that its consumer has now",
+    law: "law 5",
+    caughtBy: ["S20"],
+    mutate: owning((subscription, current) => {
+      const present = (delivery: Delivery) => {
+        const owned = current(delivery)
+        return owned?.subscription === subscription ? owned.delivery : delivery
+      }
+      return {
+        settle: (batch) =>
+          Effect.suspend(() =>
+            subscription.settle(
+              Arr.map(batch, ({ delivery, settlement }) => ({ delivery: present(delivery), settlement }))
+            )
+          ),
+        extend: (deliveries) => Effect.suspend(() => subscription.extend(Arr.map(deliveries, present)))
+      }
+    })
+  },
+  {
+    name: "cuts delays to multiples of 50 milliseconds",
+    law: "law 2",
+    caughtBy: ["S21"],
+    mutate: delaying((millis) => 50 * Math.floor(millis / 50))
+  },
+  {
+    name: "cuts delays to five minutes",
+    law: "law 2",
+    caughtBy: ["S22"],
+    mutate: delaying((millis) => Math.min(millis, 300_000))
+  },
+  {
+    name: "gives a neglected delivery to no one as long as its consumer lives",
+    law: "law 1",
+    caughtBy: ["S23", "S24"],
+    mutate: subscribing((subscription) => {
+      const held = new Set<string>()
+      const pull = (demand: Demand): Effect.Effect<Deliveries, TransportError> =>
+        Effect.flatMap(subscription.pull(demand), (deliveries) => {
+          const others = deliveries.filter(({ id, suspect }) => !suspect || !held.has(id))
+          for (const { id } of deliveries) held.add(id)
+          return Arr.isArrayNonEmpty(others) ? Effect.succeed(others) : pull(demand)
+        })
+      return { pull }
+    })
+  },
+  {
+    name: "counts the attempt of an isolated suspect before it begins",
+    law: "law 2",
+    caughtBy: ["P7"],
+    mutate: wishing((options) => ({ ...options, isolateFrom: Infinity }))
+  },
+  {
+    name: "does not record that the attempt of an isolated suspect begins",
+    law: "law 2",
+    caughtBy: ["P7", "P5"],
+    mutate: subscribing(() => ({ begin: () => Effect.succeed(true) }))
+  },
+  {
+    name: "gives more suspects than are wanted",
+    law: "law 2",
+    caughtBy: ["P8"],
+    mutate: subscribing((subscription) => ({
+      pull: (demand) => subscription.pull({ ...demand, suspects: demand.total })
+    }))
+  },
+  {
+    name: "leaves the request of an interrupted pull open",
+    law: "contract",
+    caughtBy: ["F12"],
+    mutate: subscribing((subscription) => {
+      let open: Fiber.Fiber<Deliveries, TransportError> | undefined
+      return {
+        pull: (demand) =>
+          Effect.gen(function*() {
+            open ??= yield* Effect.forkDetach(subscription.pull(demand), { startImmediately: true })
+            const deliveries = yield* Fiber.join(open)
+            open = undefined
+            return deliveries
+          }),
+        withdraw: Effect.void
+      }
+    })
+  },
+  {
+    name: "gives unread messages before released ones",
+    law: "law 7",
+    caughtBy: ["F13"],
+    mutate: subscribing((subscription) => {
+      const fetched: Array<Delivery> = []
+      const give = (demand: Demand) => {
+        const given = fetched.splice(0, demand.total)
+        return Arr.isArrayNonEmpty(given) ? Effect.succeed(given) : undefined
+      }
+      return {
+        pull: (demand) =>
+          Effect.suspend(() =>
+            give(demand) ?? Effect.flatMap(subscription.pull(more(demand, () => 100)), (deliveries) => {
+              fetched.push(...deliveries.toSorted((a, b) => Number(a.redelivered) - Number(b.redelivered)))
+              return give(demand)!
+            })
+          )
+      }
+    })
+  },
+  {
+    name: "never gives more than its first pull wanted",
+    law: "contract",
+    caughtBy: ["F5"],
+    mutate: subscribing((subscription) => {
+      let most = 0
+      let owned = 0
+      const pull = (demand: Demand): Effect.Effect<Deliveries, TransportError> =>
+        Effect.suspend(() => {
+          if (most === 0) most = demand.total
+          if (owned >= most) return Effect.andThen(Effect.sleep(10), pull(demand))
+          return Effect.tap(
+            subscription.pull(more(demand, (n) => Math.min(n, most - owned))),
+            ({ length }) => Effect.sync(() => owned += length)
+          )
+        })
+      return {
+        pull,
+        settle: (batch) =>
+          Effect.suspend(() => {
+            owned -= batch.length
+            return subscription.settle(batch)
+          })
+      }
+    })
+  },
+  {
+    name: "says that a message was published when it is delivered",
+    law: "contract",
+    caughtBy: ["D15"],
+    mutate: disguising((_, __, now) => ({ publishedAt: now }))
+  },
+  {
+    name: "knows an id across topics",
+    law: "contract",
+    caughtBy: ["D16"],
+    mutate: (transport) => {
+      const known = new Set<string>()
+      return {
+        ...transport,
+        publish: (messages) =>
+          Effect.suspend(() => {
+            const [{ id }] = messages
+            if (id !== undefined && known.has(id)) return Effect.succeed([Result.succeed({ id, duplicate: true })])
+            if (id !== undefined) known.add(id)
+            return transport.publish(messages)
+          })
+      }
+    }
+  },
+  {
+    name: "gives all topics, and all lives of a topic, one origin",
+    law: "contract",
+    caughtBy: ["D17", "X12"],
+    mutate: (transport) => {
+      const change = { origin: "broker" }
+      return {
+        ...disguising(() => change)(transport),
+        browse: (topic, options) =>
+          Stream.map(transport.browse(topic, options), (delivery) => ({ ...delivery, ...change }))
+      }
+    }
+  },
+  {
+    name: "browses everything, whatever the bounds",
+    law: "contract",
+    caughtBy: ["D18"],
+    mutate: (transport) => ({ ...transport, browse: (topic) => transport.browse(topic) })
+  },
+  {
+    name: "reads another message than the one of the id",
+    law: "contract",
+    caughtBy: ["D19"],
+    mutate: (transport) => ({ ...transport, get: (topic) => Stream.runHead(transport.browse(topic)) })
+  },
+  {
+    name: "says that a group has no lag where it does not know",
+    law: "contract",
+    caughtBy: ["D20"],
+    mutate: (transport) => ({
+      ...transport,
+      groups: (topic) =>
+        Effect.map(transport.groups(topic), (groups) => groups.map((group) => ({ ...group, lag: 0 })))
+    })
+  },
+  {
+    name: "gives its deliveries twice when the wall clock jumps",
+    law: "law 2",
+    caughtBy: ["X8"],
+    mutate: subscribing((subscription) => {
+      let last: number | undefined
+      return {
+        pull: (demand) =>
+          Effect.flatMap(subscription.pull(more(demand, (n) => Math.max(1, n - 1))), (deliveries) =>
+            Effect.map(Clock.currentTimeMillis, (now): Deliveries => {
+              const jumps = Math.abs(now - (last ?? now)) > 600_000
+              last = now
+              return jumps ? [...deliveries, Object.create(deliveries[0])] as unknown as Deliveries : deliveries
+            }))
+      }
+    })
+  },
+  {
+    name: "does not make a deleted group again",
+    law: "contract",
+    caughtBy: ["X11"],
+    mutate: (transport, broker) =>
+      subscribing((subscription) => {
+        const before = broker.strikes
+        return {
+          pull: (demand) =>
+            Effect.flatMap(
+              subscription.pull(demand),
+              (deliveries) => broker.strikes > before ? Effect.never : Effect.succeed(deliveries)
+            )
+        }
+      })(transport)
+  },
+  {
+    name: "gives up what a deleted consumer owned",
+    law: "law 1",
+    caughtBy: ["X13"],
+    mutate: (transport, broker) =>
+      subscribing((subscription) => ({
+        extend: (deliveries) =>
+          Effect.suspend(() => broker.strikes > 0 ? Effect.succeed(deliveries) : subscription.extend(deliveries))
+      }))(transport)
+  },
+  {
+    name: "delivers nothing after the fourth delivery",
+    law: "law 1",
+    caughtBy: ["D12", "R4", "R10", "R11", "P2", "P3", "P6", "F2", "F4", "F6", "F7", "F10", "F14", "F15", "L1", "L5", "L7", "L8"],
+    mutate: (transport) => {
+      let left = 4
+      return subscribing((subscription) => ({
+        pull: (demand) =>
+          Effect.suspend(() =>
+            left <= 0
+              ? Effect.never
+              : Effect.tap(
+                subscription.pull(more(demand, (n) => Math.min(n, left))),
+                ({ length }) => Effect.sync(() => left -= length)
+              )
           )
       }))(transport)
     }

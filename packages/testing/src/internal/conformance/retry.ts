@@ -151,7 +151,7 @@ export const retry: ReadonlyArray<rig.Test> = [
     const asked: Array<string> = []
     const { running, stop } = yield* rig.start(
       rig.from(transport, topic).pipe(
-        Pipeline.mapEffect((n, { attempt }): Effect.Effect<void, Declined | Settlement.Terminate> =>
+        Pipeline.mapEffect((n, { attempt }): Effect.Effect<void, Declined | Settlement.SettlementRequested> =>
           n === 0
             ? Effect.fail(new Declined({ why: "never" }))
             : n === 1
@@ -266,7 +266,7 @@ export const retry: ReadonlyArray<rig.Test> = [
           settling: ({ settlement }) =>
             Effect.gen(function*() {
               settled.push(settlement._tag)
-              if (settlement._tag !== "@millrace/Terminate") return
+              if (settlement._tag !== "Terminate") return
               const letters = yield* Effect.orDie(deadLetters(transport, topic))
               storedBefore.push(letters.length === 1)
             }).pipe(Effect.provide(context))
@@ -503,5 +503,44 @@ export const retry: ReadonlyArray<rig.Test> = [
     yield* rig.eventually("both are handled", running.counts, ({ handled }) => handled === 2)
     yield* stop
     assert.deepEqual(rig.texts(yield* rig.browse(transport, out.name)).toSorted(), ["1", "101", "102", "2"])
-  }, { needs: ["deduplication"] })
+  }, { needs: ["deduplication"] }),
+
+  test(
+    "R13",
+    "law 4",
+    "a dead letter that is refused for a while is written later, and its handler does not run again",
+    function*() {
+      const { claimAfter, transport } = yield* rig.Rig
+      const topic = rig.numbers("r13")
+      let refusing = true
+      let refused = 0
+      const attempts: Array<number> = []
+      const { running, stop } = yield* rig.start(
+        rig.from(
+          through(transport, {
+            publish: () => {
+              if (!refusing) return undefined
+              refused++
+              return new Refused({ detail: "full" })
+            }
+          }),
+          topic
+        ).pipe(
+          Pipeline.tap((_, { attempt }) => {
+            attempts.push(attempt)
+            return Effect.fail("never good")
+          }),
+          Pipeline.retry({ times: 1, schedule: rig.after(20) })
+        )
+      )
+      yield* rig.publish(transport, topic, [1])
+      yield* rig.until("the dead letter is refused", () => refused > 0)
+      yield* rig.pass(3 * claimAfter)
+      refusing = false
+      yield* rig.eventually("it is written", running.counts, ({ deadLettered }) => deadLettered === 1)
+      yield* stop
+      assert.deepEqual(attempts, [1, 2])
+      assert.deepEqual(rig.texts(yield* deadLetters(transport, topic)), ["1"])
+    }
+  )
 ]

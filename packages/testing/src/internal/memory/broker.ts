@@ -277,6 +277,8 @@ export class Group {
 export class Topic {
   readonly broker: Broker
   readonly name: string
+  /** A topic that is deleted and created again is another one. */
+  readonly origin: string
   readonly groups = new Map<string, Group>()
   /** Published with a delay, the one that is due first in front. */
   readonly scheduled: Array<{ readonly due: number; readonly message: Transport.Outgoing }> = []
@@ -285,11 +287,14 @@ export class Topic {
   /** How many entries at the front of the log are gone. */
   private front = 0
   private readonly index = new Map<string, number>()
-  private sequence = 0
+  private sequence: number
 
-  constructor(broker: Broker, name: string) {
+  constructor(broker: Broker, name: string, life: number) {
     this.broker = broker
     this.name = name
+    this.origin = `${broker.origin}/${name}/${life}`
+    // Ids stay unique when a topic is created again.
+    this.sequence = life * 1_000_000_000
   }
 
   get end(): number {
@@ -344,7 +349,7 @@ export class Topic {
     this.index.set(id, this.end)
     this.log.push({
       id,
-      origin: this.broker.origin,
+      origin: this.origin,
       topic: this.name,
       key: message.key,
       headers: message.headers,
@@ -404,6 +409,8 @@ export class Broker {
   readonly origin = `memory-${++brokers}`
   consumers = 0
   activity = 0
+  /** How many topics were deleted. */
+  private deleted = 0
   private readonly seen = new Map<string, { readonly id: string; readonly until: number }>()
 
   constructor(clock: Clock.Clock, options: BrokerOptions) {
@@ -415,10 +422,25 @@ export class Broker {
   topic(name: string): Topic {
     let topic = this.topics.get(name)
     if (topic === undefined) {
-      topic = new Topic(this, name)
+      topic = new Topic(this, name, this.deleted)
       this.topics.set(name, topic)
     }
     return topic
+  }
+
+  deleteTopic(name: string): void {
+    const topic = this.topics.get(name)
+    if (topic === undefined) return
+    this.topics.delete(name)
+    this.deleted++
+    for (const group of topic.groups.values()) group.wake()
+  }
+
+  deleteGroup(name: string, group: string): void {
+    const topic = this.topics.get(name)
+    const found = topic?.groups.get(group)
+    topic?.groups.delete(group)
+    found?.wake()
   }
 
   publish(message: Transport.Outgoing): Transport.Published {
