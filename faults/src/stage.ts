@@ -2,6 +2,7 @@
 import * as Publisher from "@millrace/core/Publisher"
 import { type Outgoing, Transport } from "@millrace/core/Transport"
 import type * as Brokers from "@millrace/testing/Brokers"
+import * as Proxy from "@millrace/testing/Proxy"
 import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -17,7 +18,6 @@ import * as path from "node:path"
 import process from "node:process"
 import { exitCodeOfKiller, group, type Job, jobs, type WorkerOptions } from "./jobs.ts"
 import * as Journal from "./journal.ts"
-import * as Proxy from "./proxy.ts"
 import { layer, type Target, Unsettled } from "./target.ts"
 
 export interface Worker {
@@ -72,15 +72,13 @@ export const orderlyJob = (n: number): Job => job(n, { key: `k${n % 50}` })
 export const make = Effect.fnUntraced(function*(target: Target, options: Partial<WorkerOptions>, toJob = job) {
   const broker = yield* target.broker
   const proxy = yield* Proxy.make(broker)
-  const proxied = new URL(broker.url)
-  proxied.port = String(proxy.port)
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), "millrace-faults-"))
   const journal = Journal.open(path.join(folder, "journal"))
   const log = fs.openSync(path.join(folder, "log"), "a")
   const topic = "jobs"
   const direct = yield* Layer.build(layer(target.kind, broker.url))
-  const publisher = Context.get(yield* Layer.build(Layer.fresh(layer(target.kind, proxied.href))), Transport)
-  yield* publisher.declare(topic)
+  const publisher = Context.get(yield* Layer.build(Layer.fresh(layer(target.kind, proxy.through(broker.url)))), Transport)
+  yield* publisher.declare(topic, "output")
   const scope = yield* Effect.scope
   const workers = new Set<Worker>()
 
@@ -103,7 +101,7 @@ export const make = Effect.fnUntraced(function*(target: Target, options: Partial
   const spawnWorker = (more: Partial<WorkerOptions>, onGone: () => void) => {
     const given: WorkerOptions = {
       kind: target.kind,
-      url: proxied.href,
+      url: proxy.through(broker.url),
       journal: journal.file,
       topic,
       concurrency: 16,

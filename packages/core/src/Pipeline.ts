@@ -21,11 +21,12 @@ import type * as Scope from "effect/Scope"
 import type * as Types from "effect/Types"
 import { isLimit } from "./Concurrency.ts"
 import type * as Concurrency from "./Concurrency.ts"
+import { defaultSchedule } from "./internal/retryDecision.ts"
 import type { Description } from "./Description.ts"
 import { describe as describeProgram, topics as topicsOf } from "./internal/describe.ts"
-import { defaultSchedule } from "./internal/failure.ts"
 import { inspectedAs } from "./internal/inspection.ts"
 import { noPolicies, type Policies, type Program, type Step as ProgramStep } from "./internal/program.ts"
+import type { Running } from "./internal/running.ts"
 import { start as startProgram } from "./internal/start.ts"
 import type * as Message from "./Message.ts"
 import type { PublishError } from "./Publisher.ts"
@@ -107,7 +108,10 @@ export type Error<P> = P extends Pipeline<Any, unknown, infer E, unknown> ? E : 
  * - `startFrom`: where a group that does not exist yet begins; default `"new"`
  * - `prefetch`: how many messages may wait in this process; default about 200 ms of work at the pipeline's own rate,
  *   at most 512
+ * - `prefetchBytes`: how many bytes of bodies may wait in this process, by the average size of recent messages; default
+ *   16 MiB. Messages that run do not count
  * - `waiting`: how many retries may wait in this process before pulling stops; default 10,000
+ * - `maxBlocked`: how many messages may wait behind another one of their key before pulling stops; default 10,000
  * - `drainTimeout`: how long running handlers may finish when the pipeline stops; default 30 seconds
  *
  * @category models
@@ -118,7 +122,9 @@ export interface FromOptions {
   readonly name?: string | undefined
   readonly startFrom?: "new" | "beginning" | undefined
   readonly prefetch?: number | undefined
+  readonly prefetchBytes?: number | undefined
   readonly waiting?: number | undefined
+  readonly maxBlocked?: number | undefined
   readonly drainTimeout?: Duration.Input | undefined
 }
 
@@ -212,7 +218,9 @@ export const fromTransport = <A, RD, RE, R, M extends Message.Message<A> = Messa
       group: options.group,
       startFrom: options.startFrom ?? "new",
       prefetch: options.prefetch,
+      prefetchBytes: options.prefetchBytes ?? 16 * 1024 * 1024,
       waiting: options.waiting ?? 10_000,
+      maxBlocked: options.maxBlocked ?? 10_000,
       drainTimeout: Duration.fromInputUnsafe(options.drainTimeout ?? "30 seconds"),
       transport: broker.transport as Effect.Effect<Transport.Transport["Service"]>,
       extend: broker.extend as any
@@ -399,8 +407,21 @@ export const to: {
   ): Open<M, A, E | PublishError, R | RE>
 } = dual(
   (args) => isPipeline(args[0]),
-  (self: AnyPipeline, topic: any, value?: any) => addStep(self, { _tag: "To", topic, f: value })
+  (self: AnyPipeline, topic: any, value?: any) => addStep(self, { _tag: "To", topic, f: value, transport: undefined })
 )
+
+/**
+ * Publishes as {@link to} does, to another broker than the source's: what a transport's own `to` is made of.
+ *
+ * @category steps
+ * @since 0.1.0
+ */
+export const toTransport = <M extends Any, A, E, R, B, RD, RE, R2>(
+  self: Open<M, A, E, R>,
+  transport: Effect.Effect<Transport.Transport["Service"], never, R2>,
+  topic: Topic.Topic<B, RD, RE>,
+  value: ((value: A, message: M) => B | ReadonlyArray<B>) | undefined
+): Open<M, A, E | PublishError, R | RE | R2> => addStep(self, { _tag: "To", topic, f: value, transport: transport as any } as ProgramStep)
 
 /**
  * Fails with `Cause.TimeoutError` when what stands above it takes longer; the handler is interrupted, its signal aborts.
@@ -756,65 +777,23 @@ export const withSetting: {
 
 // --- running
 
-/**
- * What has become of the messages of a running pipeline since it started.
- *
- * @category models
- * @since 0.1.0
- */
-export interface Counts {
-  readonly handled: number
-  readonly filtered: number
-  readonly retried: number
-  readonly deadLettered: number
-  readonly discarded: number
-  readonly released: number
-  /** Failed after its handler had settled it: neither retried nor dead-lettered. */
-  readonly failedAfterSettle: number
-  /** Taken over by another consumer before it was settled here. */
-  readonly lost: number
-  /** Settlements that had to be sent again. */
-  readonly resettled: number
-  /** With `manual`: not settled in time. */
-  readonly unsettled: number
-}
-
-/**
- * Whether a running pipeline consumes messages: its transport's health, or `paused`, `draining`, `stopped`.
- *
- * @category models
- * @since 0.1.0
- */
-export interface Health {
-  readonly state: Transport.Health["state"] | "paused" | "draining" | "stopped"
-  /** Milliseconds since the epoch. */
-  readonly since: number
-  readonly reason?: string | undefined
-}
-
-/**
- * A pipeline that runs.
- *
- * @category models
- * @since 0.1.0
- */
-export interface Running {
-  readonly name: string
-  readonly topic: string
-  readonly group: string
-  /** Stops taking messages; what was taken is finished. */
-  readonly pause: Effect.Effect<void>
-  readonly resume: Effect.Effect<void>
-  /** Whether messages can be consumed now, since when, and why not. */
-  readonly health: Effect.Effect<Health>
-  /** The bound of this pipeline's handlers; resize it while it runs. */
-  readonly limit: Concurrency.Limit
-  /** Messages held by this process: waiting for a slot, and running. */
-  readonly owned: Effect.Effect<{ readonly waiting: number; readonly running: number }>
-  readonly counts: Effect.Effect<Counts>
-  /** Ends only when the pipeline can no longer run. */
-  readonly await: Effect.Effect<never, TransportError>
-}
+export type {
+  /**
+   * @category models
+   * @since 0.1.0
+   */
+  Counts,
+  /**
+   * @category models
+   * @since 0.1.0
+   */
+  Health,
+  /**
+   * @category models
+   * @since 0.1.0
+   */
+  Running
+} from "./internal/running.ts"
 
 /**
  * Starts a pipeline and returns once it is ready. Closing the scope drains it: running handlers finish within

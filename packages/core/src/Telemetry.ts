@@ -11,6 +11,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Tracer from "effect/Tracer"
+import type * as DeadLetter from "./DeadLetter.ts"
 import * as Message from "./Message.ts"
 import type * as Transport from "./Transport.ts"
 
@@ -45,7 +46,12 @@ export type OutcomeKind =
   | { readonly _tag: "Handled"; readonly value: unknown }
   | { readonly _tag: "Filtered" | "Released" | "Lost" }
   | { readonly _tag: "Retried"; readonly delay: number; readonly cause: Cause.Cause<unknown> }
-  | { readonly _tag: "DeadLettered" | "Discarded" | "FailedAfterSettle"; readonly cause: Cause.Cause<unknown> }
+  | {
+    readonly _tag: "DeadLettered" | "Discarded"
+    readonly cause: Cause.Cause<unknown>
+    readonly reason: DeadLetter.Reason
+  }
+  | { readonly _tag: "FailedAfterSettle"; readonly cause: Cause.Cause<unknown> }
 
 /**
  * Called with every outcome of the pipelines started under it, synchronously: keep it cheap. Default: none.

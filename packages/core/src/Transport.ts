@@ -45,6 +45,11 @@ export interface Delivery extends Codec.Wire {
   readonly suspect: boolean
   /** Milliseconds since the epoch. */
   readonly publishedAt: number
+  /**
+   * When this retry may run, in milliseconds since the epoch, if that is not now: only where the subscription is
+   * `ordered`. The engine waits.
+   */
+  readonly due?: number | undefined
   /** When its first retry was requested, in whatever process: kept with the retry. Absent where that is not known. */
   readonly firstFailedAt?: number | undefined
 }
@@ -75,6 +80,11 @@ export interface SubscribeOptions {
   readonly maxOwned: number
   /** A suspect whose attempt is this or higher counts against `Demand.suspects`; `Infinity`: none does. */
   readonly isolateFrom: number
+  /**
+   * The pipeline keeps the order of keys. A retry that waits and whose consumer is gone is delivered at once, before
+   * unread messages, with `Delivery.due`: its key has to wait for it.
+   */
+  readonly ordered?: boolean | undefined
   /** The pipeline's handler timeout, where it has one. */
   readonly timeout: Duration.Duration | undefined
   /** The dead-letter topic: a source with wildcards must refuse to catch it. */

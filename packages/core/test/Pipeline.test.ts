@@ -168,10 +168,10 @@ describe("failure", () => {
         4000
       ]])
       assert.deepStrictEqual(report.settled.map(({ settlement }) => settlement._tag), [
-        "@millrace/Retry",
-        "@millrace/Retry",
-        "@millrace/Retry",
-        "@millrace/Terminate"
+        "Retry",
+        "Retry",
+        "Retry",
+        "Terminate"
       ])
       const [{ letter, record }] = report.deadLettered as [TestHarness.Report["deadLettered"][number]]
       assert.strictEqual(letter.topic, "orders.dead")
@@ -329,7 +329,7 @@ describe("concurrency", () => {
       yield* harness.publish({ id: "before", total: 1 })
       yield* harness.runUntilIdle()
       yield* harness.running.pause
-      assert.strictEqual(yield* harness.running.health, "paused")
+      assert.strictEqual((yield* harness.running.health).state, "paused")
       yield* harness.publish({ id: "meanwhile", total: 1 })
       const paused = yield* Effect.flip(harness.runUntilIdle())
       assert.strictEqual(paused.groups[0]!.lag, 1)

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Message, Pipeline, Publisher, Settlement, Topic } from "@millrace/core"
+import { Message, Pipeline, Publisher, Settlement, Topic, type Transport } from "@millrace/core"
 import { MemoryTransport, TestHarness } from "@millrace/testing"
 import { Effect, Exit, Latch, Layer, Result, Schedule, Schema, Scope } from "effect"
 import { TestClock } from "effect/testing"
@@ -122,7 +122,8 @@ describe("law 2: attempts are counted at the broker", () => {
           subscribe: (options: Parameters<typeof transport.subscribe>[0]) =>
             Effect.map(transport.subscribe(options), (subscription) => ({
               ...subscription,
-              pull: (max: number) => Effect.suspend(() => alive ? subscription.pull(max) : Effect.never),
+              pull: (demand: Transport.Demand) =>
+                Effect.suspend(() => alive ? subscription.pull(demand) : Effect.never),
               settle: (batch: Parameters<typeof subscription.settle>[0]) =>
                 Effect.suspend(() => alive ? subscription.settle(batch) : Effect.never),
               extend: (deliveries: Parameters<typeof subscription.extend>[0]) =>

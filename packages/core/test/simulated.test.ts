@@ -68,11 +68,11 @@ describe("found by simulation", () => {
           group: "test",
           startFrom: "beginning",
           maxOwned: 2,
-          waiting: 1,
+          isolateFrom: Infinity,
           timeout: undefined,
           settings: Context.empty()
         })).pipe(Scope.provide(mortal))
-      const [first] = yield* subscription.pull(2)
+      const [first] = yield* subscription.pull({ total: 2, fresh: 2, suspects: 2, bytes: Infinity })
       yield* subscription.settle([{ delivery: first, settlement: Settlement.release }])
       yield* Scope.close(mortal, Exit.void)
 

@@ -1,16 +1,15 @@
 import { Transport } from "@millrace/core/Transport"
 import { JetStream } from "@millrace/nats-jetstream"
-import { Brokers, Conformance } from "@millrace/testing"
+import { Brokers, Conformance, Proxy } from "@millrace/testing"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { record } from "./conformanceTable.ts"
-import { type Proxy, proxy } from "./proxy.ts"
 
-class Server extends Context.Service<Server, Brokers.Broker & Proxy>()("test/Server") {}
+class Server extends Context.Service<Server, { readonly broker: Brokers.Broker; readonly proxy: Proxy.Proxy }>()("test/Server") {}
 
-const open = Server.use(({ port }) =>
-  Layer.build(Layer.fresh(JetStream.layer({ url: `nats://127.0.0.1:${port}`, ackWait: "1 second" })))
+const open = Server.use(({ proxy }) =>
+  Layer.build(Layer.fresh(JetStream.layer({ url: `nats://127.0.0.1:${proxy.port}`, ackWait: "1 second" })))
 )
 
 for (const version of process.env["MILLRACE_MATRIX"] === "all" ? ["2.15", "2.10"] : ["2.15"]) {
@@ -24,7 +23,7 @@ for (const version of process.env["MILLRACE_MATRIX"] === "all" ? ["2.15", "2.10"
         Server,
         Effect.gen(function*() {
           const broker = yield* Brokers.nats({ version, sync: "always" })
-          return { ...broker, ...(yield* proxy(broker)) }
+          return { broker, proxy: yield* Proxy.make(broker) }
         })
       ))
     ),
@@ -32,8 +31,8 @@ for (const version of process.env["MILLRACE_MATRIX"] === "all" ? ["2.15", "2.10"
     unreachable: Layer.build(
       Layer.fresh(JetStream.layer({ url: "nats://user:secret@127.0.0.1:1", connectTimeout: "200 millis" }))
     ),
-    restart: Server.use(({ restart }) => restart),
-    cut: Server.use(({ cut }) => cut),
+    restart: Server.use(({ broker }) => broker.restart),
+    cut: Server.use(({ proxy }) => proxy.cut),
     onEnd: record(name)
   })
 }

@@ -1,16 +1,15 @@
 import { Transport } from "@millrace/core/Transport"
 import { RedisStreams } from "@millrace/redis-streams"
-import { Brokers, Conformance } from "@millrace/testing"
+import { Brokers, Conformance, Proxy } from "@millrace/testing"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { record } from "./conformanceTable.ts"
-import { type Proxy, proxy } from "./proxy.ts"
 
-class Server extends Context.Service<Server, Brokers.Broker & Proxy>()("test/Server") {}
+class Server extends Context.Service<Server, { readonly broker: Brokers.Broker; readonly proxy: Proxy.Proxy }>()("test/Server") {}
 
-const open = Server.use(({ port }) =>
-  RedisStreams.make({ url: `redis://127.0.0.1:${port}`, claim: { minIdle: "1 second" } })
+const open = Server.use(({ proxy }) =>
+  RedisStreams.make({ url: `redis://127.0.0.1:${proxy.port}`, claim: { minIdle: "1 second" } })
 )
 
 /** The suite on one server. */
@@ -25,14 +24,14 @@ export const conformance = (kind: "redis" | "valkey", version: "newest" | "oldes
         Server,
         Effect.gen(function*() {
           const broker = yield* Brokers[kind]({ version, persistence: "always" })
-          return { ...broker, ...(yield* proxy(broker)) }
+          return { broker, proxy: yield* Proxy.make(broker) }
         })
       ))
     ),
     connect: Effect.map(open, (context) => Context.get(context, Transport)),
     unreachable: RedisStreams.make({ url: "redis://user:secret@127.0.0.1:1", connectTimeout: "200 millis" }),
-    restart: Server.use(({ restart }) => restart),
-    cut: Server.use(({ cut }) => cut),
+    restart: Server.use(({ broker }) => broker.restart),
+    cut: Server.use(({ proxy }) => proxy.cut),
     onEnd: record(name)
   })
 }

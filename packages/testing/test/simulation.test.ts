@@ -99,7 +99,7 @@ describe("a broken transport is found out", () => {
     "has one position for all groups",
     "begins every group at the beginning",
     "takes names for one that begin alike",
-    "knows no bound of waiting retries",
+    "gives unread messages where only due retries are wanted",
     "delivers a delayed message at once",
     "removes nothing, and says how much it was",
     "browses newest first",

@@ -6,112 +6,162 @@ import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import * as Result from "effect/Result"
 import * as Scope from "effect/Scope"
-import type { Attempt } from "./attempt.ts"
-import type { Engine } from "./engine.ts"
+import type { Attempt, Permit } from "./attempt.ts"
 import type { Step } from "./program.ts"
+import type { JoinBatch } from "./steps.ts"
 
 type BatchStep = Extract<Step, { _tag: "Batch" }>
 
+interface Member {
+  readonly attempt: Attempt
+  readonly value: unknown
+  readonly resume: (exit: Exit.Exit<unknown, unknown>) => void
+  /** It was taken from the batch; called when the batch's function no longer works on it. */
+  stopped: (() => void) | undefined
+}
+
+/** The rooms a batch reaches, given. */
+export interface Surroundings {
+  readonly context: Context.Context<never>
+  /** The permit that a batch takes, and that its last message gives back. */
+  readonly permit: Permit
+  /** Calls `run` with a permit taken, before any new message takes one. */
+  readonly ready: (run: () => void) => void
+  /** The message waits in the open batch of its key, or the batch of a key is closed. */
+  readonly joined: (attempt: Attempt) => void
+  readonly closed: (key: string) => void
+  /** Messages wait for nothing: the pipeline drains, or one runs alone. */
+  readonly isHurried: () => boolean
+  /** The drain's deadline has passed: every message of a batch waits for the end of its function. */
+  readonly isInterrupting: () => boolean
+}
+
 /** Messages that are handled together, under one permit, and settled each alone. */
-export class Batch {
-  readonly attempts: Array<{ readonly attempt: Attempt; readonly value: unknown; readonly epoch: number }> = []
+class Batch implements Permit {
+  readonly key: string | undefined
+  members: Array<Member> = []
   fiber: Fiber.Fiber<unknown, unknown> | undefined
-  private readonly engine: Engine
   private holding = 0
-  constructor(engine: Engine) {
-    this.engine = engine
+  private readonly permit: Permit
+  private readonly ended: () => void
+
+  constructor(key: string | undefined, permit: Permit, ended: () => void) {
+    this.key = key
+    this.permit = permit
+    this.ended = ended
   }
 
-  /** Those that have not been taken away meanwhile (timeout, lost). */
-  get current() {
-    return this.attempts.filter(({ attempt, epoch }) => attempt.isAt(epoch))
+  hold(): void {
+    this.holding = this.members.length
+    for (const { attempt } of this.members) attempt.permit = this
   }
 
-  holdPermitFor(attempts: ReadonlyArray<{ readonly attempt: Attempt }>): void {
-    this.holding = attempts.length
-    for (const { attempt } of attempts) {
-      attempt.batch = this
-      attempt.permit = "held"
-    }
-  }
-
-  /** One of them has ended: the last one gives the permit back. */
-  leave(): void {
-    if (--this.holding === 0) this.engine.releasePermit()
-  }
-
-  /**
-   * One of them was taken away while the handler runs: it goes on for the others, and is stopped with the last of them.
-   * While the pipeline stops all of them are being taken away, and each waits for the handler's end.
-   */
-  left(attempt: Attempt): void {
-    if (this.current.length === 0) this.fiber?.interruptUnsafe()
-    else if (!this.engine.interrupting) attempt.stopped()
+  /** One message has left; the last one gives the permit back. */
+  release(): void {
+    if (--this.holding > 0) return
+    this.permit.release()
+    this.ended()
   }
 }
 
 /**
- * Collects the messages that reach one `batch` step. A message that waits for its batch holds no permit; a full batch, or
- * one whose time has come, takes one for all of it, before any new message does.
+ * Collects the messages that reach one `batch` step, with keys a batch for each key. A message that waits for its batch
+ * holds no permit; a full batch, or one whose time has come, takes one for all of it.
  */
 export class Batcher {
-  private readonly engine: Engine
   private readonly step: BatchStep
-  private readonly index: number
-  private open: Batch | undefined
-  private timer: Fiber.Fiber<void> | undefined
+  private readonly around: Surroundings
+  private readonly open = new Map<string | undefined, { readonly batch: Batch; readonly timer: Fiber.Fiber<void> }>()
+  /** Keys of batches that run, with those that wait for them. */
+  private readonly running = new Map<string, Array<Batch>>()
 
-  constructor(engine: Engine, step: BatchStep, index: number) {
-    this.engine = engine
+  constructor(step: BatchStep, around: Surroundings) {
     this.step = step
-    this.index = index
+    this.around = around
   }
 
-  add(attempt: Attempt, value: unknown, epoch: number): void {
-    if (this.open === undefined) {
-      this.open = new Batch(this.engine)
-      const timer = this.timer = this.engine.run(Effect.sleep(this.step.within))
+  readonly join: JoinBatch = (attempt, value, resume) => {
+    attempt.releasePermit()
+    const { key } = attempt
+    let open = this.open.get(key)
+    if (open === undefined) {
+      const batch: Batch = new Batch(key, this.around.permit, () => this.ended(batch))
+      const timer = Effect.runForkWith(this.around.context)(Effect.sleep(this.step.within))
       timer.addObserver((exit) => {
-        if (Exit.isSuccess(exit)) this.flush()
+        if (Exit.isSuccess(exit)) this.flush(batch)
       })
+      this.open.set(key, open = { batch, timer })
     }
-    this.open.attempts.push({ attempt, value, epoch })
-    // One that runs alone waits for nobody.
-    const isComplete = this.open.attempts.length >= this.step.size || this.engine.draining ||
-      this.engine.isSolo(attempt)
-    if (isComplete) this.flush()
+    const { batch } = open
+    const member: Member = { attempt, value, resume, stopped: undefined }
+    batch.members.push(member)
+    if (batch.members.length >= this.step.size || this.around.isHurried()) this.flush(batch)
+    // While a batch of its key runs, nothing else of the key begins.
+    else if (key === undefined || !this.running.has(key)) this.around.joined(attempt)
+    return (stopped) => this.leave(batch, member, stopped)
   }
 
-  /** Hands the open batch over, full or not. */
-  flush(): void {
-    const batch = this.open
-    if (batch === undefined) return
-    this.open = undefined
-    this.timer?.interruptUnsafe()
-    this.engine.batchReady(() => this.run(batch))
+  /** Hands all open batches over, full or not. */
+  flushAll(): void {
+    for (const { batch } of [...this.open.values()]) this.flush(batch)
+  }
+
+  private flush(batch: Batch): void {
+    const open = this.open.get(batch.key)
+    if (open?.batch !== batch) return
+    this.open.delete(batch.key)
+    open.timer.interruptUnsafe()
+    if (batch.key === undefined) return this.around.ready(() => this.run(batch))
+    this.around.closed(batch.key)
+    const waiting = this.running.get(batch.key)
+    if (waiting !== undefined) return void waiting.push(batch)
+    this.running.set(batch.key, [])
+    this.around.ready(() => this.run(batch))
+  }
+
+  private ended({ key }: Batch): void {
+    if (key === undefined) return
+    const next = this.running.get(key)?.shift()
+    if (next === undefined) this.running.delete(key)
+    else this.around.ready(() => this.run(next))
+  }
+
+  /**
+   * Takes a message from its batch (timeout, lost, drain). A function that runs goes on for the others, and is
+   * interrupted with the last of them. While the pipeline stops, all of them are taken away, and each waits for its end.
+   */
+  private leave(batch: Batch, member: Member, stopped: () => void): void {
+    if (batch.fiber === undefined) {
+      batch.members = batch.members.filter((other) => other !== member)
+      return stopped()
+    }
+    member.stopped = stopped
+    const isLast = batch.members.every((other) => other.stopped !== undefined)
+    if (isLast) return batch.fiber.interruptUnsafe()
+    if (this.around.isInterrupting()) return
+    member.stopped = () => {}
+    stopped()
   }
 
   /** Called with a permit taken. */
   private run(batch: Batch): void {
-    const current = batch.current
-    if (!Arr.isArrayNonEmpty(current)) return this.engine.releasePermit()
-    batch.holdPermitFor(current)
+    const { members } = batch
+    if (!Arr.isArrayNonEmpty(members)) {
+      this.around.permit.release()
+      return this.ended(batch)
+    }
+    batch.hold()
     const scope = Scope.makeUnsafe()
     const effect = Effect.suspend(() =>
-      this.step.f(
-        Arr.map(current, ({ value }) => value),
-        Arr.map(current, ({ attempt }) => attempt.message!)
-      )
+      this.step.f(Arr.map(members, ({ value }) => value), Arr.map(members, ({ attempt }) => attempt.message!))
     ).pipe(Effect.onExit((exit) => Scope.close(scope, exit)))
-    const fiber = batch.fiber = Effect.runForkWith(Context.add(this.engine.context, Scope.Scope, scope))(effect)
+    const fiber = batch.fiber = Effect.runForkWith(Context.add(this.around.context, Scope.Scope, scope))(effect)
     fiber.addObserver((exit) => {
-      batch.fiber = undefined
-      const results = this.results(exit, current.length)
-      current.forEach(({ attempt, epoch, value }, i) => {
-        const result = results(i)
-        if (!attempt.isAt(epoch)) attempt.stopped()
-        else if (Exit.isFailure(result)) attempt.recover(this.index + 1, result.cause)
-        else attempt.advance(this.index + 1, this.step.each ? result.value : value)
+      const results = this.results(exit, members.length)
+      members.forEach(({ resume, stopped, value }, index) => {
+        if (stopped !== undefined) return stopped()
+        const result = results(index)
+        resume(Exit.isSuccess(result) && !this.step.each ? Exit.succeed(value) : result)
       })
     })
   }

@@ -5,7 +5,7 @@ import * as Redacted from "effect/Redacted"
 import { isLimit } from "../Concurrency.ts"
 import type * as Description from "../Description.ts"
 import type * as Topic from "../Topic.ts"
-import { defaultRetry } from "./failure.ts"
+import { defaultRetry } from "./retryDecision.ts"
 import type { Policies, Program, Step } from "./program.ts"
 import { deadLetterTopic } from "./validate.ts"
 

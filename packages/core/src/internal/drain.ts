@@ -1,42 +1,38 @@
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import type { Engine } from "./engine.ts"
+import type { Run } from "./run.ts"
 
 /**
  * How a pipeline stops, in this order. It runs when the pipeline's scope closes and cannot be interrupted; the
  * subscription closes after it, and the connections after that.
  */
-export const drain = (
-  engine: Engine,
-  stopReading: Effect.Effect<void>,
-  drainTimeout: Duration.Input
-): Effect.Effect<void> =>
+export const drain = (run: Run): Effect.Effect<void> =>
   Effect.gen(function*() {
-    const { name } = engine.program
+    const { name, source } = run.program
     // 1. Take nothing more, and begin nothing that was taken.
-    engine.draining = true
-    yield* stopReading
-    // 2. Hand back at once what was not begun: a peer may have it while our handlers finish.
-    engine.releaseWaiting()
+    run.isDraining = true
+    yield* run.reader.stop
+    // 2. Release what has not begun: a peer may have it while our handlers finish.
+    run.releaseUnbegun()
     // 3. Hand open batches over: they are work that was begun.
-    engine.flushBatches()
+    run.flushBatches()
     // 4. Let running handlers finish.
-    if (!(yield* within(engine.awaitHandlers, drainTimeout))) {
-      // 5. Interrupt the others. What they leave unsettled is handed back, without counting an attempt.
-      yield* Effect.logWarning(`${name}: ${engine.inUse} handlers did not finish in time, interrupting them`)
-      yield* engine.interruptHandlers
-      if (!(yield* within(engine.awaitHandlers, grace))) {
-        yield* Effect.logError(`${name}: ${engine.inUse} handlers cannot be interrupted; their messages stay unsettled`)
+    if (!(yield* within(run.awaitHandlers, source.drainTimeout))) {
+      // 5. Interrupt the others. What they leave unsettled is released, without counting an attempt.
+      yield* Effect.logWarning(`${name}: ${run.begun} handlers did not finish within drainTimeout; interrupting them`)
+      yield* run.interruptHandlers
+      if (!(yield* within(run.awaitHandlers, grace))) {
+        yield* Effect.logError(`${name}: ${run.begun} handlers cannot be interrupted; their messages stay unsettled`)
       }
     }
-    // 6. Hand back what was handled and left for the user to settle.
-    engine.releaseUnsettled()
-    // 7. Tell the broker all that is left to say. If it cannot be told, it will deliver those messages again.
-    if (!(yield* within(engine.settler.awaitIdle, grace))) {
+    // 6. Release messages that were handled and that the user has not settled.
+    run.outcomes.releaseAwaited()
+    // 7. Flush settlements. If the broker cannot be told, it will deliver those messages again.
+    if (!(yield* within(run.settler.awaitIdle, grace))) {
       yield* Effect.logError(`${name}: the broker did not confirm the last settlements; it will deliver them again`)
     }
-    engine.close()
+    run.close()
   })
 
 const within = (wait: Effect.Effect<void>, duration: Duration.Input): Effect.Effect<boolean> =>

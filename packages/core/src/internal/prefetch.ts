@@ -6,13 +6,15 @@
  * since the window began doubles, so that one fast message does not fetch 512 slow ones.
  */
 export class Prefetch {
-  static readonly most = 512
+  static readonly max = 512
   private readonly fixed: number | undefined
   private handled = 0
   private busy = 0
   private previousHandled = 0
   private previousBusy = 0
   private busySince: number | undefined
+  /** Of one message: a moving average. */
+  averageBytes = 0
 
   constructor(fixed: number | undefined) {
     this.fixed = fixed
@@ -28,6 +30,11 @@ export class Prefetch {
     this.busySince = undefined
   }
 
+  /** A body of so many bytes has been pulled. */
+  sampled(bytes: number): void {
+    this.averageBytes = this.averageBytes === 0 ? bytes : this.averageBytes * 0.8 + bytes * 0.2
+  }
+
   done(): void {
     this.handled++
   }
@@ -37,8 +44,8 @@ export class Prefetch {
     this.advance(now)
     const handled = this.handled + this.previousHandled
     const busy = this.busy + this.previousBusy
-    const work = busy === 0 ? Prefetch.most : Math.floor(handled / busy * window)
-    return Math.min(Prefetch.most, work, 2 * handled)
+    const work = busy === 0 ? Prefetch.max : Math.floor(handled / busy * window)
+    return Math.min(Prefetch.max, work, 2 * handled)
   }
 
   private advance(now: number): void {

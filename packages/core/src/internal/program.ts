@@ -24,7 +24,11 @@ export interface Source {
   readonly group: string
   readonly startFrom: "new" | "beginning"
   readonly prefetch: number | undefined
+  readonly prefetchBytes: number
+  /** Bounds the retries of this process that wait. */
   readonly waiting: number
+  /** Bounds the messages behind another one of their key. */
+  readonly maxBlocked: number
   readonly drainTimeout: Duration.Duration
   readonly transport: Effect.Effect<Transport.Transport["Service"]>
   /** Adds what a transport's own `from` promises of its messages. */
@@ -42,7 +46,13 @@ export type Step =
   /** `keep`: the value goes on unchanged. */
   | { readonly _tag: "Effect"; readonly f: Handler<Effect.Effect<unknown, unknown>>; readonly keep: boolean }
   /** Without `f` the value itself is published; with it, an array is several messages. */
-  | { readonly _tag: "To"; readonly topic: Topic.Topic<unknown>; readonly f: Handler<unknown> | undefined }
+  | {
+    readonly _tag: "To"
+    readonly topic: Topic.Topic<unknown>
+    readonly f: Handler<unknown> | undefined
+    /** Another broker than the source's. */
+    readonly transport: Effect.Effect<Transport.Transport["Service"]> | undefined
+  }
   | { readonly _tag: "Timeout"; readonly duration: Duration.Duration }
   | {
     readonly _tag: "Catch"

@@ -6,6 +6,8 @@ import * as Tracer from "effect/Tracer"
 import type * as Message from "../Message.ts"
 import * as Publisher from "../Publisher.ts"
 import type { Outgoing, Published, Transport } from "../Transport.ts"
+import * as Settlement from "../Settlement.ts"
+import type { Attempt } from "./attempt.ts"
 import type { Source, Step } from "./program.ts"
 
 /**
@@ -23,25 +25,35 @@ export const publishUntilAnswered = (
     })
   )
 
-/** The step `to`: several outputs are published in order, each under an id that a retry derives again. */
+/**
+ * The step `to`: several outputs are published in order. An id derives from the origin and id of the source message and
+ * from the step's place in the pipeline, so that a retry publishes under the same id.
+ */
 export const publishStep = (
   transport: Transport["Service"],
   source: Source,
   step: Extract<Step, { _tag: "To" }>,
-  path: string,
-  value: unknown,
-  message: Message.Any
-): Effect.Effect<void, Publisher.PublishError> =>
+  path: string
+) =>
+(value: unknown, attempt: Attempt): Effect.Effect<void, Publisher.PublishError> =>
   Effect.withFiber((fiber) => {
-    const id = `${message.topic}/${source.group}/${message.id}/${path}`
+    const { delivery } = attempt
+    const message = attempt.message!
+    const id = `${delivery.origin}/${message.topic}/${source.group}/${message.id}/${path}`
     const spanned = Context.getOrUndefined(fiber.context, Tracer.ParentSpan) !== undefined
     const headers = pick(message.headers, spanned ? ["baggage"] : ["traceparent", "tracestate", "baggage"])
+    const target = step.transport ?? Effect.succeed(transport)
     const publish = (value: unknown, id: string) =>
       Effect.flatMap(
         Publisher.outgoing(step.topic, value, { id, headers }),
-        (outgoing) => Effect.asVoid(publishUntilAnswered(transport, outgoing))
+        (outgoing) => Effect.flatMap(target, (target) => Effect.asVoid(publishUntilAnswered(target, outgoing)))
       )
-    const given = step.f === undefined ? value : step.f(value, message)
+    let given: unknown
+    try {
+      given = step.f === undefined ? value : step.f(value, message)
+    } catch (error) {
+      return Settlement.isRequested(error) ? Effect.fail(error as never) : Effect.die(error)
+    }
     return step.f !== undefined && Array.isArray(given)
       ? Effect.forEach(given, (value, i) => publish(value, `${id}/${i}`), { discard: true })
       : publish(given, id)
@@ -61,3 +73,7 @@ const backoff = Schedule.min([
   Schedule.exponential(Duration.millis(50)),
   Schedule.spaced(Duration.seconds(2))
 ]).pipe(Schedule.jittered)
+
+/** The wait before a publish that was not answered is sent again, `attempt` counted from 0. */
+export const wait = (attempt: number): Effect.Effect<void> =>
+  Effect.sleep(Math.min(2000, 50 * 2 ** Math.min(attempt, 10)))

@@ -10,11 +10,6 @@ import type * as Scheduler from "effect/Scheduler"
 import type { Delivery, Settling, Subscription } from "../Transport.ts"
 import { exitOf } from "./exit.ts"
 
-/** Something to be settled, told what came of it. `settled(false)`: this consumer no longer owned it. */
-export interface Entry extends Settling {
-  readonly settled: (owned: boolean) => void
-}
-
 /**
  * Collects settlements and tells the broker once per loop turn.
  *
@@ -23,15 +18,17 @@ export interface Entry extends Settling {
  * to be seen in a latency. The confirmation of one flush travels behind all that the broker has sent meanwhile, so a few
  * may be under way at a time; one that fails is sent again, after a backoff, until the pipeline closes.
  */
-export class Settler {
+export class Settler<E extends Settling> {
   readonly subscription: Subscription
   readonly clock: Clock.Clock
   readonly run: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
   readonly dispatcher: Scheduler.SchedulerDispatcher
   /** Called when settlements have been handed to the transport. */
   readonly onHandedOver: () => void
+  /** The broker has answered; `owned: false`: this consumer no longer owned the delivery. */
+  readonly onSettled: (entry: E, owned: boolean) => void
   readonly onResend: (size: number) => void
-  pending: Array<Entry> = []
+  pending: Array<E> = []
   /** Handed to the transport and not yet confirmed. */
   unconfirmed = 0
   private readonly flushing = new Set<Fiber.Fiber<ReadonlyArray<Delivery>>>()
@@ -46,6 +43,7 @@ export class Settler {
     readonly context: Context.Context<never>
     readonly dispatcher: Scheduler.SchedulerDispatcher
     readonly onHandedOver: () => void
+    readonly onSettled: (entry: E, owned: boolean) => void
     readonly onResend: (size: number) => void
   }) {
     this.subscription = options.subscription
@@ -53,20 +51,21 @@ export class Settler {
     this.run = Effect.runForkWith(options.context)
     this.dispatcher = options.dispatcher
     this.onHandedOver = options.onHandedOver
+    this.onSettled = options.onSettled
     this.onResend = options.onResend
   }
 
-  add(entry: Entry): void {
+  add(entry: E): void {
     this.pending.push(entry)
     this.schedule()
   }
 
-  /** Does not wait for the turn when there is much to say: the broker would have nothing to send until it knows. */
+  /** Flushes at once when many settlements are pending: the broker sends nothing more until it knows of them. */
   hurry(): void {
-    if (this.pending.length >= much) this.flush()
+    if (this.pending.length >= hurryAt) this.flush()
   }
 
-  /** Resolves when nothing is left to say. */
+  /** Resolves when all settlements are confirmed. */
   readonly awaitIdle: Effect.Effect<void> = Effect.callback<void>((resume) => {
     if (this.pending.length === 0 && this.unconfirmed === 0) return resume(Effect.void)
     const wake = () => resume(Effect.void)
@@ -75,7 +74,7 @@ export class Settler {
   })
 
   private schedule(): void {
-    if (this.scheduled || this.flushing.size === mostFlushes) return
+    if (this.scheduled || this.flushing.size === maxFlushes) return
     this.scheduled = true
     this.turns = this.clock.monotonicTimeNanosUnsafe() - this.lastFlush < 1_000_000n ? gate : 0
     this.dispatcher.scheduleTask(this.turn, 0)
@@ -91,7 +90,7 @@ export class Settler {
 
   private flush(): void {
     const batch = this.pending
-    if (!Arr.isArrayNonEmpty(batch) || this.flushing.size === mostFlushes) return
+    if (!Arr.isArrayNonEmpty(batch) || this.flushing.size === maxFlushes) return
     this.pending = []
     this.unconfirmed += batch.length
     this.lastFlush = this.clock.monotonicTimeNanosUnsafe()
@@ -110,7 +109,7 @@ export class Settler {
     this.onHandedOver()
   }
 
-  private settle(batch: Arr.NonEmptyArray<Entry>): Effect.Effect<ReadonlyArray<Delivery>, unknown> {
+  private settle(batch: Arr.NonEmptyArray<E>): Effect.Effect<ReadonlyArray<Delivery>, unknown> {
     try {
       return this.subscription.settle(batch)
     } catch (defect) {
@@ -118,9 +117,9 @@ export class Settler {
     }
   }
 
-  /** Whatever goes wrong, in the transport too: what was not said must be said again. */
+  /** Retries until confirmed, whatever the error, including a defect of the transport. */
   private untilSettled(
-    batch: Arr.NonEmptyArray<Entry>,
+    batch: Arr.NonEmptyArray<E>,
     first: Exit.Exit<ReadonlyArray<Delivery>, unknown> | undefined
   ): Effect.Effect<ReadonlyArray<Delivery>> {
     return Effect.suspend(() => {
@@ -133,15 +132,15 @@ export class Settler {
         this.onResend(batch.length)
         return Effect.logWarning(`${batch.length} settlements did not reach the broker and are sent again`, cause)
       }),
-      Effect.retry(backoff),
+      Effect.retry(settleBackoff),
       Effect.orDie
     )
   }
 
-  private flushed(batch: Arr.NonEmptyArray<Entry>, lost: ReadonlyArray<Delivery>): void {
+  private flushed(batch: Arr.NonEmptyArray<E>, lost: ReadonlyArray<Delivery>): void {
     this.unconfirmed -= batch.length
     const notOurs = lost.length === 0 ? undefined : new Set(lost)
-    for (const entry of batch) entry.settled(notOurs === undefined || !notOurs.has(entry.delivery))
+    for (const entry of batch) this.onSettled(entry, notOurs === undefined || !notOurs.has(entry.delivery))
     if (this.pending.length > 0) {
       this.schedule()
     } else if (this.idle.size > 0 && this.unconfirmed === 0) {
@@ -152,7 +151,7 @@ export class Settler {
     this.onHandedOver()
   }
 
-  /** What is not confirmed by now will be redelivered. */
+  /** Settlements that are not confirmed by now end in redelivery. */
   close(): void {
     for (const flush of this.flushing) flush.interruptUnsafe()
   }
@@ -160,11 +159,12 @@ export class Settler {
 
 const gate = 32
 
-const much = 128
+const hurryAt = 128
 
-const mostFlushes = 4
+const maxFlushes = 4
 
-const backoff = Schedule.min([
+/** A request to the broker that did not succeed is sent again. */
+export const settleBackoff = Schedule.min([
   Schedule.exponential(Duration.millis(50)),
   Schedule.spaced(Duration.seconds(2))
 ]).pipe(Schedule.jittered)

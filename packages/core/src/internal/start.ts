@@ -1,95 +1,104 @@
-import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import type * as Scope from "effect/Scope"
-import * as Semaphore from "effect/Semaphore"
+import * as Scope from "effect/Scope"
 import * as Tracer from "effect/Tracer"
 import { isLimit } from "../Concurrency.ts"
-import type { Health, Running } from "../Pipeline.ts"
 import type { TransportError } from "../TransportError.ts"
 import { drain } from "./drain.ts"
-import { Engine } from "./engine.ts"
+import { isolateFrom } from "./isolation.ts"
 import { Prefetch } from "./prefetch.ts"
 import type { Program } from "./program.ts"
+import { defaultRetry, allowedAttempts } from "./retryDecision.ts"
+import { Run } from "./run.ts"
+import type { Health, Running } from "./running.ts"
 import { batchSize, deadLetterTopic, outputs, timeoutOf, validate } from "./validate.ts"
 
 /** Checks, declares, subscribes, and begins to read; closing the scope drains. */
 export const start = Effect.fnUntraced(function*(
   program: Program
 ): Effect.fn.Return<Running, TransportError, Scope.Scope> {
-  const { source } = program
+  const { policies, source } = program
   const transport = yield* source.transport
-  const bad = validate(program, transport.name)
+  const bad = validate(program, transport)
   if (bad !== undefined) return yield* bad
-  const { concurrency, key, settings } = program.policies
+  const { concurrency, key, settings } = policies
   const limit = isLimit(concurrency) ? concurrency.ceiling : concurrency
-  const maxOwned = limit * batchSize(program) + (source.prefetch ?? Prefetch.most) +
-    (key === undefined ? 0 : source.waiting)
+  const deadLetter = deadLetterTopic(program)
   const subscription = yield* transport.subscribe({
     topic: source.topic.name,
     group: source.group,
     startFrom: source.startFrom,
-    maxOwned,
-    isolateFrom: 2,
+    maxOwned: limit * batchSize(program) + (source.prefetch ?? Prefetch.max) + (key === undefined ? 0 : source.maxBlocked),
+    isolateFrom: isolateFrom(allowedAttempts(policies.retry ?? defaultRetry)),
+    ordered: key !== undefined,
     timeout: timeoutOf(program),
-    deadLetter: deadLetterTopic(program),
+    deadLetter,
     settings
   })
   // After the source: a source that cannot be must not leave topics behind.
-  for (const topic of outputs(program)) yield* transport.declare(topic, topic === deadLetterTopic(program) ? "deadLetter" : "output")
+  for (const topic of outputs(program)) {
+    yield* transport.declare(topic, topic === deadLetter ? "deadLetter" : "output")
+  }
   // A message is not part of the span that its pipeline happened to be started in.
   const context = Context.omit(Tracer.ParentSpan)(yield* Effect.context<never>())
-  const engine = new Engine(program, transport, subscription, context, maxOwned)
+  const clock = Context.get(context, Clock.Clock)
+  const run = new Run(program, transport, subscription, context)
+  const heartbeat = run.run(run.ownership.heartbeat)
 
-  let reader: Fiber.Fiber<void> | undefined
-  const read = Effect.sync(() => {
-    reader = engine.run(Effect.catchCause(engine.read, (cause) => {
-      if (Cause.hasInterruptsOnly(cause)) return Effect.void
-      Deferred.doneUnsafe(engine.failure, Exit.failCause(cause))
-      return Effect.logError(`${program.name} can no longer run`, cause)
-    }))
-  })
-  const stopReading = Effect.suspend(() =>
-    reader === undefined ? Effect.void : Effect.andThen(Fiber.interrupt(reader), subscription.withdraw)
+  let state: Extract<Health["state"], "paused" | "draining" | "stopped"> | undefined
+  let since = 0
+  const become = (next: typeof state) =>
+    Effect.sync(() => {
+      state = next
+      since = clock.currentTimeMillisUnsafe()
+    })
+  yield* drainedTogether(
+    Effect.andThen(become("draining"), drain(run)).pipe(
+      Effect.andThen(Fiber.interrupt(heartbeat)),
+      Effect.andThen(become("stopped"))
+    )
   )
-  if (subscription.lease !== undefined) {
-    const every = Duration.times(subscription.lease, 1 / 3)
-    yield* engine.extend.pipe(Effect.delay(every), Effect.forever, Effect.forkScoped)
-  }
-  // One after the other: a second reader must not begin before the first has given its asking back.
-  const inTurn = Semaphore.makeUnsafe(1)
-  let paused = false
-  const readOn = Effect.suspend(() => paused || engine.draining ? Effect.void : read)
-  engine.takeBack = inTurn.withPermit(Effect.andThen(stopReading, readOn))
-  yield* Effect.addFinalizer(() => drain(engine, inTurn.withPermit(stopReading), source.drainTimeout))
-  yield* read
+  yield* run.reader.start
   return {
     name: program.name,
     topic: source.topic.name,
     group: source.group,
-    pause: inTurn.withPermit(Effect.suspend(() => {
-      paused = true
-      return stopReading
-    })),
-    resume: inTurn.withPermit(Effect.suspend(() => {
-      if (!paused) return Effect.void
-      paused = false
-      return readOn
-    })),
+    pause: Effect.andThen(become("paused"), run.reader.pause),
+    resume: Effect.andThen(become(undefined), run.reader.resume),
     health: Effect.suspend((): Effect.Effect<Health> =>
-      Deferred.isDoneUnsafe(engine.failure)
-        ? Effect.succeed({ state: "stopped" as const, since: 0 })
-        : paused
-        ? Effect.succeed({ state: "paused" as const, since: 0 })
-        : subscription.health
+      state === undefined && run.stoppedAt !== undefined
+        ? Effect.succeed({ state: "stopped", since: run.stoppedAt })
+        : state === undefined
+        ? subscription.health
+        : Effect.succeed({ state, since })
     ),
-    limit: engine.limit,
-    owned: Effect.sync(() => ({ waiting: engine.waiting, running: engine.inUse })),
-    counts: Effect.sync(() => ({ ...engine.counts })),
-    await: Deferred.await(engine.failure)
+    limit: run.limit,
+    owned: Effect.sync(() => ({ waiting: run.buffered, running: run.begun })),
+    counts: Effect.sync(() => ({ ...run.outcomes.counts })),
+    await: Deferred.await(run.failure)
   }
 })
+
+/** The drains of the pipelines of one scope. */
+const drains = new WeakMap<Scope.Scope, Set<() => Fiber.Fiber<void>>>()
+
+/** Drains when the scope closes; all pipelines of the scope drain at the same time, not one after the other. */
+const drainedTogether = (drain: Effect.Effect<void>): Effect.Effect<void, never, Scope.Scope> =>
+  Effect.flatMap(Effect.context<Scope.Scope>(), (context) => {
+    const scope = Context.get(context, Scope.Scope)
+    const begun = drains.get(scope) ?? new Set()
+    drains.set(scope, begun)
+    let fiber: Fiber.Fiber<void> | undefined
+    const begin = () => fiber ??= Effect.runForkWith(context)(drain)
+    begun.add(begin)
+    return Effect.addFinalizer(() =>
+      Effect.suspend(() => {
+        for (const other of begun) other()
+        begun.delete(begin)
+        return Fiber.join(begin())
+      })
+    )
+  })

@@ -1,27 +1,29 @@
 import * as Duration from "effect/Duration"
 import { isLimit } from "../Concurrency.ts"
-import * as Topic from "../Topic.ts"
+import type { Transport } from "../Transport.ts"
 import { invalidOption, type TransportError } from "../TransportError.ts"
 import { allSteps, type Program } from "./program.ts"
 
 /** What cannot work is said before anything is read: option, value and remedy. */
-export const validate = (program: Program, transport: string): TransportError | undefined => {
-  const { policies: { ackPolicy, concurrency, retry }, source: { group, prefetch, topic, waiting } } = program
+export const validate = (program: Program, transport: Transport["Service"]): TransportError | undefined => {
+  const { policies: { ackPolicy, concurrency, retry }, source } = program
+  const { group, prefetch, topic } = source
   const whole = (n: number, least: number) => Number.isInteger(n) && n >= least
-  const invalid = (option: string, value: unknown, remedy: string) => invalidOption(transport, option, value, remedy)
+  const invalid = (option: string, value: unknown, remedy: string) => invalidOption(transport.name, option, value, remedy)
   for (const name of [topic.name, ...outputs(program)]) {
-    const bad = Topic.validateName(transport, name)
-    if (bad !== undefined) return bad
+    const remedy = transport.nameRemedy("topic", name)
+    if (remedy !== undefined) return invalid("topic", name, remedy)
   }
-  if (!/^[A-Za-z0-9_-]+$/.test(group)) {
-    return invalid("group", group, "a group name is made of letters, digits and the signs _ -")
-  }
+  const remedy = transport.nameRemedy("group", group)
+  if (remedy !== undefined) return invalid("group", group, remedy)
   const max = isLimit(concurrency) ? concurrency.max : concurrency
-  if (!whole(max, 1)) return invalid("concurrency", max, "give a whole number of at least 1")
+  if (!whole(max, 1) && max !== Infinity) return invalid("concurrency", max, "give a whole number of at least 1")
   if (prefetch !== undefined && !whole(prefetch, 0)) {
     return invalid("prefetch", prefetch, "give a whole number, or nothing for 200 ms of work")
   }
-  if (!whole(waiting, 0)) return invalid("waiting", waiting, "give a whole number of retries that may wait")
+  for (const option of ["waiting", "maxBlocked", "prefetchBytes"] as const) {
+    if (!whole(source[option], 0)) return invalid(option, source[option], "give a whole number")
+  }
   if (retry !== undefined && !(whole(retry.times, 0) || retry.times === Infinity)) {
     return invalid("retry.times", retry.times, "give a whole number of retries, 0 for none")
   }
@@ -38,9 +40,6 @@ export const validate = (program: Program, transport: string): TransportError | 
   }
   for (const step of allSteps(program.steps)) {
     if (step._tag !== "Batch") continue
-    if (!program.steps.includes(step)) {
-      return invalid("batch", "in a branch or above a middleware", "a batch stands in the pipeline itself, below them")
-    }
     if (!whole(step.size, 1)) return invalid("batch.size", step.size, "give a whole number of at least 1")
   }
   return undefined
@@ -49,7 +48,7 @@ export const validate = (program: Program, transport: string): TransportError | 
 /** The topics a pipeline writes to. */
 export const outputs = (program: Program): ReadonlySet<string> => {
   const names = new Set<string>()
-  for (const step of allSteps(program.steps)) if (step._tag === "To") names.add(step.topic.name)
+  for (const step of allSteps(program.steps)) if (step._tag === "To" && step.transport === undefined) names.add(step.topic.name)
   const dead = deadLetterTopic(program)
   return dead === undefined ? names : names.add(dead)
 }
@@ -69,4 +68,4 @@ export const timeoutOf = (program: Program): Duration.Duration | undefined => {
 
 /** The largest product of batches that one permit may stand for. */
 export const batchSize = (program: Program): number =>
-  Math.max(1, ...program.steps.flatMap((step) => step._tag === "Batch" ? [step.size] : []))
+  Math.max(1, ...[...allSteps(program.steps)].flatMap((step) => step._tag === "Batch" ? [step.size] : []))

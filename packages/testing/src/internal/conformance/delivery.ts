@@ -277,7 +277,7 @@ export const delivery: ReadonlyArray<rig.Test> = [
   test("D12", "contract", "a body over the limit is TooLarge, by name, and does not hurt its neighbours", function*() {
     const { capabilities: { maxBody }, transport } = yield* rig.Rig
     const topic = rig.fresh("d12")
-    yield* rig.bounded("the topic is declared", transport.declare(topic))
+    yield* rig.bounded("the topic is declared", transport.declare(topic, "output"))
     const results = yield* rig.bounded(
       "publishing",
       transport.publish([
@@ -321,7 +321,8 @@ export const delivery: ReadonlyArray<rig.Test> = [
       const topic = rig.numbers("d14")
       const subscription = yield* rig.subscribe(transport, topic.name, { startFrom: "new" })
       assert.equal(
-        yield* rig.eventually("messages can be consumed", subscription.health, (health) => health === "consuming"),
+        (yield* rig.eventually("messages can be consumed", subscription.health, ({ state }) => state === "consuming"))
+          .state,
         "consuming"
       )
       const pulling = yield* Effect.forkChild(rig.one(subscription), { startImmediately: true })
@@ -329,7 +330,7 @@ export const delivery: ReadonlyArray<rig.Test> = [
       yield* rig.publish(transport, topic, [1])
       yield* rig.until("it arrives while a pull waits", () => pulling.pollUnsafe() !== undefined)
       assert.equal(rig.textOf(yield* pulling.pollUnsafe()!), "1")
-      assert.ok(subscription.extendEvery === undefined || Duration.toMillis(subscription.extendEvery) > 0)
+      assert.ok(subscription.lease === undefined || Duration.toMillis(subscription.lease) > 0)
     }
   )
 ]

@@ -56,7 +56,7 @@ const disturbed = Effect.fnUntraced(function*(name: string, disturb: Effect.Effe
   yield* rig.until("all that was confirmed is handled", () => missing().length === 0, 60_000).pipe(
     Effect.catchDefect(() => Effect.die(new Error(`confirmed, and not handled: ${missing().join(" ")}`)))
   )
-  yield* rig.eventually("it consumes", running.health, (health) => health === "consuming")
+  yield* rig.eventually("it consumes", running.health, ({ state }) => state === "consuming")
   yield* rig.pass(2 * claimAfter)
   const { deadLettered } = yield* running.counts
   yield* stop

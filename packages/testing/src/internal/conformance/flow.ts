@@ -25,10 +25,10 @@ const counting = (transport: rig.Process["transport"]) => {
     subscribe: (options) =>
       Effect.map(transport.subscribe(options), (subscription) => ({
         ...subscription,
-        pull: (max) =>
-          Effect.tap(subscription.pull(max), ({ length }) =>
+        pull: (demand) =>
+          Effect.tap(subscription.pull(demand), ({ length }) =>
             Effect.sync(() => {
-              owned.overdelivered = Math.max(owned.overdelivered, length - max)
+              owned.overdelivered = Math.max(owned.overdelivered, length - demand.total)
               owned.most = Math.max(owned.most, owned.now += length)
             })),
         settle: (batch) =>
@@ -180,7 +180,7 @@ export const flow: ReadonlyArray<rig.Test> = [
       yield* rig.publish(transport, topic, [0])
       yield* rig.until("it works", () => mine.length === 1)
       yield* rig.bounded("it pauses", first.running.pause)
-      assert.equal(yield* first.running.health, "paused")
+      assert.equal((yield* first.running.health).state, "paused")
       const second = yield* rig.start(rig.from(peer.transport, topic).pipe(Pipeline.map((n) => theirs.push(n))))
       yield* rig.publish(transport, topic, rig.range(20).map((n) => n + 1))
       yield* rig.until("a peer takes all", () => theirs.length === 20)
@@ -259,7 +259,7 @@ export const flow: ReadonlyArray<rig.Test> = [
   test(
     "F9",
     "contract",
-    "a pull that was taken back takes nothing away: what comes then is for a peer, or for the next pull",
+    "a withdrawn pull takes nothing away: later messages go to a peer, or to the next pull",
     function*() {
       const { transport } = yield* rig.Rig
       const topic = rig.numbers("f9")
@@ -267,11 +267,12 @@ export const flow: ReadonlyArray<rig.Test> = [
       const subscription = yield* rig.subscribe(transport, topic.name)
       const seen: Array<number> = []
       for (const n of rig.range(20)) {
-        const pulling = yield* Effect.forkChild(subscription.pull(10), { startImmediately: true })
+        const pulling = yield* Effect.forkChild(subscription.pull(rig.demand(10)), { startImmediately: true })
         if (n % 2 === 0) yield* rig.publish(transport, topic, [n])
         yield* Effect.yieldNow
         pulling.interruptUnsafe()
-        yield* rig.until("the pull is taken back", () => pulling.pollUnsafe() !== undefined)
+        yield* rig.until("the pull is interrupted", () => pulling.pollUnsafe() !== undefined)
+        yield* rig.bounded("the request is cancelled", subscription.withdraw)
         const exit = pulling.pollUnsafe()!
         if (exit._tag === "Success") {
           seen.push(...exit.value.map((delivery) => Number(rig.textOf(delivery))))
@@ -314,5 +315,17 @@ export const flow: ReadonlyArray<rig.Test> = [
     // One more may fail while the fifth is being recorded.
     const waiting = failedAt.map((time) => failedAt.filter((other) => other <= time && other > time - 390).length)
     assert.ok(Math.max(...waiting) <= 6, `waiting at each failure: ${waiting.join(" ")}`)
+  }),
+
+  test("F11", "contract", "a pull without fresh demand returns due retries only", function*() {
+    const { transport } = yield* rig.Rig
+    const topic = rig.numbers("f11")
+    yield* rig.publish(transport, topic, [1, 2])
+    const subscription = yield* rig.subscribe(transport, topic.name)
+    yield* rig.settle(subscription, yield* rig.one(subscription), rig.retry(200))
+    const [again] = yield* rig.bounded("the retry comes", subscription.pull({ ...rig.demand(5), fresh: 0 }))
+    assert.deepEqual([rig.textOf(again), again.attempt], ["1", 2])
+    yield* rig.settle(subscription, again, { _tag: "Ack" })
+    assert.deepEqual(rig.texts(yield* rig.gather(subscription, 60_000, 1)), ["2"])
   })
 ]

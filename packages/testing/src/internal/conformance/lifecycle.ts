@@ -388,7 +388,7 @@ export const lifecycle: ReadonlyArray<rig.Test> = [
     const topic = rig.numbers("l11")
     const peer = yield* rig.connect
     const subscription = yield* rig.subscribe(transport, topic.name)
-    const pulling = yield* Effect.forkChild(subscription.pull(50), { startImmediately: true })
+    const pulling = yield* Effect.forkChild(subscription.pull(rig.demand(50)), { startImmediately: true })
     yield* rig.publish(transport, topic, rig.range(50))
     yield* rig.until("some have come", () => pulling.pollUnsafe() !== undefined)
     const first = yield* pulling.pollUnsafe()!

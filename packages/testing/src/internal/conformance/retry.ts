@@ -151,7 +151,7 @@ export const retry: ReadonlyArray<rig.Test> = [
     const asked: Array<string> = []
     const { running, stop } = yield* rig.start(
       rig.from(transport, topic).pipe(
-        Pipeline.mapEffect((n, { attempt }): Effect.Effect<void, Declined | Settlement.Terminate> =>
+        Pipeline.mapEffect((n, { attempt }): Effect.Effect<void, Declined | Settlement.SettlementRequested> =>
           n === 0
             ? Effect.fail(new Declined({ why: "never" }))
             : n === 1
@@ -266,7 +266,7 @@ export const retry: ReadonlyArray<rig.Test> = [
           settling: ({ settlement }) =>
             Effect.gen(function*() {
               settled.push(settlement._tag)
-              if (settlement._tag !== "@millrace/Terminate") return
+              if (settlement._tag !== "Terminate") return
               const letters = yield* Effect.orDie(deadLetters(transport, topic))
               storedBefore.push(letters.length === 1)
             }).pipe(Effect.provide(context))

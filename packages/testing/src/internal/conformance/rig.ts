@@ -7,6 +7,7 @@ import * as Topic from "@millrace/core/Topic"
 import {
   type Capabilities,
   type Delivery,
+  type Demand,
   type Outgoing,
   type Published,
   type SubscribeOptions,
@@ -17,6 +18,7 @@ import * as Arr from "effect/Array"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Latch from "effect/Latch"
@@ -24,7 +26,7 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import * as TestClock from "effect/testing/TestClock"
+import * as Wait from "../../Wait.ts"
 
 type TransportService = Transport["Service"]
 
@@ -75,57 +77,24 @@ export const test = (
 
 // --- time
 
-/** A turn of the event loop: with 40 of them everything has happened that needs no time. */
-const turns = Effect.callback<void>((resume) => {
-  let left = 40
-  const turn = () => left-- > 0 ? void setImmediate(turn) : resume(Effect.void)
-  turn()
-})
-
-/** Lets a little time pass: the broker's own, or `TestClock`'s. */
-const tick: Effect.Effect<void, never, Rig> = Rig.use(({ clock }) =>
-  clock === "live"
-    ? Effect.sleep(5)
-    : Effect.andThen(TestClock.adjust(10), turns)
-)
-
 /** No test asserts how fast something is: this only ends one that waits for what does not come. */
-const patience = 20_000
+const timeout = 20_000
 
-const notInTime = (what: string) => Effect.die(new Error(`did not come to pass: ${what}`))
-
-/** Waits until it is so. */
-export const until = (what: string, condition: () => boolean, within = patience): Effect.Effect<void, never, Rig> =>
-  Effect.gen(function*() {
-    const deadline = (yield* Clock.currentTimeMillis) + within
-    while (!condition()) {
-      if ((yield* Clock.currentTimeMillis) > deadline) return yield* notInTime(what)
-      yield* tick
-    }
-  })
+export const { pass, until } = Wait
 
 /** Asks again until the answer is right. */
 export const eventually = <A, E, R>(
   what: string,
   question: Effect.Effect<A, E, R>,
-  right: (answer: A) => boolean
-): Effect.Effect<A, E, R | Rig> =>
-  Effect.gen(function*() {
-    const deadline = (yield* Clock.currentTimeMillis) + patience
-    for (;;) {
-      const answer = yield* bounded(what, question)
-      if (right(answer)) return answer
-      if ((yield* Clock.currentTimeMillis) > deadline) return yield* notInTime(`${what}, but ${JSON.stringify(answer)}`)
-      yield* tick
-    }
-  })
+  isRight: (answer: A) => boolean
+): Effect.Effect<A, E, R> => Wait.eventually(what, bounded(what, question), isRight)
 
-/** Runs what may take time, and not for ever. */
+/** Runs an effect that must end within the timeout. */
 export const bounded = <A, E, R>(
   what: string,
   effect: Effect.Effect<A, E, R>,
-  within = patience
-): Effect.Effect<A, E, R | Rig> =>
+  within = timeout
+): Effect.Effect<A, E, R> =>
   Effect.gen(function*() {
     const fiber = yield* Effect.forkChild(effect, { startImmediately: true })
     let exit = fiber.pollUnsafe()
@@ -133,13 +102,6 @@ export const bounded = <A, E, R>(
       yield* until(what, () => (exit = fiber.pollUnsafe()) !== undefined, within)
     }
     return yield* exit!
-  })
-
-/** Lets time pass in which something must not happen. */
-export const pass = (millis: number): Effect.Effect<void, never, Rig> =>
-  Effect.gen(function*() {
-    const end = (yield* Clock.currentTimeMillis) + millis
-    while ((yield* Clock.currentTimeMillis) < end) yield* tick
   })
 
 // --- topics and publishing
@@ -196,7 +158,7 @@ export const subscribing = (topic: string, options?: Partial<SubscribeOptions>):
   group: "g",
   startFrom: "beginning",
   maxOwned: 1000,
-  waiting: 1000,
+  isolateFrom: Infinity,
   timeout: undefined,
   settings: Context.empty(),
   ...options
@@ -221,6 +183,9 @@ export const subscribe = (
     return { ...subscription, close: bounded("the subscription closes", Scope.close(scope, Exit.void)) }
   })
 
+/** `total` deliveries of any kind. */
+export const demand = (total: number): Demand => ({ total, fresh: total, suspects: total, bytes: Infinity })
+
 /** Pulls until there are `count`. */
 export const take = (
   subscription: Subscription,
@@ -230,13 +195,17 @@ export const take = (
     `${count} deliveries`,
     Effect.gen(function*() {
       const taken: Array<Delivery> = []
-      while (taken.length < count) taken.push(...yield* subscription.pull(count - taken.length))
+      while (taken.length < count) taken.push(...yield* subscription.pull(demand(count - taken.length)))
       return taken
     })
   )
 
 export const one = (subscription: Subscription): Effect.Effect<Delivery, unknown, Rig> =>
   Effect.map(take(subscription, 1), ([delivery]) => delivery!)
+
+/** What a transport is told: the plain settlements, which handlers request by failing. */
+export const retry = (after?: Duration.Input): Settlement.Settlement => Settlement.retry(after).settlement
+export const terminate = (reason: string): Settlement.Settlement => Settlement.terminate(reason).settlement
 
 export const settle = (
   subscription: Subscription,
@@ -257,13 +226,13 @@ export const gather = (
 ): Effect.Effect<ReadonlyArray<Delivery>, never, Rig> =>
   Effect.scoped(Effect.gen(function*() {
     const taken: Array<Delivery> = []
-    const pulling = Effect.flatMap(subscription.pull(10), (deliveries) => {
+    const pulling = Effect.flatMap(subscription.pull(demand(10)), (deliveries) => {
       taken.push(...deliveries)
       return subscription.settle(Arr.map(deliveries, (delivery) => ({ delivery, settlement: Settlement.ack })))
     })
     yield* Effect.forkScoped(Effect.forever(pulling))
     const end = (yield* Clock.currentTimeMillis) + millis
-    while (taken.length < count && (yield* Clock.currentTimeMillis) < end) yield* tick
+    while (taken.length < count && (yield* Clock.currentTimeMillis) < end) yield* Wait.tick
     return taken
   }))
 
@@ -312,9 +281,11 @@ export const connect: Effect.Effect<Process, unknown, Rig | Scope.Scope> = Effec
         const subscription = yield* Scope.provide(inner.subscribe(options), scope)
         return {
           ...subscription,
-          pull: (max) => untilDeath(() => subscription.pull(max)),
+          pull: (demand) => untilDeath(() => subscription.pull(demand)),
+          withdraw: living(() => subscription.withdraw, Effect.void),
           settle: (batch) => living(() => subscription.settle(batch), Effect.succeed([])),
-          extend: (deliveries) => living(() => subscription.extend(deliveries), Effect.succeed([]))
+          extend: (deliveries) => living(() => subscription.extend(deliveries), Effect.succeed([])),
+          begin: (delivery) => living(() => subscription.begin(delivery), Effect.succeed(false))
         }
       })
   }
@@ -370,6 +341,6 @@ export const conduct = (self: Test): Effect.Effect<void, unknown, Rig> =>
   Effect.gen(function*() {
     const scope = yield* Scope.make()
     const exit = yield* Effect.exit(Scope.provide(self.run, scope))
-    yield* bounded(`what ${self.id} left open closes`, Scope.close(scope, exit), 3 * patience)
+    yield* bounded(`what ${self.id} left open closes`, Scope.close(scope, exit), 3 * timeout)
     return yield* exit
   })

@@ -9,7 +9,8 @@ import * as rig from "./rig.ts"
 
 const { test } = rig
 
-const { ack, release, retry, terminate } = Settlement
+const { ack, release } = Settlement
+const { retry, terminate } = rig
 
 /** What a test says of a delivery: the body, and how it came. */
 const shown = (

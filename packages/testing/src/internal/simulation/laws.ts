@@ -1,7 +1,7 @@
 import * as DeadLetter from "@millrace/core/DeadLetter"
 import type * as Settlement from "@millrace/core/Settlement"
 import type * as Telemetry from "@millrace/core/Telemetry"
-import type { Delivery, Outgoing, Settling } from "@millrace/core/Transport"
+import type { Delivery, Demand, Outgoing, Settling } from "@millrace/core/Transport"
 import * as Duration from "effect/Duration"
 import * as Exit from "effect/Exit"
 import type { Violation } from "../../Simulation.ts"
@@ -20,6 +20,8 @@ interface Passage {
   readonly released: { said: number; arrived: number }
   /** The last one: whoever has it may settle it. */
   holding: Holding | undefined
+  /** The one before it. */
+  before: Holding | undefined
   isSettled: boolean
   /** A handler, or a dead letter, has done with it. */
   isDone: boolean
@@ -34,6 +36,8 @@ interface Holding {
   readonly passage: Passage
   readonly worker: string
   readonly delivery: Delivery
+  /** Its attempt does not count until the transport has recorded that it begins. */
+  isUncounted: boolean
   keptAt: number
   /** A peer had it already when it came: no process can know. */
   cameLate: boolean
@@ -108,6 +112,7 @@ export class Laws {
       deliveries: 0,
       released: { said: 0, arrived: 0 },
       holding: undefined,
+      before: undefined,
       isSettled: false,
       isDone: false,
       awaited: new Map(),
@@ -116,11 +121,21 @@ export class Laws {
   }
 
   /** The broker gives messages to a process. */
-  delivered(worker: string, max: number, deliveries: ReadonlyArray<Delivery>): void {
-    if (this.telling > 0) return void this.afterwards.push(() => this.delivered(worker, max, deliveries))
+  delivered(worker: string, demand: Demand, isolateFrom: number, deliveries: ReadonlyArray<Delivery>): void {
+    if (this.telling > 0) {
+      return void this.afterwards.push(() => this.delivered(worker, demand, isolateFrom, deliveries))
+    }
     const { now } = this.world
     this.note(`${worker} is given ${deliveries.map(({ attempt, id }) => `${id}#${attempt}`).join(" ")}`)
-    this.hold("contract", deliveries.length <= max, () => `${worker} asked for ${max}, was given ${deliveries.length}`)
+    const isIsolated = ({ attempt, suspect }: Delivery) => suspect && attempt >= isolateFrom
+    const holds = (most: number, counted: ReadonlyArray<Delivery>, name: string) =>
+      this.hold(
+        "contract",
+        counted.length <= most,
+        () => `${worker} asked for ${most} ${name}, was given ${counted.length}`
+      )
+    holds(demand.total, deliveries, "in all")
+    holds(demand.suspects, deliveries.filter(isIsolated), "suspects")
     for (const delivery of deliveries) {
       const { attempt, id } = delivery
       const passage = this.passages.get(id)
@@ -129,6 +144,11 @@ export class Laws {
         continue
       }
       const { outgoing, released } = passage
+      const previous = passage.holding
+      if (previous !== undefined && previous.arrived === undefined && previous.isUncounted) {
+        released.said++
+        released.arrived++
+      }
       const isWhole = delivery.key === outgoing.key && Buffer.compare(delivery.body, outgoing.body) === 0 &&
         JSON.stringify(delivery.headers) === JSON.stringify(outgoing.headers)
       this.hold("contract", isWhole, () => `${id} is not what was published`)
@@ -136,26 +156,27 @@ export class Laws {
       const most = 1 + passage.deliveries - released.arrived
       const isCounted = attempt <= most && attempt >= 1 + passage.deliveries - released.said
       this.hold("law 2", isCounted, () => `${worker} was given ${id} as attempt ${attempt}, and it is ${most}`)
-      const previous = passage.holding
       if (previous === undefined) {
         const isNext = passage.sequence > (this.fresh.get(worker) ?? -1)
         this.hold("contract", isNext, () => `${worker} was given ${id} after later ones`)
         this.fresh.set(worker, passage.sequence)
       } else if (previous.arrived === undefined) {
-        const isClaim = previous.worker !== worker && now - previous.keptAt >= this.options.minIdle - 1
+        const isClaim = now - previous.keptAt >= this.options.minIdle - 1
         this.hold("law 8", isClaim, () => `${worker} was given ${id}, which ${previous.worker} keeps`)
         this.hold("law 2", delivery.suspect, () => `${id} was never settled by ${previous.worker} and is no suspect`)
       } else {
         this.hold("law 2", now >= previous.due - 1, () => `${worker} was given ${id} before its retry was due`)
       }
       passage.deliveries++
+      passage.before = previous
       const holding = passage.holding = {
         passage,
         worker,
         delivery,
+        isUncounted: isIsolated(delivery),
         keptAt: now,
         cameLate: false,
-        place: previous?.worker === worker && previous.arrived === "@millrace/Retry" ? previous.place : undefined,
+        place: previous?.worker === worker && previous.arrived === "Retry" ? previous.place : undefined,
         said: undefined,
         arrived: undefined,
         isConfirmed: false,
@@ -164,6 +185,19 @@ export class Laws {
       }
       this.holdings.set(delivery, holding)
     }
+    holds(demand.fresh, deliveries.filter((delivery) => !this.isRetryOf(worker, delivery)), "fresh")
+  }
+
+  /** The process requested this attempt, and it comes back to it. */
+  isRetryOf(worker: string, { id }: Delivery): boolean {
+    const holding = this.passages.get(id)?.before
+    return holding?.worker === worker && holding.arrived === "Retry"
+  }
+
+  /** The broker has on record that the attempt of an isolated suspect begins. */
+  recorded(delivery: Delivery): void {
+    const holding = this.holdings.get(delivery)
+    if (holding !== undefined) holding.isUncounted = false
   }
 
   /** They have reached the engine. */
@@ -213,10 +247,10 @@ export class Laws {
       if (isLost) continue
       holding.arrived = _tag
       if (_tag === "Release") passage.released.arrived++
-      if (_tag === "@millrace/Retry") passage.awaited.set(worker, passage.awaited.get(worker) ?? holding.place!)
-      if (_tag === "@millrace/Retry") holding.due = this.world.now + Duration.toMillis(settlement.after ?? 0)
-      if (_tag === "Ack" || _tag === "@millrace/Terminate") passage.isSettled = true
-      if (_tag === "@millrace/Terminate" && holding.outcome === "DeadLettered") {
+      if (_tag === "Retry") passage.awaited.set(worker, passage.awaited.get(worker) ?? holding.place!)
+      if (_tag === "Retry") holding.due = this.world.now + Duration.toMillis(settlement.after ?? 0)
+      if (_tag === "Ack" || _tag === "Terminate") passage.isSettled = true
+      if (_tag === "Terminate" && holding.outcome === "DeadLettered") {
         this.look()
         this.hold("law 4", this.letters.has(delivery.id), () => `${delivery.id} was terminated without a dead letter`)
       }
@@ -343,7 +377,7 @@ export class Laws {
   }
 }
 
-const short = (tag: Tag): string => tag.replace("@millrace/", "").toLowerCase()
+const short = (tag: Tag): string => tag.toLowerCase()
 
 /** As the broker in memory has it. */
 const dedupWindow = 120_000

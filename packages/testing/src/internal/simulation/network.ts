@@ -1,6 +1,6 @@
 import * as Publisher from "@millrace/core/Publisher"
 import * as Settlement from "@millrace/core/Settlement"
-import type { Delivery, Outgoing, Published, Settling, Subscription, Transport } from "@millrace/core/Transport"
+import type { Delivery, Demand, Outgoing, Published, Settling, Subscription, Transport } from "@millrace/core/Transport"
 import { Interrupted, TransportError } from "@millrace/core/TransportError"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
@@ -29,30 +29,30 @@ export class Line {
   disturbedUntil = -Infinity
   /** When the last settlement arrives: they do so in the order in which they were sent. */
   private inTurnUntil = 0
-  readonly pulls = new Set<{ readonly cut: () => void; readonly restore: () => void }>()
-  private readonly at: Ends
+  readonly inboxes = new Set<Inbox>()
+  readonly at: Ends
 
   constructor(at: Ends) {
     this.at = at
   }
 
-  private get isCut(): boolean {
+  get isCut(): boolean {
     return this.cuts > 0
   }
 
   cut(): void {
     this.disturbed(0)
     if (this.cuts++ > 0) return
-    for (const pull of this.pulls) pull.cut()
+    for (const inbox of this.inboxes) inbox.cut()
   }
 
   restore(): void {
     this.disturbed(0)
     if (--this.cuts > 0) return
-    for (const pull of this.pulls) pull.restore()
+    for (const inbox of this.inboxes) inbox.restore()
   }
 
-  private get delay(): number {
+  get delay(): number {
     const { world } = this.at
     if (!this.at.faults.delay || world.chance(0.6)) return world.between(0, 1)
     if (world.chance(0.9)) return world.between(0, 50)
@@ -97,7 +97,7 @@ export class Line {
   transport(inner: Service): Service {
     return {
       ...inner,
-      declare: (topic) => this.ask(() => inner.declare(topic), false, this.broken("declare")),
+      declare: (topic, purpose) => this.ask(() => inner.declare(topic, purpose), false, this.broken("declare")),
       publish: (messages) => this.publish(inner, messages),
       subscribe: (options) =>
         Effect.gen({ self: this }, function*() {
@@ -107,14 +107,17 @@ export class Line {
             false,
             this.broken("subscribe")
           )
-          const pull = this.pull(subscription)
-          yield* Effect.addFinalizer(() => pull.close)
+          const inbox = new Inbox(this, subscription, options.isolateFrom)
+          this.inboxes.add(inbox)
+          yield* Effect.addFinalizer(() => inbox.close)
           return {
             ...subscription,
-            pull: pull.pull,
+            pull: (demand) => inbox.pull(demand),
+            withdraw: inbox.withdraw,
             settle: (batch) => this.settle(subscription, batch),
             extend: (deliveries) => this.extend(subscription, deliveries),
-            health: Effect.sync(() => this.isCut ? "reconnecting" as const : "consuming" as const)
+            begin: (delivery) => this.begin(subscription, delivery),
+            health: Effect.sync(() => ({ state: this.isCut ? "reconnecting" : "consuming", since: 0 }))
           }
         })
     }
@@ -187,64 +190,134 @@ export class Line {
     return this.ask(question, this.at.faults.settle, this.broken("extend"))
   }
 
-  /** What was given and did not arrive in time is there for the next pull. */
-  private pull(subscription: Subscription) {
-    const { laws, process, worker, world } = this.at
-    const arrived: Array<Delivery> = []
-    // In one operation: an interruption finds it here, or in the engine's hands.
-    const taken = (max: number) =>
-      Effect.sync(() => {
-        const [first, ...rest] = arrived.splice(0, max)
-        const deliveries = [first!, ...rest] as const
-        laws.received(deliveries)
-        return deliveries
+  private begin(subscription: Subscription, delivery: Delivery): Effect.Effect<boolean, TransportError> {
+    const question = () =>
+      Effect.map(subscription.begin(delivery), (isOwned) => {
+        if (isOwned) this.at.laws.recorded(delivery)
+        return isOwned
       })
-    const pull: Subscription["pull"] = (max) =>
-      arrived.length > 0 ? taken(max) : Effect.callback((resume) => {
-        let asking: Fiber.Fiber<unknown, unknown> | undefined
-        let cancel = () => {}
-        const answer = () => {
-          if (!this.pulls.delete(line)) return
-          cancel()
-          resume(taken(max))
-        }
-        const ask = () => {
-          cancel = world.after(this.delay, undefined, () => {
-            asking = this.at.atBroker(Effect.map(subscription.pull(max), (deliveries) => {
-              laws.delivered(worker, max, deliveries)
-              arrived.push(...deliveries)
-            }))
-            asking.addObserver((exit) => {
-              if (Exit.isSuccess(exit)) world.after(this.delay, process, answer)
-            })
-          })
-        }
-        const cut = () => {
-          cancel()
-          asking?.interruptUnsafe()
-        }
-        const restore = () => {
-          if (arrived.length === 0) ask()
-        }
-        const line = { cut, restore }
-        this.pulls.add(line)
-        if (!this.isCut) ask()
-        return Effect.suspend(() => {
-          this.pulls.delete(line)
-          cancel()
-          return asking === undefined ? Effect.void : Fiber.interrupt(asking)
-        })
-      })
-    const close = Effect.suspend(() => {
-      const left = arrived.splice(0).map((delivery) => ({ delivery, settlement: Settlement.release }))
-      if (!Arr.isArrayNonEmpty(left)) return Effect.void
-      laws.said(worker, left)
-      const release = Effect.suspend(() => subscription.settle(left))
-      const told = Effect.map(release, (lost) => laws.arrived(worker, left, lost))
-      return Effect.ignore(Fiber.join(laws.atOnce(() => this.at.atBroker(told))))
-    })
-    return { pull, close }
+    return this.ask(question, this.at.faults.settle, this.broken("begin"))
   }
+}
+
+/** The reading end of one subscription: one request at the broker, and the deliveries that wait for a pull. */
+class Inbox {
+  private readonly line: Line
+  private readonly subscription: Subscription
+  private readonly isolateFrom: number
+  private readonly arrived: Array<Delivery> = []
+  /** Deliveries that the broker has given and that are under way. */
+  private underWay = 0
+  private demand: Demand | undefined
+  private request: Fiber.Fiber<unknown, unknown> | undefined
+  private cancelSend = () => {}
+  private wakePull: (() => void) | undefined
+  private wakeWithdraw: (() => void) | undefined
+
+  constructor(line: Line, subscription: Subscription, isolateFrom: number) {
+    this.line = line
+    this.subscription = subscription
+    this.isolateFrom = isolateFrom
+  }
+
+  /** What has arrived and the demand allows; in one operation, so that an interruption finds each delivery in one place. */
+  private take(demand: Demand): Arr.NonEmptyReadonlyArray<Delivery> | undefined {
+    const { laws, worker } = this.line.at
+    let { fresh, suspects } = demand
+    const taken: Array<Delivery> = []
+    for (let i = 0; i < this.arrived.length && taken.length < demand.total;) {
+      const delivery = this.arrived[i]!
+      const isRetry = laws.isRetryOf(worker, delivery)
+      const isIsolated = delivery.suspect && delivery.attempt >= this.isolateFrom
+      if ((!isRetry && fresh <= 0) || (isIsolated && suspects <= 0)) {
+        i++
+        continue
+      }
+      if (!isRetry) fresh--
+      if (isIsolated) suspects--
+      taken.push(...this.arrived.splice(i, 1))
+    }
+    if (!Arr.isArrayNonEmpty(taken)) return undefined
+    laws.received(taken)
+    return taken
+  }
+
+  pull(demand: Demand): Effect.Effect<Arr.NonEmptyReadonlyArray<Delivery>> {
+    return Effect.callback((resume) => {
+      const answer = () => {
+        const taken = this.take(demand)
+        if (taken === undefined) return
+        this.wakePull = undefined
+        resume(Effect.succeed(taken))
+      }
+      this.wakePull = answer
+      answer()
+      if (this.wakePull === undefined) return
+      this.cancel()
+      this.demand = demand
+      this.send()
+      return Effect.sync(() => this.wakePull = undefined)
+    })
+  }
+
+  /** The request is cancelled at once; what the broker has given before then arrives first. */
+  readonly withdraw: Effect.Effect<void> = Effect.callback<void>((resume) => {
+    this.cancel()
+    this.demand = undefined
+    const answer = () => {
+      if (this.underWay > 0) return
+      this.wakeWithdraw = undefined
+      resume(Effect.void)
+    }
+    this.wakeWithdraw = answer
+    answer()
+    return Effect.sync(() => this.wakeWithdraw = undefined)
+  })
+
+  private send(): void {
+    const { demand } = this
+    if (demand === undefined || this.line.isCut) return
+    const { atBroker, laws, process, worker, world } = this.line.at
+    this.cancelSend = world.after(this.line.delay, undefined, () => {
+      this.request = atBroker(Effect.map(this.subscription.pull(demand), (deliveries) => {
+        this.demand = this.request = undefined
+        laws.delivered(worker, demand, this.isolateFrom, deliveries)
+        this.underWay++
+        world.after(this.line.delay, process, () => {
+          this.underWay--
+          this.arrived.push(...deliveries)
+          this.wakePull?.()
+          this.wakeWithdraw?.()
+        })
+      }))
+    })
+  }
+
+  private cancel(): void {
+    this.cancelSend()
+    this.request?.interruptUnsafe()
+    this.request = undefined
+  }
+
+  cut(): void {
+    this.cancel()
+  }
+
+  restore(): void {
+    this.send()
+  }
+
+  readonly close: Effect.Effect<void> = Effect.suspend(() => {
+    this.cancel()
+    this.line.inboxes.delete(this)
+    const { atBroker, laws, worker } = this.line.at
+    const left = this.arrived.splice(0).map((delivery) => ({ delivery, settlement: Settlement.release }))
+    if (!Arr.isArrayNonEmpty(left)) return Effect.void
+    laws.said(worker, left)
+    const release = Effect.suspend(() => this.subscription.settle(left))
+    const told = Effect.map(release, (lost) => laws.arrived(worker, left, lost))
+    return Effect.ignore(Fiber.join(laws.atOnce(() => atBroker(told))))
+  })
 }
 
 /** The longest that anything takes on the way, and an engine is patient with. Milliseconds. */

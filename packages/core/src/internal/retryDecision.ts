@@ -1,18 +1,3 @@
-/**
- * The life of a failing message.
- *
- * 1. Its handler fails, with an error, a defect, or a settlement it asks for (`Settlement.retry`, `.terminate`).
- * 2. If it had been settled by hand before, nothing more is said about it; it is counted as `failedAfterSettle`.
- * 3. `Settlement.terminate`, a failure that the policy's `while` rejects, and the failure of the last allowed attempt
- *    end it: see 6. A defect is treated like a failure, without asking `while`.
- * 4. Otherwise the schedule is stepped once for each attempt there was: the last delay is how long it waits.
- *    `Settlement.retry(after)` names its own.
- * 5. `retry(delay)` is settled: the transport records attempt and due time at the broker, the slot is free, and the
- *    message is delivered again when it is due, here or in another process.
- * 6. A dead letter is written, and only when the broker has confirmed it, `terminate` is settled. A crash between the
- *    two writes the same dead letter again, under the same id.
- * 7. A dead letter that cannot be written leaves the message unsettled: the broker delivers it again.
- */
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
@@ -30,17 +15,24 @@ export const defaultSchedule = Schedule.exponential(Duration.seconds(1), Math.cb
 
 export const defaultRetry: Retry = { times: 4, schedule: defaultSchedule, while: undefined }
 
-/** What is to become of it: a delay, or the end. */
-export type Verdict =
+/** How many attempts a policy allows. */
+export const allowedAttempts = (policy: Retry): number => policy.times + 1
+
+/** Another attempt after a delay, or the end. */
+export type RetryDecision =
   | { readonly _tag: "Retry"; readonly delay: Duration.Duration }
   | { readonly _tag: "End"; readonly reason: DeadLetter.Reason }
 
-export const judge = (
+/**
+ * Decides about a failed attempt. A settlement that the handler requested comes first, then the limit, then `while`; a
+ * defect is retried without asking `while`.
+ */
+export const decideRetry = (
   policy: Retry,
   cause: Cause.Cause<unknown>,
   attempt: number,
   message: Message.Any | undefined
-): Effect.Effect<Verdict> => {
+): Effect.Effect<RetryDecision> => {
   const error = Option.getOrUndefined(Cause.findErrorOption(cause))
   const requested = Settlement.isRequested(error) ? error.settlement : undefined
   if (requested?._tag === "Terminate") return end("terminated")
@@ -54,20 +46,20 @@ export const judge = (
   return delayed(policy, attempt, error)
 }
 
-const end = (reason: DeadLetter.Reason): Effect.Effect<Verdict> => Effect.succeed({ _tag: "End", reason })
+const end = (reason: DeadLetter.Reason): Effect.Effect<RetryDecision> => Effect.succeed({ _tag: "End", reason })
 
-const retryAfter = (delay: Duration.Duration): Effect.Effect<Verdict> => Effect.succeed({ _tag: "Retry", delay })
+const retryAfter = (delay: Duration.Duration): Effect.Effect<RetryDecision> => Effect.succeed({ _tag: "Retry", delay })
 
 /**
  * The schedule is stepped anew each time, so the delay is the same whichever process asks. The earlier steps are taken
  * as if they had been waited for, so that the last one, which decides, is taken now: a schedule may go by the calendar.
  */
-const delayed = (policy: Retry, attempt: number, error: unknown): Effect.Effect<Verdict> =>
+const delayed = (policy: Retry, attempt: number, error: unknown): Effect.Effect<RetryDecision> =>
   Effect.gen(function*() {
     const now = yield* Clock.currentTimeMillis
     const earlier = yield* delays(policy, attempt - 1, 0, error)
     const [delay] = (yield* delays(policy, attempt, now - sum(earlier), error)).slice(-1)
-    return { _tag: "Retry", delay: delay! } as Verdict
+    return { _tag: "Retry", delay: delay! } as RetryDecision
   }).pipe(Pull.catchDone(() => end("exhausted")))
 
 const delays = Effect.fnUntraced(function*(policy: Retry, times: number, from: number, error: unknown) {

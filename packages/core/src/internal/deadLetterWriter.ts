@@ -1,0 +1,105 @@
+import type * as Cause from "effect/Cause"
+import type * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as DeadLetter from "../DeadLetter.ts"
+import type { PublishError } from "../Publisher.ts"
+import type { Delivery, Transport } from "../Transport.ts"
+import type { Program } from "./program.ts"
+import { publishUntilAnswered } from "./publish.ts"
+import { deadLetterTopic } from "./validate.ts"
+import { sdk } from "./version.ts"
+
+/** A dead letter that the broker refused: its message comes again, and its handler must not run again. */
+export interface Refused {
+  readonly cause: Cause.Cause<unknown>
+  readonly reason: DeadLetter.Reason
+  readonly attempts: number
+  readonly times: number
+}
+
+/** Writes the dead letters of one pipeline. */
+export class DeadLetterWriter {
+  private readonly program: Program
+  private readonly topic: string
+  private readonly transport: Transport["Service"]
+  private readonly clock: Clock.Clock
+  /** Of this process, by origin and id; a bound keeps a broker that refuses everything from filling the memory. */
+  private readonly refused = new Map<string, Refused>()
+
+  static of(program: Program, transport: Transport["Service"], clock: Clock.Clock): DeadLetterWriter | undefined {
+    const topic = deadLetterTopic(program)
+    return topic === undefined ? undefined : new DeadLetterWriter(program, topic, transport, clock)
+  }
+
+  private constructor(program: Program, topic: string, transport: Transport["Service"], clock: Clock.Clock) {
+    this.program = program
+    this.topic = topic
+    this.transport = transport
+    this.clock = clock
+  }
+
+  /**
+   * Ends when the broker has confirmed the letter, in two pieces where one would be too large. While the broker cannot
+   * be reached it waits. Fails when the broker refuses the letter, and remembers that.
+   */
+  write(
+    delivery: Delivery,
+    cause: Cause.Cause<unknown>,
+    reason: DeadLetter.Reason,
+    attempts: number
+  ): Effect.Effect<void, PublishError> {
+    const failedAt = this.clock.currentTimeMillisUnsafe()
+    const firstFailedAt = delivery.firstFailedAt ?? (delivery.attempt === 1 ? failedAt : undefined)
+    const record = new DeadLetter.Record({
+      version: 1,
+      sdk,
+      topic: delivery.topic,
+      id: delivery.id,
+      group: this.program.source.group,
+      pipeline: this.program.name,
+      reason,
+      attempts,
+      publishedAt: delivery.publishedAt,
+      ...(firstFailedAt === undefined ? {} : { firstFailedAt }),
+      failedAt,
+      error: DeadLetter.describe(cause),
+      history: DeadLetter.historyOf(delivery.headers)
+    })
+    const letter = DeadLetter.outgoing(this.topic, delivery, record)
+    const publish = (part: typeof letter) => publishUntilAnswered(this.transport, part)
+    const key = keyOf(delivery)
+    return Effect.catchReason(
+      publish(letter),
+      "PublishError",
+      "TooLarge",
+      () => Effect.forEach(DeadLetter.split(letter), publish, { discard: true })
+    ).pipe(
+      Effect.asVoid,
+      Effect.tap(() => Effect.sync(() => this.refused.delete(key))),
+      Effect.tapError(() =>
+        Effect.sync(() => {
+          const times = (this.refused.get(key)?.times ?? 0) + 1
+          this.refused.delete(key)
+          this.refused.set(key, { cause, reason, attempts, times })
+          if (this.refused.size > maxRefused) this.refused.delete(this.refused.keys().next().value!)
+        })
+      )
+    )
+  }
+
+  /** The refused letter of a message that has come again. */
+  pending(delivery: Delivery): Refused | undefined {
+    return this.refused.size === 0 ? undefined : this.refused.get(keyOf(delivery))
+  }
+
+  /** How long a message whose letter was refused waits until the letter is tried again. */
+  backoff(delivery: Delivery): Duration.Duration {
+    const times = this.pending(delivery)?.times ?? 1
+    return Duration.seconds(Math.min(60, 2 ** (times - 1)))
+  }
+}
+
+const keyOf = ({ id, origin }: Delivery): string => `${origin}/${id}`
+
+const maxRefused = 10_000

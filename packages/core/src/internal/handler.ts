@@ -1,0 +1,269 @@
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
+import * as Scope from "effect/Scope"
+import type * as Codec from "../Codec.ts"
+import type * as Message from "../Message.ts"
+import type { Delivery } from "../Transport.ts"
+import { type Attempt, type Flight, MessageImpl } from "./attempt.ts"
+import type { Deadlines } from "./deadlines.ts"
+import { exitOf } from "./exit.ts"
+import { Slots } from "./slots.ts"
+import * as Steps from "./steps.ts"
+
+/** How a handler ends. */
+export type End =
+  | "succeeded"
+  | "filtered"
+  | "failed"
+  | "undecodable"
+  /** Stopped by the drain's deadline or by lost ownership. */
+  | "interrupted"
+
+/**
+ * Runs the steps of a pipeline for one attempt at a time.
+ *
+ * Steps that are plain functions are called in a loop; a fiber is started only for a step whose Effect is not already
+ * an `Exit`.
+ */
+export class Handler {
+  /** Attempts that wait for something; one that ends at once is never in it. */
+  readonly waiting = new Slots<Attempt>()
+  private readonly operations: ReadonlyArray<Steps.Operation>
+  private readonly codec: Codec.Codec<unknown>
+  private readonly prepare: ((message: Message.Any, delivery: Delivery) => Exit.Exit<unknown, unknown>) | undefined
+  private readonly context: Context.Context<never>
+  private readonly deadlines: ReadonlyMap<number, Deadlines<Attempt>>
+  private readonly ended: (attempt: Attempt, end: End, payload: unknown) => void
+
+  constructor(options: {
+    readonly operations: ReadonlyArray<Steps.Operation>
+    readonly codec: Codec.Codec<unknown>
+    readonly prepare: ((message: Message.Any, delivery: Delivery) => Exit.Exit<unknown, unknown>) | undefined
+    readonly context: Context.Context<never>
+    /** By the index of their step. */
+    readonly deadlines: ReadonlyMap<number, Deadlines<Attempt>>
+    /** `payload`: the value, or the cause. */
+    readonly ended: (attempt: Attempt, end: End, payload: unknown) => void
+  }) {
+    this.operations = options.operations
+    this.codec = options.codec
+    this.prepare = options.prepare
+    this.context = options.context
+    this.deadlines = options.deadlines
+    this.ended = options.ended
+  }
+
+  // --- decoding
+
+  /** Decodes; `undefined` when that takes an Effect, which then runs inside the attempt. */
+  decode(attempt: Attempt): Exit.Exit<unknown, unknown> | undefined {
+    if (attempt.message !== undefined) return Exit.succeed(attempt.message.value)
+    const decoding = this.decoding(attempt)
+    const exit = exitOf(decoding)
+    return exit === undefined ? undefined : this.prepared(attempt, exit)
+  }
+
+  private decoding(attempt: Attempt): Effect.Effect<unknown, unknown> {
+    try {
+      return this.codec.decode(attempt.delivery)
+    } catch (error) {
+      // Bytes that exhaust the stack of a recursive schema do not fit it: they never will.
+      return error instanceof RangeError ? Exit.fail(error) : Exit.die(error)
+    }
+  }
+
+  /** Makes the message of a decoded value, with all that its source promises. */
+  private prepared(attempt: Attempt, exit: Exit.Exit<unknown, unknown>): Exit.Exit<unknown, unknown> {
+    if (Exit.isFailure(exit)) return exit
+    const message = new MessageImpl(exit.value, attempt)
+    const prepared = this.prepare?.(message, attempt.delivery)
+    if (prepared !== undefined && Exit.isFailure(prepared)) return prepared
+    attempt.message = message
+    return exit
+  }
+
+  // --- running
+
+  begin(attempt: Attempt): void {
+    attempt.to("running")
+    if (this.deadlines.size > 0) attempt.places = []
+    for (const deadline of this.deadlines.values()) deadline.add(attempt)
+    if (attempt.message !== undefined) return this.advance(attempt, 0, attempt.message.value)
+    const decoding = this.decoding(attempt)
+    const exit = exitOf(decoding)
+    if (exit !== undefined) return this.decoded(attempt, this.prepared(attempt, exit))
+    this.fork(attempt, decoding, (exit) => this.decoded(attempt, this.prepared(attempt, exit)))
+  }
+
+  /** Bytes that do not fit will never fit; a decoder that breaks is a defect like any other. */
+  private decoded(attempt: Attempt, exit: Exit.Exit<unknown, unknown>): void {
+    if (Exit.isSuccess(exit)) return this.advance(attempt, 0, attempt.message!.value)
+    this.end(attempt, Cause.hasDies(exit.cause) || Cause.hasInterruptsOnly(exit.cause) ? "failed" : "undecodable", exit.cause)
+  }
+
+  /** Runs steps from `index` on, until one has to be waited for. */
+  private advance(attempt: Attempt, index: number, value: unknown): void {
+    const { operations } = this
+    for (; index < operations.length; index++) {
+      const operation = operations[index]!
+      if (operation.timeout !== undefined) this.deadlines.get(index)!.delete(attempt)
+      const result = Steps.apply(operation, value, attempt)
+      if (Steps.isPending(result)) return this.pend(attempt, index, result, value)
+      value = result
+    }
+    this.end(attempt, "succeeded", value)
+  }
+
+  private pend(attempt: Attempt, index: number, pending: Steps.Pending, value: unknown): void {
+    switch (pending._tag) {
+      case "Failed":
+        return this.recover(attempt, index + 1, pending.cause)
+      case "Filtered":
+        return this.end(attempt, "filtered", undefined)
+      case "Run": {
+        const { keep } = pending
+        return this.fork(attempt, pending.effect, (exit) => this.resume(attempt, index, exit, keep, value))
+      }
+      case "Await": {
+        const epoch = this.wait(attempt, undefined)
+        pending.promise.then(
+          (result) => {
+            if (this.isAt(attempt, epoch)) this.advance(attempt, index + 1, result)
+          },
+          (error) => {
+            if (this.isAt(attempt, epoch)) this.recover(attempt, index + 1, pending.onRejected(error))
+          }
+        )
+        return
+      }
+      case "Join": {
+        let epoch = -1
+        const stop = pending.join(attempt, value, (exit) => {
+          if (this.isAt(attempt, epoch)) this.resume(attempt, index, exit, false, value)
+        })
+        epoch = this.wait(attempt, stop)
+      }
+    }
+  }
+
+  private fork(
+    attempt: Attempt,
+    effect: Effect.Effect<unknown, unknown>,
+    resume: (exit: Exit.Exit<unknown, unknown>) => void
+  ): void {
+    const flight = this.flight(attempt)
+    if (flight.context === undefined) {
+      flight.scope = Scope.makeUnsafe()
+      flight.context = Context.add(this.context, Scope.Scope, flight.scope)
+    }
+    const fiber: Fiber.Fiber<unknown, unknown> = Effect.runForkWith(flight.context)(effect)
+    const exit = fiber.pollUnsafe()
+    if (exit !== undefined) return resume(exit)
+    let stopped: (() => void) | undefined
+    const epoch = this.wait(attempt, (then) => {
+      stopped = then
+      fiber.interruptUnsafe()
+    })
+    fiber.addObserver((exit) => {
+      if (this.isAt(attempt, epoch)) resume(exit)
+      else stopped?.()
+    })
+  }
+
+  private resume(
+    attempt: Attempt,
+    index: number,
+    exit: Exit.Exit<unknown, unknown>,
+    keep: boolean,
+    value: unknown
+  ): void {
+    if (Exit.isFailure(exit)) this.recover(attempt, index + 1, exit.cause)
+    else this.advance(attempt, index + 1, keep ? value : exit.value)
+  }
+
+  /** Finds the `catchTag` that stands below the failure, if one does. */
+  private recover(attempt: Attempt, from: number, cause: Cause.Cause<unknown>): void {
+    if (Steps.isFiltered(cause)) return this.end(attempt, "filtered", undefined)
+    const recovery = Steps.recover(this.operations, from, cause, attempt)
+    const to = "cause" in recovery ? this.operations.length : recovery.index
+    for (const [index, deadline] of this.deadlines) if (index >= from && index < to) deadline.delete(attempt)
+    if ("cause" in recovery) return this.end(attempt, "failed", recovery.cause)
+    if (Steps.isPending(recovery.pending)) return this.pend(attempt, recovery.index, recovery.pending, undefined)
+    this.advance(attempt, recovery.index + 1, recovery.pending)
+  }
+
+  // --- waiting
+
+  private flight(attempt: Attempt): Flight {
+    return attempt.flight ??= { epoch: 0, stop: undefined, context: undefined, scope: undefined }
+  }
+
+  private wait(attempt: Attempt, stop: Flight["stop"]): number {
+    const flight = this.flight(attempt)
+    flight.stop = stop
+    this.waiting.add(attempt)
+    return flight.epoch
+  }
+
+  private isAt(attempt: Attempt, epoch: number): boolean {
+    return attempt.state === "running" && attempt.flight!.epoch === epoch
+  }
+
+  // --- being stopped
+
+  /** Takes the attempt from the step it waits for, and calls `then` when that step works on it no more. */
+  private stop(attempt: Attempt, reason: Error, then: () => void): void {
+    const flight = this.flight(attempt)
+    const { stop } = flight
+    flight.epoch++
+    flight.stop = undefined
+    attempt.to("stopping")
+    attempt.abort(reason)
+    if (stop === undefined) then()
+    else stop(then)
+  }
+
+  timedOut(attempt: Attempt, index: number): void {
+    if (attempt.state !== "running") return
+    const error = new Cause.TimeoutError("the handler took longer than its timeout")
+    for (const [above, deadline] of this.deadlines) if (above < index) deadline.delete(attempt)
+    this.stop(attempt, error, () => {
+      // Ownership may have been lost, or the drain's deadline passed, while it was being stopped.
+      if (attempt.isLost) return this.end(attempt, "interrupted", undefined)
+      attempt.to("running")
+      this.recover(attempt, index + 1, Cause.fail(error))
+    })
+  }
+
+  /** Interrupts the handler; it ends as `interrupted`. */
+  interrupt(attempt: Attempt, reason: Error): void {
+    if (attempt.state !== "running") return
+    this.stop(attempt, reason, () => this.end(attempt, "interrupted", undefined))
+  }
+
+  // --- ending
+
+  /** No step of it runs any more, and no timeout concerns it. A scope that fails to close fails the attempt. */
+  private end(attempt: Attempt, end: End, payload: unknown): void {
+    for (const deadline of this.deadlines.values()) deadline.delete(attempt)
+    attempt.to("concluding")
+    const scope = attempt.flight?.scope
+    if (scope === undefined) return this.ended(attempt, end, payload)
+    const exit = end === "failed" || end === "undecodable"
+      ? Exit.failCause(payload as Cause.Cause<unknown>)
+      : end === "interrupted"
+      ? Exit.interrupt()
+      : Exit.succeed(payload)
+    // It nearly never has finalizers.
+    const closing = Scope.closeUnsafe(scope, exit)
+    if (closing === undefined) return this.ended(attempt, end, payload)
+    Effect.runForkWith(this.context)(closing).addObserver((closed) => {
+      if (Exit.isSuccess(closed)) return this.ended(attempt, end, payload)
+      const failed = end === "failed" ? Cause.combine(payload as Cause.Cause<unknown>, closed.cause) : closed.cause
+      this.ended(attempt, end === "interrupted" ? end : "failed", failed)
+    })
+  }
+}

@@ -1,0 +1,66 @@
+import type { Delivery } from "../Transport.ts"
+import type { Attempt } from "./attempt.ts"
+
+/**
+ * Keeps a message that crashes its process from taking others with it, at no cost for the usual crash.
+ *
+ * Only suspects (deliveries whose earlier one was never settled) are concerned. With `limit` allowed attempts, one at
+ * attempt `a` has `limit - a` left after this one:
+ *
+ * - 3 or more: it runs like any other message
+ * - 2: beside fresh messages, at most one such suspect in this process
+ * - 1 or 0: alone; nothing else is owned or runs, and all settlements are confirmed
+ *
+ * A poison message takes its first two crashes with company. An innocent neighbour is then at most at its third attempt,
+ * where the two can no longer meet, and the poison message crashes alone until its limit. A milder rule (alone with 0
+ * left, one at a time with 1 left) lets an innocent message reach its limit beside two poison messages.
+ */
+export type Degree = "free" | "single" | "alone"
+
+export class Isolation {
+  private readonly limit: number
+  /** The suspect that is to run alone, or does. */
+  current: Attempt | undefined
+  private since = 0
+  /** Until then other messages have their turn. Monotonic milliseconds. */
+  private restUntil = -Infinity
+
+  /** `limit`: the allowed attempts. */
+  constructor(limit: number) {
+    this.limit = limit
+  }
+
+  degree(delivery: Delivery): Degree {
+    if (!delivery.suspect || delivery.attempt < isolateFrom(this.limit)) return "free"
+    return this.limit - delivery.attempt >= 2 ? "single" : "alone"
+  }
+
+  /** Whether a suspect has used all its attempts: it is dead-lettered unseen. */
+  isExhausted(delivery: Delivery): boolean {
+    // A pipeline without retries runs a suspect once more, alone: its handler may never have begun.
+    return delivery.suspect && delivery.attempt > Math.max(2, this.limit)
+  }
+
+  /** How many isolated suspects may be asked for while none is here. */
+  demand(now: number): number {
+    return now < this.restUntil ? 0 : 1
+  }
+
+  enter(attempt: Attempt, now: number): void {
+    this.current = attempt
+    this.since = now
+  }
+
+  /** The others get as much time as the suspect took: a queue of suspects must not stop a pipeline. Milliseconds. */
+  leave(now: number): number {
+    const rest = Math.min(maxRest, now - this.since)
+    this.current = undefined
+    this.restUntil = now + rest
+    return rest
+  }
+}
+
+/** Suspects from this attempt on are isolated: see {@link Isolation}. */
+export const isolateFrom = (limit: number): number => Math.max(2, limit - 2)
+
+const maxRest = 30_000

@@ -1,0 +1,452 @@
+/**
+ * The life of a message that this process owns, from the end of its handler to its settlement. Whatever ends it, the
+ * same path decides, tells the broker, and reports one outcome:
+ *
+ * 1. A handler succeeds: `Ack`. A filter says no: `Ack`, counted as filtered.
+ * 2. A handler fails, with an error, a defect, or a settlement that it requests (`Settlement.retry`, `.terminate`).
+ *    `retryDecision` decides: another attempt after a delay, or a dead letter.
+ * 3. The user settles by hand (`Message.settle`): `retry` and `terminate` follow the same decision. A handler that fails
+ *    afterwards is counted as `failedAfterSettle`.
+ * 4. A dead letter is written, and only when the broker has confirmed it, `Terminate` is settled. A crash between the
+ *    two writes the same dead letter again, under the same id.
+ * 5. A dead letter that the broker refuses leaves the source unsettled: the message is delivered again after a backoff,
+ *    and its letter is tried again, without its handler.
+ * 6. Shutdown releases, without counting an attempt. A peer that owns the message ends everything: nothing is said.
+ */
+import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
+import type * as DeadLetter from "../DeadLetter.ts"
+import type { Counts } from "../Pipeline.ts"
+import * as Settlement from "../Settlement.ts"
+import type * as Telemetry from "../Telemetry.ts"
+import type { Attempt } from "./attempt.ts"
+import type { DeadLetterWriter } from "./deadLetterWriter.ts"
+import type { End } from "./handler.ts"
+import type { Program, Retry } from "./program.ts"
+import { allowedAttempts, decideRetry, defaultRetry } from "./retryDecision.ts"
+
+/** The rooms that an outcome reaches, given. */
+interface Surroundings {
+  readonly program: Program
+  readonly deadLetters: DeadLetterWriter | undefined
+  readonly run: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
+  /** Tells the broker. */
+  readonly settle: (attempt: Attempt) => void
+  /** The attempt has left: its permit, its key and its place are free. */
+  readonly left: (attempt: Attempt) => void
+  /** Its handler has succeeded, and the user settles it. */
+  readonly awaiting: (attempt: Attempt) => void
+  /** Told of every outcome, in order; one that throws is logged and breaks nothing. */
+  readonly listeners: ReadonlyArray<(outcome: Telemetry.Outcome, attempt: Attempt) => void>
+}
+
+/** A message that was handled, for the user to settle within `settleWithin`. */
+interface Awaited {
+  readonly value: unknown
+  readonly timer: Fiber.Fiber<void>
+}
+
+export class Outcomes {
+  readonly counts: { -readonly [K in keyof Counts]: Counts[K] } = {
+    handled: 0,
+    filtered: 0,
+    retried: 0,
+    deadLettered: 0,
+    discarded: 0,
+    released: 0,
+    failedAfterSettle: 0,
+    lost: 0,
+    resettled: 0,
+    unsettled: 0
+  }
+  /** The allowed attempts. */
+  readonly limit: number
+  private readonly around: Surroundings
+  private readonly retry: Retry
+  /** Outcomes that take time: a schedule is asked, a dead letter is written. */
+  private readonly concluding = new Map<Attempt, Fiber.Fiber<void>>()
+  private readonly awaited = new Map<Attempt, Awaited>()
+
+  constructor(around: Surroundings) {
+    this.around = around
+    this.retry = around.program.policies.retry ?? defaultRetry
+    this.limit = allowedAttempts(this.retry)
+  }
+
+  /** Attempts whose outcome is not settled yet. */
+  get held(): Iterable<Attempt> {
+    return [...this.concluding.keys(), ...this.awaited.keys()]
+  }
+
+  get awaitingCount(): number {
+    return this.awaited.size
+  }
+
+  // --- what a handler's end means
+
+  /** A handler has ended; `payload` is its value or the cause of its failure. */
+  readonly ended = (attempt: Attempt, end: End, payload: unknown): void => {
+    if (attempt.isLost) return this.leave(attempt)
+    switch (end) {
+      case "succeeded": {
+        const isManual = this.around.program.policies.ackPolicy === "manual"
+        if (isManual && !attempt.isSettled) return this.awaitSettlement(attempt, payload)
+        this.report(attempt, { _tag: "Handled", value: payload })
+        return this.finish(attempt, Settlement.ack)
+      }
+      case "filtered": {
+        this.report(attempt, { _tag: "Filtered" })
+        return this.finish(attempt, Settlement.ack)
+      }
+      case "failed":
+        return this.failed(attempt, payload as Cause.Cause<unknown>)
+      case "undecodable":
+        return this.conclude(attempt, this.deadLetter(attempt, payload as Cause.Cause<unknown>, "undecodable"))
+      case "interrupted":
+        return this.released(attempt)
+    }
+  }
+
+  private failed(attempt: Attempt, cause: Cause.Cause<unknown>): void {
+    attempt.failure = cause
+    if (this.around.program.policies.ackPolicy === "on-receive") {
+      return this.conclude(attempt, this.deadLetter(attempt, cause, "exhausted"))
+    }
+    if (attempt.isSettled) {
+      attempt.hasOutcome = false
+      this.report(attempt, { _tag: "FailedAfterSettle", cause })
+      return this.leave(attempt)
+    }
+    this.conclude(attempt, this.decided(attempt, cause))
+  }
+
+  /** Asks the retry policy and does what it says. */
+  private decided(attempt: Attempt, cause: Cause.Cause<unknown>): Effect.Effect<void> {
+    return Effect.flatMap(this.decision(attempt, cause), (decision) => {
+      if (decision._tag === "End") return this.deadLetter(attempt, cause, decision.reason)
+      this.report(attempt, { _tag: "Retried", delay: Duration.toMillis(decision.delay), cause })
+      this.finish(attempt, { _tag: "Retry", after: decision.delay })
+      return Effect.void
+    })
+  }
+
+  /** A policy of the user's that throws is replaced by the default one. */
+  private decision(attempt: Attempt, cause: Cause.Cause<unknown>) {
+    const { name } = this.around.program
+    return Effect.suspend(() => decideRetry(this.retry, cause, attempt.delivery.attempt, attempt.message)).pipe(
+      Effect.catchCause((defect) =>
+        Effect.andThen(
+          Effect.logError(`${name}: the retry policy failed; the default policy decides`, defect),
+          decideRetry({ ...defaultRetry, times: this.retry.times }, cause, attempt.delivery.attempt, undefined)
+        )
+      )
+    )
+  }
+
+  /** Stores the message, and only then says that it will not be tried again. */
+  private deadLetter(
+    attempt: Attempt,
+    cause: Cause.Cause<unknown>,
+    reason: DeadLetter.Reason,
+    attempts = attempt.delivery.attempt
+  ): Effect.Effect<void> {
+    const { deadLetters, program } = this.around
+    const { delivery } = attempt
+    const end = (kind: "DeadLettered" | "Discarded") => {
+      this.report(attempt, { _tag: kind, cause, reason })
+      this.finish(attempt, { _tag: "Terminate", reason })
+    }
+    if (deadLetters === undefined) return Effect.sync(() => end("Discarded"))
+    return Effect.matchCauseEffect(deadLetters.write(delivery, cause, reason, attempts), {
+      onSuccess: () => Effect.sync(() => end("DeadLettered")),
+      onFailure: (refusal) => {
+        if (Cause.hasInterruptsOnly(refusal)) return Effect.failCause(refusal as Cause.Cause<never>)
+        const error = `${program.name}: the broker refused the dead letter of message ${delivery.id}`
+        if (attempt.isSettled) {
+          // On-receive: at most once means that it is gone.
+          return Effect.andThen(
+            Effect.logError(`${error}; the message is discarded`, refusal),
+            Effect.sync(() => end("Discarded"))
+          )
+        }
+        const after = deadLetters.backoff(delivery)
+        return Effect.andThen(
+          Effect.logError(`${error}; the message stays, its letter is tried again in ${Duration.format(after)}`, refusal),
+          Effect.sync(() => {
+            this.counts.unsettled++
+            this.finish(attempt, { _tag: "Retry", after })
+          })
+        )
+      }
+    })
+  }
+
+  // --- messages whose handler does not run
+
+  /** A message that was redriven for one group is not for the others. */
+  filtered(attempt: Attempt): void {
+    attempt.to("concluding")
+    this.ended(attempt, "filtered", undefined)
+  }
+
+  /** The function that gives its key has failed. */
+  keyFailed(attempt: Attempt, error: unknown): void {
+    attempt.to("concluding")
+    this.failed(attempt, Cause.die(error))
+  }
+
+  /** On-receive: acknowledges before the handler begins. */
+  receive(attempt: Attempt): Effect.Effect<boolean> {
+    return Effect.suspend(() => attempt.claim() ? this.tell(attempt, Settlement.ack) : Effect.succeed(false))
+  }
+
+  /** Releases a message that has not begun. */
+  releaseUnbegun(attempt: Attempt): void {
+    attempt.to("left")
+    if (!attempt.claim()) return
+    this.report(attempt, { _tag: "Released" })
+    attempt.settlement = Settlement.release
+    this.around.settle(attempt)
+  }
+
+  /**
+   * Ends a message that has no attempt left: a suspect that used all of them, or one whose dead letter was refused
+   * before. `false` when its handler may run.
+   */
+  endSpent(attempt: Attempt, isExhaustedSuspect: boolean): boolean {
+    const { delivery } = attempt
+    const refused = this.around.deadLetters?.pending(delivery)
+    let ending: Effect.Effect<void>
+    if (refused !== undefined) {
+      ending = this.deadLetter(attempt, refused.cause, refused.reason, refused.attempts)
+    } else if (isExhaustedSuspect) {
+      ending = this.deadLetter(attempt, Cause.die(new Error(crashedText)), "crashed", delivery.attempt - 1)
+    } else if (delivery.attempt > this.limit && delivery.firstFailedAt !== undefined) {
+      ending = this.deadLetter(attempt, Cause.die(new Error(spentText)), "exhausted", this.limit)
+    } else {
+      return false
+    }
+    attempt.to("concluding")
+    this.conclude(attempt, ending)
+    return true
+  }
+
+  // --- settled by hand
+
+  /** `Message.settle`: `false` when it was settled before or a peer owns it. */
+  readonly settle = (
+    attempt: Attempt,
+    settlement: Settlement.Settlement
+  ): Effect.Effect<boolean, Settlement.SettleError> =>
+    Effect.suspend(() => {
+      if (!attempt.claim()) return Effect.succeed(false)
+      switch (settlement._tag) {
+        case "Ack":
+          return this.tell(attempt, settlement)
+        case "Release": {
+          this.report(attempt, { _tag: "Released" })
+          return this.tell(attempt, settlement)
+        }
+        case "Retry":
+        case "Terminate": {
+          const cause = Cause.fail(new Settlement.SettlementRequested({ settlement }))
+          return Effect.onError(
+            Effect.flatMap(this.decision(attempt, cause), (decision) => {
+              if (decision._tag === "End") return this.deadLetterByHand(attempt, cause, decision.reason)
+              this.report(attempt, { _tag: "Retried", delay: Duration.toMillis(decision.delay), cause })
+              return this.tell(attempt, { _tag: "Retry", after: decision.delay })
+            }),
+            // Refused or interrupted, the policies settle it.
+            () => Effect.sync(() => attempt.hasOutcome || attempt.unclaim())
+          )
+        }
+      }
+    })
+
+  private deadLetterByHand(
+    attempt: Attempt,
+    cause: Cause.Cause<unknown>,
+    reason: DeadLetter.Reason
+  ): Effect.Effect<boolean, Settlement.SettleError> {
+    const { delivery } = attempt
+    const written = this.around.deadLetters?.write(delivery, cause, reason, delivery.attempt) ?? Effect.void
+    return Effect.mapError(written, (cause) => new Settlement.SettleError({ id: delivery.id, cause })).pipe(
+      Effect.andThen(Effect.suspend(() => {
+        const kind = this.around.deadLetters === undefined ? "Discarded" : "DeadLettered"
+        this.report(attempt, { _tag: kind, cause, reason })
+        return this.tell(attempt, { _tag: "Terminate", reason })
+      }))
+    )
+  }
+
+  /** Tells the broker and waits for its answer; the handler may go on meanwhile. */
+  private tell(attempt: Attempt, settlement: Settlement.Settlement): Effect.Effect<boolean> {
+    const owned = Deferred.makeUnsafe<boolean>()
+    attempt.settlement = settlement
+    attempt.onSettled = (answer) => Deferred.doneUnsafe(owned, Exit.succeed(answer))
+    this.around.settle(attempt)
+    this.settledAwaited(attempt)
+    return Deferred.await(owned)
+  }
+
+  // --- handled, for the user to settle
+
+  private awaitSettlement(attempt: Attempt, value: unknown): void {
+    const { program, run } = this.around
+    attempt.to("awaiting")
+    const { settleWithin } = program.policies
+    const timer = run(Effect.sync(() => this.forgotten(attempt)).pipe(Effect.delay(settleWithin)))
+    this.awaited.set(attempt, { value, timer })
+    this.around.awaiting(attempt)
+  }
+
+  /** The user has settled it in time. */
+  private settledAwaited(attempt: Attempt): void {
+    const awaited = this.awaited.get(attempt)
+    if (awaited === undefined) return
+    this.awaited.delete(attempt)
+    awaited.timer.interruptUnsafe()
+    attempt.to("concluding")
+    if (!attempt.hasOutcome) this.report(attempt, { _tag: "Handled", value: awaited.value })
+    this.leave(attempt)
+  }
+
+  private forgotten(attempt: Attempt): void {
+    const awaited = this.awaited.get(attempt)
+    if (awaited === undefined) return
+    // An operation of the broker has settled it.
+    if (attempt.isSettled) return this.settledAwaited(attempt)
+    this.awaited.delete(attempt)
+    attempt.to("concluding")
+    this.counts.unsettled++
+    const { name, policies } = this.around.program
+    const text = `message ${attempt.delivery.id} was not settled within ${
+      Duration.format(policies.settleWithin)
+    } of being handled`
+    this.around.run(Effect.logError(`${name}: ${text}; the retry policy decides`))
+    this.failed(attempt, Cause.fail(new Unsettled(text)))
+  }
+
+  /** Releases what the user has not settled when the pipeline stops. */
+  releaseAwaited(): void {
+    for (const [attempt, { timer }] of [...this.awaited]) {
+      timer.interruptUnsafe()
+      this.awaited.delete(attempt)
+      attempt.to("concluding")
+      this.released(attempt)
+    }
+  }
+
+  // --- taken away
+
+  /** Releases an attempt that this process does not finish, without counting it. */
+  released(attempt: Attempt): void {
+    if (attempt.isLost || attempt.isSettled) return this.leave(attempt)
+    this.report(attempt, { _tag: "Released" })
+    this.finish(attempt, Settlement.release)
+  }
+
+  /** A peer owns the message. */
+  lost(attempt: Attempt): void {
+    attempt.isLost = true
+    attempt.hasOutcome = false
+    this.report(attempt, { _tag: "Lost" })
+    const awaited = this.awaited.get(attempt)
+    if (awaited === undefined) return this.concluding.get(attempt)?.interruptUnsafe()
+    awaited.timer.interruptUnsafe()
+    this.awaited.delete(attempt)
+    this.leave(attempt)
+  }
+
+  /** The drain's deadline has passed. */
+  interrupt(): void {
+    for (const fiber of [...this.concluding.values()]) fiber.interruptUnsafe()
+  }
+
+  // --- ends
+
+  /** Runs an outcome that takes time; taken away meanwhile, the message is released. */
+  private conclude(attempt: Attempt, effect: Effect.Effect<void>): void {
+    const fiber = this.around.run(effect)
+    const exit = fiber.pollUnsafe()
+    if (exit !== undefined) return this.concluded(attempt, exit)
+    this.concluding.set(attempt, fiber)
+    fiber.addObserver((exit) => {
+      this.concluding.delete(attempt)
+      this.concluded(attempt, exit)
+    })
+  }
+
+  private concluded(attempt: Attempt, exit: Exit.Exit<void>): void {
+    if (Exit.isSuccess(exit)) return
+    if (Cause.hasInterruptsOnly(exit.cause)) {
+      // On-receive: acknowledged, and its dead letter is not written: it is gone.
+      if (attempt.isSettled && !attempt.isLost && !attempt.hasOutcome && attempt.failure !== undefined) {
+        this.report(attempt, { _tag: "Discarded", cause: attempt.failure, reason: "exhausted" })
+      }
+      return this.released(attempt)
+    }
+    // A fault of ours must not be tried without counting.
+    const { name } = this.around.program
+    this.around.run(
+      Effect.logError(`${name}: handling the outcome of message ${attempt.delivery.id} failed`, exit.cause)
+    )
+    if (attempt.state !== "left") this.finish(attempt, { _tag: "Retry", after: Duration.minutes(1) })
+  }
+
+  /** Settles, unless it is settled, and leaves. */
+  private finish(attempt: Attempt, settlement: Settlement.Settlement): void {
+    if (attempt.claim()) {
+      attempt.settlement = settlement
+      this.around.settle(attempt)
+    }
+    this.leave(attempt)
+  }
+
+  private leave(attempt: Attempt): void {
+    attempt.to("left")
+    this.around.left(attempt)
+  }
+
+  /** The one event of an attempt. A settlement that came too late adds `Lost`, a late failure `FailedAfterSettle`. */
+  private report(attempt: Attempt, kind: Telemetry.OutcomeKind): void {
+    if (attempt.hasOutcome) return
+    attempt.hasOutcome = true
+    this.counts[countOf[kind._tag]]++
+    const { listeners, program, run } = this.around
+    if (listeners.length === 0) return
+    const outcome = { pipeline: program.name, delivery: attempt.delivery, message: attempt.message, ...kind }
+    for (const listener of listeners) {
+      try {
+        listener(outcome, attempt)
+      } catch (error) {
+        run(Effect.logError(`${program.name}: an observer of outcomes failed`, error))
+      }
+    }
+  }
+}
+
+/** A message of a pipeline with `ackPolicy("manual")` was handled and not settled in time. */
+class Unsettled extends Error {
+  readonly _tag = "Unsettled"
+  override readonly name = "Unsettled"
+}
+
+const countOf = {
+  Handled: "handled",
+  Filtered: "filtered",
+  Retried: "retried",
+  DeadLettered: "deadLettered",
+  Discarded: "discarded",
+  Released: "released",
+  FailedAfterSettle: "failedAfterSettle",
+  Lost: "lost"
+} as const satisfies { readonly [K in Telemetry.OutcomeKind["_tag"]]: keyof Counts }
+
+const crashedText = "every allowed attempt ended without a settlement: its process may have crashed because of it"
+
+const spentText = "the last allowed attempt failed in another process, which could not write the dead letter"

@@ -1,0 +1,52 @@
+import type { Limit } from "../Concurrency.ts"
+import type { Permit } from "./attempt.ts"
+
+/** The permits of a pipeline: each is one of its own limit and one of the limit that all pipelines of a broker share. */
+export class Permits implements Permit {
+  private readonly own: Limit
+  private readonly common: Limit
+  private readonly on: { readonly onFree: () => void; readonly onResize: () => void }
+  private cancelWait: (() => void) | undefined
+  private readonly cancelResize: () => void
+
+  constructor(own: Limit, common: Limit, on: { readonly onFree: () => void; readonly onResize: () => void }) {
+    this.own = own
+    this.common = common
+    this.on = on
+    const listeners = [own.onResize(on.onResize), common.onResize(on.onResize)]
+    this.cancelResize = () => listeners.forEach((cancel) => cancel())
+  }
+
+  get max(): number {
+    return Math.min(this.own.max, this.common.max)
+  }
+
+  /** Takes a permit; without a free one, `onFree` is called when there may be one. */
+  take(): boolean {
+    if (!this.own.tryTake()) return this.waitFor(this.own)
+    if (!this.common.tryTake()) {
+      this.own.release()
+      return this.waitFor(this.common)
+    }
+    return true
+  }
+
+  readonly release = (): void => {
+    this.common.release()
+    this.own.release()
+  }
+
+  private waitFor(limit: Limit): false {
+    this.cancelWait?.()
+    this.cancelWait = limit.onFree(() => {
+      this.cancelWait = undefined
+      this.on.onFree()
+    })
+    return false
+  }
+
+  close(): void {
+    this.cancelWait?.()
+    this.cancelResize()
+  }
+}

@@ -1,0 +1,129 @@
+import type * as Effect from "effect/Effect"
+import type * as Exit from "effect/Exit"
+
+interface Entry {
+  readonly id: string
+  /** Monotonic milliseconds. */
+  readonly due: number
+  readonly onGone: (() => void) | undefined
+  /** How many more times it may be missed: see {@link RetryWatch}. */
+  left: number
+}
+
+/**
+ * The retries that this process has requested and has not seen again.
+ *
+ * A due retry comes back here where the broker allows, but a peer may have been given it. One that is due and does not
+ * come is given up after the lease, counting only time in which a pull was open and the broker could have answered: an
+ * outage, or slots that are all taken, do not count.
+ */
+export class RetryWatch {
+  private readonly entries = new Map<string, Entry>()
+  /** Not due yet, the next one last. */
+  private readonly upcoming: Array<Entry> = []
+  private readonly dueNow = new Set<Entry>()
+  private readonly options: {
+    readonly now: () => number
+    readonly after: (millis: number, f: () => void) => () => void
+    /** Milliseconds after which a due retry would have come. */
+    readonly giveUpAfter: number
+    /** Whether, in the last `millis`, a due retry could have come. */
+    readonly couldCome: (millis: number) => Effect.Effect<boolean>
+    /** Called when a retry has become due or was given up. */
+    readonly onChange: () => void
+    readonly run: <A>(effect: Effect.Effect<A>) => { readonly addObserver: (f: (exit: Exit.Exit<A>) => void) => void }
+  }
+  private cancelDue: (() => void) | undefined
+  private cancelMiss: (() => void) | undefined
+  private isClosed = false
+
+  constructor(options: RetryWatch["options"]) {
+    this.options = options
+  }
+
+  get size(): number {
+    return this.entries.size
+  }
+
+  get due(): number {
+    return this.dueNow.size
+  }
+
+  has(id: string): boolean {
+    return this.entries.has(id)
+  }
+
+  /** `onGone` is called when the retry is given up. */
+  add(id: string, delay: number, onGone: (() => void) | undefined): void {
+    this.seen(id)
+    const entry: Entry = { id, due: this.options.now() + delay, onGone, left: steps }
+    this.entries.set(id, entry)
+    // A new retry is nearly always the last one to be due.
+    const at = this.upcoming.findIndex((other) => other.due <= entry.due)
+    if (at >= 0) this.upcoming.splice(at, 0, entry)
+    else {
+      this.upcoming.push(entry)
+      this.arm()
+    }
+  }
+
+  /** It has come back: `false` when it was not waited for. */
+  seen(id: string): boolean {
+    const entry = this.entries.get(id)
+    if (entry === undefined) return false
+    this.remove(entry)
+    return true
+  }
+
+  private remove(entry: Entry): void {
+    this.entries.delete(entry.id)
+    if (this.dueNow.delete(entry)) return
+    const at = this.upcoming.indexOf(entry)
+    if (at >= 0) this.upcoming.splice(at, 1)
+  }
+
+  private arm(): void {
+    this.cancelDue?.()
+    this.cancelDue = undefined
+    const next = this.upcoming.at(-1)
+    if (next === undefined || this.isClosed) return
+    this.cancelDue = this.options.after(Math.max(0, next.due - this.options.now()), () => {
+      this.cancelDue = undefined
+      const now = this.options.now()
+      while (this.upcoming.length > 0 && this.upcoming.at(-1)!.due <= now) this.dueNow.add(this.upcoming.pop()!)
+      this.arm()
+      this.watchDue()
+      this.options.onChange()
+    })
+  }
+
+  /** Counts, a tenth of `giveUpAfter` at a time, how long due retries have not come. */
+  private watchDue(): void {
+    if (this.cancelMiss !== undefined || this.dueNow.size === 0 || this.isClosed) return
+    const { after, couldCome, giveUpAfter, run } = this.options
+    const step = giveUpAfter / steps
+    const watched = [...this.dueNow]
+    this.cancelMiss = after(step, () => {
+      run(couldCome(step)).addObserver((exit) => {
+        this.cancelMiss = undefined
+        if (exit._tag === "Success" && exit.value) {
+          for (const entry of watched) {
+            if (!this.dueNow.has(entry) || --entry.left > 0) continue
+            this.remove(entry)
+            entry.onGone?.()
+          }
+        }
+        this.options.onChange()
+        this.watchDue()
+      })
+    })
+  }
+
+  close(): void {
+    this.isClosed = true
+    this.cancelDue?.()
+    this.cancelMiss?.()
+  }
+}
+
+const steps = 10

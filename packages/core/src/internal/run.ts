@@ -1,0 +1,595 @@
+import type * as Arr from "effect/Array"
+import type * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
+import * as Scheduler from "effect/Scheduler"
+import type * as Concurrency from "../Concurrency.ts"
+import { isLimit, shared } from "../Concurrency.ts"
+import type * as Message from "../Message.ts"
+import * as Telemetry from "../Telemetry.ts"
+import type { Delivery, Demand, Subscription, Transport } from "../Transport.ts"
+import type { TransportError } from "../TransportError.ts"
+import { Attempt, type Shared, Watch } from "./attempt.ts"
+import { Batcher } from "./batcher.ts"
+import { Deadlines } from "./deadlines.ts"
+import { DeadLetterWriter } from "./deadLetterWriter.ts"
+import { demandOf, type Holdings, refillAt } from "./demand.ts"
+import { Dispatcher } from "./dispatcher.ts"
+import { Handler } from "./handler.ts"
+import { Isolation } from "./isolation.ts"
+import { KeyedQueue } from "./keyedQueue.ts"
+import { Meter } from "./meter.ts"
+import { Outcomes } from "./outcome.ts"
+import { Ownership } from "./ownership.ts"
+import { Permits } from "./permit.ts"
+import { Prefetch } from "./prefetch.ts"
+import { preparation } from "./prepare.ts"
+import type { Program } from "./program.ts"
+import { publishStep } from "./publish.ts"
+import { Reader } from "./reader.ts"
+import { RetryWatch } from "./retryWatch.ts"
+import { settleBackoff, Settler } from "./settler.ts"
+import { compile } from "./steps.ts"
+import { batchSize } from "./validate.ts"
+
+/**
+ * One running pipeline: the only room that knows all others, and wires them.
+ *
+ * A delivery goes from the reader, past the keys, into the dispatcher's buffer; the dispatcher gives it a permit and
+ * begins it; the handler runs its steps; its outcome is decided and goes to the settler.
+ */
+export class Run {
+  readonly program: Program
+  readonly limit: Concurrency.Limit
+  readonly outcomes: Outcomes
+  readonly settler: Settler<Attempt>
+  readonly reader: Reader
+  readonly ownership: Ownership
+  /** Ends only when the pipeline can no longer run. */
+  readonly failure = Deferred.makeUnsafe<never, TransportError>()
+  /** When the pipeline could no longer run. Milliseconds since the epoch. */
+  stoppedAt: number | undefined
+  readonly run: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
+  /** Set by drain: nothing that is buffered begins any more. */
+  isDraining = false
+  /** The drain's deadline has passed: handlers are being interrupted. */
+  isInterrupting = false
+  private readonly clock: Clock.Clock
+  private readonly subscription: Subscription
+  private readonly shared: Shared
+  private readonly permits: Permits
+  private readonly perPermit: number
+  private readonly dispatcher: Dispatcher
+  private readonly handler: Handler
+  private readonly batchers: Array<Batcher> = []
+  private readonly deadlines: ReadonlyMap<number, Deadlines<Attempt>>
+  private readonly isolation: Isolation
+  /** The isolated suspects that this process owns: at most one. */
+  private readonly isolated = new Set<Attempt>()
+  /** Retries of an earlier process that are not due yet, with what cancels their timers. */
+  private readonly early = new Map<Attempt, () => void>()
+  private readonly keys: KeyedQueue | undefined
+  private readonly retries: RetryWatch
+  private readonly prefetch: Prefetch
+  /** Something wants to know how long handlers take. */
+  private readonly isTimed: boolean
+  /** Begun and not left. */
+  private inFlight = 0
+  /** Settlements in the settler's list: still owned as far as the broker knows. */
+  private settling = 0
+  private isVerifying = false
+  private openAt = 0
+  private cancelRest: (() => void) | undefined
+  private readonly idle = new Set<() => void>()
+
+  constructor(
+    program: Program,
+    transport: Transport["Service"],
+    subscription: Subscription,
+    context: Context.Context<never>
+  ) {
+    this.program = program
+    this.subscription = subscription
+    this.run = Effect.runForkWith(context)
+    const clock = this.clock = Context.get(context, Clock.Clock)
+    const scheduler = Context.get(context, Scheduler.Scheduler).makeDispatcher()
+    const { policies, source } = program
+    const lease = subscription.lease === undefined ? undefined : Duration.toMillis(subscription.lease)
+
+    const meter = Context.get(context, Telemetry.Metrics)
+      ? new Meter(context, transport.name, source.topic.name, source.group)
+      : undefined
+    const observer = Context.get(context, Telemetry.Observer)
+    this.outcomes = new Outcomes({
+      program,
+      deadLetters: DeadLetterWriter.of(program, transport, clock),
+      run: this.run,
+      settle: (attempt) => this.settle(attempt),
+      left: (attempt) => this.left(attempt),
+      awaiting: (attempt) => this.awaiting(attempt),
+      listeners: [
+        ...(meter === undefined ? [] : [(outcome: Telemetry.Outcome, { startedAt }: Attempt) =>
+          meter.ended(outcome._tag, startedAt === 0 ? 0 : this.now() - startedAt, "cause" in outcome ? outcome.cause : undefined)]),
+        ...(observer === undefined ? [] : [observer])
+      ]
+    })
+    this.shared = {
+      group: source.group,
+      transport,
+      watch: Context.get(context, Watch),
+      settle: this.outcomes.settle
+    }
+    this.limit = isLimit(policies.concurrency) ? policies.concurrency : shared(policies.concurrency)
+    this.permits = new Permits(this.limit, transport.limit, {
+      onFree: () => this.dispatcher.pump(),
+      onResize: () => this.resized()
+    })
+    this.perPermit = batchSize(program)
+    this.prefetch = new Prefetch(source.prefetch)
+    this.isolation = new Isolation(this.outcomes.limit)
+    this.settler = new Settler<Attempt>({
+      subscription,
+      clock,
+      context,
+      dispatcher: scheduler,
+      onHandedOver: () => this.handedOver(),
+      onSettled: (attempt, owned) => this.settled(attempt, owned),
+      onResend: (size) => void (this.outcomes.counts.resettled += size)
+    })
+
+    this.dispatcher = new Dispatcher({
+      clock,
+      scheduler,
+      gates: { isShut: (now) => this.isShut(now), admits: (attempt) => this.admits(attempt) },
+      takePermit: () => this.permits.take(),
+      begin: (attempt) => this.begin(attempt),
+      onBegun: () => this.demandChanged(),
+      onPumped: () => {
+        this.settler.hurry()
+        this.demandChanged()
+      }
+    })
+
+    const operations = compile(program.steps, {
+      publish: (step, path) => publishStep(transport, source, step, path),
+      batch: (step) => {
+        const batcher = new Batcher(step, {
+          context,
+          permit: this.permits,
+          ready: this.dispatcher.batchReady,
+          joined: (attempt) => this.keys?.joined(attempt),
+          closed: (key) => this.keys?.closed(key),
+          isHurried: () => this.isDraining || this.isolation.current !== undefined,
+          isInterrupting: () => this.isInterrupting
+        })
+        this.batchers.push(batcher)
+        return batcher.join
+      }
+    })
+    this.deadlines = new Map(operations.flatMap(({ timeout }, index) =>
+      timeout === undefined ? [] : [[index, timeout] as const]
+    ).map(([index, { duration }], number) => {
+      const expire = (attempt: Attempt) => this.handler.timedOut(attempt, index)
+      return [index, new Deadlines(number, duration, context, () => this.now(), expire)]
+    }))
+    this.isTimed = meter !== undefined || this.limit.observe !== undefined || this.deadlines.size > 0
+    this.handler = new Handler({
+      operations,
+      codec: source.topic.codec,
+      prepare: preparation(program),
+      context,
+      deadlines: this.deadlines,
+      ended: this.outcomes.ended
+    })
+    const { key } = policies
+    this.keys = key === undefined ? undefined : new KeyedQueue({
+      keyOf: (attempt) => this.keyOf(attempt, key),
+      onReady: (attempt) => {
+        this.enqueue(attempt)
+        this.dispatcher.pump()
+      }
+    })
+
+    this.ownership = new Ownership({
+      name: program.name,
+      clock,
+      subscription,
+      held: () => this.held(),
+      onLost: (attempt) => this.lost(attempt),
+      // Answered at once, the pump that asked is still running.
+      onSure: () => this.dispatcher.isIdle ? this.dispatcher.pump() : this.dispatcher.pumpLater()
+    })
+    this.reader = new Reader({
+      subscription,
+      demand: () => this.demand(),
+      take: (deliveries) => this.take(deliveries),
+      now: () => this.now(),
+      run: this.run,
+      onFailure: (cause) => this.fail(cause)
+    })
+    this.retries = new RetryWatch({
+      now: () => this.now(),
+      after: (millis, f) => this.after(millis, f),
+      giveUpAfter: lease === undefined ? giveUpWithoutLease : lease + 1000,
+      couldCome: (millis) => this.retryCouldCome(millis),
+      onChange: () => this.demandChanged(),
+      run: this.run
+    })
+  }
+
+  /** Monotonic, in milliseconds. */
+  private now(): number {
+    return Number(this.clock.monotonicTimeNanosUnsafe()) / 1e6
+  }
+
+  private after(millis: number, f: () => void): () => void {
+    const fiber = this.run(Effect.sleep(millis))
+    fiber.addObserver((exit) => {
+      if (Exit.isSuccess(exit)) f()
+    })
+    return () => fiber.interruptUnsafe()
+  }
+
+  private fail(cause: Cause.Cause<TransportError>): void {
+    this.stoppedAt = this.clock.currentTimeMillisUnsafe()
+    Deferred.doneUnsafe(this.failure, Exit.failCause(cause))
+    this.run(Effect.logError(`${this.program.name} can no longer run`, cause))
+  }
+
+  // --- what this process holds
+
+  /** Owned and not begun. */
+  get buffered(): number {
+    return this.dispatcher.buffer.size + (this.keys?.blocked ?? 0)
+  }
+
+  /** Begun and not left; without those that are handled and wait for the user to settle them. */
+  get begun(): number {
+    return this.inFlight - this.outcomes.awaitingCount
+  }
+
+  private get owned(): number {
+    return this.buffered + this.inFlight + this.settling
+  }
+
+  private get holdings(): Holdings {
+    const { source } = this.program
+    const blocked = this.keys?.blocked ?? 0
+    return {
+      permits: this.permits.max,
+      perPermit: this.perPermit,
+      prefetch: this.prefetch.current(this.now()),
+      prefetchBytes: source.prefetchBytes,
+      averageBytes: this.prefetch.averageBytes,
+      buffered: this.dispatcher.buffer.size,
+      blocked,
+      maxBlocked: source.maxBlocked,
+      owned: this.owned,
+      delayed: this.retries.size,
+      due: this.retries.due,
+      maxDelayed: source.waiting,
+      unconfirmed: this.settler.unconfirmed,
+      suspects: this.isolated.size > 0 ? 0 : this.isolation.demand(this.now()),
+      isIsolating: this.isolation.current !== undefined
+    }
+  }
+
+  /** With more than this in the buffer, no demand is computed. */
+  private refillAt = 0
+
+  private demand(): Demand | undefined {
+    const { holdings } = this
+    this.refillAt = refillAt(holdings)
+    return this.isDraining ? undefined : demandOf(holdings)
+  }
+
+  private demandChanged(): void {
+    if (this.dispatcher.buffer.size <= this.refillAt) this.reader.demandChanged()
+  }
+
+  /** A limit was raised or lowered while it is in use. */
+  private resized(): void {
+    this.dispatcher.pump()
+    this.reader.replace()
+  }
+
+  private *held(): Iterable<Attempt> {
+    yield* this.dispatcher.buffer.toArray()
+    if (this.keys !== undefined) yield* this.keys.all()
+    yield* this.early.keys()
+    for (const attempt of this.handler.waiting.all()) if (!attempt.isSettled) yield attempt
+    for (const attempt of this.outcomes.held) if (!attempt.isSettled) yield attempt
+  }
+
+  // --- taking
+
+  private take(deliveries: Arr.NonEmptyReadonlyArray<Delivery>): void {
+    if (this.owned === 0) this.prefetch.began(this.now())
+    this.ownership.pulled(this.buffered === 0)
+    this.prefetch.sampled(deliveries[0].body.byteLength)
+    for (const delivery of deliveries) {
+      if (delivery.redelivered && this.retries.size > 0) this.retries.seen(delivery.id)
+      const attempt = new Attempt(this.shared, delivery)
+      if (!this.accepts(attempt)) this.outcomes.releaseUnbegun(attempt)
+      else if (this.keys === undefined || !isFor(delivery, this.shared.group)) this.enqueue(attempt)
+      else if (this.isEarly(delivery)) this.hold(attempt, this.keys)
+      else if (this.keys.admit(attempt)) this.enqueue(attempt)
+    }
+    this.dispatcher.pump()
+  }
+
+  /** Isolated suspects beyond the demand, and whatever arrives beside one that runs alone, are released. */
+  private accepts(attempt: Attempt): boolean {
+    if (this.isolation.current !== undefined) return false
+    if (this.isolation.degree(attempt.delivery) === "free") return true
+    if (this.isolated.size > 0) return false
+    this.isolated.add(attempt)
+    return true
+  }
+
+  private enqueue(attempt: Attempt): void {
+    if (this.isolated.size > 0 && this.isolated.has(attempt) && this.isolation.degree(attempt.delivery) === "alone") {
+      this.isolate(attempt)
+    } else {
+      this.dispatcher.buffer.push(attempt)
+    }
+  }
+
+  /** A retry of an earlier process that is not due yet: its key waits for it. */
+  private isEarly({ due }: Delivery): boolean {
+    return due !== undefined && due > this.clock.currentTimeMillisUnsafe()
+  }
+
+  private hold(attempt: Attempt, keys: KeyedQueue): void {
+    keys.expect(attempt)
+    const cancel = this.after(attempt.delivery.due! - this.clock.currentTimeMillisUnsafe(), () => {
+      this.early.delete(attempt)
+      if (keys.admit(attempt)) this.enqueue(attempt)
+      this.dispatcher.pump()
+    })
+    this.early.set(attempt, cancel)
+  }
+
+  /** Decodes before its turn. Undecodable messages have no key. Messages decoded by an Effect share one key. */
+  private keyOf(attempt: Attempt, key: (message: Message.Any) => string | undefined): string | undefined {
+    const exit = this.handler.decode(attempt)
+    if (exit === undefined) return ""
+    if (Exit.isFailure(exit)) return undefined
+    try {
+      return key(attempt.message!)
+    } catch (error) {
+      attempt.keyFailure = error
+      return undefined
+    }
+  }
+
+  // --- isolation
+
+  /** This one runs alone: nothing else is buffered, no pull is open, nothing runs, all settlements are confirmed. */
+  private isolate(attempt: Attempt): void {
+    this.isolation.enter(attempt, this.now())
+    this.releaseUnbegun()
+    this.dispatcher.buffer.push(attempt)
+    for (const batcher of this.batchers) batcher.flushAll()
+    this.reader.withdraw(() => this.dispatcher.pump())
+  }
+
+  private admits(next: Attempt): boolean {
+    if (this.isolation.current === undefined) return true
+    return next === this.isolation.current && this.begun === 0 && !this.reader.isOpen &&
+      this.settler.pending.length === 0 && this.settler.unconfirmed === 0
+  }
+
+  private leftIsolation(attempt: Attempt): void {
+    if (!this.isolated.delete(attempt) || this.isolation.current !== attempt) return
+    const rest = this.isolation.leave(this.now())
+    this.cancelRest = this.after(rest, () => this.demandChanged())
+  }
+
+  // --- beginning
+
+  /** Nothing may begin while the pipeline drains, or while it is not sure that it owns what is buffered. */
+  private isShut(now: number): boolean {
+    if (this.isDraining) return true
+    if (this.ownership.isSure(now)) return false
+    if (!this.isVerifying) {
+      this.isVerifying = true
+      this.run(this.ownership.extend).addObserver(() => {
+        this.isVerifying = false
+      })
+    }
+    return true
+  }
+
+  /** Called with a permit taken. */
+  private begin(attempt: Attempt): void {
+    this.inFlight++
+    attempt.permit = this.permits
+    if (this.isTimed) attempt.startedAt = this.now()
+    const { delivery } = attempt
+    if (!isFor(delivery, this.shared.group)) return this.outcomes.filtered(attempt)
+    if (delivery.redelivered && this.outcomes.endSpent(attempt, this.isolation.isExhausted(delivery))) return
+    if (attempt.keyFailure !== undefined) return this.outcomes.keyFailed(attempt, attempt.keyFailure)
+    if (this.isolated.size > 0 && this.isolated.has(attempt)) {
+      return this.confirm(attempt, this.subscription.begin(delivery))
+    }
+    if (this.program.policies.ackPolicy === "on-receive") return this.confirm(attempt, this.outcomes.receive(attempt))
+    this.handler.begin(attempt)
+  }
+
+  /** Begins when the broker has confirmed that it may: its attempt is recorded, or it is acknowledged. */
+  private confirm(attempt: Attempt, confirmation: Effect.Effect<boolean, TransportError>): void {
+    attempt.to("confirming")
+    this.handler.waiting.add(attempt)
+    const confirmed = Effect.retry(confirmation, settleBackoff)
+    this.run(confirmed).addObserver((exit) => {
+      if (attempt.state !== "confirming" || Exit.isFailure(exit)) return
+      if (!exit.value) return this.lost(attempt)
+      const next = this.isolated.has(attempt) && this.program.policies.ackPolicy === "on-receive" && !attempt.isSettled
+      if (next) return this.confirm(attempt, this.outcomes.receive(attempt))
+      this.handler.begin(attempt)
+    })
+  }
+
+  // --- settling and leaving
+
+  private settle(attempt: Attempt): void {
+    const { settlement } = attempt
+    if (settlement._tag === "Retry") {
+      const { id } = attempt.delivery
+      const delay = settlement.after === undefined ? 0 : Duration.toMillis(settlement.after)
+      this.retries.add(id, delay, this.keys === undefined ? undefined : () => this.keys!.gaveUp(id))
+    }
+    this.settling++
+    this.settler.add(attempt)
+  }
+
+  private handedOver(): void {
+    this.settling = this.settler.pending.length
+    if (this.owned === 0) this.prefetch.ended(this.now())
+    if (this.isolation.current === undefined) this.demandChanged()
+    else this.dispatcher.pump()
+  }
+
+  /** The broker has answered. */
+  private settled(attempt: Attempt, owned: boolean): void {
+    if (!owned) this.lost(attempt)
+    attempt.onSettled?.(owned)
+  }
+
+  /** Handled, for the user to settle: its permit and its key are free. */
+  private awaiting(attempt: Attempt): void {
+    attempt.releasePermit()
+    this.keys?.left(attempt)
+    attempt.key = undefined
+    this.progressed()
+  }
+
+  private left(attempt: Attempt): void {
+    this.handler.waiting.delete(attempt)
+    this.inFlight--
+    this.prefetch.done()
+    attempt.releasePermit()
+    if (this.isolated.size > 0) this.leftIsolation(attempt)
+    if (this.keys !== undefined) {
+      const { delivery, isLost, isSettled, settlement } = attempt
+      if (isSettled && !isLost && settlement._tag === "Retry" && this.retries.has(delivery.id)) this.keys.retried(attempt)
+      this.keys.left(attempt)
+    }
+    if (this.isTimed) this.observeLimit(attempt)
+    this.progressed()
+  }
+
+  private progressed(): void {
+    if (this.idle.size > 0 && this.begun === 0) {
+      const waiters = [...this.idle]
+      this.idle.clear()
+      for (const wake of waiters) wake()
+    }
+    if (this.dispatcher.hasWork) this.dispatcher.pump()
+    else this.demandChanged()
+  }
+
+  private observeLimit(attempt: Attempt): void {
+    if (this.limit.observe === undefined || attempt.startedAt === 0) return
+    const endedAt = this.now()
+    try {
+      this.limit.observe({ endedAt, latency: endedAt - attempt.startedAt, failed: attempt.failure !== undefined })
+    } catch (error) {
+      this.run(Effect.logError(`${this.program.name}: the algorithm of its limit failed`, error))
+    }
+  }
+
+  /** A peer owns the message: wherever it is here, it leaves, and nothing is said about it. */
+  private lost(attempt: Attempt): void {
+    if (attempt.isLost) return
+    this.outcomes.lost(attempt)
+    switch (attempt.state) {
+      case "buffered": {
+        if (this.dispatcher.buffer.delete(attempt)) this.keys?.left(attempt)
+        else this.keys?.forget(attempt)
+        this.early.get(attempt)?.()
+        this.early.delete(attempt)
+        attempt.to("left")
+        this.leftIsolation(attempt)
+        return this.dispatcher.pump()
+      }
+      case "confirming":
+        return this.outcomes.ended(attempt, "interrupted", undefined)
+      case "running":
+        return this.handler.interrupt(attempt, new Error("another consumer owns this message"))
+      case "left": {
+        // Its retry is with the peer.
+        if (this.retries.seen(attempt.delivery.id)) this.keys?.gaveUp(attempt.delivery.id)
+      }
+    }
+  }
+
+  /** Whether, in the last `millis`, a due retry could have come. */
+  private retryCouldCome(millis: number): Effect.Effect<boolean> {
+    const since = this.openAt
+    this.openAt = this.reader.openFor
+    const wasOpen = this.openAt - since >= millis / 2 || this.reader.isOpen
+    return wasOpen
+      ? Effect.map(this.subscription.health, ({ state }) => state === "consuming")
+      : Effect.succeed(false)
+  }
+
+  // --- stopping: the order is in drain.ts
+
+  /** Releases what has not begun. */
+  releaseUnbegun(): void {
+    for (const cancel of this.early.values()) cancel()
+    const unbegun = [...this.dispatcher.buffer.takeAll(), ...this.early.keys()]
+    this.early.clear()
+    for (const attempt of unbegun) this.keys?.left(attempt)
+    if (this.keys !== undefined) unbegun.push(...this.keys.takeAll())
+    for (const attempt of unbegun) {
+      this.isolated.delete(attempt)
+      this.outcomes.releaseUnbegun(attempt)
+    }
+  }
+
+  flushBatches(): void {
+    for (const batcher of this.batchers) batcher.flushAll()
+  }
+
+  /** Resolves when no handler runs. */
+  readonly awaitHandlers: Effect.Effect<void> = Effect.callback<void>((resume) => {
+    if (this.begun === 0) return resume(Effect.void)
+    const wake = () => resume(Effect.void)
+    this.idle.add(wake)
+    return Effect.sync(() => this.idle.delete(wake))
+  })
+
+  readonly interruptHandlers: Effect.Effect<void> = Effect.sync(() => {
+    this.isInterrupting = true
+    for (const attempt of this.handler.waiting.all()) {
+      if (attempt.state === "confirming") this.outcomes.ended(attempt, "interrupted", undefined)
+      else this.handler.interrupt(attempt, new Error("the pipeline is stopping"))
+    }
+    this.outcomes.interrupt()
+  })
+
+  close(): void {
+    this.permits.close()
+    for (const deadline of this.deadlines.values()) deadline.close()
+    this.retries.close()
+    this.cancelRest?.()
+    this.settler.close()
+  }
+}
+
+/** A message that was redriven for one group is not for the others. */
+const isFor = (delivery: Delivery, group: string): boolean => {
+  const target = delivery.headers["millrace-group"]
+  return target === undefined || target === group
+}
+
+/** How long a key waits for a retry that is due, where ownership does not end. Milliseconds. */
+const giveUpWithoutLease = 30_000

@@ -1,0 +1,354 @@
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import * as Result from "effect/Result"
+import * as Settlement from "../Settlement.ts"
+import type { Attempt } from "./attempt.ts"
+import { exitOf } from "./exit.ts"
+import type { Step } from "./program.ts"
+import { isThenable, mapReturnedPromise, rejection } from "./promise.ts"
+
+/**
+ * What a step answers that is not its value: something to wait for, or an end. A plain value is returned as it is, so
+ * that a step that is a plain function allocates nothing.
+ */
+export type Pending =
+  | Await
+  | Run
+  | Failed
+  | Filtered
+  | Join
+
+abstract class PendingBase {}
+
+/** A promise. */
+export class Await extends PendingBase {
+  readonly _tag = "Await"
+  readonly promise: Promise<unknown>
+  readonly onRejected: (error: unknown) => Cause.Cause<unknown>
+  constructor(promise: Promise<unknown>, onRejected: (error: unknown) => Cause.Cause<unknown>) {
+    super()
+    this.promise = promise
+    this.onRejected = onRejected
+  }
+}
+
+/** An Effect; with `keep` the value that went in goes on. */
+export class Run extends PendingBase {
+  readonly _tag = "Run"
+  readonly effect: Effect.Effect<unknown, unknown>
+  readonly keep: boolean
+  constructor(effect: Effect.Effect<unknown, unknown>, keep: boolean) {
+    super()
+    this.effect = effect
+    this.keep = keep
+  }
+}
+
+export class Failed extends PendingBase {
+  readonly _tag = "Failed"
+  readonly cause: Cause.Cause<unknown>
+  constructor(cause: Cause.Cause<unknown>) {
+    super()
+    this.cause = cause
+  }
+}
+
+/** A filter said no. */
+class Filtered extends PendingBase {
+  readonly _tag = "Filtered"
+}
+const filtered = new Filtered()
+
+/** The batch of a step. */
+export class Join extends PendingBase {
+  readonly _tag = "Join"
+  readonly join: JoinBatch
+  constructor(join: JoinBatch) {
+    super()
+    this.join = join
+  }
+}
+
+/**
+ * Adds a message to a batch and calls `resume` with its result. Gives a function that takes the message away again:
+ * `stopped` is called as soon as the batch's function no longer works on it.
+ */
+export type JoinBatch = (
+  attempt: Attempt,
+  value: unknown,
+  resume: (exit: Exit.Exit<unknown, unknown>) => void
+) => (stopped: () => void) => void
+
+/** A value may be an object that cannot be looked at (a revoked Proxy). */
+export const isPending = (u: unknown): u is Pending => {
+  try {
+    return u instanceof PendingBase
+  } catch {
+    return false
+  }
+}
+
+/** A step, compiled. */
+export interface Operation {
+  readonly run: (value: unknown, attempt: Attempt) => unknown | Pending
+  /** Recovers from a failure of a step above it; `undefined` passes the failure on. */
+  readonly recover?: (cause: Cause.Cause<unknown>, attempt: Attempt) => Pending | undefined
+  /** A timeout of all that stands above it. */
+  readonly timeout?: Extract<Step, { _tag: "Timeout" }>
+}
+
+/** The rooms that a step reaches: given, so that steps know none of them. */
+export interface Environment {
+  /** `path` is the step's place in the pipeline: ids of published messages derive from it. */
+  readonly publish: (
+    step: Extract<Step, { _tag: "To" }>,
+    path: string
+  ) => (value: unknown, attempt: Attempt) => Effect.Effect<void, unknown>
+  readonly batch: (step: Extract<Step, { _tag: "Batch" }>) => JoinBatch
+}
+
+export const compile = (
+  steps: ReadonlyArray<Step>,
+  environment: Environment,
+  prefix = ""
+): ReadonlyArray<Operation> => steps.map((step, index) => operation(step, environment, `${prefix}${index}`))
+
+const pass = (value: unknown) => value
+
+const operation = (step: Step, environment: Environment, path: string): Operation => {
+  switch (step._tag) {
+    case "Map": {
+      const { f } = step
+      return {
+        run: (value, attempt) => {
+          const result = f(value, attempt.message!)
+          return isThenable(result) ? new Failed(Cause.die(mapReturnedPromise())) : result
+        }
+      }
+    }
+    case "Filter": {
+      const { f } = step
+      return { run: (value, attempt) => f(value, attempt.message!) ? value : filtered }
+    }
+    case "FilterMap": {
+      const { f } = step
+      return {
+        run: (value, attempt) => {
+          const result = f(value, attempt.message!)
+          return Result.isSuccess(result) ? result.success : filtered
+        }
+      }
+    }
+    case "Promise": {
+      const { f } = step
+      const onRejected = (error: unknown) => rejection(step.catch, error)
+      return {
+        run: (value, attempt) => {
+          let returned: unknown
+          try {
+            returned = f(value, attempt.message!)
+          } catch (error) {
+            return new Failed(onRejected(error))
+          }
+          return isThenable(returned)
+            ? new Await(returned instanceof Promise ? returned : Promise.resolve(returned), onRejected)
+            : returned
+        }
+      }
+    }
+    case "Effect": {
+      const { f, keep } = step
+      return { run: (value, attempt) => ofEffect(f(value, attempt.message!), keep, value) }
+    }
+    case "To": {
+      const publish = environment.publish(step, path)
+      return { run: (value, attempt) => new Run(publish(value, attempt), true) }
+    }
+    case "Batch": {
+      const join = new Join(environment.batch(step))
+      return { run: () => join }
+    }
+    case "Branch": {
+      const cases = new Map(
+        Array.from(step.cases, ([name, steps]) => [name, compile(steps, environment, `${path}.${name}.`)] as const)
+      )
+      const { by } = step
+      return {
+        run: (value, attempt) => {
+          const name = by(value, attempt.message!)
+          const operations = cases.get(name)
+          return operations === undefined
+            ? new Failed(Cause.die(new TypeError(`a branch of the pipeline has no case ${JSON.stringify(name)}`)))
+            : ofEffect(asEffect(operations, value, attempt), false, value)
+        }
+      }
+    }
+    case "Middleware": {
+      const operations = compile(step.steps, environment, `${path}.`)
+      const { f } = step
+      return {
+        // Suspended: a middleware may run it again.
+        run: (value, attempt) =>
+          ofEffect(f(Effect.suspend(() => asEffect(operations, value, attempt)), attempt.message!), false, value)
+      }
+    }
+    case "Timeout":
+      return { run: pass, timeout: step }
+    case "Catch": {
+      const { f, matches } = step
+      return {
+        run: pass,
+        recover: (cause, attempt) => {
+          const error = Cause.findErrorOption(cause)
+          if (error._tag === "None" || attempt.message === undefined) return undefined
+          if (!isSafely(() => matches(error.value))) return undefined
+          attempt.renewSignal()
+          return ofEffect(f(error.value as never, attempt.message), false, undefined) as Pending
+        }
+      }
+    }
+  }
+}
+
+/** An Effect that is an `Exit` needs no fiber. */
+const ofEffect = (effect: Effect.Effect<unknown, unknown>, keep: boolean, value: unknown): unknown | Pending => {
+  const exit = exitOf(effect)
+  if (exit === undefined) return new Run(effect, keep)
+  if (Exit.isSuccess(exit)) return keep ? value : exit.value
+  return isFiltered(exit.cause) ? filtered : new Failed(exit.cause)
+}
+
+/** Runs one step. A function that throws has a defect, unless it throws a settlement. */
+export const apply = (operation: Operation, value: unknown, attempt: Attempt): unknown | Pending => {
+  try {
+    return operation.run(value, attempt)
+  } catch (error) {
+    return new Failed(thrown(error))
+  }
+}
+
+/** The step below a failure that recovers from it, and its answer. */
+export const recover = (
+  operations: ReadonlyArray<Operation>,
+  from: number,
+  cause: Cause.Cause<unknown>,
+  attempt: Attempt
+): { readonly index: number; readonly pending: unknown | Pending } | { readonly cause: Cause.Cause<unknown> } => {
+  for (let index = from; index < operations.length; index++) {
+    const operation = operations[index]!
+    if (operation.recover === undefined) continue
+    try {
+      const pending = operation.recover(cause, attempt)
+      if (pending !== undefined) return { index, pending }
+    } catch (error) {
+      cause = thrown(error)
+    }
+  }
+  return { cause }
+}
+
+export const thrown = (error: unknown): Cause.Cause<unknown> =>
+  Settlement.isRequested(error) ? Cause.fail(error) : Cause.die(error)
+
+// --- steps as one Effect, for what wraps or nests them
+
+/** Passes through a failure channel when a filter under a middleware or in a branch says no. */
+class FilteredSignal {
+  readonly _tag = "@millrace/Filtered"
+}
+const filteredExit = Exit.fail(new FilteredSignal())
+
+export const isFiltered = (cause: Cause.Cause<unknown>): boolean =>
+  Option.exists(Cause.findErrorOption(cause), (error) => isSafely(() => error instanceof FilteredSignal))
+
+/** An error may be an object that cannot be looked at. */
+const isSafely = (test: () => boolean): boolean => {
+  try {
+    return test()
+  } catch {
+    return false
+  }
+}
+
+/** Stays an `Exit`, and starts no fiber, for as long as steps are plain functions. */
+const asEffect = (
+  operations: ReadonlyArray<Operation>,
+  value: unknown,
+  attempt: Attempt
+): Effect.Effect<unknown, unknown> => {
+  const last = operations.findLastIndex(({ timeout }) => timeout !== undefined)
+  if (last < 0) return onward(operations, 0, value, attempt)
+  const above = asEffect(operations.slice(0, last), value, attempt)
+  const timed = exitOf(above) ?? Effect.timeout(above, operations[last]!.timeout!.duration).pipe(
+    Effect.tapError((error) => Effect.sync(() => Cause.isTimeoutError(error) && attempt.abort(error)))
+  )
+  return continued(operations, last + 1, timed, attempt, false, value)
+}
+
+/** Runs the operations from `from` on. */
+const onward = (
+  operations: ReadonlyArray<Operation>,
+  from: number,
+  value: unknown,
+  attempt: Attempt
+): Effect.Effect<unknown, unknown> => {
+  for (let index = from; index < operations.length; index++) {
+    const result = apply(operations[index]!, value, attempt)
+    if (!isPending(result)) {
+      value = result
+      continue
+    }
+    const keep = result._tag === "Run" && result.keep
+    return continued(operations, index + 1, effectOf(result, value, attempt), attempt, keep, value)
+  }
+  return Exit.succeed(value)
+}
+
+/** Goes on behind an Effect: with its value, or with what recovers from its failure. */
+const continued = (
+  operations: ReadonlyArray<Operation>,
+  from: number,
+  effect: Effect.Effect<unknown, unknown>,
+  attempt: Attempt,
+  keep: boolean,
+  value: unknown
+): Effect.Effect<unknown, unknown> => {
+  const onFailure = (cause: Cause.Cause<unknown>): Effect.Effect<unknown, unknown> => {
+    if (isFiltered(cause) || Cause.hasInterruptsOnly(cause)) return Exit.failCause(cause)
+    const recovery = recover(operations, from, cause, attempt)
+    if ("cause" in recovery) return Exit.failCause(recovery.cause)
+    const { index, pending } = recovery
+    return isPending(pending)
+      ? continued(operations, index + 1, effectOf(pending, value, attempt), attempt, false, value)
+      : onward(operations, index + 1, pending, attempt)
+  }
+  const onSuccess = (result: unknown) => onward(operations, from, keep ? value : result, attempt)
+  const exit = exitOf(effect)
+  if (exit !== undefined) return Exit.isSuccess(exit) ? onSuccess(exit.value) : onFailure(exit.cause)
+  return Effect.matchCauseEffect(effect, { onFailure, onSuccess })
+}
+
+const effectOf = (pending: Pending, value: unknown, attempt: Attempt): Effect.Effect<unknown, unknown> => {
+  switch (pending._tag) {
+    case "Run":
+      return pending.effect
+    case "Failed":
+      return Exit.failCause(pending.cause)
+    case "Filtered":
+      return filteredExit
+    case "Await":
+      return Effect.callback((resume) => {
+        pending.promise.then(
+          (result) => resume(Exit.succeed(result)),
+          (error) => resume(Exit.failCause(pending.onRejected(error)))
+        )
+      })
+    case "Join":
+      return Effect.callback((resume) => {
+        const leave = pending.join(attempt, value, resume)
+        return Effect.callback<void>((stopped) => leave(() => stopped(Effect.void)))
+      })
+  }
+}
