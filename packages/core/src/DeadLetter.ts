@@ -10,16 +10,16 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { dual } from "effect/Function"
-import type * as Option from "effect/Option"
+import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
-import { publishUntilAnswered } from "./internal/publish.ts"
+import * as letters from "./internal/letterHeaders.ts"
+import * as redriving from "./internal/redriving.ts"
 import type * as Message from "./Message.ts"
-import type { PublishError } from "./Publisher.ts"
 import type * as Topic from "./Topic.ts"
-import { type Delivery, type Outgoing, Transport } from "./Transport.ts"
-import type { TransportError } from "./TransportError.ts"
+import { type BrowseOptions, type Delivery, type Outgoing, Transport } from "./Transport.ts"
+import { invalidOption, type TransportError } from "./TransportError.ts"
 
 /**
  * The header that holds the {@link Record}, as JSON.
@@ -27,7 +27,7 @@ import type { TransportError } from "./TransportError.ts"
  * @category constants
  * @since 0.1.0
  */
-export const header = "millrace-dead-letter"
+export const header = letters.recordHeader
 
 /**
  * Why it will not be tried again.
@@ -69,6 +69,7 @@ export class Failure extends Schema.Class<Failure>("@millrace/core/DeadLetter/Fa
  * What is known about a dead letter beside the message itself. Times are milliseconds since the epoch.
  *
  * - `id`: of the message that failed; after a redrive a new one, `history` has the earlier ones
+ * - `origin`: names the stream that held the message, and its life; `origin`, `group` and `id` are unique together
  * - `firstFailedAt`: absent when a later attempt ended with its process, or, on Redis, was handed back
  * - `history`: how it failed before each redrive, oldest first
  *
@@ -80,6 +81,7 @@ export class Record extends Schema.Class<Record>("@millrace/core/DeadLetter/Reco
   sdk: Schema.String,
   topic: Schema.String,
   id: Schema.String,
+  origin: Schema.optionalKey(Schema.String),
   group: Schema.String,
   pipeline: Schema.String,
   reason: Reason,
@@ -105,11 +107,15 @@ export class Record extends Schema.Class<Record>("@millrace/core/DeadLetter/Reco
 export interface DeadLetter {
   /** Its id in the dead-letter topic. */
   readonly id: string
-  /** The ids of all that it consists of there: a message close to the broker's limit is stored in two pieces. */
+  /** The ids of all stored pieces: a message close to the broker's limit is stored in two pieces. */
   readonly ids: Arr.NonEmptyReadonlyArray<string>
   readonly record: Record
-  /** The message as it was: bytes, fields, headers, key. */
+  /** Records of earlier failures, latest first, where the message that failed was a dead letter itself. */
+  readonly earlier: ReadonlyArray<Record>
+  /** The message as it was: bytes, fields, headers, key. Without its second half when `incomplete`. */
   readonly message: Delivery
+  /** The second piece is not stored any more. Such a letter cannot be redriven. */
+  readonly incomplete: boolean
 }
 
 const RecordJson = Schema.fromJsonString(Schema.toCodecJson(Record))
@@ -145,58 +151,43 @@ export const decode: {
     topic.codec.decode(self.message)
 )
 
-// --- looking after them
+// --- reading
 
 /**
- * Lists the dead letters of a dead-letter topic, oldest first. What is no dead letter is passed over.
+ * Which dead letters to list, as in `Transport.BrowseOptions`: by default all, oldest first.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ListOptions extends BrowseOptions {
+  /** Default: all. `limit` counts the letters that pass the filter. */
+  readonly filter?: ((letter: DeadLetter) => boolean) | undefined
+}
+
+/**
+ * Lists the dead letters of a dead-letter topic. Messages that are no dead letters are passed over. Memory is bounded
+ * by a page, whatever the topic holds.
  *
  * @category operations
  * @since 0.1.0
  */
-export const list = (topic: string): Stream.Stream<DeadLetter, TransportError, Transport> =>
-  Stream.unwrap(Transport.useSync((transport) => transport.browse(topic))).pipe(
-    Stream.mapAccum(() => new Map<string, Array<Delivery>>(), (rests, delivery) => {
-      const restOf = delivery.headers[restHeader]
-      if (restOf !== undefined) rests.set(restOf, [...(rests.get(restOf) ?? []), delivery])
-      const record = fromHeaders(delivery.headers)
-      if (Exit.isFailure(record)) return [rests, []] as const
-      const id = letterId(record.value)
-      const letter = whole(delivery, record.value, rests.get(id) ?? [])
-      rests.delete(id)
-      return [rests, letter === undefined ? [] : [letter]] as const
-    })
-  )
-
-/** Puts a letter together that was too large to be stored in one piece. */
-const whole = (delivery: Delivery, record: Record, rest: ReadonlyArray<Delivery>): DeadLetter | undefined => {
-  const parts = { id: delivery.id, ids: [delivery.id, ...rest.map(({ id }) => id)] as const, record }
-  if (delivery.headers[splitHeader] === undefined) return { ...parts, message: delivery }
-  const [second] = rest
-  if (second === undefined) return undefined
-  const { [splitHeader]: _, ...headers } = delivery.headers
-  const body = new Uint8Array(delivery.body.byteLength + second.body.byteLength)
-  body.set(delivery.body)
-  body.set(second.body, delivery.body.byteLength)
-  return { ...parts, message: { ...plain(delivery), body, headers } }
-}
-
-/** A delivery whose fields may be getters, as a plain object. */
-const plain = (delivery: Delivery): Delivery => ({
-  id: delivery.id,
-  origin: delivery.origin,
-  topic: delivery.topic,
-  key: delivery.key,
-  headers: delivery.headers,
-  body: delivery.body,
-  fields: delivery.fields,
-  attempt: delivery.attempt,
-  redelivered: delivery.redelivered,
-  suspect: delivery.suspect,
-  publishedAt: delivery.publishedAt
-})
+export const list = (
+  topic: string,
+  options?: ListOptions
+): Stream.Stream<DeadLetter, TransportError, Transport> =>
+  Stream.unwrap(Effect.map(Transport, (transport) => {
+    const { filter, limit, ...bounds } = options ?? {}
+    // Few messages of the topic are no letters, so a page of a little more than `limit` is enough as a rule.
+    const found = transport.browse(topic, bounds).pipe(
+      Stream.filter((delivery) => delivery.headers[letters.recordHeader] !== undefined),
+      Stream.mapEffect((delivery) => assemble(transport, topic, delivery)),
+      Stream.filter((letter): letter is DeadLetter => letter !== undefined && (filter?.(letter) ?? true))
+    )
+    return limit === undefined ? found : Stream.take(found, limit)
+  }))
 
 /**
- * Finds one dead letter by its id in the dead-letter topic.
+ * Reads one dead letter by its id in the dead-letter topic, in one request; two or three for one stored in two pieces.
  *
  * @category operations
  * @since 0.1.0
@@ -205,7 +196,100 @@ export const inspect = (
   topic: string,
   id: string
 ): Effect.Effect<Option.Option<DeadLetter>, TransportError, Transport> =>
-  Stream.runHead(Stream.filter(list(topic), (letter) => letter.id === id))
+  Effect.flatMap(Transport, (transport) =>
+    Effect.flatMap(transport.get(topic, id), (found) =>
+      Option.isNone(found)
+        ? Effect.succeedNone
+        : Effect.map(assemble(transport, topic, found.value), Option.fromUndefinedOr)))
+
+/** `undefined`: the message is no dead letter. */
+const assemble = (
+  transport: Transport["Service"],
+  topic: string,
+  delivery: Delivery
+): Effect.Effect<DeadLetter | undefined, TransportError> => {
+  const record = fromHeaders(delivery.headers)
+  if (Exit.isFailure(record)) return Effect.succeed(undefined)
+  const { message, earlier } = letters.unwrap(delivery)
+  const letter: DeadLetter = {
+    id: delivery.id,
+    ids: [delivery.id],
+    record: record.value,
+    earlier: earlier.flatMap((text) => Exit.match(decodeRecord(text), { onFailure: () => [], onSuccess: Arr.of })),
+    message,
+    incomplete: false
+  }
+  const whole = delivery.headers[letters.splitHeader]
+  if (whole === undefined) return Effect.succeed(letter)
+  // The second piece was written just before this one.
+  return Effect.map(
+    Stream.runHead(Stream.filter(
+      transport.browse(topic, { before: delivery.id, reverse: true }),
+      ({ headers }) => headers[letters.restHeader] === whole
+    )),
+    (rest) =>
+      Option.isNone(rest)
+        ? { ...letter, incomplete: true }
+        : {
+          ...letter,
+          ids: [delivery.id, rest.value.id],
+          message: { ...message, body: joined(delivery.body, rest.value.body) }
+        }
+  )
+}
+
+const joined = (first: Uint8Array, second: Uint8Array): Uint8Array => {
+  const body = new Uint8Array(first.byteLength + second.byteLength)
+  body.set(first)
+  body.set(second, first.byteLength)
+  return body
+}
+
+/**
+ * What a dead letter has to be like; a property that is absent says nothing. Times are milliseconds since the epoch.
+ *
+ * - `ids`: of the letter in the dead-letter topic, or of the message that failed
+ * - `tag`: the error's tag, exactly
+ * - `text`: anywhere in the error's tag, message or causes, in upper or lower case
+ * - `failedFrom`, `failedUntil`: when the last attempt failed, both inclusive
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Criteria {
+  readonly ids?: ReadonlyArray<string> | undefined
+  readonly topic?: string | undefined
+  readonly group?: string | undefined
+  readonly reason?: Reason | undefined
+  readonly tag?: string | undefined
+  readonly text?: string | undefined
+  readonly failedFrom?: number | undefined
+  readonly failedUntil?: number | undefined
+}
+
+/**
+ * Makes a filter for {@link list}, {@link redrive} and {@link discard}.
+ *
+ * @category operations
+ * @since 0.1.0
+ */
+export const matching = (criteria: Criteria): (letter: DeadLetter) => boolean => {
+  const { failedFrom = -Infinity, failedUntil = Infinity, group, ids, reason, tag, topic } = criteria
+  const text = criteria.text?.toLowerCase()
+  return ({ id, record }) =>
+    (ids === undefined || ids.includes(id) || ids.includes(record.id)) &&
+    (topic === undefined || record.topic === topic) &&
+    (group === undefined || record.group === group) &&
+    (reason === undefined || record.reason === reason) &&
+    (tag === undefined || record.error.tag === tag) &&
+    record.failedAt >= failedFrom && record.failedAt <= failedUntil &&
+    (text === undefined ||
+      [record.error.tag, record.error.message, ...record.error.causes].some((part) =>
+        part.toLowerCase().includes(text)
+      ))
+}
+
+// --- acting
 
 /**
  * Which dead letters an operation concerns.
@@ -226,8 +310,13 @@ export interface SelectOptions {
 /**
  * Options of {@link redrive}.
  *
- * - `rate`: messages a second; default as fast as the broker takes them
+ * - `rate`: messages a second, evenly spaced; default as fast as the broker takes them
  * - `cap`: how often one message may be redriven; default 3. Those beyond it stay where they are
+ * - `group`: for which group, instead of the one that the message failed in. It is not checked whether that group exists
+ * - `to`: the topics that may be published to. A letter names its topic itself, and whoever may write to the dead-letter
+ *   topic may forge one. Default: what belongs to the dead-letter topic by name: from `orders.dead` to `orders`, and to
+ *   topics below it such as `orders.created`
+ * - `onProgress`: called after each step with what has been done so far
  *
  * @category models
  * @since 0.1.0
@@ -235,6 +324,9 @@ export interface SelectOptions {
 export interface RedriveOptions extends SelectOptions {
   readonly rate?: number | undefined
   readonly cap?: number | undefined
+  readonly group?: string | undefined
+  readonly to?: ReadonlyArray<string> | undefined
+  readonly onProgress?: ((sofar: Redriven) => Effect.Effect<void>) | undefined
 }
 
 /**
@@ -247,6 +339,19 @@ export interface Redriven {
   readonly redriven: number
   /** Redriven `cap` times already. */
   readonly capped: number
+  /** Letters that cannot be redriven; they stay where they are. Absent when there are none. */
+  readonly refused?: Refused | undefined
+}
+
+/**
+ * Letters that {@link redrive} left where they are: how many, and the first 20 with the reason and the remedy.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Refused {
+  readonly count: number
+  readonly first: ReadonlyArray<{ readonly id: string; readonly detail: string }>
 }
 
 /**
@@ -255,9 +360,13 @@ export interface Redriven {
  *
  * **Details**
  *
- * The id of what is published derives from the dead letter, so that a redrive that was cut short can be repeated; where
- * the broker no longer knows the id, a repeat delivers the message once more. Attempts begin anew; how it failed before
- * is kept in the record's `history` if it fails again.
+ * The id of what is published derives from the dead letter, so that a redrive that was killed can be repeated; where
+ * the broker no longer knows the id, a repeat delivers the message once more. An interruption waits until the messages
+ * at hand are published and deleted. Attempts begin anew; how it failed before is kept in the record's `history` if it
+ * fails again, as far as there is room.
+ *
+ * A letter that cannot be redriven is counted in `refused` and does not stop the others. Letters that arrive meanwhile
+ * are left alone. Fails with `InvalidOption` when a number makes no sense.
  *
  * @category operations
  * @since 0.1.0
@@ -265,36 +374,38 @@ export interface Redriven {
 export const redrive = Effect.fnUntraced(function*(
   topic: string,
   options?: RedriveOptions
-): Effect.fn.Return<Redriven, TransportError | PublishError, Transport> {
+): Effect.fn.Return<Redriven, TransportError, Transport> {
   const transport = yield* Transport
-  const cap = options?.cap ?? 3
-  let redriven = 0
+  const { cap = 3, dryRun = false, group, onProgress, rate, to } = options ?? {}
+  yield* checkNumbers(transport.name, options)
   let capped = 0
-  const letters = select(topic, options, (letter) => {
+  const run = redriving.make(transport, topic, { group, to, dryRun })
+  const sofar = (): Redriven => ({ redriven: run.redriven, capped, ...run.refused })
+  const selected = select(topic, options, (letter) => {
     if (letter.record.history.length < cap) return true
     capped++
     return false
-  })
-  const paced = options?.rate === undefined || options.dryRun === true
-    ? letters
-    : Stream.throttle(Stream.rechunk(letters, 1), {
-      cost: (letters) => letters.length,
-      units: options.rate,
-      duration: "1 second",
-      strategy: "shape"
-    })
-  yield* Stream.runForEach(paced, (letter) =>
-    Effect.gen(function*() {
-      redriven++
-      if (options?.dryRun === true) return
-      yield* publishUntilAnswered(transport, redrivenMessage(letter))
-      yield* transport.remove(topic, letter.ids)
-    }))
-  return { redriven, capped }
+  }).pipe(
+    Stream.map((letter): redriving.Item => ({
+      id: letter.id,
+      ids: letter.ids,
+      incomplete: letter.incomplete,
+      topic: letter.record.topic,
+      group: letter.record.group,
+      messages: redrivenMessages(letter, group)
+    })),
+    Stream.rechunk(rate === undefined ? 32 : Math.min(32, Math.max(1, Math.floor(rate / 10))))
+  )
+  const step = (items: Arr.NonEmptyReadonlyArray<redriving.Item>) =>
+    Effect.andThen(run.step(items), () => onProgress?.(sofar()) ?? Effect.void)
+  const pace = redriving.pacer(dryRun ? undefined : rate)
+  yield* Stream.runForEachArray(selected, (items) => Effect.andThen(pace(items.length), step(items)))
+  return sofar()
 })
 
 /**
- * Deletes dead letters for good; returns how many, or, as a dry run, how many it would delete.
+ * Deletes dead letters for good; returns how many, or, as a dry run, how many it would delete. An interruption waits for
+ * the request at hand. Fails with `InvalidOption` when a number makes no sense.
  *
  * @category operations
  * @since 0.1.0
@@ -304,25 +415,51 @@ export const discard = Effect.fnUntraced(function*(
   options?: SelectOptions
 ): Effect.fn.Return<number, TransportError, Transport> {
   const transport = yield* Transport
+  yield* checkNumbers(transport.name, options)
   return yield* Stream.runFoldEffect(Stream.grouped(select(topic, options), 100), () => 0, (sum, letters) => {
     const counted = Effect.succeed(sum + letters.length)
     return options?.dryRun === true
       ? counted
-      : Effect.andThen(transport.remove(topic, Arr.flatMap(letters, (letter) => letter.ids)), counted)
+      : Effect.uninterruptible(
+        Effect.andThen(transport.remove(topic, Arr.flatMap(letters, (letter) => letter.ids)), counted)
+      )
   })
 })
+
+const checkNumbers = (
+  transport: string,
+  { cap, limit, rate }: RedriveOptions = {}
+): Effect.Effect<void, TransportError> => {
+  const isCount = (n: number) => n === Infinity || (Number.isInteger(n) && n >= 0)
+  if (rate !== undefined && !(Number.isFinite(rate) && rate > 0)) {
+    return Effect.fail(
+      invalidOption(transport, "rate", rate, "give messages a second, more than 0, or leave it out for full speed")
+    )
+  }
+  if (cap !== undefined && !isCount(cap)) {
+    return Effect.fail(invalidOption(transport, "cap", cap, "give a whole number of redrives, 0 or more"))
+  }
+  if (limit !== undefined && !isCount(limit)) {
+    return Effect.fail(invalidOption(transport, "limit", limit, "give a whole number of dead letters, 0 or more"))
+  }
+  return Effect.void
+}
 
 const select = (
   topic: string,
   options: SelectOptions | undefined,
   may: (letter: DeadLetter) => boolean = () => true
-): Stream.Stream<DeadLetter, TransportError, Transport> => {
-  const letters = Stream.filter(list(topic), (letter) => (options?.filter?.(letter) ?? true) && may(letter))
-  return options?.limit === undefined ? letters : Stream.take(letters, options.limit)
-}
+): Stream.Stream<DeadLetter, TransportError, Transport> =>
+  list(topic, {
+    filter: (letter) => (options?.filter?.(letter) ?? true) && may(letter),
+    limit: options?.limit === Infinity ? undefined : options?.limit
+  })
 
-const redrivenMessage = ({ message, record }: DeadLetter): Outgoing => {
-  const { [header]: _, ...headers } = message.headers
+/** The message to publish, with all of its history and, for one without room for that, with less and less. */
+const redrivenMessages = (
+  { message, record }: DeadLetter,
+  group: string | undefined
+): Arr.NonEmptyReadonlyArray<Outgoing> => {
   const failure = new Failure({
     id: record.id,
     reason: record.reason,
@@ -330,38 +467,47 @@ const redrivenMessage = ({ message, record }: DeadLetter): Outgoing => {
     failedAt: record.failedAt,
     error: `${record.error.tag}: ${record.error.message}`.slice(0, 300)
   })
-  return {
+  const history = [...record.history, failure]
+  const to = group ?? record.group
+  const outgoing = (headers: Message.Headers): Outgoing => ({
     topic: record.topic,
     body: message.body,
     fields: message.fields,
-    headers: {
-      ...headers,
-      "millrace-group": record.group,
-      "millrace-history": oneLine(encodeHistory([...record.history, failure]))
-    },
+    headers: { ...message.headers, [letters.groupHeader]: to, ...headers },
     key: message.key,
-    id: `redrive/${record.topic}/${record.group}/${record.id}`,
+    id: `redrive/${record.origin ?? ""}/${record.topic}/${to}/${record.id}`,
     delay: undefined
-  }
+  })
+  const withHistory = (failures: ReadonlyArray<Failure>) =>
+    outgoing({ [letters.historyHeader]: letters.oneLine(encodeHistory(failures)) })
+  return [
+    withHistory(history),
+    withHistory(history.map((failure) => new Failure({ ...failure, error: "" }))),
+    outgoing({})
+  ]
 }
 
-// --- writing one
+// --- writing
 
 /**
- * Makes the dead letter of a delivery. Its id makes the write idempotent by topic, group and source id.
+ * Makes the dead letter of a delivery. Its id makes the write idempotent by the source stream and its life, group and
+ * source id. Headers that a redrive added are left out; the record of a message that was a dead letter is kept.
  *
  * @category constructors
  * @since 0.1.0
  */
-export const outgoing = (topic: string, delivery: Delivery, record: Record): Outgoing => ({
-  topic,
-  body: delivery.body,
-  fields: delivery.fields,
-  headers: { ...delivery.headers, [header]: oneLine(encodeRecord(record)) },
-  key: delivery.key,
-  id: letterId(record),
-  delay: undefined
-})
+export const outgoing = (topic: string, delivery: Delivery, record: Record): Outgoing => {
+  const origin = record.origin ?? delivery.origin
+  return {
+    topic,
+    body: delivery.body,
+    fields: letters.withoutOurs(delivery.fields),
+    headers: letters.wrap(delivery.headers, encodeRecord(new Record({ ...record, origin }))),
+    key: delivery.key,
+    id: `${origin}/${record.topic}/${record.group}/${record.id}`,
+    delay: undefined
+  }
+}
 
 /**
  * The same letter in two pieces, for one that is too large with its record beside it. The second half is written first:
@@ -372,16 +518,13 @@ export const outgoing = (topic: string, delivery: Delivery, record: Record): Out
  */
 export const split = (letter: Outgoing): readonly [rest: Outgoing, head: Outgoing] => {
   const half = Math.floor(letter.body.byteLength / 2)
+  const rest = { [letters.restHeader]: letters.oneLine(letter.id!) }
+  const head = { ...letter.headers, [letters.splitHeader]: letters.oneLine(letter.id!) }
   return [
-    { ...letter, body: letter.body.subarray(half), headers: { [restHeader]: letter.id! }, id: `${letter.id}/rest` },
-    { ...letter, body: letter.body.subarray(0, half), headers: { ...letter.headers, [splitHeader]: "2" } }
+    { ...letter, body: letter.body.subarray(half), fields: undefined, headers: rest, id: `${letter.id}/rest` },
+    { ...letter, body: letter.body.subarray(0, half), fields: undefined, headers: head }
   ]
 }
-
-const letterId = (record: Record): string => `${record.topic}/${record.group}/${record.id}`
-
-const splitHeader = "millrace-split"
-const restHeader = "millrace-rest-of"
 
 /**
  * Reads how a redriven message failed before.
@@ -390,7 +533,7 @@ const restHeader = "millrace-rest-of"
  * @since 0.1.0
  */
 export const historyOf = (headers: Message.Headers): ReadonlyArray<Failure> => {
-  const text = headers["millrace-history"]
+  const text = headers[letters.historyHeader]
   if (text === undefined) return []
   const exit = decodeHistory(text)
   return Exit.isSuccess(exit) ? exit.value : []
@@ -439,7 +582,3 @@ const show = (u: unknown): string => {
     return Object.prototype.toString.call(u)
   }
 }
-
-// A header is one line of printable ASCII on the strictest broker.
-const oneLine = (json: string): string =>
-  json.replace(/[^\x20-\x7e]/g, (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`)

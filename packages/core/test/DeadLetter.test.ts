@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
-import { DeadLetter, Pipeline, Publisher, Topic } from "@millrace/core"
+import { DeadLetter, Pipeline, Publisher, Topic, Transport } from "@millrace/core"
 import { MemoryTransport, TestHarness } from "@millrace/testing"
-import { Effect, Fiber, Option, Schedule, Schema, Stream } from "effect"
+import { Array as Arr, Context, Effect, Exit, Fiber, Option, Result, Schedule, Schema, Stream } from "effect"
 import { TestClock } from "effect/testing"
 import core from "../package.json" with { type: "json" }
 
@@ -60,7 +60,7 @@ describe("record", () => {
       })
       assert.include(record.error.stack, "DeadLetter.test")
       assert.match(letter.headers[DeadLetter.header]!, /^[\x20-\x7e]+$/)
-      assert.strictEqual(letter.id, "orders/bank/2")
+      assert.match(letter.id!, /^memory-\d+\/orders\/bank\/2$/)
     }).pipe(Effect.provide(TestHarness.layer)))
 
   it.effect("decodes the original as its topic would", () =>
@@ -146,7 +146,10 @@ describe("writing", () => {
       const bank = { open: false }
       yield* filled(2, bank)
       const report = yield* TestHarness.run(Orders, charging("other", bank), [])
-      assert.deepStrictEqual(report.deadLettered.map(({ letter }) => letter.id), ["orders/bank/2", "orders/other/2"])
+      assert.deepStrictEqual(report.deadLettered.map(({ record }) => [record.group, record.id]), [
+        ["bank", "2"],
+        ["other", "2"]
+      ])
     }).pipe(Effect.provide(TestHarness.layer)))
 
   it.effect("law 4: a dead letter that cannot be written leaves the source unsettled", () =>
@@ -176,5 +179,348 @@ describe("writing", () => {
     Effect.gen(function*() {
       yield* Publisher.publish(Topic.make("orders.dead", { schema: Order }), { id: "stray", total: 1 })
       assert.strictEqual((yield* Stream.runCollect(DeadLetter.list("orders.dead"))).length, 0)
+    }).pipe(Effect.provide(TestHarness.layer)))
+})
+
+const collect = (topic: string, options?: DeadLetter.ListOptions) => Stream.runCollect(DeadLetter.list(topic, options))
+
+const idsOf = (letters: ReadonlyArray<DeadLetter.DeadLetter>) => letters.map(({ record }) => record.id)
+
+/** A letter as its writer would make it, of a message that was never published. */
+const forge = Effect.fnUntraced(function*(
+  deadLetters: string,
+  given: Partial<DeadLetter.Record>,
+  body = "{}",
+  headers: Record<string, string> = {}
+) {
+  const { transport, of } = yield* Effect.gen(function*() {
+    const transport = yield* Transport.Transport
+    return { transport, of: { origin: "elsewhere", key: undefined, attempt: 1, redelivered: false, suspect: false } }
+  })
+  const record = new DeadLetter.Record({
+    version: 1,
+    sdk: "test",
+    topic: "orders",
+    id: "1",
+    group: "bank",
+    pipeline: "orders/bank",
+    reason: "exhausted",
+    attempts: 1,
+    publishedAt: 0,
+    failedAt: 0,
+    error: { tag: "Error", message: "no", causes: [] },
+    history: [],
+    ...given
+  })
+  const letter = DeadLetter.outgoing(deadLetters, {
+    ...of,
+    id: record.id,
+    topic: record.topic,
+    headers,
+    publishedAt: 0,
+    body: new TextEncoder().encode(body),
+    fields: undefined
+  }, record)
+  return {
+    letter,
+    publish: (part: Transport.Outgoing) => Effect.map(transport.publish([part]), Arr.map(Result.getOrThrow))
+  }
+})
+
+describe("reading", () => {
+  it.effect("a page is read from either end, and from a letter on", () =>
+    Effect.gen(function*() {
+      yield* filled(10, { open: false })
+      const [first, second] = yield* collect("orders.dead")
+      assert.deepStrictEqual(idsOf(yield* collect("orders.dead", { limit: 2, reverse: true })), ["10", "8"])
+      assert.deepStrictEqual(idsOf(yield* collect("orders.dead", { limit: 2, after: second!.id })), ["6", "8"])
+      assert.deepStrictEqual(idsOf(yield* collect("orders.dead", { before: second!.id })), [first!.record.id])
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("one letter is read with one request", () =>
+    Effect.gen(function*() {
+      yield* filled(10, { open: false })
+      const transport = yield* Transport.Transport
+      const [, letter] = yield* collect("orders.dead")
+      let requests = 0
+      const counting = Transport.Transport.of({
+        ...transport,
+        browse: () => Stream.die("browsed"),
+        get: (topic, id) => (requests++, transport.get(topic, id))
+      })
+      const found = yield* Effect.provideService(
+        DeadLetter.inspect("orders.dead", letter!.id),
+        Transport.Transport,
+        counting
+      )
+      assert.deepStrictEqual(found, Option.some(letter!))
+      assert.strictEqual(requests, 1)
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("criteria select by id, group, reason, tag, text and time", () =>
+    Effect.gen(function*() {
+      for (
+        const given of [
+          { id: "a", failedAt: 1, error: { tag: "Declined", message: "No funds", causes: [] } },
+          {
+            id: "b",
+            failedAt: 2,
+            group: "audit",
+            error: { tag: "Timeout", message: "", causes: ["Error: FUNDS api"] }
+          },
+          { id: "c", failedAt: 3, reason: "undecodable" as const }
+        ]
+      ) {
+        const { letter, publish } = yield* forge("orders.dead", given)
+        yield* publish(letter)
+      }
+      const found = (criteria: DeadLetter.Criteria) =>
+        Effect.map(collect("orders.dead", { filter: DeadLetter.matching(criteria) }), idsOf)
+      assert.deepStrictEqual(yield* found({ text: "funds" }), ["a", "b"])
+      assert.deepStrictEqual(yield* found({ text: "funds", group: "audit" }), ["b"])
+      assert.deepStrictEqual(yield* found({ tag: "Declined" }), ["a"])
+      assert.deepStrictEqual(yield* found({ reason: "undecodable" }), ["c"])
+      assert.deepStrictEqual(yield* found({ failedFrom: 2, failedUntil: 2 }), ["b"])
+      assert.deepStrictEqual(yield* found({ ids: ["a", "3"] }), ["a", "c"])
+      assert.deepStrictEqual(yield* found({ topic: "refunds" }), [])
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("a letter in two pieces is read and redriven whole, from either end, and not without its second half", () =>
+    Effect.gen(function*() {
+      yield* filled(0, { open: true })
+      const { letter, publish } = yield* forge("orders.dead", {}, "0123456789")
+      const [rest, head] = DeadLetter.split(letter)
+      yield* publish(rest)
+      yield* publish({ ...rest, id: undefined, headers: { "millrace-rest-of": "another" } })
+      yield* publish(head)
+      for (const reverse of [false, true]) {
+        const [read, ...none] = yield* collect("orders.dead", { reverse })
+        assert.deepStrictEqual(none, [])
+        assert.strictEqual(new TextDecoder().decode(read!.message.body), "0123456789")
+        assert.deepStrictEqual(read!.ids, ["3", "1"])
+        assert.deepStrictEqual(read!.message.headers, {})
+      }
+      assert.strictEqual((yield* DeadLetter.redrive("orders.dead")).redriven, 1)
+      const transport = yield* Transport.Transport
+      const left = yield* Stream.runCollect(transport.browse("orders.dead"))
+      assert.deepStrictEqual(left.map(({ id }) => id), ["2"])
+
+      yield* publish({ ...head, id: "again" })
+      const [alone] = yield* collect("orders.dead")
+      assert.isTrue(alone!.incomplete)
+      const { redriven, refused } = yield* DeadLetter.redrive("orders.dead")
+      assert.deepStrictEqual([redriven, refused?.count], [0, 1])
+    }).pipe(Effect.provide(TestHarness.layer)))
+})
+
+describe("a letter says what happened, to everybody", () => {
+  it.effect("the letter of a redriven message is for every group, and the redriven message is none", () =>
+    Effect.gen(function*() {
+      const bank = { open: false }
+      yield* filled(2, bank)
+      yield* DeadLetter.redrive("orders.dead")
+      const memory = yield* MemoryTransport.MemoryTransport
+      const redriven = (yield* memory.published).at(-1)!
+      assert.deepStrictEqual(Object.keys(redriven.headers).sort(), [
+        "content-type",
+        "millrace-group",
+        "millrace-history",
+        "millrace-key"
+      ])
+      const report = yield* TestHarness.run(Orders, charging("bank", bank), [])
+      const [{ letter }] = report.deadLettered as [typeof report.deadLettered[0]]
+      assert.deepStrictEqual(Object.keys(letter.headers).sort(), [
+        "content-type",
+        "millrace-dead-letter",
+        "millrace-key"
+      ])
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("the letter of a letter keeps the first record, and a redrive gives it back", () =>
+    Effect.gen(function*() {
+      yield* filled(2, { open: false })
+      const Dead = Topic.make("orders.dead", { schema: Order })
+      const repair = Pipeline.from(Dead, { group: "repair", startFrom: "beginning" }).pipe(
+        Pipeline.mapEffect(() => Effect.fail(new Error("repair is broken"))),
+        Pipeline.retry({ times: 0 })
+      )
+      yield* TestHarness.run(Dead, repair, [])
+      const [second] = yield* collect("orders.dead.dead")
+      assert.strictEqual(second!.record.error.message, "repair is broken")
+      assert.deepStrictEqual(second!.earlier.map(({ error }) => error.tag), ["Declined"])
+      yield* DeadLetter.discard("orders.dead")
+      assert.strictEqual((yield* DeadLetter.redrive("orders.dead.dead")).redriven, 1)
+      const [first] = yield* collect("orders.dead")
+      assert.deepStrictEqual([first!.record.error.tag, first!.earlier], ["Declined", []])
+      assert.deepStrictEqual(yield* DeadLetter.decode(first!, Orders), { id: "o1", total: 50 })
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("fields that carry our headers are left out of letter and redriven message", () =>
+    Effect.sync(() => {
+      const bytes = new Uint8Array()
+      const delivery: Transport.Delivery = {
+        id: "1",
+        origin: "o",
+        topic: "events",
+        key: undefined,
+        headers: { "millrace-group": "g" },
+        body: bytes,
+        fields: new Map([["user", bytes], ["millrace-group", bytes], ["millrace-dead-letter", bytes]]),
+        attempt: 1,
+        redelivered: false,
+        suspect: false,
+        publishedAt: 0
+      }
+      const { fields } = DeadLetter.outgoing("events.dead", delivery, {
+        ...({} as DeadLetter.Record),
+        ...recordOf("g")
+      })
+      assert.deepStrictEqual([...fields!.keys()], ["user"])
+    }))
+})
+
+const recordOf = (group: string) =>
+  new DeadLetter.Record({
+    version: 1,
+    sdk: "test",
+    topic: "events",
+    id: "1",
+    group,
+    pipeline: "p",
+    reason: "exhausted",
+    attempts: 1,
+    publishedAt: 0,
+    failedAt: 0,
+    error: { tag: "E", message: "", causes: [] },
+    history: []
+  })
+
+describe("a redrive that cannot be right", () => {
+  for (const rate of [0, -1, NaN, Infinity]) {
+    it.effect(`the rate ${rate} is refused by name`, () =>
+      Effect.gen(function*() {
+        const error = yield* Effect.flip(DeadLetter.redrive("orders.dead", { rate }))
+        assert.deepInclude(error.reason, { _tag: "InvalidOption", option: "rate" })
+      }).pipe(Effect.provide(TestHarness.layer)))
+  }
+
+  it.effect("caps and limits are whole numbers", () =>
+    Effect.gen(function*() {
+      for (const options of [{ cap: -1 }, { cap: NaN }, { limit: 1.5 }, { limit: -1 }]) {
+        const error = yield* Effect.flip(DeadLetter.redrive("orders.dead", options))
+        assert.strictEqual(error.reason._tag, "InvalidOption")
+      }
+      assert.strictEqual(
+        (yield* Effect.flip(DeadLetter.discard("orders.dead", { limit: NaN }))).reason._tag,
+        "InvalidOption"
+      )
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("letters for impossible, foreign and strange topics stay, and do not hold up those behind them", () =>
+    Effect.gen(function*() {
+      yield* filled(2, { open: false })
+      const transport = yield* Transport.Transport
+      yield* transport.subscribe({
+        topic: "admin",
+        group: "root",
+        startFrom: "beginning",
+        maxOwned: 1,
+        isolateFrom: Infinity,
+        timeout: undefined,
+        settings: Context.empty()
+      })
+      for (const topic of ["", "admin", "orders.dead"]) {
+        const { letter, publish } = yield* forge("orders.dead", { topic, group: "root", id: `forged ${topic}` })
+        yield* publish(letter)
+      }
+      const { letter, publish } = yield* forge("orders.dead", { id: "good" })
+      yield* publish(letter)
+      const { redriven, refused } = yield* DeadLetter.redrive("orders.dead")
+      assert.deepStrictEqual([redriven, refused?.count], [2, 3])
+      assert.match(refused!.first[1]!.detail, /topic admin, which does not belong to orders.dead/)
+      const allowed = yield* DeadLetter.redrive("orders.dead", { to: ["admin"], dryRun: true })
+      assert.deepStrictEqual([allowed.redriven, allowed.refused?.count], [1, 2])
+    }).pipe(Effect.provide(TestHarness.layer), Effect.scoped))
+
+  it.effect("a letter for a group that is gone stays until a group is given", () =>
+    Effect.gen(function*() {
+      yield* filled(2, { open: false })
+      const { letter, publish } = yield* forge("orders.dead", { id: "x", group: "renamed" })
+      yield* publish(letter)
+      const dry = yield* DeadLetter.redrive("orders.dead", { dryRun: true })
+      assert.deepStrictEqual([dry.redriven, dry.refused?.count], [1, 1])
+      const { redriven, refused } = yield* DeadLetter.redrive("orders.dead")
+      assert.deepStrictEqual([redriven, refused?.count], [1, 1])
+      assert.match(refused!.first[0]!.detail, /group renamed of topic orders does not exist any more: .* such as bank/)
+      assert.deepStrictEqual(yield* DeadLetter.redrive("orders.dead", { group: "bank" }), { redriven: 1, capped: 0 })
+      const memory = yield* MemoryTransport.MemoryTransport
+      assert.strictEqual((yield* memory.published).at(-1)!.headers["millrace-group"], "bank")
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("a letter without room for its history is redriven without it; one that is too large stays", () =>
+    Effect.gen(function*() {
+      yield* filled(0, { open: true })
+      const transport = yield* Transport.Transport
+      const memory = yield* MemoryTransport.MemoryTransport
+      for (const id of ["near", "over", "small"]) {
+        const { letter, publish } = yield* forge("orders.dead", { id }, "x".repeat(id === "small" ? 1 : 500))
+        yield* publish(letter)
+      }
+      const tight = Transport.Transport.of({
+        ...transport,
+        publish: (messages) =>
+          Effect.flatMap(
+            Effect.forEach(messages, (message) => {
+              const size = JSON.stringify(message.headers).length + message.body.byteLength
+              const limit = message.id?.includes("over") ? 500 : 550
+              return size <= limit
+                ? transport.publish([message])
+                : Effect.succeed([
+                  Result.fail(
+                    new Publisher.PublishError({
+                      topic: message.topic,
+                      reason: new Publisher.TooLarge({ size, limit })
+                    })
+                  )
+                ])
+            }),
+            (results) => Effect.succeed(results.flat())
+          )
+      })
+      const answer = yield* Effect.provideService(DeadLetter.redrive("orders.dead"), Transport.Transport, tight)
+      assert.deepStrictEqual([answer.redriven, answer.refused?.count], [2, 1])
+      const published = (yield* memory.published).filter(({ topic }) => topic === "orders")
+      assert.deepStrictEqual(published.map(({ headers }) => "millrace-history" in headers).sort(), [false, true])
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("an outage is waited for, and an interruption in it loses and doubles nothing", () =>
+    Effect.gen(function*() {
+      const bank = { open: false }
+      yield* filled(200, bank)
+      const transport = yield* Transport.Transport
+      let published = 0
+      const failing = Transport.Transport.of({
+        ...transport,
+        publish: (messages) =>
+          published++ < 2
+            ? transport.publish(messages)
+            : Effect.succeed(messages.map(({ topic }) =>
+              Result.fail(new Publisher.PublishError({ topic, reason: new Publisher.NotSent({ detail: "down" }) }))
+            ))
+      })
+      const fiber = yield* Effect.forkChild(
+        Effect.provideService(DeadLetter.redrive("orders.dead"), Transport.Transport, failing)
+      )
+      yield* TestClock.adjust("1 minute")
+      assert.isUndefined(fiber.pollUnsafe())
+      yield* Fiber.interrupt(fiber)
+      assert.isTrue(Exit.isFailure(yield* Fiber.await(fiber)))
+      assert.strictEqual((yield* collect("orders.dead")).length, 100 - 64)
+      assert.deepStrictEqual(yield* DeadLetter.redrive("orders.dead"), { redriven: 36, capped: 0 })
+      const handled: Array<string> = []
+      bank.open = true
+      yield* TestHarness.run(Orders, charging("bank", bank, handled), [])
+      assert.strictEqual(new Set(handled).size, 100)
+      assert.strictEqual(handled.length, 100)
     }).pipe(Effect.provide(TestHarness.layer)))
 })

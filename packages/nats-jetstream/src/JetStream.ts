@@ -304,7 +304,7 @@ const make = Effect.fnUntraced(function*(
       ownership: true,
       maxBody: undefined
     },
-    limit: Concurrency.shared(concurrency),
+    limit: Concurrency.make(concurrency),
     nameRemedy: names.remedy,
     subscribe: (wish) => subscribe(connection, declaring, ledger, inboxPrefix, wish),
     declare,

@@ -73,3 +73,7 @@ const backoff = Schedule.min([
   Schedule.exponential(Duration.millis(50)),
   Schedule.spaced(Duration.seconds(2))
 ]).pipe(Schedule.jittered)
+
+/** The wait before a publish that was not answered is sent again, `attempt` counted from 0. */
+export const wait = (attempt: number): Effect.Effect<void> =>
+  Effect.sleep(Math.min(2000, 50 * 2 ** Math.min(attempt, 10)))

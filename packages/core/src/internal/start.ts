@@ -11,9 +11,10 @@ import { drain } from "./drain.ts"
 import { isolateFrom } from "./isolation.ts"
 import { Prefetch } from "./prefetch.ts"
 import type { Program } from "./program.ts"
-import { defaultRetry, allowedAttempts } from "./retryDecision.ts"
+import { allowedAttempts, defaultRetry } from "./retryDecision.ts"
 import { Run } from "./run.ts"
 import type { Health, Running } from "./running.ts"
+import { advise, claimGroup, warnIfStoppedAtOnce } from "./startup.ts"
 import { batchSize, deadLetterTopic, outputs, timeoutOf, validate } from "./validate.ts"
 
 /** Checks, declares, subscribes, and begins to read; closing the scope drains. */
@@ -24,6 +25,8 @@ export const start = Effect.fnUntraced(function*(
   const transport = yield* source.transport
   const bad = validate(program, transport)
   if (bad !== undefined) return yield* bad
+  yield* claimGroup(program, transport)
+  yield* advise(program)
   const { concurrency, key, settings } = policies
   const limit = isLimit(concurrency) ? concurrency.ceiling : concurrency
   const deadLetter = deadLetterTopic(program)
@@ -31,7 +34,8 @@ export const start = Effect.fnUntraced(function*(
     topic: source.topic.name,
     group: source.group,
     startFrom: source.startFrom,
-    maxOwned: limit * batchSize(program) + (source.prefetch ?? Prefetch.max) + (key === undefined ? 0 : source.maxBlocked),
+    maxOwned: limit * batchSize(program) + (source.prefetch ?? Prefetch.max) +
+      (key === undefined ? 0 : source.maxBlocked),
     isolateFrom: isolateFrom(allowedAttempts(policies.retry ?? defaultRetry)),
     ordered: key !== undefined,
     timeout: timeoutOf(program),
@@ -39,7 +43,9 @@ export const start = Effect.fnUntraced(function*(
     settings
   })
   // After the source: a source that cannot be must not leave topics behind.
-  for (const topic of outputs(program)) yield* transport.declare(topic, topic === deadLetter ? "deadLetter" : "output")
+  for (const topic of outputs(program)) {
+    yield* transport.declare(topic, topic === deadLetter ? "deadLetter" : "output")
+  }
   // A message is not part of the span that its pipeline happened to be started in.
   const context = Context.omit(Tracer.ParentSpan)(yield* Effect.context<never>())
   const clock = Context.get(context, Clock.Clock)
@@ -53,14 +59,15 @@ export const start = Effect.fnUntraced(function*(
       state = next
       since = clock.currentTimeMillisUnsafe()
     })
-  run.run(Effect.exit(Deferred.await(run.failure))).addObserver((exit) => {
-    if (exit._tag === "Success" && exit.value._tag === "Failure" && state !== "draining") run.run(become("stopped"))
-  })
   yield* drainedTogether(
     Effect.andThen(become("draining"), drain(run)).pipe(
       Effect.andThen(Fiber.interrupt(heartbeat)),
       Effect.andThen(become("stopped"))
     )
+  )
+  const startedAt = performance.now()
+  yield* Effect.addFinalizer((exit) =>
+    warnIfStoppedAtOnce(program, exit, { messages: run.buffered + run.begun + sum(run.outcomes.counts), startedAt })
   )
   yield* run.reader.start
   return {
@@ -70,7 +77,11 @@ export const start = Effect.fnUntraced(function*(
     pause: Effect.andThen(become("paused"), run.reader.pause),
     resume: Effect.andThen(become(undefined), run.reader.resume),
     health: Effect.suspend((): Effect.Effect<Health> =>
-      state === undefined ? subscription.health : Effect.succeed({ state, since })
+      state === undefined && run.stoppedAt !== undefined
+        ? Effect.succeed({ state: "stopped", since: run.stoppedAt })
+        : state === undefined
+        ? subscription.health
+        : Effect.succeed({ state, since })
     ),
     limit: run.limit,
     owned: Effect.sync(() => ({ waiting: run.buffered, running: run.begun })),
@@ -78,6 +89,8 @@ export const start = Effect.fnUntraced(function*(
     await: Deferred.await(run.failure)
   }
 })
+
+const sum = (counts: object): number => Object.values(counts).reduce((sum: number, n: number) => sum + n, 0)
 
 /** The drains of the pipelines of one scope. */
 const drains = new WeakMap<Scope.Scope, Set<() => Fiber.Fiber<void>>>()
