@@ -22,6 +22,9 @@ export interface Consumer {
   readonly name: string
   /** As in `Transport.SubscribeOptions`. */
   readonly isolateFrom: number
+  readonly ordered: boolean
+  /** Its subscription was closed, or its process has crashed. */
+  readonly isGone: () => boolean
 }
 
 /** An entry on its way through one group, once it was delivered for the first time. */
@@ -48,12 +51,14 @@ class Delivery implements Transport.Delivery {
   readonly attempt: number
   readonly redelivered: boolean
   readonly suspect: boolean
+  readonly due: number | undefined
   readonly firstFailedAt: number | undefined
-  constructor(passage: Passage) {
+  constructor(passage: Passage, now: number) {
     this.passage = passage
     this.attempt = passage.attempts
     this.redelivered = passage.deliveries > 1
     this.suspect = passage.suspect
+    this.due = passage.due > now ? passage.due : undefined
     this.firstFailedAt = passage.firstFailedAt
   }
   get id(): string {
@@ -90,7 +95,7 @@ export class Group {
   next: number
   /** Delivered and not settled, the one that was left alone longest first. */
   readonly pending = new Map<string, Passage>()
-  /** Handed back: for whoever asks next. */
+  /** For the next consumer that asks, in the order of the log. */
   readonly released: Array<Passage> = []
   /** Retries, the one that is due first in front. */
   readonly delayed: Array<Passage> = []
@@ -154,6 +159,12 @@ export class Group {
       if (give(passage, passage.owner === consumer)) this.delayed.splice(i, 1)
       else i++
     }
+    // The keys of an ordered consumer wait for retries that an earlier process has left.
+    for (let i = 0; consumer.ordered && !isFull() && i < this.delayed.length;) {
+      const passage = this.delayed[i]!
+      if ((passage.owner?.isGone() ?? true) && give(passage, false)) this.delayed.splice(i, 1)
+      else i++
+    }
     for (let i = 0; !isFull() && i < this.released.length;) {
       if (give(this.released[i]!, false)) this.released.splice(i, 1)
       else i++
@@ -166,9 +177,11 @@ export class Group {
     }
     for (const passage of abandoned) {
       if (isFull()) break
-      if (passage.counted) passage.suspect = true
+      // A retry that was never due for its last owner has not begun.
+      const counts = passage.counted && passage.due <= passage.touchedAt
+      if (counts) passage.suspect = true
       else passage.attempts--
-      if (!give(passage, false) && !passage.counted) passage.attempts++
+      if (!give(passage, false) && !counts) passage.attempts++
     }
     for (; !isFull() && fresh > 0 && this.next < this.topic.end; this.next++) {
       const entry = this.topic.at(this.next)
@@ -179,13 +192,13 @@ export class Group {
   }
 
   private deliver(passage: Passage, consumer: Consumer, now: number, counted: boolean): Transport.Delivery {
-    passage.due = 0
+    if (passage.due <= now) passage.due = 0
     passage.owner = consumer
     passage.attempts++
     passage.counted = counted
     passage.deliveries++
     passage.touchedAt = now
-    const delivery = passage.delivery = new Delivery(passage)
+    const delivery = passage.delivery = new Delivery(passage, now)
     this.pending.delete(passage.entry.id)
     this.pending.set(passage.entry.id, passage)
     return delivery
@@ -220,7 +233,12 @@ export class Group {
       case "Release": {
         passage.attempts--
         passage.owner = undefined
-        this.released.push(passage)
+        if (passage.due > broker.clock.currentTimeMillisUnsafe()) {
+          this.delay(passage)
+        } else {
+          const after = this.released.findIndex(({ entry }) => Number(entry.id) > Number(passage.entry.id))
+          this.released.splice(after < 0 ? this.released.length : after, 0, passage)
+        }
         this.wake()
         break
       }
@@ -229,8 +247,7 @@ export class Group {
         passage.suspect = false
         passage.firstFailedAt ??= now
         passage.due = now + (settlement.after === undefined ? 0 : Duration.toMillis(settlement.after))
-        const after = this.delayed.findIndex((other) => other.due > passage.due)
-        this.delayed.splice(after < 0 ? this.delayed.length : after, 0, passage)
+        this.delay(passage)
         this.wake()
         break
       }
@@ -238,7 +255,12 @@ export class Group {
     return true
   }
 
-  /** Takes a message out of those that wait for somebody to ask. */
+  private delay(passage: Passage): void {
+    const after = this.delayed.findIndex((other) => other.due > passage.due)
+    this.delayed.splice(after < 0 ? this.delayed.length : after, 0, passage)
+  }
+
+  /** Takes a message out of those that wait for a pull. */
   private takeBack(id: string): Passage | undefined {
     for (const waiting of [this.released, this.delayed]) {
       const index = waiting.findIndex(({ entry }) => entry.id === id)

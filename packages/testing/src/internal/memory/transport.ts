@@ -34,7 +34,7 @@ const transport = (
   limit: Concurrency.Limit,
   connection: Connection
 ): Transport.Transport["Service"] => {
-  const whileOpen = <A, E>(effect: () => Effect.Effect<A, E>): Effect.Effect<A, E> =>
+  const whileOpen = <A, E, R>(effect: () => Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
     Effect.suspend(() => connection.open ? effect() : Effect.never)
   return Transport.Transport.of({
     name: "memory",
@@ -50,7 +50,7 @@ const transport = (
     nameRemedy: (kind, name) => name === "" ? `give the ${kind} a name` : undefined,
     health: Effect.succeed(consuming(broker)),
     declare: (topic) => Effect.sync(() => void broker.topic(topic)),
-    subscribe: (options) => whileOpen(() => Effect.sync(() => subscribe(broker, connection, options))),
+    subscribe: (options) => whileOpen(() => subscribe(broker, connection, options)),
     publish: (messages) => whileOpen(() => Effect.forEach(messages, (message) => publish(broker, message))),
     browse: (topic, options) =>
       Stream.suspend(() => Stream.fromIterable((broker.topics.get(topic)?.entries(options) ?? []).map(browsed))),
@@ -87,8 +87,31 @@ const subscribe = (
   broker: Broker,
   connection: Connection,
   options: Transport.SubscribeOptions
+): Effect.Effect<Transport.Subscription, never, Scope.Scope> =>
+  Effect.map(
+    Effect.acquireRelease(
+      Effect.sync(() => ({ open: true })),
+      (scope) =>
+        Effect.sync(() => {
+          scope.open = false
+          broker.topics.get(options.topic)?.groups.get(options.group)?.wake()
+        })
+    ),
+    (scope) => consume(broker, connection, options, () => !scope.open || !connection.open)
+  )
+
+const consume = (
+  broker: Broker,
+  connection: Connection,
+  options: Transport.SubscribeOptions,
+  isGone: () => boolean
 ): Transport.Subscription => {
-  const consumer: Consumer = { name: `consumer-${++broker.consumers}`, isolateFrom: options.isolateFrom }
+  const consumer: Consumer = {
+    name: `consumer-${++broker.consumers}`,
+    isolateFrom: options.isolateFrom,
+    ordered: options.ordered ?? false,
+    isGone
+  }
   // Looked up each time: a group that was deleted is made again, as the contract has it.
   const group = () => broker.topic(options.topic).group(options.group, options.startFrom)
   group()
