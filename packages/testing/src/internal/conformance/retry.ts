@@ -286,7 +286,7 @@ export const retry: ReadonlyArray<rig.Test> = [
       assert.deepEqual(
         settled.filter((tag) => tag === "Ack" || tag === "Terminate"),
         [],
-        "a source whose dead letter was refused stays"
+        "a source whose dead letter was refused is not settled for good"
       )
       refusing = false
       const second = yield* failing(peer.transport)

@@ -23,8 +23,7 @@ export interface Consumer {
   /** As in `Transport.SubscribeOptions`. */
   readonly isolateFrom: number
   readonly ordered: boolean
-  /** Its subscription was closed, or its process has crashed. */
-  readonly isGone: () => boolean
+  isClosed: boolean
 }
 
 /** An entry on its way through one group, once it was delivered for the first time. */
@@ -51,14 +50,14 @@ class Delivery implements Transport.Delivery {
   readonly attempt: number
   readonly redelivered: boolean
   readonly suspect: boolean
-  readonly due: number | undefined
   readonly firstFailedAt: number | undefined
-  constructor(passage: Passage, now: number) {
+  readonly due: number | undefined
+  constructor(passage: Passage, due: number | undefined) {
+    this.due = due
     this.passage = passage
     this.attempt = passage.attempts
     this.redelivered = passage.deliveries > 1
     this.suspect = passage.suspect
-    this.due = passage.due > now ? passage.due : undefined
     this.firstFailedAt = passage.firstFailedAt
   }
   get id(): string {
@@ -95,7 +94,7 @@ export class Group {
   next: number
   /** Delivered and not settled, the one that was left alone longest first. */
   readonly pending = new Map<string, Passage>()
-  /** For the next consumer that asks, in the order of the log. */
+  /** Available at once, in the order of the topic. */
   readonly released: Array<Passage> = []
   /** Retries, the one that is due first in front. */
   readonly delayed: Array<Passage> = []
@@ -119,9 +118,8 @@ export class Group {
   }
 
   /** The next instant at which a message becomes available without anything else happening. */
-  nextDue(): number | undefined {
+  nextDue(consumer: Consumer): number | undefined {
     const now = this.topic.broker.clock.currentTimeMillisUnsafe()
-    const { minIdle } = this.topic.broker.options
     let due = this.topic.scheduled[0]?.due ?? Infinity
     // Already available messages exceed the demand: the next pull asks again.
     for (const { due: at } of this.delayed) {
@@ -129,10 +127,11 @@ export class Group {
       due = Math.min(due, at)
       break
     }
-    for (const { touchedAt } of this.pending.values()) {
-      if (touchedAt + minIdle <= now) continue
-      due = Math.min(due, touchedAt + minIdle)
-      break
+    for (const passage of this.pending.values()) {
+      const at = this.abandonedAt(passage, consumer)
+      if (at <= now) continue
+      due = Math.min(due, at)
+      if (passage.owner !== consumer) break
     }
     return Number.isFinite(due) ? due : undefined
   }
@@ -143,13 +142,13 @@ export class Group {
     const taken: Array<Transport.Delivery> = []
     let { bytes, fresh, suspects } = demand
     const isFull = () => taken.length >= demand.total || (bytes <= 0 && taken.length > 0)
-    const give = (passage: Passage, isRetry: boolean): boolean => {
+    const give = (passage: Passage, isRetry: boolean, due?: number): boolean => {
       const isIsolated = passage.suspect && passage.attempts + 1 >= consumer.isolateFrom
       if ((isIsolated && suspects <= 0) || (!isRetry && fresh <= 0)) return false
       if (isIsolated) suspects--
       if (!isRetry) fresh--
       bytes -= passage.entry.body.byteLength
-      taken.push(this.deliver(passage, consumer, now, !isIsolated))
+      taken.push(this.deliver(passage, consumer, now, !isIsolated, due))
       return true
     }
     this.topic.appendDue(now)
@@ -159,29 +158,27 @@ export class Group {
       if (give(passage, passage.owner === consumer)) this.delayed.splice(i, 1)
       else i++
     }
-    // The keys of an ordered consumer wait for retries that an earlier process has left.
-    for (let i = 0; consumer.ordered && !isFull() && i < this.delayed.length;) {
-      const passage = this.delayed[i]!
-      if ((passage.owner?.isGone() ?? true) && give(passage, false)) this.delayed.splice(i, 1)
-      else i++
+    if (consumer.ordered) {
+      const orphans = this.delayed.filter(({ due, owner }) => due > now && owner!.isClosed)
+      for (const passage of orphans.sort(inOrder)) {
+        if (isFull() || !give(passage, false, passage.due)) break
+        this.delayed.splice(this.delayed.indexOf(passage), 1)
+      }
     }
     for (let i = 0; !isFull() && i < this.released.length;) {
       if (give(this.released[i]!, false)) this.released.splice(i, 1)
       else i++
     }
-    // An abandoned message is available to every consumer, its former owner included.
     const abandoned: Array<Passage> = []
     for (const passage of this.pending.values()) {
       if (passage.touchedAt + this.topic.broker.options.minIdle > now) break
-      abandoned.push(passage)
+      if (this.abandonedAt(passage, consumer) <= now) abandoned.push(passage)
     }
     for (const passage of abandoned) {
       if (isFull()) break
-      // A retry that was never due for its last owner has not begun.
-      const counts = passage.counted && passage.due <= passage.touchedAt
-      if (counts) passage.suspect = true
+      if (passage.counted) passage.suspect = true
       else passage.attempts--
-      if (!give(passage, false) && !counts) passage.attempts++
+      if (!give(passage, false) && !passage.counted) passage.attempts++
     }
     for (; !isFull() && fresh > 0 && this.next < this.topic.end; this.next++) {
       const entry = this.topic.at(this.next)
@@ -191,14 +188,20 @@ export class Group {
     return taken
   }
 
-  private deliver(passage: Passage, consumer: Consumer, now: number, counted: boolean): Transport.Delivery {
-    if (passage.due <= now) passage.due = 0
+  /** An abandoned message is available to peers first, and half a lease later to its former owner. */
+  private abandonedAt({ owner, touchedAt }: Passage, consumer: Consumer): number {
+    const { minIdle } = this.topic.broker.options
+    return touchedAt + (owner === consumer ? 1.5 * minIdle : minIdle)
+  }
+
+  private deliver(passage: Passage, consumer: Consumer, now: number, counted: boolean, due: number | undefined): Transport.Delivery {
+    passage.due = 0
     passage.owner = consumer
     passage.attempts++
     passage.counted = counted
     passage.deliveries++
     passage.touchedAt = now
-    const delivery = passage.delivery = new Delivery(passage, now)
+    const delivery = passage.delivery = new Delivery(passage, due)
     this.pending.delete(passage.entry.id)
     this.pending.set(passage.entry.id, passage)
     return delivery
@@ -232,11 +235,11 @@ export class Group {
       }
       case "Release": {
         passage.attempts--
-        passage.owner = undefined
-        if (passage.due > broker.clock.currentTimeMillisUnsafe()) {
-          this.delay(passage)
+        if (delivery.due !== undefined && delivery.due > broker.clock.currentTimeMillisUnsafe()) {
+          this.delay(passage, delivery.due)
         } else {
-          const after = this.released.findIndex(({ entry }) => Number(entry.id) > Number(passage.entry.id))
+          passage.owner = undefined
+          const after = this.released.findIndex((other) => inOrder(other, passage) > 0)
           this.released.splice(after < 0 ? this.released.length : after, 0, passage)
         }
         this.wake()
@@ -246,8 +249,7 @@ export class Group {
         const now = broker.clock.currentTimeMillisUnsafe()
         passage.suspect = false
         passage.firstFailedAt ??= now
-        passage.due = now + (settlement.after === undefined ? 0 : Duration.toMillis(settlement.after))
-        this.delay(passage)
+        this.delay(passage, now + (settlement.after === undefined ? 0 : Duration.toMillis(settlement.after)))
         this.wake()
         break
       }
@@ -255,12 +257,13 @@ export class Group {
     return true
   }
 
-  private delay(passage: Passage): void {
-    const after = this.delayed.findIndex((other) => other.due > passage.due)
+  private delay(passage: Passage, due: number): void {
+    passage.due = due
+    const after = this.delayed.findIndex((other) => other.due > due)
     this.delayed.splice(after < 0 ? this.delayed.length : after, 0, passage)
   }
 
-  /** Takes a message out of those that wait for a pull. */
+  /** Takes a message out of those that wait for somebody to ask. */
   private takeBack(id: string): Passage | undefined {
     for (const waiting of [this.released, this.delayed]) {
       const index = waiting.findIndex(({ entry }) => entry.id === id)
@@ -494,3 +497,5 @@ export class Broker {
 
 /** Two minutes, as NATS has it. */
 const dedupWindow = 120_000
+
+const inOrder = (self: Passage, that: Passage): number => Number(self.entry.id) - Number(that.entry.id)

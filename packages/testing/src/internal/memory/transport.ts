@@ -87,31 +87,8 @@ const subscribe = (
   broker: Broker,
   connection: Connection,
   options: Transport.SubscribeOptions
-): Effect.Effect<Transport.Subscription, never, Scope.Scope> =>
-  Effect.map(
-    Effect.acquireRelease(
-      Effect.sync(() => ({ open: true })),
-      (scope) =>
-        Effect.sync(() => {
-          scope.open = false
-          broker.topics.get(options.topic)?.groups.get(options.group)?.wake()
-        })
-    ),
-    (scope) => consume(broker, connection, options, () => !scope.open || !connection.open)
-  )
-
-const consume = (
-  broker: Broker,
-  connection: Connection,
-  options: Transport.SubscribeOptions,
-  isGone: () => boolean
-): Transport.Subscription => {
-  const consumer: Consumer = {
-    name: `consumer-${++broker.consumers}`,
-    isolateFrom: options.isolateFrom,
-    ordered: options.ordered ?? false,
-    isGone
-  }
+): Effect.Effect<Transport.Subscription, never, Scope.Scope> => {
+  const consumer: Consumer = { name: `consumer-${++broker.consumers}`, isolateFrom: options.isolateFrom, ordered: options.ordered ?? false, isClosed: false }
   // Looked up each time: a group that was deleted is made again, as the contract has it.
   const group = () => broker.topic(options.topic).group(options.group, options.startFrom)
   group()
@@ -123,10 +100,14 @@ const consume = (
       const taken = from.take(consumer, demand)
       return Arr.isArrayNonEmpty(taken)
         ? Effect.succeed(taken)
-        : Effect.andThen(somethingHappens(broker, from), take(demand))
+        : Effect.andThen(somethingHappens(broker, from, consumer), take(demand))
     })
 
-  return {
+  const close = Effect.sync(() => {
+    consumer.isClosed = true
+    group().wake()
+  })
+  return Effect.acquireRelease(Effect.succeed<Transport.Subscription>({
     // A broker answers in another turn of the loop: one that answered at once would starve every timer.
     pull: (demand) => Effect.andThen(Effect.yieldNow, take(demand)),
     // A pull that is interrupted leaves nothing requested.
@@ -150,7 +131,7 @@ const consume = (
     begin: (delivery) => Effect.sync(() => !connection.open || group().begin(consumer, delivery)),
     lease: Number.isFinite(broker.options.minIdle) ? Duration.millis(broker.options.minIdle) : undefined,
     health: Effect.succeed(consuming(broker))
-  }
+  }), () => close)
 }
 
 const noneLost = Exit.succeed<ReadonlyArray<Transport.Delivery>>([])
@@ -176,13 +157,13 @@ const groupInfo = (group: Group): Transport.GroupInfo => {
   }
 }
 
-const somethingHappens = (broker: Broker, group: Group): Effect.Effect<void> => {
+const somethingHappens = (broker: Broker, group: Group, consumer: Consumer): Effect.Effect<void> => {
   const signal = Effect.callback<void>((resume) => {
     const wake = () => resume(Effect.void)
     group.waiters.add(wake)
     return Effect.sync(() => group.waiters.delete(wake))
   })
-  const due = Option.fromUndefinedOr(group.nextDue())
+  const due = Option.fromUndefinedOr(group.nextDue(consumer))
   return Option.match(due, {
     onNone: () => signal,
     onSome: (due) => {
