@@ -27,6 +27,7 @@ import { poison } from "./internal/conformance/poison.ts"
 import { retry } from "./internal/conformance/retry.ts"
 import { conduct, Rig, type Test as RigTest } from "./internal/conformance/rig.ts"
 import { settlement } from "./internal/conformance/settlement.ts"
+import type * as Proxy from "./Proxy.ts"
 
 /**
  * Describes one test: `law` is the law of settlement that it proves, or the contract between core and transport, and
@@ -55,7 +56,15 @@ export type Need =
   | "connect"
   | "restart"
   | "cut"
+  | "halfOpen"
+  | "shape"
+  | "refuse"
+  | "changeLeader"
+  | "deleteTopic"
+  | "deleteGroup"
+  | "deleteConsumers"
   | "unreachable"
+  | "testClock"
   | "deduplication"
   | "delayedPublish"
   | "uncountedRelease"
@@ -69,6 +78,11 @@ export type Need =
  * - `connect`: another connection, as another process would have it; closed by its scope
  * - `restart`: ends the broker and starts it again, with what it had stored
  * - `cut`: ends all connections; they may be made again at once
+ * - `halfOpen`: from now on no byte passes on the connections that are open, and nobody is told; new ones work
+ * - `shape`: changes latency and bandwidth of the connections
+ * - `refuse`: the broker refuses to store messages until the scope closes, as a full one does
+ * - `changeLeader`: another node of the cluster leads
+ * - `deleteTopic`, `deleteGroup`, `deleteConsumers`: what an operator may do behind the back of a running pipeline
  * - `unreachable`: connects to an address where no broker answers
  * - `claimAfter`: how long the transport, as it is configured here, leaves an unsettled message with a consumer that says
  *   nothing. Short makes the suite quick; a second is a good value
@@ -85,6 +99,13 @@ export interface Target<R, E> {
   readonly connect?: Effect.Effect<Transport["Service"], unknown, NoInfer<R> | Scope.Scope> | undefined
   readonly restart?: Effect.Effect<void, unknown, NoInfer<R>> | undefined
   readonly cut?: Effect.Effect<void, unknown, NoInfer<R>> | undefined
+  readonly halfOpen?: Effect.Effect<void, unknown, NoInfer<R>> | undefined
+  readonly shape?: ((shape: Proxy.Shape) => Effect.Effect<void, unknown, NoInfer<R>>) | undefined
+  readonly refuse?: Effect.Effect<void, unknown, NoInfer<R> | Scope.Scope> | undefined
+  readonly changeLeader?: Effect.Effect<void, unknown, NoInfer<R>> | undefined
+  readonly deleteTopic?: ((topic: string) => Effect.Effect<void, unknown, NoInfer<R>>) | undefined
+  readonly deleteGroup?: ((topic: string, group: string) => Effect.Effect<void, unknown, NoInfer<R>>) | undefined
+  readonly deleteConsumers?: ((topic: string, group: string) => Effect.Effect<void, unknown, NoInfer<R>>) | undefined
   readonly unreachable?: Effect.Effect<unknown, unknown, NoInfer<R> | Scope.Scope> | undefined
   readonly capabilities?: Partial<Capabilities> | undefined
 }
@@ -137,7 +158,15 @@ const reasons: Record<Need, string> = {
   connect: "no `connect`: the suite has one connection only",
   restart: "no `restart`",
   cut: "no `cut`",
+  halfOpen: "no `halfOpen`",
+  shape: "no `shape`",
+  refuse: "no `refuse`",
+  changeLeader: "no `changeLeader`: a server of its own has nobody to give the lead to",
+  deleteTopic: "no `deleteTopic`",
+  deleteGroup: "no `deleteGroup`",
+  deleteConsumers: "no `deleteConsumers`",
   unreachable: "no `unreachable`",
+  testClock: "hours of real time: only a broker on `TestClock` can be asked",
   deduplication: "the transport declares no deduplication",
   delayedPublish: "the transport declares no delayed publish",
   uncountedRelease: "the transport declares that a release counts an attempt",
@@ -160,7 +189,7 @@ export const check = <R, E>(
     const transport = yield* Transport
     const context = yield* Effect.context<R>()
     const capabilities = { ...transport.capabilities, ...target.capabilities }
-    const given = { ...capabilities, ...target }
+    const given = { ...capabilities, ...target, testClock: target.clock === "test" }
     const lacks = test.needs.find((need) => given[need] === undefined || given[need] === false)
     if (lacks !== undefined) return reasons[lacks]
     const rig = Rig.of({
@@ -169,6 +198,15 @@ export const check = <R, E>(
       connect: Effect.provide(target.connect ?? Effect.die(reasons.connect), context),
       restart: Effect.provide(target.restart ?? Effect.die(reasons.restart), context),
       cut: Effect.provide(target.cut ?? Effect.die(reasons.cut), context),
+      halfOpen: Effect.provide(target.halfOpen ?? Effect.die(reasons.halfOpen), context),
+      shape: (shape) => Effect.provide(target.shape?.(shape) ?? Effect.die(reasons.shape), context),
+      refuse: Effect.provide(target.refuse ?? Effect.die(reasons.refuse), context),
+      changeLeader: Effect.provide(target.changeLeader ?? Effect.die(reasons.changeLeader), context),
+      deleteTopic: (topic) => Effect.provide(target.deleteTopic?.(topic) ?? Effect.die(reasons.deleteTopic), context),
+      deleteGroup: (topic, group) =>
+        Effect.provide(target.deleteGroup?.(topic, group) ?? Effect.die(reasons.deleteGroup), context),
+      deleteConsumers: (topic, group) =>
+        Effect.provide(target.deleteConsumers?.(topic, group) ?? Effect.die(reasons.deleteConsumers), context),
       unreachable: Effect.provide(target.unreachable ?? Effect.die(reasons.unreachable), context),
       claimAfter: Duration.toMillis(Duration.fromInputUnsafe(target.claimAfter)),
       clock: target.clock

@@ -77,6 +77,10 @@ export class MemoryTransport extends Context.Service<MemoryTransport, {
   /** Another process of the same broker. Closing its scope without drain is a crash: it keeps what it owned. */
   readonly connect: Effect.Effect<Transport.Transport["Service"], never, Scope.Scope>
   readonly groups: Effect.Effect<ReadonlyArray<GroupState>>
+  /** Deletes a topic with its groups; the next use creates another one of that name. */
+  readonly deleteTopic: (topic: string) => Effect.Effect<void>
+  /** Deletes a group with its position; the next pull of a consumer creates it anew. */
+  readonly deleteGroup: (topic: string, group: string) => Effect.Effect<void>
   /** Messages held, by topic. */
   readonly sizes: Effect.Effect<ReadonlyMap<string, number>>
   /** With `history`: all that was published, and all settlements, in order. */
@@ -101,10 +105,12 @@ export const make = (options?: Options): Effect.Effect<MemoryTransport["Service"
       maxBody: options?.maxBody ?? 1_048_576,
       history: options?.history ?? false
     })
-    const limit = Concurrency.shared(options?.concurrency ?? Infinity)
+    const limit = Concurrency.make(options?.concurrency ?? Infinity)
     return MemoryTransport.of({
       connect: connect(broker, limit),
       groups: Effect.sync(() => [...broker.topics.values()].flatMap((topic) => [...topic.groups.values()].map(state))),
+      deleteTopic: (topic) => Effect.sync(() => broker.deleteTopic(topic)),
+      deleteGroup: (topic, group) => Effect.sync(() => broker.deleteGroup(topic, group)),
       sizes: Effect.sync(() => new Map([...broker.topics].map(([name, topic]) => [name, topic.size]))),
       published: Effect.sync(() => broker.published),
       settled: Effect.sync(() => broker.settled),

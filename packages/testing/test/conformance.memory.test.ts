@@ -7,5 +7,7 @@ await Conformance.suite({
   layer: MemoryTransport.layer({ minIdle: "1 second" }),
   claimAfter: "1 second",
   connect: MemoryTransport.MemoryTransport.use(({ connect }) => connect),
+  deleteTopic: (topic) => MemoryTransport.MemoryTransport.use((memory) => memory.deleteTopic(topic)),
+  deleteGroup: (topic, group) => MemoryTransport.MemoryTransport.use((memory) => memory.deleteGroup(topic, group)),
   onEnd: record("memory")
 })

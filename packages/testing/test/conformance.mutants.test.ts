@@ -41,6 +41,14 @@ const target = (mutant: Mutant): Conformance.Target<Mutated | MemoryTransport.Me
     connect: Mutated.use(({ connect }) => connect),
     cut: strike,
     restart: strike,
+    halfOpen: strike,
+    shape: () => strike,
+    refuse: strike,
+    changeLeader: strike,
+    deleteTopic: (topic) => MemoryTransport.MemoryTransport.use((memory) => memory.deleteTopic(topic)),
+    deleteGroup: (topic, group) =>
+      Effect.andThen(MemoryTransport.MemoryTransport.use((memory) => memory.deleteGroup(topic, group)), strike),
+    deleteConsumers: () => strike,
     unreachable: mutant.unreachable ?? unreachable
   }
 }
@@ -69,6 +77,11 @@ describe("a broken transport does not pass the suite", () => {
   it("every law has a mutant", () => {
     const laws = new Set(mutants.map(({ law }) => law))
     for (const law of [1, 2, 3, 4, 5, 6, 7, 8]) assert.isTrue(laws.has(`law ${law}`), `law ${law}`)
+  })
+
+  it("every test catches a mutant", () => {
+    const catching = new Set(mutants.flatMap(({ caughtBy }) => caughtBy))
+    assert.deepStrictEqual(Conformance.tests.filter(({ id }) => !catching.has(id)).map(({ id }) => id), [])
   })
 
   it("the table of the docs shows them all", () => assert.doesNotThrow(recordMutants))

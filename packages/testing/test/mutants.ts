@@ -81,7 +81,9 @@ const settle = (subscription: Subscription, batch: ReadonlyArray<Settling>) =>
   Effect.suspend(() => Arr.isReadonlyArrayNonEmpty(batch) ? subscription.settle(batch) : Effect.succeed([]))
 
 /** Shows each delivery with something changed. */
-const disguising = (change: (delivery: Delivery, count: (id: string) => number) => Partial<Delivery>) =>
+const disguising = (
+  change: (delivery: Delivery, count: (id: string) => number, now: number) => Partial<Delivery>
+) =>
   subscribing((subscription) => {
     const worn = new Map<Delivery, Delivery>()
     const bare = new Map<Delivery, Delivery>()
@@ -91,8 +93,8 @@ const disguising = (change: (delivery: Delivery, count: (id: string) => number) 
       counts.set(id, n)
       return n
     }
-    const wear = (delivery: Delivery): Delivery => {
-      const properties = Object.entries(change(delivery, count)).map((
+    const wear = (now: number) => (delivery: Delivery): Delivery => {
+      const properties = Object.entries(change(delivery, count, now)).map((
         [name, value]
       ) => [name, { value, enumerable: true }])
       const disguised: Delivery = Object.create(delivery, Object.fromEntries(properties))
@@ -103,7 +105,11 @@ const disguising = (change: (delivery: Delivery, count: (id: string) => number) 
     const undress = (delivery: Delivery) => bare.get(delivery) ?? delivery
     const dress = (deliveries: ReadonlyArray<Delivery>) => deliveries.map((delivery) => worn.get(delivery) ?? delivery)
     return {
-      pull: (demand) => Effect.map(subscription.pull(demand), Arr.map(wear)),
+      pull: (demand) =>
+        Effect.flatMap(
+          subscription.pull(demand),
+          (deliveries) => Effect.map(Clock.currentTimeMillis, (now) => Arr.map(deliveries, wear(now)))
+        ),
       settle: (batch) =>
         Effect.suspend(() =>
           Effect.map(
@@ -137,6 +143,14 @@ const owning = (
   })(transport)
 
 const is = (tag: Settlement.Settlement["_tag"]) => ({ settlement }: Settling) => settlement._tag === tag
+
+const delaying = (change: (millis: number) => number) =>
+  settling(({ delivery, settlement }) => ({
+    delivery,
+    settlement: settlement._tag === "Retry"
+      ? Settlement.retry(change(Duration.toMillis(settlement.after ?? 0))).settlement
+      : settlement
+  }))
 
 const more = (demand: Demand, change: (n: number) => number): Demand => ({
   ...demand,
@@ -215,7 +229,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     name: "counts no attempts",
     law: "law 2",
-    caughtBy: ["S2", "R1", "P4"],
+    caughtBy: ["S2", "R1", "P4", "S25"],
     mutate: disguising(() => ({ attempt: 1 }))
   },
   {
@@ -275,7 +289,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     name: "counts a release as an attempt",
     law: "law 3",
-    caughtBy: ["S9", "S14", "L2", "L3", "L10"],
+    caughtBy: ["S9", "S14", "L2", "L3", "L10", "X9"],
     mutate: settling((settling) =>
       is("Release")(settling) ? { ...settling, settlement: Settlement.retry(0).settlement } : settling
     )
@@ -343,7 +357,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     name: "says that dead letters are stored, and stores none",
     law: "law 4",
-    caughtBy: ["R1", "R5", "P1", "P5"],
+    caughtBy: ["R1", "R5", "P1", "P5", "R13"],
     mutate: (transport) => ({
       ...transport,
       publish: (messages) =>
@@ -398,7 +412,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     name: "gives a batch in reverse",
     law: "law 7",
-    caughtBy: ["D6", "D9", "F8"],
+    caughtBy: ["D6", "D9", "F8", "F13"],
     mutate: subscribing((subscription) => ({ pull: (demand) => Effect.map(subscription.pull(demand), Arr.reverse) }))
   },
   {
@@ -571,7 +585,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     name: "confirms what is published and loses it, once after each fault",
     law: "law 5",
-    caughtBy: ["X1", "X3"],
+    caughtBy: ["X1", "X3", "X2", "X5", "X6", "X10"],
     mutate: (transport, broker) => {
       let seen = 0
       return {
@@ -608,6 +622,283 @@ export const mutants: ReadonlyArray<Mutant> = [
               seen = broker.strikes
               return [delivery, Object.create(delivery)]
             })
+          )
+      }))(transport)
+    }
+  },
+  {
+    name: "counts a release as an attempt from the second attempt on",
+    law: "law 3",
+    caughtBy: ["S17"],
+    mutate: settling((settling) =>
+      is("Release")(settling) && settling.delivery.attempt >= 2
+        ? { ...settling, settlement: Settlement.retry(0).settlement }
+        : settling
+    )
+  },
+  {
+    name: "keeps only the first of many deliveries that are extended",
+    law: "law 8",
+    caughtBy: ["S18"],
+    mutate: subscribing((subscription) => ({ extend: ([first]) => subscription.extend([first]) }))
+  },
+  {
+    name: "does not say what was lost when it settles many",
+    law: "law 8",
+    caughtBy: ["S19"],
+    mutate: subscribing((subscription) => ({
+      settle: (batch) => Effect.map(subscription.settle(batch), (lost) => batch.length > 1 ? [] : lost)
+    }))
+  },
+  {
+    name: "lets an earlier delivery settle and keep the one that its consumer has now",
+    law: "law 5",
+    caughtBy: ["S20"],
+    mutate: owning((subscription, current) => {
+      const present = (delivery: Delivery) => {
+        const owned = current(delivery)
+        return owned?.subscription === subscription ? owned.delivery : delivery
+      }
+      return {
+        settle: (batch) =>
+          Effect.suspend(() =>
+            subscription.settle(
+              Arr.map(batch, ({ delivery, settlement }) => ({ delivery: present(delivery), settlement }))
+            )
+          ),
+        extend: (deliveries) => Effect.suspend(() => subscription.extend(Arr.map(deliveries, present)))
+      }
+    })
+  },
+  {
+    name: "cuts delays to multiples of 50 milliseconds",
+    law: "law 2",
+    caughtBy: ["S21"],
+    mutate: delaying((millis) => 50 * Math.floor(millis / 50))
+  },
+  {
+    name: "cuts delays to five minutes",
+    law: "law 2",
+    caughtBy: ["S22"],
+    mutate: delaying((millis) => Math.min(millis, 300_000))
+  },
+  {
+    name: "gives a neglected delivery to no one as long as its consumer lives",
+    law: "law 1",
+    caughtBy: ["S23", "S24"],
+    mutate: subscribing((subscription) => {
+      const held = new Set<string>()
+      const pull = (demand: Demand): Effect.Effect<Deliveries, TransportError> =>
+        Effect.flatMap(subscription.pull(demand), (deliveries) => {
+          const others = deliveries.filter(({ id, suspect }) => !suspect || !held.has(id))
+          for (const { id } of deliveries) held.add(id)
+          return Arr.isArrayNonEmpty(others) ? Effect.succeed(others) : pull(demand)
+        })
+      return { pull }
+    })
+  },
+  {
+    name: "counts the attempt of an isolated suspect before it begins",
+    law: "law 2",
+    caughtBy: ["P7"],
+    mutate: wishing((options) => ({ ...options, isolateFrom: Infinity }))
+  },
+  {
+    name: "does not record that the attempt of an isolated suspect begins",
+    law: "law 2",
+    caughtBy: ["P7", "P5"],
+    mutate: subscribing(() => ({ begin: () => Effect.succeed(true) }))
+  },
+  {
+    name: "gives more suspects than are wanted",
+    law: "law 2",
+    caughtBy: ["P8"],
+    mutate: subscribing((subscription) => ({
+      pull: (demand) => subscription.pull({ ...demand, suspects: demand.total })
+    }))
+  },
+  {
+    name: "leaves the request of an interrupted pull open",
+    law: "contract",
+    caughtBy: ["F12"],
+    mutate: subscribing((subscription) => {
+      let open: Fiber.Fiber<Deliveries, TransportError> | undefined
+      return {
+        pull: (demand) =>
+          Effect.gen(function*() {
+            open ??= yield* Effect.forkDetach(subscription.pull(demand), { startImmediately: true })
+            const deliveries = yield* Fiber.join(open)
+            open = undefined
+            return deliveries
+          }),
+        withdraw: Effect.void
+      }
+    })
+  },
+  {
+    name: "gives unread messages before released ones",
+    law: "law 7",
+    caughtBy: ["F13"],
+    mutate: subscribing((subscription) => {
+      const fetched: Array<Delivery> = []
+      const give = (demand: Demand) => {
+        const given = fetched.splice(0, demand.total)
+        return Arr.isArrayNonEmpty(given) ? Effect.succeed(given) : undefined
+      }
+      return {
+        pull: (demand) =>
+          Effect.suspend(() =>
+            give(demand) ?? Effect.flatMap(subscription.pull(more(demand, () => 100)), (deliveries) => {
+              fetched.push(...deliveries.toSorted((a, b) => Number(a.redelivered) - Number(b.redelivered)))
+              return give(demand)!
+            })
+          )
+      }
+    })
+  },
+  {
+    name: "never gives more than its first pull wanted",
+    law: "contract",
+    caughtBy: ["F5"],
+    mutate: subscribing((subscription) => {
+      let most = 0
+      let owned = 0
+      const pull = (demand: Demand): Effect.Effect<Deliveries, TransportError> =>
+        Effect.suspend(() => {
+          if (most === 0) most = demand.total
+          if (owned >= most) return Effect.andThen(Effect.sleep(10), pull(demand))
+          return Effect.tap(
+            subscription.pull(more(demand, (n) => Math.min(n, most - owned))),
+            ({ length }) => Effect.sync(() => owned += length)
+          )
+        })
+      return {
+        pull,
+        settle: (batch) =>
+          Effect.suspend(() => {
+            owned -= batch.length
+            return subscription.settle(batch)
+          })
+      }
+    })
+  },
+  {
+    name: "says that a message was published when it is delivered",
+    law: "contract",
+    caughtBy: ["D15"],
+    mutate: disguising((_, __, now) => ({ publishedAt: now }))
+  },
+  {
+    name: "knows an id across topics",
+    law: "contract",
+    caughtBy: ["D16"],
+    mutate: (transport) => {
+      const known = new Set<string>()
+      return {
+        ...transport,
+        publish: (messages) =>
+          Effect.suspend(() => {
+            const [{ id }] = messages
+            if (id !== undefined && known.has(id)) return Effect.succeed([Result.succeed({ id, duplicate: true })])
+            if (id !== undefined) known.add(id)
+            return transport.publish(messages)
+          })
+      }
+    }
+  },
+  {
+    name: "gives all topics, and all lives of a topic, one origin",
+    law: "contract",
+    caughtBy: ["D17", "X12"],
+    mutate: (transport) => {
+      const change = { origin: "broker" }
+      return {
+        ...disguising(() => change)(transport),
+        browse: (topic, options) =>
+          Stream.map(transport.browse(topic, options), (delivery) => ({ ...delivery, ...change }))
+      }
+    }
+  },
+  {
+    name: "browses everything, whatever the bounds",
+    law: "contract",
+    caughtBy: ["D18"],
+    mutate: (transport) => ({ ...transport, browse: (topic) => transport.browse(topic) })
+  },
+  {
+    name: "reads another message than the one of the id",
+    law: "contract",
+    caughtBy: ["D19"],
+    mutate: (transport) => ({ ...transport, get: (topic) => Stream.runHead(transport.browse(topic)) })
+  },
+  {
+    name: "says that a group has no lag where it does not know",
+    law: "contract",
+    caughtBy: ["D20"],
+    mutate: (transport) => ({
+      ...transport,
+      groups: (topic) =>
+        Effect.map(transport.groups(topic), (groups) => groups.map((group) => ({ ...group, lag: 0 })))
+    })
+  },
+  {
+    name: "gives its deliveries twice when the wall clock jumps",
+    law: "law 2",
+    caughtBy: ["X8"],
+    mutate: subscribing((subscription) => {
+      let last: number | undefined
+      return {
+        pull: (demand) =>
+          Effect.flatMap(subscription.pull(more(demand, (n) => Math.max(1, n - 1))), (deliveries) =>
+            Effect.map(Clock.currentTimeMillis, (now): Deliveries => {
+              const jumps = Math.abs(now - (last ?? now)) > 600_000
+              last = now
+              return jumps ? [...deliveries, Object.create(deliveries[0])] as unknown as Deliveries : deliveries
+            }))
+      }
+    })
+  },
+  {
+    name: "does not make a deleted group again",
+    law: "contract",
+    caughtBy: ["X11"],
+    mutate: (transport, broker) =>
+      subscribing((subscription) => {
+        const before = broker.strikes
+        return {
+          pull: (demand) =>
+            Effect.flatMap(
+              subscription.pull(demand),
+              (deliveries) => broker.strikes > before ? Effect.never : Effect.succeed(deliveries)
+            )
+        }
+      })(transport)
+  },
+  {
+    name: "gives up what a deleted consumer owned",
+    law: "law 1",
+    caughtBy: ["X13"],
+    mutate: (transport, broker) =>
+      subscribing((subscription) => ({
+        extend: (deliveries) =>
+          Effect.suspend(() => broker.strikes > 0 ? Effect.succeed(deliveries) : subscription.extend(deliveries))
+      }))(transport)
+  },
+  {
+    name: "delivers nothing after the fourth delivery",
+    law: "law 1",
+    caughtBy: ["D12", "R4", "R10", "R11", "P2", "P3", "P6", "F2", "F4", "F6", "F7", "F10", "F14", "F15", "L1", "L5", "L7", "L8"],
+    mutate: (transport) => {
+      let left = 4
+      return subscribing((subscription) => ({
+        pull: (demand) =>
+          Effect.suspend(() =>
+            left <= 0
+              ? Effect.never
+              : Effect.tap(
+                subscription.pull(more(demand, (n) => Math.min(n, left))),
+                ({ length }) => Effect.sync(() => left -= length)
+              )
           )
       }))(transport)
     }

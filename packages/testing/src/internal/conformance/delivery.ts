@@ -4,6 +4,7 @@ import * as Topic from "@millrace/core/Topic"
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as assert from "node:assert/strict"
 import * as rig from "./rig.ts"
@@ -332,5 +333,130 @@ export const delivery: ReadonlyArray<rig.Test> = [
       assert.equal(rig.textOf(yield* pulling.pollUnsafe()!), "1")
       assert.ok(subscription.lease === undefined || Duration.toMillis(subscription.lease) > 0)
     }
-  )
+  ),
+
+  test("D15", "contract", "publishedAt is when the message was published, also on redelivery", function*() {
+    const { transport } = yield* rig.Rig
+    const topic = rig.numbers("d15")
+    yield* rig.publish(transport, topic, [1])
+    const published = yield* Clock.currentTimeMillis
+    yield* rig.pass(500)
+    const subscription = yield* rig.subscribe(transport, topic.name)
+    const first = yield* rig.one(subscription)
+    // The clock of a server may not be exactly ours.
+    assert.ok(first.publishedAt <= published + 100, `${first.publishedAt - published} ms after it was published`)
+    yield* rig.settle(subscription, first, rig.retry(20))
+    const second = yield* rig.one(subscription)
+    assert.equal(second.publishedAt, first.publishedAt)
+    yield* rig.settle(subscription, second, { _tag: "Ack" })
+  }),
+
+  test("D16", "contract", "an id belongs to its topic: the same id in two topics is two messages", function*() {
+    const { transport } = yield* rig.Rig
+    const topics = [rig.numbers("d16"), rig.numbers("d16")]
+    for (const [n, topic] of topics.entries()) {
+      const [published] = yield* rig.publish(transport, topic, [n], () => ({ id: "same" }))
+      assert.equal(published!.duplicate, false)
+      const subscription = yield* rig.subscribe(transport, topic.name)
+      assert.deepEqual(rig.texts(yield* rig.gather(subscription, 60_000, 1)), [String(n)])
+    }
+  }, { needs: ["deduplication"] }),
+
+  test("D17", "contract", "origin and id name one message, in every delivery of it and in no other", function*() {
+    const { transport } = yield* rig.Rig
+    const topics = [rig.numbers("d17"), rig.numbers("d17")]
+    const names = new Set<string>()
+    for (const topic of topics) {
+      yield* rig.publish(transport, topic, [1, 2])
+      const subscription = yield* rig.subscribe(transport, topic.name)
+      const other = yield* rig.subscribe(transport, topic.name, { group: "other" })
+      const taken = yield* rig.take(subscription, 2)
+      const name = ({ id, origin }: typeof taken[number]) => `${origin} ${id}`
+      assert.deepEqual((yield* rig.take(other, 2)).map(name), taken.map(name))
+      assert.deepEqual((yield* rig.browse(transport, topic.name)).map(name), taken.map(name))
+      yield* rig.settle(subscription, taken, rig.retry(20))
+      assert.deepEqual((yield* rig.take(subscription, 2)).map(name).toSorted(), taken.map(name).toSorted())
+      assert.equal(new Set(taken.map(({ origin }) => origin)).size, 1)
+      for (const delivery of taken) names.add(name(delivery))
+    }
+    assert.equal(names.size, 4)
+  }),
+
+  test("D18", "contract", "browsing goes from and to an id, forwards and back, and no further than its limit", function*() {
+    const { transport } = yield* rig.Rig
+    const topic = rig.numbers("d18")
+    const ids = (yield* rig.publish(transport, topic, rig.range(8))).map(({ id }) => id)
+    const shown = (options: Parameters<typeof transport.browse>[1]) =>
+      Effect.map(rig.browse(transport, topic.name, options), (all) => rig.texts(all).join(" "))
+    assert.deepEqual(
+      {
+        after: yield* shown({ after: ids[5] }),
+        before: yield* shown({ before: ids[2] }),
+        between: yield* shown({ after: ids[1], before: ids[4] }),
+        limit: yield* shown({ limit: 3 }),
+        page: yield* shown({ after: ids[2], limit: 2 }),
+        last: yield* shown({ reverse: true, limit: 2 }),
+        back: yield* shown({ reverse: true, before: ids[4], limit: 2 }),
+        backTo: yield* shown({ reverse: true, after: ids[5] })
+      },
+      {
+        after: "6 7",
+        before: "0 1",
+        between: "2 3",
+        limit: "0 1 2",
+        page: "3 4",
+        last: "7 6",
+        back: "3 2",
+        backTo: "7 6"
+      }
+    )
+    yield* rig.bounded("removing", transport.remove(topic.name, [ids[3]!]))
+    assert.equal(yield* shown({ after: ids[3] }), "4 5 6 7", "a bound need not exist any more")
+  }),
+
+  test("D19", "contract", "one stored message is read by its id; none is there under an id that was removed", function*() {
+    const { transport } = yield* rig.Rig
+    const topic = rig.numbers("d19")
+    const [, second] = yield* rig.publish(transport, topic, [1, 2, 3], () => ({ headers: { note: "kept" } }))
+    const get = (name: string, id: string) => rig.bounded("reading a message", transport.get(name, id))
+    const found = yield* get(topic.name, second!.id)
+    assert.ok(Option.isSome(found))
+    assert.deepEqual(
+      { id: found.value.id, value: rig.textOf(found.value), note: found.value.headers["note"] },
+      { id: second!.id, value: "2", note: "kept" }
+    )
+    yield* rig.bounded("removing", transport.remove(topic.name, [second!.id]))
+    assert.ok(Option.isNone(yield* get(topic.name, second!.id)))
+    assert.ok(Option.isNone(yield* get(rig.fresh("d19-none"), second!.id)))
+  }),
+
+  test("D20", "contract", "the groups of a topic say what is left to do, and nothing that is not known", function*() {
+    const { transport } = yield* rig.Rig
+    const topic = rig.numbers("d20")
+    assert.deepEqual(yield* rig.bounded("asking for groups", transport.groups(topic.name)), [])
+    const before = yield* Clock.currentTimeMillis
+    yield* rig.publish(transport, topic, rig.range(6))
+    const first = yield* rig.subscribe(transport, topic.name, { group: "first" })
+    yield* rig.subscribe(transport, topic.name, { group: "second" })
+    const [acked, retried] = yield* rig.take(first, 3)
+    yield* rig.settle(first, acked!, { _tag: "Ack" })
+    yield* rig.settle(first, retried!, rig.retry("1 minute"))
+    const expected = [{ group: "first", lag: 3, pending: 2 }, { group: "second", lag: 6, pending: 0 }]
+    const groups = yield* rig.eventually(
+      "both groups say what is left",
+      Effect.map(transport.groups(topic.name), (groups) => groups.toSorted((a, b) => a.group.localeCompare(b.group))),
+      (groups) =>
+        groups.length === 2 &&
+        groups.every(({ group, lag, pending }, i) => {
+          const right = expected[i]!
+          return group === right.group && (lag ?? right.lag) === right.lag &&
+            (pending ?? right.pending) === right.pending
+        })
+    )
+    for (const { consumers, lag, oldest, pending } of groups) {
+      assert.ok(lag !== undefined || pending !== undefined, "neither lag nor pending is known")
+      if (oldest !== undefined) assert.ok(Math.abs(oldest - before) < 60_000, `the oldest is of ${oldest}`)
+      for (const { idle } of consumers ?? []) assert.ok(idle >= 0)
+    }
+  })
 ]

@@ -2,6 +2,7 @@ import * as Pipeline from "@millrace/core/Pipeline"
 import * as Topic from "@millrace/core/Topic"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Schema from "effect/Schema"
 import * as assert from "node:assert/strict"
 import * as rig from "./rig.ts"
@@ -13,6 +14,7 @@ const makeGate = () => {
   let open = false
   return {
     open: () => void (open = true),
+    close: () => void (open = false),
     pass: Effect.whileLoop({ while: () => !open, body: () => Effect.sleep(5), step: () => {} })
   }
 }
@@ -327,5 +329,124 @@ export const flow: ReadonlyArray<rig.Test> = [
     assert.deepEqual([rig.textOf(again), again.attempt], ["1", 2])
     yield* rig.settle(subscription, again, { _tag: "Ack" })
     assert.deepEqual(rig.texts(yield* rig.gather(subscription, 60_000, 1)), ["2"])
-  })
+  }),
+
+  test("F5", "contract", "a limit that is raised or lowered takes effect, and a drain under it ends", function*() {
+    const { transport } = yield* rig.Rig
+    const topic = rig.numbers("f5")
+    const gate = makeGate()
+    let inFlight = 0
+    const { running, stop } = yield* rig.start(
+      rig.from(transport, topic, { prefetch: 0, drainTimeout: 100 }).pipe(
+        Pipeline.tap(() => Effect.andThen(Effect.sync(() => inFlight++), gate.pass)),
+        Pipeline.tap(() => Effect.sync(() => inFlight--)),
+        Pipeline.concurrency(2)
+      )
+    )
+    yield* rig.publish(transport, topic, rig.range(40))
+    yield* rig.until("two run", () => inFlight === 2)
+    yield* rig.pass(300)
+    assert.equal(inFlight, 2)
+    running.limit.resize(8)
+    yield* rig.until("eight run", () => inFlight === 8)
+    yield* rig.pass(300)
+    assert.equal(inFlight, 8)
+    gate.open()
+    yield* rig.eventually("all are handled", running.counts, ({ handled }) => handled === 40)
+    gate.close()
+    running.limit.resize(1)
+    yield* rig.publish(transport, topic, rig.range(4))
+    yield* rig.until("one runs", () => inFlight === 1)
+    yield* rig.pass(300)
+    assert.equal(inFlight, 1)
+    yield* stop
+  }),
+
+  test("F12", "contract", "once withdrawn, a request takes nothing: the next message is a peer's at once", function*() {
+    const { transport } = yield* rig.Rig
+    const topic = rig.numbers("f12")
+    const peer = yield* rig.connect
+    const subscription = yield* rig.subscribe(transport, topic.name)
+    const other = yield* rig.subscribe(peer.transport, topic.name)
+    for (const n of rig.range(5)) {
+      const pulling = yield* Effect.forkChild(subscription.pull(rig.demand(10)), { startImmediately: true })
+      yield* rig.pass(20)
+      yield* Fiber.interrupt(pulling)
+      yield* rig.bounded("the request is cancelled", subscription.withdraw)
+      yield* rig.publish(transport, topic, [n])
+      const [delivery] = yield* rig.gather(other, 60_000, 1)
+      assert.deepEqual([rig.textOf(delivery!), delivery!.attempt, delivery!.redelivered], [String(n), 1, false])
+    }
+  }, { needs: ["connect"] }),
+
+  test("F13", "law 7", "released messages come before unread ones, in their order", function*() {
+    const { transport } = yield* rig.Rig
+    const topic = rig.numbers("f13")
+    yield* rig.publish(transport, topic, rig.range(6))
+    for (const count of [1, 2, 3]) {
+      const subscription = yield* rig.subscribe(transport, topic.name)
+      const taken = yield* rig.take(subscription, count)
+      assert.deepEqual(rig.texts(taken), rig.range(count).map(String))
+      yield* rig.settle(subscription, taken, { _tag: "Release" })
+      yield* subscription.close
+    }
+    const last = yield* rig.subscribe(transport, topic.name)
+    assert.deepEqual(rig.texts(yield* rig.gather(last, 60_000, 6)), rig.range(6).map(String))
+  }, { needs: ["uncountedRelease"] }),
+
+  test("F14", "law 7", "a key keeps its order while the only process is restarted again and again", function*() {
+    const { transport } = yield* rig.Rig
+    const topic = keyed("f14")
+    const done = new Map<string, Array<number>>()
+    let handled = 0
+    const pipeline = rig.from(transport, topic, { drainTimeout: 0 }).pipe(
+      Pipeline.tap(({ key, n }) =>
+        Effect.andThen(
+          Effect.sleep(5),
+          Effect.sync(() => {
+            handled++
+            done.set(key, [...done.get(key) ?? [], n])
+          })
+        )
+      ),
+      Pipeline.concurrency({ max: 4, key: (message) => message.key })
+    )
+    yield* rig.publish(transport, topic, rig.range(120).map((n) => ({ key: `k${n % 3}`, n })))
+    for (let round = 0; handled < 120; round++) {
+      const before = handled
+      const { stop } = yield* rig.start(pipeline)
+      yield* rig.until("it goes on", () => handled >= Math.min(120, before + 10))
+      yield* stop
+    }
+    for (const ns of done.values()) assert.deepEqual(ns, ns.toSorted((a, b) => a - b))
+  }, { needs: ["uncountedRelease"] }),
+
+  test(
+    "F15",
+    "law 7",
+    "a key keeps its order when the only process is restarted while the head of the key waits for its retry",
+    function*() {
+      const { transport } = yield* rig.Rig
+      const topic = rig.numbers("f15")
+      const begun: Array<string> = []
+      const pipeline = rig.from(transport, topic).pipe(
+        Pipeline.tap((n, { attempt }) => {
+          begun.push(`${n}#${attempt}`)
+          return n === 1 && attempt === 1 ? Effect.fail("once") : Effect.void
+        }),
+        Pipeline.retry({ times: 3, schedule: rig.after(600) }),
+        Pipeline.concurrency({ max: 4, key: () => "" })
+      )
+      const first = yield* rig.start(pipeline)
+      yield* rig.publish(transport, topic, [1, 2, 3])
+      yield* rig.eventually("the head waits", first.running.counts, ({ retried }) => retried === 1)
+      yield* rig.pass(100)
+      yield* first.stop
+      const second = yield* rig.start(pipeline)
+      yield* rig.until("all are handled", () => begun.length >= 4)
+      yield* second.stop
+      assert.deepEqual(begun, ["1#1", "1#2", "2#1", "3#1"])
+    },
+    { needs: ["uncountedRelease"] }
+  )
 ]

@@ -3,8 +3,10 @@ import * as DeadLetter from "@millrace/core/DeadLetter"
 import * as Pipeline from "@millrace/core/Pipeline"
 import * as Topic from "@millrace/core/Topic"
 import type { Delivery } from "@millrace/core/Transport"
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Schema from "effect/Schema"
 import * as assert from "node:assert/strict"
 import * as rig from "./rig.ts"
@@ -177,7 +179,7 @@ export const poison: ReadonlyArray<rig.Test> = [
       const letters = yield* rig.browse(survivor.transport, `${topic.name}.dead`)
       assert.deepEqual(buried(letters).map(({ bytes, reason }) => ({ bytes, reason })), [{
         bytes: "30",
-        reason: "killer"
+        reason: "crashed"
       }])
     },
     { needs: ["connect"] }
@@ -205,5 +207,71 @@ export const poison: ReadonlyArray<rig.Test> = [
       const [letter] = yield* rig.browse(transport, `${old.name}.dead`)
       assert.deepEqual(yield* Codec.json(v2).decode(letter!), { version: 2, total: "2.00", currency: "EUR" })
     }
-  )
+  ),
+
+  test(
+    "P7",
+    "law 2",
+    "an isolated suspect counts no attempt before it begins, and one from then on",
+    function*() {
+      const topic = rig.numbers("p7")
+      const attempts: Array<number> = []
+      const process = Effect.fnUntraced(function*(begins: boolean) {
+        const mortal = yield* rig.connect
+        if (attempts.length === 0) yield* rig.publish(mortal.transport, topic, [1])
+        const subscription = yield* rig.subscribe(mortal.transport, topic.name, { isolateFrom: 2 })
+        const delivery = yield* rig.one(subscription)
+        attempts.push(delivery.attempt)
+        assert.equal(delivery.suspect, attempts.length > 1)
+        if (begins) assert.equal(yield* rig.bounded("its attempt begins", subscription.begin(delivery)), true)
+        yield* mortal.crash
+      })
+      for (const begins of [true, false, false, true, false]) yield* process(begins)
+      assert.deepEqual(attempts, [1, 2, 2, 2, 3])
+    },
+    { needs: ["connect"] }
+  ),
+
+  test("P8", "law 2", "no more suspects are given than are wanted, and the others are", function*() {
+    const { claimAfter, transport } = yield* rig.Rig
+    const topic = rig.numbers("p8")
+    const mortal = yield* rig.connect
+    yield* rig.publish(transport, topic, rig.range(3))
+    const left = yield* rig.subscribe(mortal.transport, topic.name)
+    yield* rig.take(left, 3)
+    yield* mortal.crash
+    yield* rig.publish(transport, topic, [10, 11])
+    const subscription = yield* rig.subscribe(transport, topic.name, { isolateFrom: 2 })
+    const taken: Array<Delivery> = []
+    /** Takes whatever comes with at most `suspects` suspects in hand, for so long. */
+    const pull = Effect.fnUntraced(function*(suspects: number, millis: number, enough: () => boolean) {
+      const held = () => taken.filter(({ suspect }) => suspect).length
+      const pulling = Effect.flatMap(
+        Effect.suspend(() => subscription.pull({ ...rig.demand(5), suspects: suspects - held() })),
+        (deliveries) => Effect.sync(() => taken.push(...deliveries))
+      )
+      const fiber = yield* Effect.forkChild(Effect.forever(pulling))
+      const extending = Effect.suspend(() => {
+        const [first, ...rest] = taken
+        return first === undefined ? Effect.void : Effect.asVoid(subscription.extend([first, ...rest]))
+      })
+      const end = (yield* Clock.currentTimeMillis) + millis
+      while (!enough() && (yield* Clock.currentTimeMillis) < end) {
+        yield* extending
+        yield* rig.pass(claimAfter / 10)
+      }
+      yield* Fiber.interrupt(fiber)
+      assert.ok(held() <= suspects, `${held()} suspects at once`)
+    })
+    yield* pull(0, 3 * claimAfter, () => false)
+    assert.deepEqual(rig.texts(taken).toSorted(), ["10", "11"], "fresh messages come, suspects do not")
+    yield* rig.settle(subscription, taken.splice(0), { _tag: "Ack" })
+    const seen: Array<string> = []
+    for (let n = 0; n < 3; n++) {
+      yield* pull(1, 60_000, () => taken.length === 1)
+      seen.push(...rig.texts(taken))
+      yield* rig.settle(subscription, taken.splice(0), { _tag: "Ack" })
+    }
+    assert.deepEqual(seen.toSorted(), ["0", "1", "2"])
+  }, { needs: ["connect"] })
 ]

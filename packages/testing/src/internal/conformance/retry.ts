@@ -284,9 +284,9 @@ export const retry: ReadonlyArray<rig.Test> = [
       yield* rig.until("the dead letter is refused", () => refused > 0)
       yield* rig.pass(100)
       assert.deepEqual(
-        settled.filter((tag) => tag !== "Release"),
+        settled.filter((tag) => tag === "Ack" || tag === "Terminate"),
         [],
-        "nothing is said about a source whose dead letter was refused"
+        "a source whose dead letter was refused is not settled for good"
       )
       refusing = false
       const second = yield* failing(peer.transport)
@@ -503,5 +503,44 @@ export const retry: ReadonlyArray<rig.Test> = [
     yield* rig.eventually("both are handled", running.counts, ({ handled }) => handled === 2)
     yield* stop
     assert.deepEqual(rig.texts(yield* rig.browse(transport, out.name)).toSorted(), ["1", "101", "102", "2"])
-  }, { needs: ["deduplication"] })
+  }, { needs: ["deduplication"] }),
+
+  test(
+    "R13",
+    "law 4",
+    "a dead letter that is refused for a while is written later, and its handler does not run again",
+    function*() {
+      const { claimAfter, transport } = yield* rig.Rig
+      const topic = rig.numbers("r13")
+      let refusing = true
+      let refused = 0
+      const attempts: Array<number> = []
+      const { running, stop } = yield* rig.start(
+        rig.from(
+          through(transport, {
+            publish: () => {
+              if (!refusing) return undefined
+              refused++
+              return new Refused({ detail: "full" })
+            }
+          }),
+          topic
+        ).pipe(
+          Pipeline.tap((_, { attempt }) => {
+            attempts.push(attempt)
+            return Effect.fail("never good")
+          }),
+          Pipeline.retry({ times: 1, schedule: rig.after(20) })
+        )
+      )
+      yield* rig.publish(transport, topic, [1])
+      yield* rig.until("the dead letter is refused", () => refused > 0)
+      yield* rig.pass(3 * claimAfter)
+      refusing = false
+      yield* rig.eventually("it is written", running.counts, ({ deadLettered }) => deadLettered === 1)
+      yield* stop
+      assert.deepEqual(attempts, [1, 2])
+      assert.deepEqual(rig.texts(yield* deadLetters(transport, topic)), ["1"])
+    }
+  )
 ]

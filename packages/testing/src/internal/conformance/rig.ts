@@ -5,6 +5,7 @@ import * as Settlement from "@millrace/core/Settlement"
 import * as Telemetry from "@millrace/core/Telemetry"
 import * as Topic from "@millrace/core/Topic"
 import {
+  type BrowseOptions,
   type Capabilities,
   type Delivery,
   type Demand,
@@ -26,6 +27,7 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import type * as Proxy from "../../Proxy.ts"
 import * as Wait from "../../Wait.ts"
 
 type TransportService = Transport["Service"]
@@ -38,6 +40,13 @@ export class Rig extends Context.Service<Rig, {
   readonly connect: Effect.Effect<TransportService, unknown, Scope.Scope>
   readonly restart: Effect.Effect<void, unknown>
   readonly cut: Effect.Effect<void, unknown>
+  readonly halfOpen: Effect.Effect<void, unknown>
+  readonly shape: (shape: Proxy.Shape) => Effect.Effect<void, unknown>
+  readonly refuse: Effect.Effect<void, unknown, Scope.Scope>
+  readonly changeLeader: Effect.Effect<void, unknown>
+  readonly deleteTopic: (topic: string) => Effect.Effect<void, unknown>
+  readonly deleteGroup: (topic: string, group: string) => Effect.Effect<void, unknown>
+  readonly deleteConsumers: (topic: string, group: string) => Effect.Effect<void, unknown>
   readonly unreachable: Effect.Effect<unknown, unknown, Scope.Scope>
   /** How long an unsettled message stays with a consumer that says nothing, in milliseconds. */
   readonly claimAfter: number
@@ -49,7 +58,15 @@ export type Need =
   | "connect"
   | "restart"
   | "cut"
+  | "halfOpen"
+  | "shape"
+  | "refuse"
+  | "changeLeader"
+  | "deleteTopic"
+  | "deleteGroup"
+  | "deleteConsumers"
   | "unreachable"
+  | "testClock"
   | "deduplication"
   | "delayedPublish"
   | "uncountedRelease"
@@ -93,7 +110,7 @@ export const eventually = <A, E, R>(
 export const bounded = <A, E, R>(
   what: string,
   effect: Effect.Effect<A, E, R>,
-  within = timeout
+  within: Duration.Input = timeout
 ): Effect.Effect<A, E, R> =>
   Effect.gen(function*() {
     const fiber = yield* Effect.forkChild(effect, { startImmediately: true })
@@ -142,9 +159,10 @@ export const textOf = (delivery: { readonly body: Uint8Array }): string => new T
 
 export const browse = (
   transport: TransportService,
-  topic: string
+  topic: string,
+  options?: BrowseOptions
 ): Effect.Effect<ReadonlyArray<Delivery>, unknown, Rig> =>
-  bounded(`${topic} can be browsed`, Stream.runCollect(transport.browse(topic)))
+  bounded(`${topic} can be browsed`, Stream.runCollect(transport.browse(topic, options)))
 
 /** A retry schedule of one delay. */
 export const after = (millis: number): Schedule.Schedule<unknown> => Schedule.spaced(millis)

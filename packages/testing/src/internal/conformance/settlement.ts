@@ -4,6 +4,7 @@ import * as Settlement from "@millrace/core/Settlement"
 import { Interrupted, TransportError } from "@millrace/core/TransportError"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
+import * as TestClock from "effect/testing/TestClock"
 import * as assert from "node:assert/strict"
 import * as rig from "./rig.ts"
 
@@ -403,5 +404,189 @@ export const settlement: ReadonlyArray<rig.Test> = [
     const third = yield* rig.one(other)
     assert.equal(third.firstFailedAt, failedAt)
     yield* rig.settle(other, third, ack)
-  }, { needs: ["connect"] })
+  }, { needs: ["connect"] }),
+
+  test("S17", "law 3", "a release counts no attempt at attempt 2 either, here and at a peer", function*() {
+    const { transport } = yield* rig.Rig
+    const topic = rig.numbers("s17")
+    const peer = yield* rig.connect
+    yield* rig.publish(transport, topic, [1])
+    const subscription = yield* rig.subscribe(transport, topic.name)
+    yield* rig.settle(subscription, yield* rig.one(subscription), retry(20))
+    for (let round = 0; round < 3; round++) {
+      const again = yield* rig.one(subscription)
+      assert.equal(again.attempt, 2)
+      yield* rig.settle(subscription, again, release)
+    }
+    yield* subscription.close
+    const other = yield* rig.subscribe(peer.transport, topic.name)
+    const again = yield* rig.one(other)
+    assert.equal(again.attempt, 2)
+    yield* rig.settle(other, again, ack)
+  }, { needs: ["connect", "uncountedRelease"] }),
+
+  test("S18", "law 8", "an extension keeps every delivery that it names, while a peer is hungry", function*() {
+    const { claimAfter, transport } = yield* rig.Rig
+    const topic = rig.numbers("s18")
+    const peer = yield* rig.connect
+    yield* rig.publish(transport, topic, rig.range(5))
+    const subscription = yield* rig.subscribe(transport, topic.name)
+    const [first, ...rest] = yield* rig.take(subscription, 5)
+    const other = yield* rig.subscribe(peer.transport, topic.name)
+    const theirs = yield* Effect.forkChild(rig.gather(other, 3 * claimAfter))
+    while (theirs.pollUnsafe() === undefined) {
+      assert.deepEqual(idsOf(yield* rig.bounded("extending", subscription.extend([first!, ...rest]))), [])
+      yield* rig.pass(claimAfter / 5)
+    }
+    assert.deepEqual(rig.texts(yield* theirs.pollUnsafe()!), [])
+    assert.deepEqual(idsOf(yield* rig.settle(subscription, [first!, ...rest], ack)), [])
+  }, { needs: ["connect", "ownership"] }),
+
+  test("S19", "law 8", "settling many names those that a peer has taken over, and only those", function*() {
+    const { claimAfter } = yield* rig.Rig
+    const topic = rig.numbers("s19")
+    const slow = yield* rig.connect
+    const peer = yield* rig.connect
+    yield* rig.publish(slow.transport, topic, rig.range(4))
+    const subscription = yield* rig.subscribe(slow.transport, topic.name)
+    const [first, second, third, fourth] = yield* rig.take(subscription, 4)
+    const other = yield* rig.subscribe(peer.transport, topic.name)
+    const taking = yield* Effect.forkChild(rig.take(other, 2))
+    while (taking.pollUnsafe() === undefined) {
+      yield* rig.bounded("extending", subscription.extend([first!, third!]))
+      yield* rig.pass(claimAfter / 5)
+    }
+    const taken = yield* taking.pollUnsafe()!
+    assert.deepEqual(rig.texts(taken).toSorted(), ["1", "3"])
+    const lost = yield* rig.settle(subscription, [first!, second!, third!, fourth!], terminate("mine"))
+    assert.deepEqual(idsOf(lost).toSorted(), idsOf([second!, fourth!]).toSorted())
+    yield* rig.settle(other, taken, ack)
+    assert.deepEqual(rig.texts(yield* rig.gather(other, 2 * claimAfter)), [])
+  }, { needs: ["connect", "ownership"] }),
+
+  test(
+    "S20",
+    "law 5",
+    "a settlement belongs to one delivery: an earlier delivery of this consumer changes nothing for the next",
+    function*() {
+      const { transport } = yield* rig.Rig
+      const topic = rig.numbers("s20")
+      yield* rig.publish(transport, topic, [1])
+      const subscription = yield* rig.subscribe(transport, topic.name)
+      const earlier = yield* rig.one(subscription)
+      yield* rig.settle(subscription, earlier, retry(20))
+      const present = yield* rig.one(subscription)
+      for (const settlement of [retry(20), release, terminate("late")]) {
+        assert.deepEqual(
+          idsOf(yield* rig.settle(subscription, earlier, settlement)),
+          [earlier.id],
+          `${settlement._tag} of an earlier delivery`
+        )
+      }
+      assert.deepEqual(idsOf(yield* rig.bounded("extending", subscription.extend([earlier]))), [earlier.id])
+      assert.deepEqual(rig.texts(yield* rig.gather(subscription, 200)), [], "the present delivery goes on")
+      assert.deepEqual(idsOf(yield* rig.bounded("extending", subscription.extend([present]))), [])
+      assert.deepEqual(idsOf(yield* rig.settle(subscription, present, retry(20))), [])
+      const next = yield* rig.one(subscription)
+      assert.equal(next.attempt, 3)
+      yield* rig.settle(subscription, next, ack)
+    },
+    { needs: ["ownership"] }
+  ),
+
+  test("S21", "law 2", "a delay is kept to the millisecond that the clocks allow, however odd", function*() {
+    const { transport } = yield* rig.Rig
+    const topic = rig.numbers("s21")
+    const delays = [249, 449, 1049]
+    yield* rig.publish(transport, topic, delays)
+    const subscription = yield* rig.subscribe(transport, topic.name)
+    const since = yield* Clock.currentTimeMillis
+    for (const delivery of yield* rig.take(subscription, 3)) {
+      yield* rig.settle(subscription, delivery, retry(Number(rig.textOf(delivery))))
+    }
+    for (const delay of delays) {
+      const again = yield* rig.one(subscription)
+      const elapsed = (yield* Clock.currentTimeMillis) - since
+      assert.equal(rig.textOf(again), String(delay))
+      assert.ok(elapsed >= delay - 10, `a retry after ${delay} ms came after ${elapsed} ms`)
+      yield* rig.settle(subscription, again, ack)
+    }
+  }),
+
+  test("S22", "law 2", "a delay of hours is not cut", function*() {
+    const { transport } = yield* rig.Rig
+    const topic = rig.numbers("s22")
+    yield* rig.publish(transport, topic, [1])
+    const subscription = yield* rig.subscribe(transport, topic.name)
+    yield* rig.settle(subscription, yield* rig.one(subscription), retry("3 hours"))
+    const pulling = yield* Effect.forkChild(subscription.pull(rig.demand(1)), { startImmediately: true })
+    yield* TestClock.adjust("179 minutes")
+    yield* rig.pass(1000)
+    assert.equal(pulling.pollUnsafe(), undefined, "it came early")
+    yield* TestClock.adjust("50 seconds")
+    yield* rig.until("it comes", () => pulling.pollUnsafe() !== undefined)
+  }, { needs: ["testClock"] }),
+
+  test(
+    "S23",
+    "law 1",
+    "a delivery that is neither settled nor extended comes again, to its only consumer too",
+    function*() {
+      const { claimAfter, transport } = yield* rig.Rig
+      const topic = rig.numbers("s23")
+      yield* rig.publish(transport, topic, [1])
+      const subscription = yield* rig.subscribe(transport, topic.name)
+      const neglected = yield* rig.one(subscription)
+      const again = yield* rig.one(subscription)
+      assert.deepEqual(
+        { ...shown(again), id: again.id, suspect: again.suspect },
+        { value: "1", attempt: 2, redelivered: true, id: neglected.id, suspect: true }
+      )
+      assert.deepEqual(idsOf(yield* rig.settle(subscription, again, ack)), [])
+      assert.deepEqual(rig.texts(yield* rig.gather(subscription, 2 * claimAfter)), [])
+    }
+  ),
+
+  test("S24", "law 1", "manual: a message that its handler forgets is handled again by the only process", function*() {
+    const { transport } = yield* rig.Rig
+    const topic = rig.numbers("s24")
+    const attempts: Array<number> = []
+    const { running, stop } = yield* rig.start(
+      rig.from(transport, topic).pipe(
+        Pipeline.tap((_, message) => {
+          attempts.push(message.attempt)
+          return message.attempt === 1 ? Effect.void : Message.settle(message, ack)
+        }),
+        Pipeline.ackPolicy("manual", { settleWithin: "100 millis" })
+      )
+    )
+    yield* rig.publish(transport, topic, [1])
+    yield* rig.until("it is handled again", () => attempts.length === 2)
+    const { unsettled } = yield* running.counts
+    yield* stop
+    assert.deepEqual({ attempts, unsettled }, { attempts: [1, 2], unsettled: 1 })
+  }),
+
+  test("S25", "law 2", "a settlement by hand follows the policies: limit, schedule, dead letter and counts", function*() {
+    const { transport } = yield* rig.Rig
+    const topic = rig.numbers("s25")
+    const attempts: Array<string> = []
+    const { running, stop } = yield* rig.start(
+      rig.from(transport, topic).pipe(
+        Pipeline.tap((n, message) => {
+          attempts.push(`${n}/${message.attempt}`)
+          return Message.settle(message, n === 1 ? Settlement.retry(20) : Settlement.terminate("no use"))
+        }),
+        Pipeline.retry({ times: 2, schedule: rig.after(20) })
+      )
+    )
+    yield* rig.publish(transport, topic, [1, 2])
+    yield* rig.eventually("both are dead-lettered", running.counts, ({ deadLettered }) => deadLettered === 2)
+    const { handled, retried } = yield* running.counts
+    yield* stop
+    assert.deepEqual(attempts.toSorted(), ["1/1", "1/2", "1/3", "2/1"])
+    assert.deepEqual({ handled, retried }, { handled: 0, retried: 2 })
+    const letters = yield* rig.browse(transport, `${topic.name}.dead`)
+    assert.deepEqual(rig.texts(letters).toSorted(), ["1", "2"])
+  })
 ]
