@@ -17,13 +17,11 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
-import type * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
-import type { ConnectionOptions } from "node:tls"
-import { browse } from "./internal/browse.ts"
-import type { ConsumerInfo, GroupInfo } from "./internal/groups.ts"
+import * as browsing from "./internal/browse.ts"
 import * as groups from "./internal/groups.ts"
-import * as Janitor from "./internal/janitor.ts"
+import { HealthRecord } from "./internal/health.ts"
+import * as Maintenance from "./internal/maintenance.ts"
 import * as options_ from "./internal/options.ts"
 import * as publish from "./internal/publish.ts"
 import * as removal from "./internal/removal.ts"
@@ -31,86 +29,10 @@ import { transportError } from "./internal/reply.ts"
 import * as server_ from "./internal/server.ts"
 import { RemoveOnSuccess, Source } from "./internal/source.ts"
 import * as subscribe from "./internal/subscribe.ts"
+import type { GroupInfo, Options, Removal, RemoveOptions } from "./Options.ts"
 
-export type { ConsumerInfo, GroupInfo }
-
-/**
- * A bound on what streams keep, applied with each publish: the newest `maxLength` entries, or those of the last
- * `maxAge`. Redis trims whole blocks of entries unless `exact` is asked for, which costs more.
- *
- * **Gotchas**
- *
- * A bound takes entries away whether or not they have been read or acknowledged.
- *
- * @category models
- * @since 0.1.0
- */
-export interface Bound {
-  readonly maxLength?: number | undefined
-  readonly maxAge?: Duration.Input | undefined
-  readonly exact?: boolean | undefined
-}
-
-/**
- * Options for {@link layer}.
- *
- * - `url`: `redis://user:password@host:port/database`, `rediss://` for TLS. In a cluster any of its nodes; with Sentinel
- *   one of the Sentinels, while user, password and database are the master's
- * - `username`, `password`: instead of those in the URL
- * - `tls`: options of `node:tls`, such as `ca`, `cert`, `key`, `servername`
- * - `cluster`: `true`, or more nodes (`host:port`) to find the cluster by
- * - `sentinel`: the name of the master, more Sentinels, their password
- * - `connectTimeout`: how long the Layer tries to connect before it fails; default 10 seconds
- * - `answerTimeout`: a connection that does not answer for so long is given up and made again; default 10 seconds. After
- *   a fifth of it, at least a second, it is found out whether the server answers on others, and then given up
- * - `consumer`: default `<host>-<pid>-<random>`. Two processes must never share one
- * - `keyPrefix`: put before each topic's name
- * - `concurrency`: handlers that all pipelines on this Layer may run at once; default unbounded
- * - `block`: how long one read may wait at the server; default 2 seconds. Nothing waits for its end
- * - `claim.minIdle`: what nobody has kept for so long is taken over; default 30 seconds. Running handlers keep theirs
- * - `retention`: `"until-acked"` deletes an entry once every group has acknowledged it; `"acknowledged"` trims now and
- *   then what every group has acknowledged; a {@link Bound} trims whatever is older. Default: nothing is deleted
- * - `forgetConsumersAfter`: consumers of dead processes are deleted when they have been idle for so long and own
- *   nothing; default 1 hour
- * - `deduplicateFor`: how long a published id is recognised; default 2 minutes
- * - `offline`: while there is no connection, a publish waits for `wait` (default 5 seconds), at most `max` (default
- *   10,000) of them at a time
- *
- * @category models
- * @since 0.1.0
- */
-export interface Options {
-  readonly url: string | Redacted.Redacted<string>
-  readonly username?: string | undefined
-  readonly password?: Redacted.Redacted<string> | undefined
-  readonly tls?: ConnectionOptions | undefined
-  readonly cluster?: boolean | { readonly nodes: ReadonlyArray<string> } | undefined
-  readonly sentinel?: {
-    readonly master: string
-    readonly nodes?: ReadonlyArray<string> | undefined
-    readonly password?: Redacted.Redacted<string> | undefined
-  } | undefined
-  readonly connectTimeout?: Duration.Input | undefined
-  readonly answerTimeout?: Duration.Input | undefined
-  readonly consumer?: string | undefined
-  readonly keyPrefix?: string | undefined
-  readonly concurrency?: number | Concurrency.Limit | undefined
-  readonly block?: Duration.Input | undefined
-  readonly claim?: { readonly minIdle?: Duration.Input | undefined } | undefined
-  readonly retention?: "until-acked" | "acknowledged" | Bound | undefined
-  readonly forgetConsumersAfter?: Duration.Input | undefined
-  readonly deduplicateFor?: Duration.Input | undefined
-  readonly offline?: { readonly wait?: Duration.Input | undefined; readonly max?: number | undefined } | undefined
-}
-
-/**
- * What became of an entry that was to be removed: it is gone; it stays until the other groups have acknowledged it, or
- * because another consumer has it; there was none.
- *
- * @category models
- * @since 0.1.0
- */
-export type Removal = "removed" | "kept" | "absent"
+export type { ConsumerInfo } from "@millrace/core/Transport"
+export type { Bound, GroupInfo, Options, Removal, RemoveOptions } from "./Options.ts"
 
 /**
  * The operations that only Redis has.
@@ -131,16 +53,6 @@ export class RedisStreams extends Context.Service<RedisStreams, {
 }>()("@millrace/redis-streams/RedisStreams") {}
 
 /**
- * Options for {@link remove} and {@link removeAll}: `force` deletes at once, whichever group has not acknowledged it.
- *
- * @category models
- * @since 0.1.0
- */
-export interface RemoveOptions {
-  readonly force?: boolean | undefined
-}
-
-/**
  * Creates both services; the connections close with the scope.
  *
  * @category constructors
@@ -159,9 +71,11 @@ export const make: (
       const server = yield* server_.make(settings)
       const keyOf = (topic: string) => settings.keyPrefix + topic
       const failing = (operation: string) => (error: Error) => transportError(operation, settings.label, error)
-      const janitor = yield* Janitor.make(server)
+      const record = new HealthRecord()
+      const maintenance = yield* Maintenance.make(server)
       const transport = Transport.Transport.of({
         name: "redis",
+        address: settings.label.replace(/^\w+:\/\//, ""),
         capabilities: {
           deduplication: true,
           delayedPublish: true,
@@ -170,16 +84,25 @@ export const make: (
           maxBody: undefined
         },
         limit: Concurrency.isLimit(concurrency) ? concurrency : Concurrency.make(concurrency ?? Infinity),
-        subscribe: yield* subscribe.make(server, janitor),
+        subscribe: yield* subscribe.make(server, maintenance),
+        nameRemedy: subscribe.nameRemedy,
         declare: (topic) => groups.verify(server, keyOf(topic)),
         publish: publish.make(server),
-        browse: (topic) => browse(server, topic),
+        browse: (topic, options) => browsing.browse(server, topic, options),
+        get: (topic, id) => browsing.get(server, topic, id),
+        groups: (topic) =>
+          Effect.mapError(groups.all(server, keyOf(topic)), failing(`looking at the groups of ${keyOf(topic)}`)),
         remove: (topic, ids) =>
           Effect.mapBoth(server.write.one(keyOf(topic), ["XDEL", keyOf(topic), ...ids]), {
             onFailure: failing(`removing from ${keyOf(topic)}`),
             onSuccess: Number
           }),
-        health: Effect.sync(() => server.write.isUp && server.keep.isUp ? "consuming" : "reconnecting")
+        health: Effect.clockWith((clock) =>
+          Effect.sync(() => {
+            const trouble = server.write.trouble ?? server.keep.trouble
+            return record.note(trouble === undefined ? "consuming" : "reconnecting", trouble, clock.currentTimeMillisUnsafe())
+          })
+        )
       })
       return Context.make(Transport.Transport, transport).pipe(Context.add(
         RedisStreams,
@@ -190,7 +113,7 @@ export const make: (
               groups.info(server, keyOf(topic), group),
               failing(`looking at group ${group} of ${keyOf(topic)}`)
             ),
-          trim: (topic) => Effect.mapError(Janitor.trim(server, keyOf(topic)), failing(`trimming ${keyOf(topic)}`)),
+          trim: (topic) => Effect.mapError(Maintenance.trim(server, keyOf(topic)), failing(`trimming ${keyOf(topic)}`)),
           remove: removal.make(server, transport)
         })
       ))

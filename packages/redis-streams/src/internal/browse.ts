@@ -1,37 +1,89 @@
-import type { Delivery } from "@millrace/core/Transport"
-import type { TransportError } from "@millrace/core/TransportError"
+import type { BrowseOptions, Delivery } from "@millrace/core/Transport"
+import { invalidOption, type TransportError } from "@millrace/core/TransportError"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
-import { EntryReader, type RawEntry } from "./entry.ts"
+import { EntryReader, type RawEntry, type RedisDelivery } from "./entry.ts"
 import { list, text, transportError } from "./reply.ts"
+import { findOrigin } from "./scripts/origin.ts"
+import { evalsha } from "./scripts/script.ts"
 import type { Server } from "./server.ts"
 
-const page = 200
+/** One page holds about this many bytes at most. */
+const maxPageBytes = 4 * 1024 * 1024
 
-/** What a stream holds, oldest first, up to what was its last entry when this began. */
-export const browse = (server: Server, topic: string): Stream.Stream<Delivery, TransportError> => {
-  const reader = new EntryReader()
+const maxPage = 200
+
+const isId = (id: string) => /^\d{1,20}(-\d{1,20})?$/.test(id)
+
+/** The last id of a millisecond: "after 5" means after everything of that millisecond. */
+const endOf = (id: string) => id.includes("-") ? id : `${id}-18446744073709551615`
+
+const reading = (server: Server, topic: string) => {
   const key = server.settings.keyPrefix + topic
   const ask = (command: ReadonlyArray<string>) =>
     Effect.mapError(
       server.poll.one(key, command),
-      (error) => transportError(`browsing ${key}`, server.settings.label, error)
+      (error) => transportError(`reading ${key}`, server.settings.label, error)
     )
-  return Stream.unwrap(Effect.map(ask(["XREVRANGE", key, "+", "-", "COUNT", "1"]), (newest) => {
-    const last = list(list(newest)[0])[0]
-    if (last === undefined) return Stream.empty
-    return Stream.paginate(
-      "-",
-      (start) =>
-        Effect.map(ask(["XRANGE", key, start, text(last), "COUNT", String(page)]), (reply) => {
-          const entries = list(reply) as ReadonlyArray<RawEntry>
-          const deliveries: ReadonlyArray<Delivery> = entries.map((entry) =>
-            reader.read(undefined, topic, entry, 1, false, false)
-          )
-          const more = entries.length === page ? Option.some(`(${text(entries.at(-1)![0])}`) : Option.none<string>()
-          return [deliveries, more] as const
+  const reader = new EntryReader(topic)
+  const origin = server.poll.one(key, evalsha(findOrigin, [key], [])).pipe(
+    Effect.map((token) => text(token) === "" ? `redis:${key}` : text(token)),
+    Effect.mapError((error) => transportError(`reading ${key}`, server.settings.label, error))
+  )
+  const read = (origin: string, reply: unknown): ReadonlyArray<RedisDelivery> =>
+    (list(reply) as ReadonlyArray<RawEntry>).map((entry) => reader.read(origin, entry, 0))
+  return { key, ask, origin, read }
+}
+
+/** Entries of a stream, up to the one that was newest when this began. */
+export const browse = (
+  server: Server,
+  topic: string,
+  options: BrowseOptions = {}
+): Stream.Stream<Delivery, TransportError> => {
+  const { after, before, limit = Infinity, reverse = false } = options
+  for (const [name, id] of [["after", after], ["before", before]] as const) {
+    if (id !== undefined && !isId(id)) {
+      return Stream.fail(invalidOption("redis", name, id, "give the id of an entry, such as 1700000000000-0"))
+    }
+  }
+  if (!(limit >= 0)) return Stream.fail(invalidOption("redis", "limit", limit, "give a number of entries"))
+  const { ask, key, origin, read } = reading(server, topic)
+  const low = after === undefined ? "-" : `(${endOf(after)}`
+  const high = before === undefined ? "+" : `(${before}`
+  return Stream.unwrap(Effect.map(
+    Effect.zip(ask(["XREVRANGE", key, high, low, "COUNT", "1"]), Effect.suspend(() => origin)),
+    ([newest, token]) => {
+      const last = list(list(newest)[0])[0]
+      if (last === undefined || limit < 1) return Stream.empty
+      const command = reverse ? "XREVRANGE" : "XRANGE"
+      const stop = reverse ? low : text(last)
+      let average = 0
+      return Stream.paginate({ start: reverse ? text(last) : low, left: limit }, ({ left, start }) => {
+        // The first page tells how large entries are.
+        const page = Math.min(left, average === 0 ? 10 : Math.max(1, Math.min(maxPage, Math.floor(maxPageBytes / average))))
+        return Effect.map(ask([command, key, start, stop, "COUNT", String(page)]), (reply) => {
+          const deliveries: ReadonlyArray<RedisDelivery> = read(token, reply)
+          const end = deliveries.at(-1)
+          average = Math.max(1, deliveries.reduce((sum, { size }) => sum + size, 0) / Math.max(1, deliveries.length))
+          const rest = left - deliveries.length
+          const more = end !== undefined && deliveries.length === page && rest > 0
+            ? Option.some({ start: `(${end.id}`, left: rest })
+            : Option.none<{ start: string; left: number }>()
+          return [deliveries as ReadonlyArray<Delivery>, more] as const
         })
-    )
-  }))
+      })
+    }
+  ))
+}
+
+/** One entry. */
+export const get = (server: Server, topic: string, id: string): Effect.Effect<Option.Option<Delivery>, TransportError> => {
+  if (!isId(id)) return Effect.succeed(Option.none())
+  const { ask, key, origin, read } = reading(server, topic)
+  return Effect.map(
+    Effect.zip(ask(["XRANGE", key, id, id]), origin),
+    ([reply, token]) => Option.fromUndefinedOr<Delivery | undefined>(read(token, reply)[0]) as Option.Option<Delivery>
+  )
 }

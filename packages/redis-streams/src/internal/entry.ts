@@ -2,7 +2,6 @@ import type * as Message from "@millrace/core/Message"
 import { keyOf } from "@millrace/core/Publisher"
 import type { Delivery, Outgoing } from "@millrace/core/Transport"
 import type { Argument } from "./link.ts"
-import { text } from "./reply.ts"
 
 /** `id` and the flat list of field names and values, as the server sends them. */
 export type RawEntry = readonly [Buffer, ReadonlyArray<Buffer>]
@@ -18,6 +17,32 @@ const same = (a: Buffer, b: Buffer): boolean => {
 const bodyName = Buffer.from("body")
 const contentTypeName = Buffer.from("content-type")
 
+/** How an entry came: read for the first time, as a retry of this process, or as an isolated suspect. */
+export type Arrival = "fresh" | "retry" | "isolated"
+
+/** What a delivery knows beside the message. */
+export interface Facts {
+  readonly attempt: number
+  readonly redelivered: boolean
+  readonly suspect: boolean
+  readonly firstFailedAt: number | undefined
+  /** The delivery count that the server has for it: an attempt that has not begun may not be counted yet. */
+  readonly count: number
+  readonly arrival: Arrival
+  /** No other consumer ever had it. */
+  readonly isFirstHand: boolean
+}
+
+const fresh: Facts = {
+  attempt: 1,
+  redelivered: false,
+  suspect: false,
+  firstFailedAt: undefined,
+  count: 1,
+  arrival: "fresh",
+  isFirstHand: true
+}
+
 /**
  * Reads entries. Most have a body and the content type of the one before: they share their headers, and nothing of the
  * reply but the body stays.
@@ -25,17 +50,18 @@ const contentTypeName = Buffer.from("content-type")
 export class EntryReader {
   private contentType = nothing
   private headers: Message.Headers = {}
+  private readonly topic: string
+  private readonly source: object | undefined
 
-  read(
-    source: unknown,
-    topic: string,
-    entry: RawEntry,
-    attempt: number,
-    redelivered: boolean,
-    suspect: boolean
-  ): RedisDelivery {
+  /** `source`: the subscription that gives the deliveries out. */
+  constructor(topic: string, source?: object) {
+    this.topic = topic
+    this.source = source
+  }
+
+  read(origin: string, entry: RawEntry, now: number, facts: Facts = fresh): RedisDelivery {
     const [id, fields] = entry
-    const delivery = new RedisDelivery(source, topic, id.toString("latin1"), attempt, redelivered, suspect)
+    const delivery = new RedisDelivery(this.source, this.topic, origin, id.toString("latin1"), facts, now)
     if (fields.length === 4 && same(fields[0]!, bodyName) && same(fields[2]!, contentTypeName)) {
       const contentType = fields[3]!
       if (!same(contentType, this.contentType)) {
@@ -55,33 +81,50 @@ export class EntryReader {
 /** One entry, given to this consumer. */
 export class RedisDelivery implements Delivery {
   readonly topic: string
+  readonly origin: string
   readonly id: string
   readonly attempt: number
   readonly suspect: boolean
   readonly redelivered: boolean
-  /** The subscription that gave it out. */
-  readonly source: unknown
+  readonly firstFailedAt: number | undefined
   body: Uint8Array = nothing
-  firstFailedAt: number | undefined
-  /** Given to the engine and not settled yet. */
-  out = false
   raw: ReadonlyArray<Buffer> | undefined
   readHeaders: Message.Headers | undefined
+  // Not for whoever prints a delivery.
+  readonly #state: DeliveryState
 
-  constructor(source: unknown, topic: string, id: string, attempt: number, redelivered: boolean, suspect: boolean) {
-    this.source = source
+  constructor(
+    source: object | undefined,
+    topic: string,
+    origin: string,
+    id: string,
+    facts: Facts,
+    now: number
+  ) {
     this.topic = topic
+    this.origin = origin
     this.id = id
-    this.attempt = attempt
-    this.redelivered = redelivered
-    this.suspect = suspect
+    this.attempt = facts.attempt
+    this.redelivered = facts.redelivered
+    this.suspect = facts.suspect
+    this.firstFailedAt = facts.firstFailedAt
+    this.#state = {
+      source,
+      count: facts.count,
+      arrival: facts.arrival,
+      isFirstHand: facts.isFirstHand,
+      keptAt: now,
+      isOut: false,
+      isSettling: false,
+      isGone: false,
+      unsettledAt: 0,
+      previous: undefined,
+      next: undefined
+    }
   }
 
-  /** As a script replies: not at all where nothing is known. */
-  failedFirst(at: unknown): this {
-    const millis = Number(at === undefined || at === null ? "" : text(at))
-    if (millis > 0) this.firstFailedAt = millis
-    return this
+  static state(delivery: RedisDelivery): DeliveryState {
+    return delivery.#state
   }
 
   get fields(): ReadonlyMap<string, Uint8Array> {
@@ -93,6 +136,14 @@ export class RedisDelivery implements Delivery {
     }
     for (let i = 0; i < this.raw.length; i += 2) map.set(this.raw[i]!.toString(), this.raw[i + 1]!)
     return map
+  }
+
+  /** In bytes, without the names of fields. */
+  get size(): number {
+    if (this.raw === undefined) return this.body.length
+    let size = 0
+    for (const part of this.raw) size += part.length
+    return size
   }
 
   get headers(): Message.Headers {
@@ -112,6 +163,62 @@ export class RedisDelivery implements Delivery {
 
   get publishedAt(): number {
     return Number.parseInt(this.id, 10)
+  }
+}
+
+/** What a subscription notes about a delivery. */
+export interface DeliveryState {
+  readonly source: object | undefined
+  readonly arrival: Arrival
+  readonly isFirstHand: boolean
+  count: number
+  /** When this consumer was last known to own it. */
+  keptAt: number
+  /** Given to the engine and not settled. */
+  isOut: boolean
+  /** A settlement is under way. */
+  isSettling: boolean
+  /** The entry is not in the stream any more. */
+  isGone: boolean
+  /** When it was first seen to be neither settled nor extended; 0: never. */
+  unsettledAt: number
+  previous: RedisDelivery | undefined
+  next: RedisDelivery | undefined
+}
+
+/** The deliveries that the engine has. */
+export class Outstanding {
+  size = 0
+  private first: RedisDelivery | undefined
+
+  add(delivery: RedisDelivery): void {
+    const state = RedisDelivery.state(delivery)
+    state.isOut = true
+    state.next = this.first
+    if (this.first !== undefined) RedisDelivery.state(this.first).previous = delivery
+    this.first = delivery
+    this.size++
+  }
+
+  /** Gives `false` when it was not there. */
+  delete(delivery: RedisDelivery): boolean {
+    const state = RedisDelivery.state(delivery)
+    if (!state.isOut) return false
+    const { next, previous } = state
+    if (previous === undefined) this.first = next
+    else RedisDelivery.state(previous).next = next
+    if (next !== undefined) RedisDelivery.state(next).previous = previous
+    state.isOut = false
+    state.previous = state.next = undefined
+    this.size--
+    return true
+  }
+
+  /** In proportion to how many there are. */
+  find(id: string): RedisDelivery | undefined {
+    let delivery = this.first
+    while (delivery !== undefined && delivery.id !== id) delivery = RedisDelivery.state(delivery).next
+    return delivery
   }
 }
 

@@ -1,13 +1,34 @@
+import type { ConsumerInfo, GroupInfo as TransportGroupInfo } from "@millrace/core/Transport"
 import { invalidOption, Mismatch, TransportError } from "@millrace/core/TransportError"
 import * as Effect from "effect/Effect"
+import type { GroupInfo } from "../Options.ts"
 import { codeOf, entriesOf, list, text, transportError } from "./reply.ts"
+import { isInternal } from "./scripts/lua.ts"
+import { origin as originScript } from "./scripts/origin.ts"
+import { evalsha } from "./scripts/script.ts"
 import type { Server } from "./server.ts"
 
+/** Whether the group is there; a server that refuses to say leaves it open. */
+const exists = (server: Server, key: string, group: string): Effect.Effect<boolean, Error> =>
+  Effect.matchEffect(server.keep.one(key, ["XPENDING", key, group], server.settings.connectTimeout), {
+    onFailure: (error) => {
+      const code = codeOf(error)
+      return code === "NOGROUP" || code === "NOPERM" || /no such key/i.test(error.message)
+        ? Effect.succeed(false)
+        : Effect.fail(error)
+    },
+    onSuccess: () => Effect.succeed(true)
+  })
+
+/** Creates the group unless it is there: a full server, or a user without the right, must not refuse what is not needed. */
 const create = (server: Server, key: string, group: string, from: string): Effect.Effect<boolean, Error> =>
-  server.keep.one(key, ["XGROUP", "CREATE", key, group, from, "MKSTREAM"], server.settings.connectTimeout).pipe(
-    Effect.as(true),
-    Effect.catchIf((error) => codeOf(error) === "BUSYGROUP", () => Effect.succeed(false))
-  )
+  Effect.flatMap(exists(server, key, group), (isThere) =>
+    isThere
+      ? Effect.succeed(false)
+      : server.keep.one(key, ["XGROUP", "CREATE", key, group, from, "MKSTREAM"], server.settings.connectTimeout).pipe(
+        Effect.as(true),
+        Effect.catchIf((error) => codeOf(error) === "BUSYGROUP", () => Effect.succeed(false))
+      ))
 
 /** Creates the group, or takes it as it is. Its stream need not exist. */
 export const ensure = (server: Server, key: string, group: string, from: string): Effect.Effect<void, TransportError> =>
@@ -18,12 +39,26 @@ export const ensure = (server: Server, key: string, group: string, from: string)
       ? mismatch(key)
       : transportError(`creating group ${group} of ${key}`, server.settings.label, error)))
 
-/** A group that is gone begins at the beginning: what it had read is not known any more, what it had not must not be lost. */
-export const recreate = (server: Server, key: string, group: string): Effect.Effect<void, Error> =>
-  Effect.flatMap(create(server, key, group, "0"), (created) =>
+/**
+ * Creates a group that was deleted. It begins at the beginning: the position it had is not known any more, and unread
+ * entries must not be lost. Resolves to whether it had to be created.
+ */
+export const recreate = (server: Server, key: string, group: string): Effect.Effect<boolean, Error> =>
+  Effect.tap(create(server, key, group, "0"), (created) =>
     created
-      ? Effect.logWarning(`redis: group ${group} of ${key} was gone; created again, it reads from the beginning`)
+      ? Effect.logWarning(`redis: group ${group} of ${key} was deleted; created again, it reads from the beginning`)
       : Effect.void)
+
+/** The token of this life of the stream; one is made where there is none. */
+export const origin = (server: Server, key: string, group: string, fallback?: string): Effect.Effect<string, Error> =>
+  Effect.map(
+    server.keep.one(
+      key,
+      evalsha(originScript, [key], [group, fallback ?? crypto.randomUUID()]),
+      server.settings.connectTimeout
+    ),
+    text
+  )
 
 /** Whether a key is free, or a stream. */
 export const verify = (server: Server, key: string): Effect.Effect<void, TransportError> =>
@@ -37,37 +72,18 @@ export const verify = (server: Server, key: string): Effect.Effect<void, Transpo
 const mismatch = (key: string, found = "a key of another type"): TransportError =>
   new TransportError({ transport: "redis", reason: new Mismatch({ name: key, expected: "a stream", found }) })
 
-/**
- * One consumer of a group.
- *
- * @category models
- * @since 0.1.0
- */
-export interface ConsumerInfo {
-  readonly name: string
-  readonly pending: number
-  /** Milliseconds since it last asked for entries. */
-  readonly idle: number
-}
+const consumersOf = (reply: unknown): ReadonlyArray<ConsumerInfo> =>
+  list(reply).map(entriesOf)
+    .map((one) => ({
+      name: text(one.get("name")),
+      pending: Number(one.get("pending")),
+      idle: Number(one.get("idle"))
+    }))
+    .filter(({ name }) => !isInternal(name))
 
-/**
- * What the server knows about a group.
- *
- * @category models
- * @since 0.1.0
- */
-export interface GroupInfo {
-  /** Delivered to some consumer and not acknowledged. */
-  readonly pending: number
-  /** Milliseconds since the oldest pending entry was published; `undefined` when none is pending. */
-  readonly oldestPendingAge: number | undefined
-  /** Entries not delivered yet; `null` where the server cannot know, as after entries were deleted. */
-  readonly lag: number | null
-  readonly lastDeliveredId: string
-  readonly consumers: ReadonlyArray<ConsumerInfo>
-}
+const isMissing = (error: Error): boolean => /no such key|NOGROUP/i.test(error.message)
 
-/** What the server knows about a group; `undefined` when there is none. */
+/** Everything that the server knows about a group; `undefined` when there is none. */
 export const info = (server: Server, key: string, group: string): Effect.Effect<GroupInfo | undefined, Error> =>
   Effect.gen(function*() {
     const replies = yield* server.keep.send(key, [
@@ -77,9 +93,7 @@ export const info = (server: Server, key: string, group: string): Effect.Effect<
       ["TIME"]
     ])
     const error = replies.find((reply): reply is Error => reply instanceof Error)
-    if (error !== undefined) {
-      return /no such key|NOGROUP/i.test(error.message) ? undefined : yield* Effect.fail(error)
-    }
+    if (error !== undefined) return isMissing(error) ? undefined : yield* Effect.fail(error)
     const [groups, consumers, pending, time] = replies
     const found = list(groups).map(entriesOf).find((one) => text(one.get("name")) === group)
     if (found === undefined) return undefined
@@ -90,13 +104,41 @@ export const info = (server: Server, key: string, group: string): Effect.Effect<
       pending: Number(found.get("pending")),
       oldestPendingAge: oldest === null || oldest === undefined
         ? undefined
-        : Math.max(0, Math.floor(seconds! * 1000 + micros! / 1000) - Number.parseInt(text(oldest), 10)),
+        : Math.max(0, Math.floor(seconds! * 1000 + micros! / 1000) - millisOf(text(oldest))),
       lag: typeof lag === "number" ? lag : null,
       lastDeliveredId: text(found.get("last-delivered-id")),
-      consumers: list(consumers).map(entriesOf).map((one) => ({
-        name: text(one.get("name")),
-        pending: Number(one.get("pending")),
-        idle: Number(one.get("idle"))
-      }))
+      consumers: consumersOf(consumers)
     }
   })
+
+const millisOf = (id: string): number => Number.parseInt(id, 10)
+
+/** What each group of a stream has still to do. */
+export const all = (server: Server, key: string): Effect.Effect<ReadonlyArray<TransportGroupInfo>, Error> =>
+  server.poll.one(key, ["XINFO", "GROUPS", key]).pipe(
+    Effect.flatMap((reply) =>
+      Effect.forEach(list(reply).map(entriesOf), (found) => {
+        const group = text(found.get("name"))
+        const position = text(found.get("last-delivered-id"))
+        return Effect.map(
+          server.poll.send(key, [
+            ["XINFO", "CONSUMERS", key, group],
+            ["XPENDING", key, group],
+            ["XRANGE", key, `(${position}`, "+", "COUNT", "1"]
+          ]),
+          ([consumers, pending, unread]): TransportGroupInfo => {
+            const lag = found.get("lag")
+            const ids = [list(pending)[1], list(list(unread)[0])[0]].filter((id) => Buffer.isBuffer(id))
+            return {
+              group,
+              ...(typeof lag === "number" ? { lag } : {}),
+              pending: Number(found.get("pending")),
+              ...(ids.length === 0 ? {} : { oldest: Math.min(...ids.map((id) => millisOf(text(id)))) }),
+              ...(consumers instanceof Error ? {} : { consumers: consumersOf(consumers) })
+            }
+          }
+        )
+      })
+    ),
+    Effect.catchIf(isMissing, () => Effect.succeed([]))
+  )

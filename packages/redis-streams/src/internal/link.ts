@@ -132,6 +132,11 @@ export class Link {
     return this.connected
   }
 
+  /** Why there is no connection now. */
+  get trouble(): string | undefined {
+    return this.connected === undefined ? `${this.purpose}: no connection (${this.cause.message})` : undefined
+  }
+
   /** Waits for the connection at most `within` milliseconds. */
   awaitUp(within: number): Effect.Effect<Connected, Lost> {
     return Effect.suspend(() => {

@@ -4,7 +4,7 @@ import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 import { hostname } from "node:os"
 import type { ConnectionOptions } from "node:tls"
-import type { Bound, Options } from "../RedisStreams.ts"
+import type { Bound, Options } from "../Options.ts"
 
 export interface Address {
   readonly host: string

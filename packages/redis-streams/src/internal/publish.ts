@@ -9,7 +9,9 @@ import { fieldsOf } from "./entry.ts"
 import * as keys from "./keys.ts"
 import { type Argument, type Command, Lost } from "./link.ts"
 import { asError, codeOf, isPassing, list, text } from "./reply.ts"
-import * as scripts from "./scripts.ts"
+import { addOnce } from "./scripts/addOnce.ts"
+import { delay as delayScript } from "./scripts/delay.ts"
+import { evalsha } from "./scripts/script.ts"
 import type { Server } from "./server.ts"
 
 type Outcome = Result.Result<Published, PublishError>
@@ -80,8 +82,8 @@ const commandOf = (settings: Server["settings"], key: string, message: Outgoing,
   const ids = [keys.published(key, period), keys.published(key, period - 1)]
   const keep = String(settings.deduplication * 2)
   return message.delay === undefined
-    ? scripts.evalsha(scripts.addOnce, [key, ...ids], [message.id!, keep, ...add])
-    : scripts.evalsha(scripts.delay, [keys.delayed(key), ...ids], [
+    ? evalsha(addOnce, [key, ...ids], [message.id!, keep, ...add])
+    : evalsha(delayScript, [keys.delayed(key), ...ids], [
       String(Math.ceil(Duration.toMillis(message.delay))),
       `delayed-${crypto.randomUUID()}`,
       message.id ?? "",

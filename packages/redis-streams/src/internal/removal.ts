@@ -3,19 +3,20 @@ import type { Transport } from "@millrace/core/Transport"
 import { invalidOption, type TransportError } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
-import type { Removal, RemoveOptions } from "../RedisStreams.ts"
+import type { Removal, RemoveOptions } from "../Options.ts"
 import { RedisDelivery } from "./entry.ts"
-import { Feed } from "./feed.ts"
 import { list, transportError } from "./reply.ts"
-import * as scripts from "./scripts.ts"
+import { remove } from "./scripts/remove.ts"
+import { evalsha } from "./scripts/script.ts"
 import type { Server } from "./server.ts"
+import { RedisSubscription } from "./subscription.ts"
 
 const answers: ReadonlyMap<number, Removal> = new Map([[1, "removed"], [2, "kept"], [3, "kept"], [-1, "absent"]])
 
 interface Wanted {
   readonly received: Message.Received
   readonly delivery: RedisDelivery
-  readonly feed: Feed
+  readonly subscription: RedisSubscription
   readonly index: number
   readonly isClaimed: boolean
 }
@@ -30,21 +31,22 @@ export const make = (server: Server, transport: Transport["Service"]) =>
     for (const message of messages) {
       const received = Message.received(message)
       const delivery = received?.delivery
+      const subscription = delivery instanceof RedisDelivery ? RedisDelivery.state(delivery).source : undefined
       if (
         received === undefined || received.transport !== transport || !(delivery instanceof RedisDelivery) ||
-        !(delivery.source instanceof Feed)
+        !(subscription instanceof RedisSubscription)
       ) {
         for (const { isClaimed, received } of wanted) if (isClaimed) received.unclaim()
         return invalidOption("redis", "message", message.id, "give a message that a pipeline on this Layer received")
       }
-      wanted.push({ received, delivery, feed: delivery.source, index: wanted.length, isClaimed: received.claim() })
+      wanted.push({ received, delivery, subscription, index: wanted.length, isClaimed: received.claim() })
     }
     const removals: Array<Removal> = []
     return Effect.forEach(
-      Map.groupBy(wanted, ({ feed }) => feed),
-      ([feed, some]) => {
-        const { consumer, group, key } = feed.options
-        const command = scripts.evalsha(scripts.remove, [key], [
+      Map.groupBy(wanted, ({ subscription }) => subscription),
+      ([subscription, some]) => {
+        const { consumer, group, key } = subscription.options
+        const command = evalsha(remove, [key], [
           group,
           consumer,
           options?.force === true ? "1" : "0",
@@ -58,7 +60,7 @@ export const make = (server: Server, transport: Transport["Service"]) =>
           onSuccess: (replies) => {
             some.forEach(({ delivery, index }, i) => {
               removals[index] = answers.get(Number(list(replies)[i])) ?? "absent"
-              feed.ended(delivery)
+              subscription.ended(delivery)
             })
             return undefined
           }
@@ -68,5 +70,5 @@ export const make = (server: Server, transport: Transport["Service"]) =>
     ).pipe(Effect.flatMap((failures) => {
       const failure = failures.find((failure) => failure !== undefined)
       return failure === undefined ? Effect.succeed(removals) : Effect.fail(failure)
-    }))
+    }), Effect.uninterruptible)
   })

@@ -37,7 +37,7 @@ export const isRefusal = (u: unknown): boolean =>
 export const isUnknown = (u: unknown): boolean =>
   u instanceof ErrorReply && /unknown (sub)?command|syntax error|wrong number of arguments/i.test(u.message)
 
-export const text = (u: unknown): string => Buffer.isBuffer(u) ? u.toString("latin1") : String(u)
+export const text = (u: unknown): string => Buffer.isBuffer(u) ? u.toString() : String(u)
 
 export const list = (u: unknown): ReadonlyArray<unknown> => Array.isArray(u) ? u : []
 

@@ -6,7 +6,7 @@ import { nameOf, redirection, SlotMap, slotOf } from "./cluster.ts"
 import { backoff, type Command, type Connected, type DialError, type Link, make as makeLink } from "./link.ts"
 import type { Address, Settings } from "./options.ts"
 import { codeOf } from "./reply.ts"
-import * as scripts from "./scripts.ts"
+import { asEval } from "./scripts/script.ts"
 import * as Topology from "./topology.ts"
 
 /** Connections for one purpose: one, or in a cluster one to each node that is needed. */
@@ -80,6 +80,12 @@ export class Channel {
     )
   }
 
+  /** Why a node that is needed cannot be reached. */
+  get trouble(): string | undefined {
+    for (const link of this.links.values()) if (link.trouble !== undefined) return link.trouble
+    return undefined
+  }
+
   /** When one of its connections was last made again. */
   get madeAgainAt(): number {
     return Math.max(...Array.from(this.links.values(), (link) => link.madeAgainAt))
@@ -144,8 +150,8 @@ export class Channel {
       const code = codeOf(reply)
       const command = commands[index]!
       if (code === "NOSCRIPT") {
-        const script = scripts.all.get(String(command[1]))
-        if (script !== undefined) again.push({ index, command: scripts.asEval(script, command) })
+        const evaluated = asEval(command)
+        if (evaluated !== undefined) again.push({ index, command: evaluated })
       } else if (code === "MOVED" || code === "ASK") {
         const redirected = redirection(reply.message, connected.address)
         if (redirected === undefined) continue

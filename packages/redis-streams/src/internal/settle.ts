@@ -3,45 +3,74 @@ import { Interrupted, TransportError } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import { type Feed, isOf } from "./feed.ts"
+import { RedisDelivery } from "./entry.ts"
 import type { Command } from "./link.ts"
 import { codeOf, isRefusal, isUnknown, list, transportError } from "./reply.ts"
-import * as scripts from "./scripts.ts"
+import { remove } from "./scripts/remove.ts"
+import { evalsha } from "./scripts/script.ts"
 import type { Server } from "./server.ts"
+import { chunk, type Operation, type RedisSubscription, releaseOf } from "./subscription.ts"
 
-const interrupted = (operation: string, cause: Error): TransportError =>
+const failed = (operation: string, cause: Error): TransportError =>
   new TransportError({ transport: "redis", reason: new Interrupted({ operation, cause }) })
 
-/** Tells the server about a batch; `removes` deletes what is acknowledged as well. */
-export const settling = (server: Server, feed: Feed, removes: boolean) => {
-  const { consumer, group, key } = feed.options
-  const isMine = isOf(feed)
+/** Longer than anybody waits, and short enough that the due time is a whole number everywhere: a hundred years. */
+const longestDelay = 100 * 365 * 86_400_000
+
+const delayOf = (after: Duration.Duration | undefined): number => {
+  const millis = after === undefined ? 0 : Math.ceil(Duration.toMillis(after))
+  return millis > 0 ? Math.min(millis, longestDelay) : 0
+}
+
+const countOf = (delivery: Delivery): string =>
+  delivery instanceof RedisDelivery ? String(RedisDelivery.state(delivery).count) : String(delivery.attempt)
+
+/** The operation that settles a delivery; `undefined` for an acknowledgement, which a former owner may give too. */
+const operationOf = (subscription: RedisSubscription, { delivery, settlement }: Settling): Operation | undefined => {
+  const sure = delivery instanceof RedisDelivery && subscription.isSure(delivery) ? "1" : "0"
+  switch (settlement._tag) {
+    case "Ack":
+      return undefined
+    case "Release":
+      return delivery instanceof RedisDelivery
+        ? releaseOf(delivery)
+        : ["release", delivery.id, countOf(delivery), "0", String(delivery.attempt - 1)]
+    case "Terminate":
+      return ["end", delivery.id, countOf(delivery), sure, ""]
+    case "Retry":
+      return ["retry", delivery.id, countOf(delivery), sure, `${delayOf(settlement.after)} ${delivery.firstFailedAt ?? ""}`]
+    default:
+      return settlement satisfies never
+  }
+}
+
+/** Tells the server about a batch; `removes` deletes acknowledged entries as well. */
+export const settling = (server: Server, subscription: RedisSubscription, removes: boolean) => {
+  const { consumer, group, key } = subscription.options
   const settle = (batch: Arr.NonEmptyReadonlyArray<Settling>): Effect.Effect<ReadonlyArray<Delivery>, TransportError> =>
     Effect.suspend(() => {
       const acks: Array<string> = []
-      const ops: Array<string> = []
-      const opsOf: Array<Delivery> = []
+      const operations: Array<Operation> = []
+      const operated: Array<Delivery> = []
       const ends: Array<Delivery> = []
-      for (const { delivery, settlement } of batch) {
-        switch (settlement._tag) {
-          case "Ack":
-            acks.push(delivery.id)
-            break
-          case "Release":
-            ops.push("release", delivery.id, String(delivery.attempt - 1))
-            opsOf.push(delivery)
-            break
-          case "@millrace/Terminate":
-            if (removes) {
-              ends.push(delivery)
-            } else {
-              ops.push("end", delivery.id, "")
-              opsOf.push(delivery)
-            }
-            break
-          case "@millrace/Retry":
-            ops.push("retry", delivery.id, `${delayOf(settlement.after)} ${delivery.firstFailedAt ?? ""}`)
-            opsOf.push(delivery)
+      const lost = new Set<Delivery>()
+      for (const settling of batch) {
+        const { delivery } = settling
+        if (subscription.isMine(delivery)) {
+          const state = RedisDelivery.state(delivery)
+          // Settled before, or given again: an acknowledgement stands, everything else is too late.
+          if (!state.isOut && settling.settlement._tag !== "Ack") {
+            lost.add(delivery)
+            continue
+          }
+          state.isSettling = true
+        }
+        const operation = operationOf(subscription, settling)
+        if (operation === undefined) acks.push(delivery.id)
+        else if (removes && operation[0] === "end") ends.push(delivery)
+        else {
+          operations.push(operation)
+          operated.push(delivery)
         }
       }
       const commands: Array<Command> = []
@@ -51,15 +80,16 @@ export const settling = (server: Server, feed: Feed, removes: boolean) => {
             ? ["XACK", key, group, ...acks]
             : server.hasRemoval
             ? ["XACKDEL", key, group, "ACKED", "IDS", String(acks.length), ...acks]
-            : scripts.evalsha(scripts.remove, [key], [group, "", "0", ...acks])
+            : evalsha(remove, [key], [group, "", "0", ...acks])
         )
       }
-      const opsAt = ops.length === 0
-        ? -1
-        : commands.push(scripts.evalsha(scripts.settle, [key, feed.dues], [group, consumer, ...ops])) - 1
-      const endsAt = ends.length === 0
-        ? -1
-        : commands.push(scripts.evalsha(scripts.remove, [key], [group, consumer, "0", ...ends.map(({ id }) => id)])) - 1
+      const operationsAt = commands.length
+      commands.push(...subscription.commands(operations))
+      const endsAt = commands.length
+      if (ends.length > 0) {
+        commands.push(evalsha(remove, [key], [group, consumer, "0", ...ends.map(({ id }) => id)]))
+      }
+      if (commands.length === 0) return Effect.succeed([...lost])
       return Effect.flatMap(server.write.send(key, commands), (replies) => {
         if (removes && server.hasRemoval && (isUnknown(replies[0]) || codeOf(replies[0]) === "NOPERM")) {
           server.hasRemoval = false
@@ -68,60 +98,101 @@ export const settling = (server: Server, feed: Feed, removes: boolean) => {
         for (const reply of replies) {
           // With the group everything that was owned is gone.
           if (!(reply instanceof Error) || reply.message.startsWith("NOGROUP")) continue
-          feed.settling(true)
-          if (isRefusal(reply)) {
-            return feed.refused("settling", true)
-              ? Effect.fail(transportError(`settling in ${key}`, server.settings.label, reply))
-              : Effect.andThen(Effect.interruptible(Effect.sleep("2 seconds")), settle(batch))
-          }
-          return Effect.fail(interrupted(`settling in ${key}`, reply))
+          const error = isRefusal(reply)
+            ? transportError(`settling in ${key}`, server.settings.label, reply)
+            : failed(`settling in ${key}`, reply)
+          const isNews = subscription.refusals.add("settling", error.message)
+          return isRefusal(reply) && !isNews
+            ? Effect.andThen(Effect.interruptible(Effect.sleep("2 seconds")), settle(batch))
+            : Effect.fail(error)
         }
-        feed.settling(false)
-        feed.refused("settling", false)
-        const lost = new Set<Delivery>()
-        if (opsAt >= 0) {
-          const reply = replies[opsAt]
-          if (reply instanceof Error) opsOf.forEach((delivery) => lost.add(delivery))
-          else for (const i of list(reply)) lost.add(opsOf[Number(i)]!)
-        }
-        if (endsAt >= 0) list(replies[endsAt]).forEach((reply, i) => reply === 3 && lost.add(ends[i]!))
+        subscription.refusals.clear("settling")
+        replies.slice(operationsAt, endsAt).forEach((reply, i) => {
+          const first = i * chunk
+          if (reply instanceof Error) operated.slice(first, first + chunk).forEach((one) => lost.add(one))
+          else lostOf(reply, operated.slice(first)).forEach((one) => lost.add(one))
+        })
+        if (ends.length > 0) list(replies[endsAt]).forEach((reply, i) => reply === 3 && lost.add(ends[i]!))
         for (const { delivery, settlement } of batch) {
-          if (!isMine(delivery)) continue
-          if (settlement._tag === "@millrace/Retry" && !lost.has(delivery)) {
-            feed.wait(delivery.id, delayOf(settlement.after))
+          if (!subscription.isMine(delivery)) continue
+          if (settlement._tag === "Retry" && !lost.has(delivery)) {
+            subscription.wait(delivery.id, delayOf(settlement.after), RedisDelivery.state(delivery).isFirstHand)
           }
-          feed.ended(delivery)
+          if (settlement._tag === "Release" && !lost.has(delivery)) subscription.reclaim.found()
+          subscription.ended(delivery)
         }
         return Effect.succeed([...lost])
       })
     })
-  // What was sent has to be accounted for, whoever still wants to know.
-  return (batch: Arr.NonEmptyReadonlyArray<Settling>) => Effect.uninterruptible(settle(batch))
+  // What was sent has to be accounted for, whether the caller is still there or not.
+  return (batch: Arr.NonEmptyReadonlyArray<Settling>) =>
+    Effect.uninterruptible(settle(batch))
 }
 
-const delayOf = (after: Duration.Duration | undefined): number =>
-  after === undefined ? 0 : Math.ceil(Duration.toMillis(after))
+/** Reads pairs of a position and what is the matter there. */
+const lostOf = (reply: unknown, deliveries: ReadonlyArray<Delivery>): ReadonlyArray<Delivery> =>
+  list(reply).filter((_, i) => i % 2 === 0).map((index) => deliveries[Number(index)]!)
 
-/** Keeps what the engine works on. */
-export const extending = (server: Server, feed: Feed) => {
-  const { consumer, group, key } = feed.options
-  const isMine = isOf(feed)
-  return (deliveries: Arr.NonEmptyReadonlyArray<Delivery>): Effect.Effect<ReadonlyArray<Delivery>, TransportError> =>
+/** Renews the lease of what the engine works on. */
+export const extending = (server: Server, subscription: RedisSubscription) => {
+  const { key } = subscription.options
+  const extend = (
+    deliveries: Arr.NonEmptyReadonlyArray<Delivery>
+  ): Effect.Effect<ReadonlyArray<Delivery>, TransportError> =>
     Effect.suspend(() => {
-      const ops = deliveries.flatMap((delivery) => ["extend", delivery.id, ""])
-      return server.keep.one(key, scripts.evalsha(scripts.settle, [key, feed.dues], [group, consumer, ...ops])).pipe(
-        Effect.catchIf(
-          (error) => error.message.startsWith("NOGROUP"),
-          () => Effect.succeed(deliveries.map((_, i) => i))
-        ),
-        Effect.mapError((error) => transportError(`extending in ${key}`, server.settings.label, error)),
-        Effect.map((reply) => {
-          feed.extended()
-          const lost = list(reply).map((index) => deliveries[Number(index)]!)
-          for (const delivery of lost) if (isMine(delivery)) feed.ended(delivery)
-          return lost
-        }),
-        Effect.uninterruptible
-      )
+      const asked = subscription.now()
+      const operations = deliveries.map((delivery): Operation => [
+        "extend",
+        delivery.id,
+        countOf(delivery),
+        delivery instanceof RedisDelivery && subscription.isSure(delivery) ? "1" : "0",
+        ""
+      ])
+      return Effect.flatMap(server.keep.send(key, subscription.commands(operations)), (replies) => {
+        const error = replies.find((reply) => reply instanceof Error && !reply.message.startsWith("NOGROUP"))
+        if (error instanceof Error) {
+          return Effect.fail(transportError(`extending in ${key}`, server.settings.label, error))
+        }
+        const lost = replies.flatMap((reply, i) => {
+          const some = deliveries.slice(i * chunk, (i + 1) * chunk)
+          return reply instanceof Error ? some : lostOf(reply, some)
+        })
+        const isLost = new Set(lost)
+        for (const delivery of deliveries) {
+          if (!subscription.isMine(delivery)) continue
+          if (isLost.has(delivery)) subscription.ended(delivery)
+          else {
+            const state = RedisDelivery.state(delivery)
+            state.keptAt = asked
+            state.unsettledAt = 0
+          }
+        }
+        return Effect.succeed(lost)
+      })
     })
+  return (deliveries: Arr.NonEmptyReadonlyArray<Delivery>) => Effect.uninterruptible(extend(deliveries))
+}
+
+/** Counts the attempt of an isolated suspect. */
+export const beginning = (server: Server, subscription: RedisSubscription) => {
+  const { key } = subscription.options
+  return (delivery: Delivery): Effect.Effect<boolean, TransportError> =>
+    Effect.suspend(() => {
+      const command = subscription.commands([["begin", delivery.id, countOf(delivery), "0", String(delivery.attempt)]])
+      return Effect.matchEffect(server.keep.one(key, command[0]!), {
+        onFailure: (error) =>
+          error.message.startsWith("NOGROUP")
+            ? Effect.succeed(false)
+            : Effect.fail(transportError(`beginning in ${key}`, server.settings.label, error)),
+        onSuccess: (reply) =>
+          Effect.sync(() => {
+            if (list(reply).length > 0) {
+              if (subscription.isMine(delivery)) subscription.ended(delivery)
+              return false
+            }
+            if (subscription.isMine(delivery)) RedisDelivery.state(delivery).count = delivery.attempt
+            return true
+          })
+      })
+    }).pipe(Effect.uninterruptible)
 }

@@ -1,4 +1,3 @@
-import * as Topic from "@millrace/core/Topic"
 import type { SubscribeOptions, Subscription } from "@millrace/core/Transport"
 import { invalidOption, TransportError, Unreachable } from "@millrace/core/TransportError"
 import * as Clock from "effect/Clock"
@@ -7,15 +6,16 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as RcMap from "effect/RcMap"
 import type * as Scope from "effect/Scope"
-import { Feed } from "./feed.ts"
 import * as groups from "./groups.ts"
-import type { Janitor } from "./janitor.ts"
+import type { Maintenance } from "./maintenance.ts"
 import { checkDuration } from "./options.ts"
-import { Reader } from "./reader.ts"
-import * as Scanner from "./scanner.ts"
+import { ReadLoop } from "./readLoop.ts"
+import * as ReclaimScan from "./reclaimScan.ts"
+import { transportError } from "./reply.ts"
 import type { Server } from "./server.ts"
-import { extending, settling } from "./settle.ts"
+import { beginning, extending, settling } from "./settle.ts"
 import { RemoveOnSuccess, Source } from "./source.ts"
+import { RedisSubscription } from "./subscription.ts"
 
 /** Gives out consumer names: a second subscription to a group of a stream must not pass for the first. */
 class Names {
@@ -26,7 +26,7 @@ class Names {
       Effect.sync(() => {
         for (let n = 1;; n++) {
           const name = n === 1 ? base : `${base}.${n}`
-          const id = `${stream} ${group} ${name}`
+          const id = JSON.stringify([stream, group, name])
           if (this.taken.has(id)) continue
           this.taken.add(id)
           return { name, id }
@@ -38,7 +38,7 @@ class Names {
 }
 
 /** What a connection for reading is for; `key` where streams may live on different nodes. */
-interface ReaderId {
+interface ReadLoopId {
   readonly group: string
   readonly consumer: string
   readonly key: string
@@ -54,40 +54,34 @@ export type Subscribe = (options: SubscribeOptions) => Effect.Effect<Subscriptio
 
 export const make = Effect.fnUntraced(function*(
   server: Server,
-  janitor: Janitor
+  maintenance: Maintenance
 ): Effect.fn.Return<Subscribe, never, Scope.Scope> {
   const { settings } = server
   const names = new Names()
   const clock = yield* Clock.Clock
-  const scanner = yield* Scanner.make(server)
+  const reclaimScan = yield* ReclaimScan.make(server)
   let own = 0
   let polling = 0
-  const readers = yield* RcMap.make({
+  const readLoops = yield* RcMap.make({
     lookup: (id: string) =>
       Effect.gen(function*() {
-        const { consumer, group, key }: ReaderId = JSON.parse(id)
+        const { consumer, group, key }: ReadLoopId = JSON.parse(id)
         const hasOwn = own < mostOwn
         yield* Effect.acquireRelease(
           Effect.sync(() => hasOwn ? own++ : polling++),
           () => Effect.sync(() => hasOwn ? own-- : polling--)
         )
         const link = hasOwn ? yield* server.reading(`reading for group ${group}`, key) : undefined
-        const reader = new Reader(server, link, () => Math.max(leastPoll, polling / 4), group, consumer, key)
-        yield* Effect.forkScoped(reader.run)
-        return { reader, link }
+        const readLoop = new ReadLoop(server, link, () => Math.max(leastPoll, polling / 4), group, consumer, key)
+        yield* Effect.forkScoped(readLoop.run)
+        return { readLoop, link }
       })
   })
 
   return Effect.fnUntraced(function*(options: SubscribeOptions) {
-    const bad = Topic.validateName("redis", options.topic)
-    if (bad !== undefined) return yield* bad
-    if (!/^[A-Za-z0-9_-]+$/.test(options.group)) {
-      return yield* invalidOption(
-        "redis",
-        "group",
-        options.group,
-        "a group name is made of letters, digits and the signs _ -"
-      )
+    for (const kind of ["topic", "group"] as const) {
+      const remedy = nameRemedy(kind, options[kind])
+      if (remedy !== undefined) return yield* invalidOption("redis", kind, options[kind], remedy)
     }
     const source = Context.get(options.settings, Source)
     const minIdle = source.minIdle ?? settings.minIdle
@@ -100,9 +94,9 @@ export const make = Effect.fnUntraced(function*(
 
     const consumer = yield* names.take(settings.consumer, key, group)
     // One connection for all streams of a group; in a cluster, where they may live on different nodes, one for each.
-    const { link, reader } = yield* RcMap.get(
-      readers,
-      JSON.stringify({ group, consumer, key: settings.topology === "cluster" ? key : "" } satisfies ReaderId)
+    const { link, readLoop } = yield* RcMap.get(
+      readLoops,
+      JSON.stringify({ group, consumer, key: settings.topology === "cluster" ? key : "" } satisfies ReadLoopId)
     )
     if (link !== undefined) {
       yield* Effect.mapError(
@@ -111,26 +105,36 @@ export const make = Effect.fnUntraced(function*(
           new TransportError({ transport: "redis", reason: new Unreachable({ address: settings.label, cause: lost }) })
       )
     }
-    const feed = new Feed(server, reader, clock, {
+    const origin = yield* Effect.mapError(
+      groups.origin(server, key, group),
+      (error) => transportError(`looking at group ${group} of ${key}`, settings.label, error)
+    )
+    const subscription = new RedisSubscription(server, readLoop, clock, origin, {
       topic,
       key,
       group,
       consumer,
       minIdle,
       block,
-      waiting: options.waiting
+      isolateFrom: options.isolateFrom
     })
-    reader.add(feed)
-    yield* janitor.look(key, group)
-    yield* Effect.addFinalizer(() => reader.remove(feed))
-    yield* scanner.look(feed)
-    const subscription: Subscription = {
-      pull: feed.pull,
-      settle: settling(server, feed, settings.untilAcked || Context.get(options.settings, RemoveOnSuccess)),
-      extend: extending(server, feed),
-      extendEvery: Duration.millis(Math.max(1, Math.floor(minIdle / 3))),
-      health: Effect.sync(() => feed.isHealthy && reader.isHealthy ? "consuming" : "reconnecting")
+    readLoop.add(subscription)
+    yield* maintenance.look(key, group)
+    yield* Effect.addFinalizer(() => readLoop.remove(subscription))
+    yield* reclaimScan.look(subscription)
+    const removes = settings.untilAcked || Context.get(options.settings, RemoveOnSuccess)
+    return {
+      pull: subscription.pull,
+      withdraw: subscription.withdraw,
+      settle: settling(server, subscription, removes),
+      extend: extending(server, subscription),
+      begin: beginning(server, subscription),
+      lease: Duration.millis(minIdle),
+      health: subscription.health
     }
-    return subscription
   })
 })
+
+/** Redis takes any name that is not empty. */
+export const nameRemedy = (kind: "topic" | "group", name: string): string | undefined =>
+  name === "" ? `give the ${kind} a name` : undefined

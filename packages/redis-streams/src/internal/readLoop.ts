@@ -1,10 +1,9 @@
 import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
+import type { TransportError } from "@millrace/core/TransportError"
 import type * as Scope from "effect/Scope"
 import { ErrorReply } from "redis"
 import type { RawEntry } from "./entry.ts"
-import type { Feed } from "./feed.ts"
-import * as groups from "./groups.ts"
 import { type Command, type Connected, type Link, Lost } from "./link.ts"
 import { codeOf, isPassing, list, text, transportError } from "./reply.ts"
 import type { Server } from "./server.ts"
@@ -12,8 +11,29 @@ import type { Server } from "./server.ts"
 /** Without `CLIENT UNBLOCK` nothing can end a read early, so none may be long. */
 const shortBlock = 100
 
+/** A server that does not answer must not hold up a pause or a shutdown. */
+const maxWithdraw = 1_000
+
 /** How long after its end a read may be silent, and how long once the server was told to end it. */
 const leastPatience = 1_000
+
+/** A subscription, as the loop that reads for it sees it. */
+export interface Reading {
+  readonly options: { readonly key: string; readonly block: number }
+  /** How many unread entries it wants. */
+  readonly wantsNew: number
+  /** It can take due retries, or something that was released or abandoned. */
+  readonly wantsOld: boolean
+  readonly takeOld: Effect.Effect<void, Error>
+  /** The last read gave as many as it asked for. */
+  isHot: boolean
+  closing: boolean
+  readonly nothingUnderWay: Latch.Latch
+  readonly close: Effect.Effect<void>
+  readonly received: (entries: ReadonlyArray<RawEntry>, asked: number) => void
+  readonly fail: (error: TransportError) => void
+  readonly recreated: Effect.Effect<void, Error>
+}
 
 /**
  * Reads many streams for one consumer of one group, on one connection.
@@ -22,17 +42,20 @@ const leastPatience = 1_000
  * it asks for; of several, those that had more each by its own read, the others together. A blocked read is ended by
  * `CLIENT UNBLOCK` whenever something else becomes more urgent, so nothing ever waits for its end.
  */
-export class Reader {
+const nothingAsked: ReadonlyMap<Reading, number> = new Map()
+
+export class ReadLoop {
   private readonly server: Server
   private readonly link: Link | undefined
   private readonly pollEvery: () => number
   private readonly group: string
   private readonly consumer: string
   private readonly key: string
-  private readonly feeds = new Map<string, Feed>()
+  private readonly subscriptions = new Map<string, Reading>()
   private readonly work = Latch.makeUnsafe(false)
   private readonly done = Latch.makeUnsafe(true)
-  private reading: ReadonlySet<Feed> | undefined
+  /** The read under way: what it asks for each. */
+  private asked: ReadonlyMap<Reading, number> = nothingAsked
   /** When the read was sent, and when it should have been answered. */
   private sentAt = 0
   private dueAt = 0
@@ -62,54 +85,73 @@ export class Reader {
     this.key = key
   }
 
-  get isHealthy(): boolean {
-    return (this.link === undefined || this.link.current !== undefined) && this.server.keep.isUp && !this.isStuck
+  /** Why nothing can be read now. */
+  get trouble(): string | undefined {
+    if (this.link !== undefined && this.link.current === undefined) return this.link.trouble
+    if (!this.server.keep.isUp) return this.server.keep.trouble
+    return this.isStuck ? this.said : undefined
   }
 
-  add(feed: Feed): void {
-    this.feeds.set(feed.options.key, feed)
+  /** Whether a read has been under way for so many milliseconds: what it brings may be on its way. */
+  isReadingSince(millis: number): boolean {
+    return this.asked !== nothingAsked && performance.now() - this.sentAt > millis
   }
 
-  /** Takes the feed out, once no read can bring anything for it any more. */
-  remove(feed: Feed): Effect.Effect<void> {
+  add(subscription: Reading): void {
+    this.subscriptions.set(subscription.options.key, subscription)
+  }
+
+  /** Takes the subscription out, once no read can bring anything for it any more. */
+  remove(subscription: Reading): Effect.Effect<void> {
     return Effect.suspend(() => {
-      feed.closing = true
+      subscription.closing = true
       this.nudge()
-      return this.reading?.has(feed) === true ? this.done.await : Effect.void
+      return this.asked.has(subscription) ? this.done.await : Effect.void
     }).pipe(
-      Effect.andThen(feed.nothingOnItsWay.await),
+      Effect.andThen(subscription.nothingUnderWay.await),
       Effect.timeoutOption(1_000),
-      Effect.andThen(feed.close),
+      Effect.andThen(subscription.close),
       Effect.timeoutOption(3_000),
-      Effect.andThen(Effect.sync(() => this.feeds.delete(feed.options.key))),
+      Effect.andThen(Effect.sync(() => this.subscriptions.delete(subscription.options.key))),
       Effect.asVoid
     )
   }
 
-  /** The feed wants something that the read of this moment may not bring. */
-  wake(feed: Feed, isUrgent = false): void {
+  /** The subscription wants something that the read of this moment may not bring. */
+  wake(subscription: Reading, isUrgent = false): void {
     this.work.openUnsafe()
-    if (this.isBlocked && (isUrgent ? feed.wantsOld : !this.reading!.has(feed) && (feed.wantsNew || feed.wantsOld))) {
-      this.nudge()
-    }
+    if (!this.isBlocked) return
+    const isRead = this.asked.has(subscription)
+    if (subscription.wantsOld && (isUrgent || !isRead) || !isRead && subscription.wantsNew > 0) this.nudge()
   }
 
-  /** The feed takes its asking back. */
-  withdraw(feed: Feed): void {
-    if (this.isBlocked && this.reading!.has(feed)) this.nudge()
+  /** The demand has changed: a read that asks for more than is wanted now must not go on. */
+  changed(subscription: Reading): void {
+    const asked = this.asked.get(subscription)
+    if (this.isBlocked && asked !== undefined && asked > subscription.wantsNew) this.nudge()
+    this.wake(subscription, true)
+  }
+
+  /** Resolves when nothing new arrives for the subscription any more, or cannot be known to. */
+  withdraw(subscription: Reading): Effect.Effect<void> {
+    return Effect.suspend(() => {
+      if (!this.asked.has(subscription)) return subscription.nothingUnderWay.await
+      this.nudge()
+      return Effect.andThen(this.done.await, subscription.nothingUnderWay.await)
+    }).pipe(Effect.timeoutOption(maxWithdraw), Effect.asVoid)
   }
 
   private nudge(again = 2): void {
     const id = this.link?.current?.clientId
     if (!this.isBlocked || this.isNudged || id === undefined) return
     this.isNudged = true
-    const read = this.reading
+    const read = this.asked
     this.runFork(Effect.map(this.server.keep.send(this.key, [["CLIENT", "UNBLOCK", id]]), ([reply]) => {
       if (reply instanceof ErrorReply) this.canUnblock = false
-      if (reply !== 0 || this.reading !== read) return
+      if (reply !== 0 || this.asked !== read) return
       // It came before the read, on a connection of its own.
       this.isNudged = false
-      setTimeout(() => this.reading === read && this.nudge(2 * again), again)
+      setTimeout(() => this.asked === read && this.nudge(2 * again), again)
     }))
   }
 
@@ -124,20 +166,20 @@ export class Reader {
 
   private readonly turn: Effect.Effect<void> = Effect.suspend(() => {
     this.work.closeUnsafe()
-    const old = [...this.feeds.values()].filter((feed) => feed.wantsOld)
+    const old = [...this.subscriptions.values()].filter((subscription) => subscription.wantsOld)
     if (old.length === 0) return this.readNew
     return Effect.andThen(
-      Effect.forEach(old, (feed) => this.mend(feed, feed.takeOld), { concurrency: "unbounded", discard: true }),
+      Effect.forEach(old, (subscription) => this.mend(subscription, subscription.takeOld), { concurrency: "unbounded", discard: true }),
       this.readNew
     )
   })
 
   private readonly readNew: Effect.Effect<void> = Effect.suspend(() => {
-    const wanting: Array<Feed> = []
+    const wanting: Array<Reading> = []
     let isBusy = false
-    for (const feed of this.feeds.values()) {
-      if (feed.wantsNew) wanting.push(feed)
-      isBusy ||= feed.wantsOld
+    for (const subscription of this.subscriptions.values()) {
+      if (subscription.wantsNew > 0) wanting.push(subscription)
+      isBusy ||= subscription.wantsOld
     }
     if (wanting.length === 0) return isBusy ? Effect.void : this.work.await
     const connected = this.link?.current
@@ -145,21 +187,21 @@ export class Reader {
     return this.read(connected, wanting, isBusy)
   })
 
-  private read(connected: Connected | undefined, wanting: ReadonlyArray<Feed>, isBusy: boolean): Effect.Effect<void> {
-    const hot = wanting.length === 1 ? [] : wanting.filter((feed) => feed.isHot)
-    const cold = wanting.length === 1 ? wanting : wanting.filter((feed) => !feed.isHot)
+  private read(connected: Connected | undefined, wanting: ReadonlyArray<Reading>, isBusy: boolean): Effect.Effect<void> {
+    const hot = wanting.length === 1 ? [] : wanting.filter((subscription) => subscription.isHot)
+    const cold = wanting.length === 1 ? wanting : wanting.filter((subscription) => !subscription.isHot)
     const block = isBusy || hot.length > 0 || connected === undefined ? undefined : this.blockFor(connected, cold)
-    const reads: Array<{ readonly feeds: ReadonlyArray<Feed>; readonly count: number }> = hot.map((feed) => ({
-      feeds: [feed],
-      count: feed.credit
+    const reads: Array<{ readonly subscriptions: ReadonlyArray<Reading>; readonly count: number }> = hot.map((subscription) => ({
+      subscriptions: [subscription],
+      count: subscription.wantsNew
     }))
     if (cold.length > 0) {
       reads.push({
-        feeds: cold,
-        count: cold.reduce((least, feed) => Math.min(least, feed.credit), Infinity)
+        subscriptions: cold,
+        count: cold.reduce((least, subscription) => Math.min(least, subscription.wantsNew), Infinity)
       })
     }
-    const commands = reads.map(({ count, feeds }): Command => [
+    const commands = reads.map(({ count, subscriptions }): Command => [
       "XREADGROUP",
       "GROUP",
       this.group,
@@ -168,10 +210,10 @@ export class Reader {
       String(count),
       ...(block === undefined ? [] : ["BLOCK", String(block)]),
       "STREAMS",
-      ...feeds.map((feed) => feed.options.key),
-      ...feeds.map(() => ">")
+      ...subscriptions.map((subscription) => subscription.options.key),
+      ...subscriptions.map(() => ">")
     ])
-    this.reading = new Set(wanting)
+    this.asked = new Map(reads.flatMap(({ count, subscriptions }) => subscriptions.map((one) => [one, count])))
     this.sentAt = performance.now()
     this.dueAt = this.sentAt + (block ?? 0)
     this.isBlocked = block !== undefined
@@ -181,17 +223,17 @@ export class Reader {
       ? this.server.poll.send(this.key, commands)
       : this.link.send(commands, (block ?? 0) + this.server.settings.answerTimeout)
     return Effect.flatMap(sent, (replies) => {
-      this.reading = undefined
+      this.asked = nothingAsked
       this.isBlocked = false
-      let failed: { readonly error: Error; readonly feeds: ReadonlyArray<Feed> } | undefined
+      let failed: { readonly error: Error; readonly subscriptions: ReadonlyArray<Reading> } | undefined
       replies.forEach((reply, i) => {
-        const { count, feeds } = reads[i]!
-        if (reply instanceof Error) failed = { error: reply, feeds }
-        else this.dispatch(reply, feeds, count)
+        const { count, subscriptions } = reads[i]!
+        if (reply instanceof Error) failed = { error: reply, subscriptions }
+        else this.dispatch(reply, subscriptions, count)
       })
-      // Last: it resumes a feed that is being closed at once, and that hands back what has just come.
+      // Last: it resumes a subscription that is being closed at once, and that hands back what has just come.
       this.done.openUnsafe()
-      if (failed !== undefined) return this.heal(connected, failed.error, failed.feeds)
+      if (failed !== undefined) return this.heal(connected, failed.error, failed.subscriptions)
       this.troubles = 0
       this.patience = leastPatience
       this.isStuck = false
@@ -202,17 +244,17 @@ export class Reader {
     })
   }
 
-  private blockFor(connected: Connected, feeds: ReadonlyArray<Feed>): number {
-    const block = feeds.reduce((least, feed) => Math.min(least, feed.options.block), Infinity)
+  private blockFor(connected: Connected, subscriptions: ReadonlyArray<Reading>): number {
+    const block = subscriptions.reduce((least, subscription) => Math.min(least, subscription.options.block), Infinity)
     return connected.clientId === undefined || !this.canUnblock ? Math.min(block, shortBlock) : block
   }
 
-  private dispatch(reply: unknown, feeds: ReadonlyArray<Feed>, count: number): void {
-    for (const feed of feeds) feed.isHot = false
+  private dispatch(reply: unknown, subscriptions: ReadonlyArray<Reading>, count: number): void {
+    for (const subscription of subscriptions) subscription.isHot = false
     for (const stream of list(reply)) {
       const [name, entries] = list(stream)
-      const feed = feeds.length === 1 ? feeds[0]! : this.feeds.get(String(name))
-      feed?.received(list(entries) as ReadonlyArray<RawEntry>, count)
+      const subscription = subscriptions.length === 1 ? subscriptions[0]! : this.subscriptions.get(String(name))
+      subscription?.received(list(entries) as ReadonlyArray<RawEntry>, count)
     }
   }
 
@@ -223,15 +265,15 @@ export class Reader {
    * answers and nothing comes here, this connection is half-open.
    */
   private readonly doubt: Effect.Effect<void> = Effect.suspend(() => {
-    const { link, patience, reading } = this
+    const { asked: reading, link, patience } = this
     const connected = link?.current
     const now = performance.now()
-    if (link === undefined || connected === undefined || reading === undefined) return Effect.void
+    if (link === undefined || connected === undefined || reading === nothingAsked) return Effect.void
     if (now < this.dueAt + patience && this.sentAt > this.server.keep.madeAgainAt) return Effect.void
     return Effect.flatMap(
       this.server.keep.send(this.key, [["CLIENT", "UNBLOCK", connected.clientId ?? "0"]]),
       ([reply]) => {
-        const isOn = this.reading === reading && (reply !== 0 || performance.now() - this.sentAt > leastPatience)
+        const isOn = this.asked === reading && (reply !== 0 || performance.now() - this.sentAt > leastPatience)
         if (reply instanceof Lost || !isOn) return Effect.void
         return Effect.map(link.send([["PING"]], patience), ([reply]) => {
           if (reply instanceof Lost) this.patience = Math.min(2 * patience, this.server.settings.answerTimeout)
@@ -240,18 +282,18 @@ export class Reader {
     )
   })
 
-  private mend(feed: Feed, effect: Effect.Effect<void, Error>): Effect.Effect<void> {
-    return Effect.catch(effect, (error) => this.heal(undefined, error, [feed]))
+  private mend(subscription: Reading, effect: Effect.Effect<void, Error>): Effect.Effect<void> {
+    return Effect.catch(effect, (error) => this.heal(undefined, error, [subscription]))
   }
 
-  private heal(connected: Connected | undefined, error: Error, feeds: ReadonlyArray<Feed>): Effect.Effect<void> {
+  private heal(connected: Connected | undefined, error: Error, subscriptions: ReadonlyArray<Reading>): Effect.Effect<void> {
     const code = codeOf(error)
     const pause = Effect.suspend(() =>
       Effect.sleep(Math.min(50 * 2 ** this.troubles++, 2_000) * (0.5 + Math.random() / 2))
     )
     if (!(error instanceof ErrorReply)) return connected === undefined ? pause : Effect.void // the link tries again
     if (code === "NOGROUP") {
-      return Effect.forEach(feeds, (feed) => groups.recreate(this.server, feed.options.key, this.group), {
+      return Effect.forEach(subscriptions, (subscription) => subscription.recreated, {
         discard: true
       }).pipe(
         Effect.matchEffect({
@@ -262,7 +304,7 @@ export class Reader {
       )
     }
     if (code === "WRONGTYPE" || code === "NOPERM" || code === "NOAUTH") {
-      return Effect.forEach(feeds, (feed) => this.failIfWrong(feed, error), { discard: true })
+      return Effect.forEach(subscriptions, (subscription) => this.failIfWrong(subscription, error), { discard: true })
     }
     if (connected !== undefined && isPassing(error)) {
       this.isStuck = true
@@ -280,9 +322,9 @@ export class Reader {
   }
 
   /** Of several streams read together only some may be to blame. */
-  private failIfWrong(feed: Feed, error: ErrorReply): Effect.Effect<void> {
-    const { key } = feed.options
-    const fail = Effect.sync(() => feed.fail(transportError(`reading ${key}`, this.server.settings.label, error)))
+  private failIfWrong(subscription: Reading, error: ErrorReply): Effect.Effect<void> {
+    const { key } = subscription.options
+    const fail = Effect.sync(() => subscription.fail(transportError(`reading ${key}`, this.server.settings.label, error)))
     if (codeOf(error) !== "WRONGTYPE") return fail
     return Effect.matchEffect(this.server.keep.one(key, ["TYPE", key]), {
       onFailure: () => fail,

@@ -1,18 +1,20 @@
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { entriesOf, list, text } from "./reply.ts"
-import * as scripts from "./scripts.ts"
+import { prune as pruneScript } from "./scripts/prune.ts"
+import { evalsha } from "./scripts/script.ts"
+import { trim as trimScript } from "./scripts/trim.ts"
 import type { Server } from "./server.ts"
 
 /** Looks now and then after the streams and groups that are subscribed to. */
-export interface Janitor {
+export interface Maintenance {
   /** For as long as the scope is open. */
   readonly look: (key: string, group: string) => Effect.Effect<void, never, Scope.Scope>
 }
 
 /** Trims what every group has acknowledged. */
 export const trim = (server: Server, key: string): Effect.Effect<number, Error> =>
-  Effect.map(server.keep.one(key, scripts.evalsha(scripts.trim, [key], [])), Number)
+  Effect.map(server.keep.one(key, evalsha(trimScript, [key], [])), Number)
 
 /** Deletes consumers that own nothing and have been idle for long; both is looked at again in the step that deletes. */
 const prune = (server: Server, key: string, group: string): Effect.Effect<void, Error> => {
@@ -23,13 +25,13 @@ const prune = (server: Server, key: string, group: string): Effect.Effect<void, 
       (one) =>
         server.keep.one(
           key,
-          scripts.evalsha(scripts.prune, [key], [group, text(one.get("name")), String(consumerIdle)])
+          evalsha(pruneScript, [key], [group, text(one.get("name")), String(consumerIdle)])
         ),
       { discard: true }
     ))
 }
 
-export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Return<Janitor, never, Scope.Scope> {
+export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Return<Maintenance, never, Scope.Scope> {
   const { consumerIdle, trimsAcknowledged } = server.settings
   const subscribed = new Set<{ readonly key: string; readonly group: string }>()
   const clean = Effect.suspend(() =>

@@ -1,0 +1,239 @@
+import type * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import type { DelayedRetries } from "./delayedRetries.ts"
+import { type EntryReader, type Facts, type RawEntry, RedisDelivery } from "./entry.ts"
+import type { Inbox } from "./inbox.ts"
+import { list, text } from "./reply.ts"
+import * as claims from "./scripts/claim.ts"
+import { evalsha } from "./scripts/script.ts"
+import type { Server } from "./server.ts"
+
+/** Entries that one call takes at most. */
+const maxClaimed = 256
+
+/** Retries of other processes that wait here at most; the rest stay where they are until there is room. */
+const maxInherited = 10_000
+
+export interface ReclaimOptions {
+  readonly key: string
+  readonly dues: string
+  readonly group: string
+  readonly consumer: string
+  readonly minIdle: number
+  readonly isolateFrom: number
+}
+
+interface Candidate {
+  readonly id: string
+  readonly count: number
+  readonly how: "lost" | "unsettled"
+  readonly delivery: RedisDelivery | undefined
+}
+
+/** What one subscription takes back: releases, entries of dead consumers, and its own that were not settled. */
+export class Reclaim {
+  /** Set by the first look: until then nothing unread may be read, since something older may be there. */
+  hasLooked = false
+  /** Isolated suspects that were left at the server. */
+  isolatedLeft = 0
+  private isClaimable = false
+  private cursor: readonly [consumer: string, id: string] = ["", ""]
+  private candidates: ReadonlyArray<Candidate> = []
+  private lookedAtOwn = -Infinity
+  private lookedAtAll = performance.now()
+  private seesAll = false
+  private readonly options: ReclaimOptions
+  private readonly server: Server
+  private readonly inbox: Inbox
+  private readonly inherited: DelayedRetries
+  private readonly isWaiting: (id: string) => boolean
+  private readonly entries: EntryReader
+  private readonly origin: () => string
+  private readonly clock: Clock.Clock
+
+  constructor(
+    options: ReclaimOptions,
+    server: Server,
+    inbox: Inbox,
+    inherited: DelayedRetries,
+    isWaiting: (id: string) => boolean,
+    entries: EntryReader,
+    origin: () => string,
+    clock: Clock.Clock
+  ) {
+    this.options = options
+    this.server = server
+    this.inbox = inbox
+    this.inherited = inherited
+    this.isWaiting = isWaiting
+    this.entries = entries
+    this.origin = origin
+    this.clock = clock
+  }
+
+  /** Something older than whatever is unread may be taken now. */
+  get isReady(): boolean {
+    if (this.inbox.freshRoom === 0) return false
+    return this.candidates.length > 0 || this.isClaimable ||
+      this.isolatedLeft > 0 && this.inbox.suspectRoom > 0
+  }
+
+  /** Something older than whatever is unread is there, isolated suspects apart. */
+  get isAhead(): boolean {
+    return !this.hasLooked || this.isClaimable || this.candidates.length > 0
+  }
+
+  /** A look at the server, or this process itself, knows of something to claim. */
+  found(): void {
+    this.isClaimable = true
+  }
+
+  /** Takes what there is room for. Resolves to ids whose entries are gone. */
+  readonly take: Effect.Effect<ReadonlyArray<string>, Error> = Effect.suspend(() =>
+    this.candidates.length > 0 ? this.takeBack : this.claim
+  )
+
+  private readonly claim: Effect.Effect<ReadonlyArray<string>, Error> = Effect.suspend(() => {
+    const { consumer, dues, group, isolateFrom, key, minIdle } = this.options
+    const { byteRoom, freshRoom, suspectRoom } = this.inbox
+    const command = evalsha(claims.claim, [key, dues], [
+      group,
+      consumer,
+      String(minIdle),
+      String(Math.min(freshRoom, maxClaimed)),
+      String(Math.max(0, maxInherited - this.inherited.size)),
+      String(suspectRoom),
+      Number.isFinite(isolateFrom) ? String(isolateFrom) : "1e300",
+      String(byteRoom),
+      this.seesAll ? "1" : "0",
+      ...this.cursor
+    ])
+    return Effect.map(this.server.keep.one(key, command), (reply) => {
+      const [, waiting, , left, consumer, id] = list(reply)
+      for (const entry of list(waiting)) {
+        const [id, ms] = list(entry)
+        if (!this.isWaiting(text(id))) this.inherited.add(text(id), Number(ms))
+      }
+      const isNew = this.cursor[0] === ""
+      this.cursor = [text(consumer), text(id)]
+      this.isClaimable = this.cursor[0] !== ""
+      this.isolatedLeft = isNew ? Number(left) : this.isolatedLeft + Number(left)
+      if (!this.isClaimable) this.seesAll = false
+      return this.accept(reply)
+    })
+  })
+
+  private accept(reply: unknown): ReadonlyArray<string> {
+    const now = this.clock.currentTimeMillisUnsafe()
+    const [given, , gone] = list(reply)
+    this.inbox.put(list(given).map((entry) => this.read(entry, now)), now)
+    return list(gone).map(text)
+  }
+
+  private read(entry: unknown, now: number): RedisDelivery {
+    const [id, fields, attempt, suspect, failed, count] = list(entry)
+    const isSuspect = suspect === 1
+    const facts: Facts = {
+      attempt: Number(attempt),
+      redelivered: true,
+      suspect: isSuspect,
+      firstFailedAt: firstFailure(failed),
+      count: Number(count),
+      arrival: isSuspect && Number(attempt) >= this.options.isolateFrom ? "isolated" : "fresh",
+      isFirstHand: false
+    }
+    return this.entries.read(this.origin(), rawEntry(id, fields), now, facts)
+  }
+
+  // --- its own
+
+  /** Whether it is time to look for own entries that were not settled. */
+  get wantsOwnLook(): boolean {
+    return this.candidates.length === 0 &&
+      performance.now() - this.lookedAtOwn > Math.max(100, this.options.minIdle / 3)
+  }
+
+  /** Now and then the entries of consumers that live are looked at too: another framework may leave some behind. */
+  seeAllIfDue(): void {
+    const now = performance.now()
+    if (now - this.lookedAtAll < Math.max(60_000, 2 * this.options.minIdle) * (0.75 + Math.random() / 2)) return
+    this.lookedAtAll = now
+    this.seesAll = this.isClaimable = true
+  }
+
+  /**
+   * Looks for own entries that were neither settled nor extended for the claim time. One that the engine has must be found
+   * by two looks a heartbeat apart: the process may have stood still. One that it does not have was lost with a
+   * connection, unless a read that may bring it is still under way.
+   */
+  readonly lookAtOwn = (isReading: boolean): Effect.Effect<void, Error> =>
+    Effect.suspend(() => {
+      const { consumer, group, key, minIdle } = this.options
+      this.lookedAtOwn = performance.now()
+      return Effect.map(
+        this.server.keep.one(key, ["XPENDING", key, group, "IDLE", String(minIdle), "-", "+", "100", consumer]),
+        (reply) => {
+          const now = performance.now()
+          const found: Array<Candidate> = []
+          for (const entry of list(reply)) {
+            const [rawId, , idle, count] = list(entry)
+            const id = text(rawId)
+            if (this.isWaiting(id) || this.inbox.has(id)) continue
+            const delivery = this.inbox.outstanding.find(id)
+            if (delivery === undefined) {
+              // Delivered before this process began: a process of the same name had it, and may have died of it.
+              const how = Number(idle) > now ? "unsettled" : "lost"
+              if (!isReading) found.push({ id, count: Number(count), how, delivery })
+              continue
+            }
+            const state = RedisDelivery.state(delivery)
+            if (state.isSettling || state.count !== Number(count)) continue
+            const isSure = state.unsettledAt > 0 && now - state.unsettledAt >= minIdle / 3
+            if (state.unsettledAt === 0 || now - state.unsettledAt > 2 * minIdle) state.unsettledAt = now
+            else if (isSure) found.push({ id, count: Number(count), how: "unsettled", delivery })
+          }
+          this.candidates = found
+        }
+      )
+    })
+
+  private readonly takeBack: Effect.Effect<ReadonlyArray<string>, Error> = Effect.suspend(() => {
+    const { consumer, dues, group, isolateFrom, key, minIdle } = this.options
+    let suspects = this.inbox.suspectRoom
+    const taken: Array<Candidate> = []
+    const left: Array<Candidate> = []
+    for (const candidate of this.candidates) {
+      const isIsolated = candidate.how === "unsettled" && candidate.count + 1 >= isolateFrom
+      if (taken.length < this.inbox.freshRoom && (!isIsolated || suspects-- > 0)) taken.push(candidate)
+      else left.push(candidate)
+    }
+    // Those that found no room are found again by the next look.
+    this.candidates = []
+    if (taken.length === 0) return Effect.succeed([])
+    const args = taken.flatMap(({ count, how, id }) => [id, String(count), how])
+    const command = evalsha(claims.takeBack, [key, dues], [
+      group,
+      consumer,
+      String(minIdle),
+      Number.isFinite(isolateFrom) ? String(isolateFrom) : "1e300",
+      ...args
+    ])
+    return Effect.map(this.server.keep.one(key, command), (reply) => {
+      const given = new Set(list(list(reply)[0]).map((entry) => text(list(entry)[0])))
+      for (const { delivery, id } of taken) {
+        if (delivery !== undefined && given.has(id)) this.inbox.outstanding.delete(delivery)
+      }
+      return this.accept(reply)
+    })
+  })
+}
+
+export const firstFailure = (at: unknown): number | undefined => {
+  const millis = Number(at === undefined || at === null ? "" : text(at))
+  return millis > 0 ? millis : undefined
+}
+
+export const rawEntry = (id: unknown, fields: unknown): RawEntry => [
+  Buffer.isBuffer(id) ? id : Buffer.from(String(id)),
+  list(fields).map((field) => Buffer.isBuffer(field) ? field : Buffer.from(String(field)))
+]

@@ -1,0 +1,151 @@
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Latch from "effect/Latch"
+import type * as Scope from "effect/Scope"
+import { ErrorReply } from "redis"
+import { slotOf } from "./cluster.ts"
+import * as keys from "./keys.ts"
+import { isPassing, list, text, transportError } from "./reply.ts"
+import { move as moveScript } from "./scripts/move.ts"
+import { peek } from "./scripts/peek.ts"
+import { evalsha } from "./scripts/script.ts"
+import type { Server } from "./server.ts"
+import type { RedisSubscription } from "./subscription.ts"
+
+/** How often abandoned entries are looked for: a peer must take what was released within a second. */
+const every = 950
+
+/** The same while something is pending: only that can be handed back. */
+const often = 250
+
+/** More subscriptions than this may take the server noticeable time. */
+const many = 100
+
+/** Subscriptions that one command looks after. */
+const atOnce = 1_000
+
+/** Looks for what was abandoned, and for delayed entries that are due, on behalf of all subscriptions. */
+export interface ReclaimScan {
+  /** For as long as the scope is open. */
+  readonly look: (subscription: RedisSubscription) => Effect.Effect<void, never, Scope.Scope>
+}
+
+const operation = "looking for abandoned entries"
+
+export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Return<ReclaimScan, never, Scope.Scope> {
+  const subscriptions = new Set<RedisSubscription>()
+  const isNew = Latch.makeUnsafe(false)
+
+  const move = (subscription: RedisSubscription): Effect.Effect<void, Error> => {
+    const { key } = subscription.options
+    return Effect.flatMap(
+      server.keep.one(key, evalsha(moveScript, [key, keys.delayed(key)], [])),
+      (left) => Number(left) > 0 ? move(subscription) : Effect.void
+    )
+  }
+
+  let isPending = false
+
+  const ask = (some: ReadonlyArray<RedisSubscription>): Effect.Effect<ReadonlyArray<unknown>, Error> =>
+    Effect.map(
+      server.keep.one(
+        some[0]!.options.key,
+        evalsha(
+          peek,
+          some.flatMap(({ options: { key } }) => [key, keys.delayed(key)]),
+          some.flatMap(({ options: { consumer, group, minIdle } }) => [group, String(minIdle), consumer])
+        ),
+        0
+      ),
+      list
+    )
+
+  const lookAt = (some: ReadonlyArray<RedisSubscription>): Effect.Effect<void> =>
+    Effect.matchEffect(ask(some), {
+      onFailure: (error) => Effect.forEach(some, (subscription) => report(subscription, error), { discard: true }),
+      onSuccess: (states) =>
+        Effect.forEach(
+          some,
+          (subscription, i) =>
+            Effect.matchEffect(act(subscription, states[i]), {
+              onFailure: (error) => report(subscription, error),
+              onSuccess: () => Effect.sync(() => void subscription.refusals.clear(operation))
+            }),
+          { discard: true }
+        )
+    })
+
+  const act = (subscription: RedisSubscription, state: unknown): Effect.Effect<void, Error> => {
+    if (typeof state !== "number") return Effect.fail(new ErrorReply(text(state)))
+    if (state === 0) return Effect.sync(() => subscription.looked(false))
+    if ((state & 4) !== 0) isPending = true
+    return ((state & 4) !== 0 ? subscription.lookAtOwn : Effect.void).pipe(
+      Effect.andThen(Effect.sync(() => subscription.looked((state & 1) !== 0))),
+      Effect.andThen((state & 2) !== 0 ? move(subscription) : Effect.void)
+    )
+  }
+
+  // What happens to a connection is told by the connection.
+  const report = (subscription: RedisSubscription, error: Error): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      if (!(error instanceof ErrorReply) || isPassing(error)) return Effect.void
+      subscription.looked(false)
+      const { message } = transportError(`${operation} of ${subscription.options.key}`, server.settings.label, error)
+      return subscription.refusals.add(operation, message) ? Effect.logError(message) : Effect.void
+    })
+
+  const look = Effect.suspend(() => {
+    isPending = false
+    isNew.closeUnsafe()
+    const wanting: Array<RedisSubscription> = []
+    for (const subscription of subscriptions) if (subscription.wantsScan) wanting.push(subscription)
+    const bySlot = server.settings.topology === "cluster"
+      ? [...Map.groupBy(wanting, ({ options: { key } }) => slotOf(key)).values()]
+      : [wanting]
+    return Effect.forEach(bySlot.flatMap(chunksOf), lookAt, { concurrency: "unbounded", discard: true })
+  })
+
+  // What waits here must be kept long before it may be claimed.
+  const keepEvery = (): number => {
+    let least = every
+    for (const { options: { minIdle } } of subscriptions) least = Math.min(least, minIdle / 4)
+    return Math.max(5, least)
+  }
+  yield* Effect.suspend(() => Effect.forEach([...subscriptions], (subscription) => subscription.tick, { discard: true })).pipe(
+    Effect.andThen(Effect.suspend(() => Effect.sleep(keepEvery()))),
+    Effect.forever,
+    Effect.forkScoped
+  )
+
+  // Later where there is much to look at: it may have a twentieth of the server's time. A few subscriptions cost next to
+  // nothing, and how long they took tells only how busy this process is.
+  yield* Effect.timed(look).pipe(
+    Effect.flatMap(([took]) =>
+      subscriptions.size > many
+        ? Effect.sleep(Math.max(every, 20 * Duration.toMillis(took)))
+        : Effect.asVoid(Effect.timeoutOption(isNew.await, isPending ? often : every))
+    ),
+    Effect.forever,
+    Effect.forkScoped
+  )
+
+  return {
+    look: (subscription) =>
+      Effect.asVoid(Effect.acquireRelease(
+        Effect.sync(() => {
+          subscriptions.add(subscription)
+        }),
+        () => Effect.sync(() => subscriptions.delete(subscription))
+      ).pipe(
+        // Nothing is read before it is known what was released or abandoned.
+        Effect.andThen(lookAt([subscription])),
+        Effect.tap(Effect.sync(() => isNew.openUnsafe()))
+      ))
+  }
+})
+
+const chunksOf = (subscriptions: ReadonlyArray<RedisSubscription>): ReadonlyArray<ReadonlyArray<RedisSubscription>> => {
+  const chunks: Array<ReadonlyArray<RedisSubscription>> = []
+  for (let i = 0; i < subscriptions.length; i += atOnce) chunks.push(subscriptions.slice(i, i + atOnce))
+  return chunks
+}

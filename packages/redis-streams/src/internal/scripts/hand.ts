@@ -1,0 +1,31 @@
+import * as Script from "./script.ts"
+
+/**
+ * Gives out retries whose time has come, and counts the attempt. When the answer to the last call was lost, one without a
+ * due time was counted by it. KEYS: stream, due times. ARGV: group, consumer, '1' after a lost answer, ids.
+ * Replies: given [id, fields, attempt, first failure], ids of entries that were deleted, ids that somebody else has.
+ */
+export const hand = Script.make(`
+local stream, dues, group, me, again = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3] == '1'
+local given, gone, taken = {}, {}, {}
+for i = 4, #ARGV do
+  local id = ARGV[i]
+  local held = redis.call('XPENDING', stream, group, id, id, 1)[1]
+  if held and held[2] ~= me then
+    taken[#taken + 1] = id
+  else
+    local due = redis.call('HGET', dues, id)
+    local attempt = held and held[4] + 1 or 2
+    if held and not due and again then attempt = held[4] end
+    -- FORCE: an entry of nobody, whose consumer was deleted, is still this process' retry.
+    local claimed = redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', attempt, 'FORCE')
+    if due then redis.call('HDEL', dues, id) end
+    if #claimed == 0 then
+      gone[#gone + 1] = id
+    else
+      given[#given + 1] = { id, claimed[1][2], attempt, due and string.match(due, ' (%d+)$') or '' }
+    end
+  end
+end
+return { given, gone, taken }
+`)

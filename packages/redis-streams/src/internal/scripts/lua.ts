@@ -1,0 +1,44 @@
+/** Parts that several scripts begin with. */
+
+/** \`now\`: the server's clock in milliseconds. */
+export const now = `
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+`
+
+/**
+ * Releases belong to this consumer, so that a look for them costs nothing where there are none. Their delivery time lies
+ * near the epoch; the second one marks an entry that is still a suspect.
+ */
+export const released = "millrace:released"
+
+/** Consumers of this name belong to Millrace: they are neither pruned nor shown. */
+export const isInternal = (consumer: string): boolean => consumer.startsWith("millrace:")
+
+export const releasedAt = 1
+export const releasedSuspectAt = 1_000_000
+
+/** A delivery time below this is a release, and from \`suspectFrom\` on the release of a suspect. */
+export const epochEnds = 1_000_000_000
+export const suspectFrom = 500_000
+
+/** \`fieldsOf(reply)\`: a flat reply of names and values as a table. */
+export const fieldsOf = `
+local function fieldsOf(flat)
+  local fields = {}
+  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
+  return fields
+end
+`
+
+/** \`before(a, b)\`: compares two entry ids. */
+export const before = `
+local function before(a, b)
+  local a1, a2 = string.match(a, '(%d+)-(%d+)')
+  local b1, b2 = string.match(b, '(%d+)-(%d+)')
+  if #a1 ~= #b1 then return #a1 < #b1 end
+  if a1 ~= b1 then return a1 < b1 end
+  if #a2 ~= #b2 then return #a2 < #b2 end
+  return a2 < b2
+end
+`

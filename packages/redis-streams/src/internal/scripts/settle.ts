@@ -1,0 +1,65 @@
+import * as Script from "./script.ts"
+import { now, released, releasedAt, releasedSuspectAt } from "./lua.ts"
+
+/**
+ * Does something to each delivery that this consumer still has, and replies with those that it has not: pairs of the
+ * position and 1 (another delivery) or 2 (nobody has it, and the entry is gone).
+ *
+ * A delivery is the consumer, the id and the delivery count: once the entry was delivered again, also to this consumer,
+ * an earlier delivery's settlement changes nothing. An entry that nobody has, because its consumer or group was deleted,
+ * is taken back where the operation says that its lease has not ended.
+ *
+ * KEYS: stream, due times. ARGV: group, consumer, then for each an operation, an id, the delivery count, '1' where the
+ * lease has not ended, and an argument: extend; begin (the attempt to count); retry (ms from now, and when it failed
+ * first if that was before); release and releaseSuspect (the count to go back to); leave (a retry that waits, for a
+ * peer); end.
+ */
+export const settle = Script.make(`${now}
+local stream, dues, group, me = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
+local lost, last = {}, 0
+
+local function apply(op, id, count, isSure, arg)
+  local held = redis.call('XPENDING', stream, group, id, id, 1)[1]
+  if not held then
+    if not isSure then return 1 end
+    if op == 'end' then return 0 end
+    if #redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', count, 'FORCE', 'JUSTID') == 0 then return 2 end
+  elseif held[2] == '${released}' and (op == 'release' or op == 'releaseSuspect') and held[4] == tonumber(arg) then
+    -- The answer to the first release was lost.
+    return 0
+  elseif held[2] ~= me or count ~= '' and held[4] ~= tonumber(count) then
+    if op == 'begin' and held[2] == me and held[4] == tonumber(arg) then return 0 end
+    return 1
+  end
+  if op == 'end' then
+    redis.call('XACK', stream, group, id)
+  elseif op == 'release' or op == 'releaseSuspect' then
+    local at = op == 'release' and ${releasedAt} or ${releasedSuspectAt}
+    if #redis.call('XCLAIM', stream, group, '${released}', 0, id, 'TIME', at, 'RETRYCOUNT', arg, 'JUSTID') == 0 then return 2 end
+  elseif op == 'leave' then
+    if #redis.call('XCLAIM', stream, group, '${released}', 0, id, 'TIME', ${releasedAt}, 'JUSTID') == 0 then return 2 end
+  elseif op == 'begin' then
+    if #redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', arg, 'JUSTID') == 0 then return 2 end
+  elseif #redis.call('XCLAIM', stream, group, me, 0, id, 'JUSTID') == 0 then
+    return 2
+  elseif op == 'retry' then
+    local delay, failed = string.match(arg, '^(%d+) ?(%d*)$')
+    local due = now + delay
+    if due > last then last = due end
+    redis.call('HSET', dues, id, string.format('%.0f %s', due, failed ~= '' and failed or string.format('%.0f', now)))
+  end
+  return 0
+end
+
+for i = 3, #ARGV, 5 do
+  local is = apply(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3] == '1', ARGV[i + 4])
+  if is > 0 then
+    lost[#lost + 1] = (i - 3) / 5
+    lost[#lost + 1] = is
+  end
+end
+-- Due times of entries that somebody else has settled must not stay.
+local keep = last - now + 86400000
+if last > 0 and redis.call('PTTL', dues) < keep then redis.call('PEXPIRE', dues, string.format('%.0f', keep)) end
+return lost
+`)

@@ -1,0 +1,339 @@
+import type { Delivery, Demand, Health } from "@millrace/core/Transport"
+import type { TransportError } from "@millrace/core/TransportError"
+import type * as Arr from "effect/Array"
+import type * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as Latch from "effect/Latch"
+import { DelayedRetries } from "./delayedRetries.ts"
+import { EntryReader, type Facts, type RawEntry, RedisDelivery } from "./entry.ts"
+import * as groups from "./groups.ts"
+import { HealthRecord, Refusals } from "./health.ts"
+import { Inbox } from "./inbox.ts"
+import * as keys from "./keys.ts"
+import type { Command } from "./link.ts"
+import type { ReadLoop } from "./readLoop.ts"
+import { firstFailure, rawEntry, Reclaim } from "./reclaim.ts"
+import { list, text } from "./reply.ts"
+import { hand } from "./scripts/hand.ts"
+import { prune } from "./scripts/prune.ts"
+import { evalsha } from "./scripts/script.ts"
+import { settle } from "./scripts/settle.ts"
+import type { Server } from "./server.ts"
+
+/** Entries that one call of a script is about. */
+export const chunk = 500
+
+/** A pipeline that pauses keeps what has arrived for so long; then a peer may have it. */
+const keepsWithdrawn = 1_000
+
+export interface SubscriptionOptions {
+  readonly topic: string
+  readonly key: string
+  readonly group: string
+  readonly consumer: string
+  readonly minIdle: number
+  readonly block: number
+  readonly isolateFrom: number
+}
+
+/** An operation of the script \`settle\` on one entry. */
+export type Operation = readonly [op: string, id: string, count: string, isSure: "0" | "1", arg: string]
+
+/** One group's subscription to one stream: the read loop and the reclaim scan fill it, the engine empties it. */
+export class RedisSubscription {
+  readonly options: SubscriptionOptions
+  readonly dues: string
+  readonly inbox = new Inbox()
+  readonly reclaim: Reclaim
+  readonly refusals = new Refusals()
+  /** The last read gave as many as it asked for: more is there. */
+  isHot = false
+  closing = false
+  origin: string
+  /** Open while nothing that was asked for may still come. */
+  readonly nothingUnderWay = Latch.makeUnsafe(true)
+  readonly readLoop: ReadLoop
+  private readonly server: Server
+  private readonly entries: EntryReader
+  private readonly clock: Clock.Clock
+  private readonly own: DelayedRetries
+  private readonly inherited: DelayedRetries
+  private readonly firstHand = new Set<string>()
+  /** The answer to the last hand-out of due retries did not arrive. */
+  private isHandLost = false
+  private readonly record = new HealthRecord()
+
+  constructor(server: Server, readLoop: ReadLoop, clock: Clock.Clock, origin: string, options: SubscriptionOptions) {
+    this.server = server
+    this.readLoop = readLoop
+    this.clock = clock
+    this.origin = origin
+    this.options = options
+    this.dues = keys.dues(options.key, options.group)
+    this.entries = new EntryReader(options.topic, this)
+    this.own = new DelayedRetries(() => readLoop.wake(this, true))
+    this.inherited = new DelayedRetries(() => readLoop.wake(this, true))
+    this.reclaim = new Reclaim(
+      { ...options, dues: this.dues },
+      server,
+      this.inbox,
+      this.inherited,
+      (id) => this.own.has(id) || this.inherited.has(id),
+      this.entries,
+      () => this.origin,
+      clock
+    )
+  }
+
+  now(): number {
+    return this.clock.currentTimeMillisUnsafe()
+  }
+
+  readonly isMine = (delivery: Delivery): delivery is RedisDelivery =>
+    delivery instanceof RedisDelivery && RedisDelivery.state(delivery).source === this
+
+  // --- the engine's side
+
+  readonly pull = (demand: Demand): Effect.Effect<Arr.NonEmptyReadonlyArray<RedisDelivery>, TransportError> =>
+    Effect.callback((resume) => {
+      this.inbox.pull(demand, resume)
+      this.readLoop.changed(this)
+      return Effect.sync(() => this.inbox.interrupt())
+    })
+
+  readonly withdraw: Effect.Effect<void> = Effect.suspend(() => {
+    this.inbox.withdraw()
+    return this.readLoop.withdraw(this)
+  })
+
+  readonly health: Effect.Effect<Health> = Effect.sync(() => {
+    const { failure } = this.inbox
+    const trouble = this.readLoop.trouble
+    const reason = failure?.message ?? this.refusals.reason
+    return reason !== undefined
+      ? this.record.note("impaired", reason, this.now())
+      : this.record.note(trouble === undefined ? "consuming" : "reconnecting", trouble, this.now())
+  })
+
+  fail(error: TransportError): void {
+    this.inbox.fail(error)
+  }
+
+  /** A retry is recorded at the server and waits here. */
+  wait(id: string, ms: number, isFirstHand: boolean): void {
+    if (isFirstHand) this.firstHand.add(id)
+    this.own.add(id, ms)
+  }
+
+  /** It was settled, or somebody else has it. */
+  ended(delivery: RedisDelivery): void {
+    this.inbox.outstanding.delete(delivery)
+  }
+
+  // --- the read loop's side
+
+  private get isOpen(): boolean {
+    return !this.closing && !this.inbox.isWithdrawn && this.inbox.failure === undefined
+  }
+
+  /** How many unread entries to ask for. Whatever is older goes first. */
+  get wantsNew(): number {
+    return this.isOpen && !this.reclaim.isAhead && !this.hasInherited ? this.inbox.readRoom : 0
+  }
+
+  /** Can take due retries, or something that was released or abandoned. */
+  get wantsOld(): boolean {
+    return this.isOpen && (this.own.isDue && this.inbox.retryRoom > 0 || this.hasInherited || this.reclaim.isReady)
+  }
+
+  private get hasInherited(): boolean {
+    return this.inherited.isDue && this.inbox.freshRoom > 0
+  }
+
+  /** Also while the engine wants nothing: what is found is there when it does. */
+  get wantsScan(): boolean {
+    return !this.closing && this.inbox.failure === undefined
+  }
+
+  /** A look at the server is over. */
+  looked(isClaimable: boolean): void {
+    const isNews = !this.reclaim.hasLooked || isClaimable && !this.reclaim.isAhead
+    this.reclaim.hasLooked = true
+    if (isClaimable) this.reclaim.found()
+    if (isNews) this.readLoop.wake(this, true)
+  }
+
+  received(entries: ReadonlyArray<RawEntry>, asked: number): void {
+    this.isHot = entries.length >= asked
+    const now = this.now()
+    this.inbox.put(entries.map((entry) => this.entries.read(this.origin, entry, now)), now)
+    if (!this.inbox.isWaitedFor) return
+    // Its handlers may keep the loop busy: let the next read go out first.
+    if (this.isHot && this.wantsNew > 0) setImmediate(() => setImmediate(this.inbox.give))
+    else this.inbox.give()
+  }
+
+  /** Due retries first, then what was released or abandoned. */
+  readonly takeOld: Effect.Effect<void, Error> = Effect.suspend(() => {
+    this.nothingUnderWay.closeUnsafe()
+    if (this.own.isDue && this.inbox.retryRoom > 0) return this.takeDue(this.own, this.inbox.retryRoom, "retry")
+    if (this.hasInherited) return this.takeDue(this.inherited, this.inbox.freshRoom, "fresh")
+    return this.reclaim.isReady ? Effect.flatMap(this.reclaim.take, this.reportGone) : Effect.void
+  }).pipe(
+    Effect.ensuring(Effect.sync(() => {
+      this.inbox.give()
+      this.nothingUnderWay.openUnsafe()
+    }))
+  )
+
+  private takeDue(retries: DelayedRetries, room: number, arrival: Facts["arrival"]): Effect.Effect<void, Error> {
+    const ids = retries.take(Math.min(room, chunk))
+    const { consumer, group, key } = this.options
+    const args = [group, consumer, this.isHandLost ? "1" : "0", ...ids]
+    return this.server.keep.one(key, evalsha(hand, [key, this.dues], args)).pipe(
+      Effect.tapError(() =>
+        Effect.sync(() => {
+          this.isHandLost = true
+          retries.putBack(ids)
+        })
+      ),
+      Effect.flatMap((reply) => {
+        this.isHandLost = false
+        retries.forget(ids)
+        const [given, gone] = list(reply)
+        const now = this.now()
+        const deliveries = list(given).map((entry) => {
+          const [id, fields, attempt, failed] = list(entry)
+          return this.entries.read(this.origin, rawEntry(id, fields), now, {
+            attempt: Number(attempt),
+            redelivered: true,
+            suspect: false,
+            firstFailedAt: firstFailure(failed),
+            count: Number(attempt),
+            arrival,
+            isFirstHand: this.firstHand.has(text(id))
+          })
+        })
+        for (const id of ids) this.firstHand.delete(id)
+        this.inbox.put(deliveries, now)
+        return this.reportGone(list(gone).map(text))
+      })
+    )
+  }
+
+  private readonly reportGone = (ids: ReadonlyArray<string>): Effect.Effect<void> => {
+    const { group, key } = this.options
+    return ids.length === 0
+      ? Effect.void
+      : Effect.logWarning(
+        `redis: ${key}: ${ids.length} entries were deleted before group ${group} had settled them`,
+        ids
+      )
+  }
+
+  /** Looks for own entries that were not settled, when it is time to. */
+  readonly lookAtOwn: Effect.Effect<void, Error> = Effect.suspend(() => {
+    this.reclaim.seeAllIfDue()
+    if (!this.reclaim.wantsOwnLook) return Effect.void
+    return Effect.map(this.reclaim.lookAtOwn(this.readLoop.isReadingSince(this.options.minIdle)), () => {
+      if (this.reclaim.isReady) this.readLoop.wake(this, true)
+    })
+  })
+
+  /** The group is gone: creates it again. A stream that was created again is another one. */
+  readonly recreated: Effect.Effect<void, Error> = Effect.suspend(() => {
+    const { group, key } = this.options
+    return Effect.flatMap(groups.recreate(this.server, key, group), (isNew) =>
+      isNew
+        ? Effect.map(groups.origin(this.server, key, group), (origin) => void (this.origin = origin))
+        : Effect.void)
+  })
+
+  // --- keeping and releasing
+
+  /** Commands that do something to many entries. */
+  commands(operations: ReadonlyArray<Operation>): ReadonlyArray<Command> {
+    const { consumer, group, key } = this.options
+    const commands: Array<Command> = []
+    for (let i = 0; i < operations.length; i += chunk) {
+      commands.push(evalsha(settle, [key, this.dues], [group, consumer, ...operations.slice(i, i + chunk).flat()]))
+    }
+    return commands
+  }
+
+  /** Whether nobody else can have had it since it was last known to be ours. */
+  isSure(delivery: RedisDelivery): boolean {
+    const { isFirstHand, keptAt } = RedisDelivery.state(delivery)
+    return isFirstHand && this.now() - keptAt < this.options.minIdle
+  }
+
+  /** Keeps what waits here from being claimed, and releases what has arrived for an engine that wants nothing. */
+  readonly tick: Effect.Effect<void> = Effect.suspend(() => {
+    const { inbox } = this
+    const now = this.now()
+    if (inbox.isWithdrawn && inbox.size > 0 && now - inbox.keptAt > keepsWithdrawn) {
+      return this.releaseInbox
+    }
+    const isKeepable = inbox.size > 0 || this.own.size > 0 || this.inherited.size > 0
+    return isKeepable && now - Math.max(inbox.keptAt, this.retriesKeptAt) > this.options.minIdle / 3
+      ? this.keepAll(now)
+      : Effect.void
+  })
+
+  private retriesKeptAt = 0
+
+  private keepAll(now: number): Effect.Effect<void> {
+    const operations: Array<Operation> = []
+    for (const delivery of this.inbox.deliveries) {
+      operations.push(["extend", delivery.id, String(RedisDelivery.state(delivery).count), "0", ""])
+    }
+    for (const id of [...this.own.ids, ...this.inherited.ids]) operations.push(["extend", id, "", "0", ""])
+    return Effect.map(
+      this.server.keep.send(this.options.key, this.commands(operations)),
+      (replies) => {
+        if (replies.some((reply) => reply instanceof Error)) return
+        this.retriesKeptAt = now
+        if (this.inbox.size > 0) this.inbox.keptAt = now
+        const lost = new Set<string>()
+        replies.forEach((reply, i) => {
+          const pairs = list(reply)
+          for (let j = 0; j < pairs.length; j += 2) lost.add(operations[i * chunk + Number(pairs[j])]![1])
+        })
+        if (lost.size === 0) return
+        this.inbox.drop(lost)
+        this.own.forget(lost)
+        this.inherited.forget(lost)
+      }
+    )
+  }
+
+  private readonly releaseInbox: Effect.Effect<void> = Effect.suspend(() => {
+    const released = this.inbox.clear().map(releaseOf)
+    this.reclaim.found()
+    return released.length === 0
+      ? Effect.void
+      : Effect.asVoid(this.server.keep.send(this.options.key, this.commands(released)))
+  })
+
+  /** Releases everything: arrived entries uncounted, retries that wait with their due time and count. */
+  readonly close: Effect.Effect<void> = Effect.suspend(() => {
+    const waiting = [...this.own.stop(), ...this.inherited.stop()]
+    const { consumer, group, key } = this.options
+    return this.releaseInbox.pipe(
+      Effect.andThen(this.server.keep.send(key, [
+        ...this.commands(waiting.map((id) => ["leave", id, "", "0", ""])),
+        evalsha(prune, [key], [group, consumer, "0"])
+      ])),
+      Effect.asVoid
+    )
+  })
+}
+
+/** A release keeps what is known of a suspect. */
+export const releaseOf = (delivery: RedisDelivery): Operation => [
+  delivery.suspect ? "releaseSuspect" : "release",
+  delivery.id,
+  String(RedisDelivery.state(delivery).count),
+  "0",
+  String(delivery.attempt - 1)
+]
