@@ -108,6 +108,8 @@ export class Attempt implements Settling, Message.Received {
   hasOutcome = false
   /** What its handler failed with. */
   failure: Cause.Cause<unknown> | undefined
+  /** How often its handler asked for a retry that does not count. */
+  uncounted = 0
   /** Monotonic milliseconds; 0 where no one measures. */
   startedAt = 0
   permit: Permit | undefined
