@@ -7,6 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Schema from "effect/Schema"
 import * as SchemaIssue from "effect/SchemaIssue"
+import type { StandardSchemaV1 } from "effect/StandardSchema"
 import { exitOf } from "./internal/exit.ts"
 
 /**
@@ -16,7 +17,9 @@ import { exitOf } from "./internal/exit.ts"
  * @since 0.1.0
  */
 export interface Wire {
+  /** The body; where the entry is a field map, its field `body`. */
   readonly body: Uint8Array
+  /** All fields of the entry, where the broker's entries are field maps. */
   readonly fields?: ReadonlyMap<string, Uint8Array> | undefined
 }
 
@@ -33,8 +36,11 @@ export interface Wire {
  * @since 0.1.0
  */
 export interface Codec<in out A, out RD = never, out RE = never> {
+  /** The header `content-type` of published messages. */
   readonly contentType: string
+  /** Makes a value of what came; fails with what does not fit. */
   readonly decode: (wire: Wire) => Effect.Effect<A, Schema.SchemaError, RD>
+  /** Makes what is sent of a value; fails with what does not fit. */
   readonly encode: (value: A) => Effect.Effect<Wire, Schema.SchemaError, RE>
 }
 
@@ -71,6 +77,71 @@ export const json = <S extends Schema.Constraint>(
     encode: (value) => mapSync(encode(value), (text) => ({ body: encoder.encode(text) }))
   }
 }
+
+/**
+ * JSON through a schema of another library with Standard Schema: zod, valibot, arktype.
+ *
+ * **Details**
+ *
+ * Such a schema only checks what comes in. So publishing writes the value as JSON and checks that the schema reads it
+ * back: a value that a consumer could not decode is refused here. A schema that changes the type (`z.string().transform`)
+ * is therefore refused on publish unless it accepts its own output. A schema that checks asynchronously decodes inside the
+ * attempt and follows the retry policy.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const standard = <S extends StandardSchemaV1<any, any>>(
+  schema: S
+): Codec<StandardSchemaV1.InferOutput<S>> => {
+  const check = (input: unknown): Effect.Effect<any, Schema.SchemaError> => {
+    try {
+      const result = schema["~standard"].validate(input)
+      return result instanceof Promise ? Effect.flatMap(Effect.promise(() => result), valueOf) : valueOf(result)
+    } catch (error) {
+      return reject(`Expected a value that ${schema["~standard"].vendor} accepts: ${String(error)}`)
+    }
+  }
+  const read = (text: string) => {
+    try {
+      return check(JSON.parse(text))
+    } catch (error) {
+      return reject(`Expected JSON: ${String(error)}`)
+    }
+  }
+  return {
+    contentType: "application/json",
+    decode(wire) {
+      let text: string
+      try {
+        text = utf8.decode(wire.body)
+      } catch {
+        return notUtf8
+      }
+      return read(text)
+    },
+    encode(value) {
+      let text: string | undefined
+      try {
+        text = JSON.stringify(value)
+      } catch (error) {
+        return reject(`Expected a value that JSON can hold: ${String(error)}`)
+      }
+      if (text === undefined) return reject("Expected a value that JSON can hold")
+      return mapSync(read(text), () => ({ body: encoder.encode(text) }))
+    }
+  }
+}
+
+const valueOf = (result: StandardSchemaV1.Result<unknown>) =>
+  result.issues === undefined
+    ? Exit.succeed(result.value)
+    : reject(
+      result.issues.map(({ message, path = [] }) => {
+        const at = path.map((segment) => String(typeof segment === "object" ? segment.key : segment)).join(".")
+        return at === "" ? message : `${message} at ${at}`
+      }).join("; ")
+    )
 
 /**
  * Foreign entries: each field of the entry is one string of the schema's flat record, so that what

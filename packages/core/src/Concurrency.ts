@@ -3,6 +3,8 @@
  *
  * @since 0.1.0
  */
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
 import * as LimitAlgorithm from "./LimitAlgorithm.ts"
 
 const TypeId = "~@millrace/core/Concurrency/Limit"
@@ -21,34 +23,40 @@ const TypeId = "~@millrace/core/Concurrency/Limit"
  */
 export interface Limit {
   readonly [TypeId]: typeof TypeId
+  /** How many handlers may run at once now. */
   readonly max: number
   /** The most that `max` may become by itself. */
   readonly ceiling: number
   /** Handlers running now. */
   readonly inUse: number
-  /** Changes the maximum; `Infinity` for no bound. */
-  readonly resize: (max: number) => void
-  /** Takes a permit if one is free. */
-  readonly tryTake: () => boolean
-  /** Gives a permit back and wakes the waiter that has waited longest. */
-  readonly release: () => void
-  /** Calls `wake` once, when a permit has become free. Gives a function that stops waiting. */
-  readonly onFree: (wake: () => void) => () => void
-  /** Calls `listener` after every change of the maximum. Gives a function that stops it. */
-  readonly onResize: (listener: () => void) => () => void
-  /** Told of each handler that has ended, where the limit learns from it. */
-  readonly observe: ((handler: Handler) => void) | undefined
+  /** Changes the maximum; `Infinity` for no bound. Running handlers are not interrupted. */
+  readonly resize: (max: number) => Effect.Effect<void>
+  /** As `resize`, at once and outside of Effect. */
+  readonly resizeUnsafe: (max: number) => void
+  /** Takes a permit if one is free. For the engine. */
+  readonly tryTakeUnsafe: () => boolean
+  /** Gives a permit back and wakes the waiter that has waited longest. For the engine. */
+  readonly releaseUnsafe: () => void
+  /** Calls `wake` once, when a permit has become free. Gives a function that stops waiting. For the engine. */
+  readonly onFreeUnsafe: (wake: () => void) => () => void
+  /** Calls `listener` after every change of the maximum. Gives a function that stops it. For the engine. */
+  readonly onResizeUnsafe: (listener: () => void) => () => void
+  /** Told of each handler that has ended, where the limit learns from it. For the engine. */
+  readonly sampleUnsafe: ((sample: Sample) => void) | undefined
 }
 
 /**
- * One handler that has ended: how long it took, in milliseconds, and whether it failed or timed out.
+ * One handler that has ended.
  *
  * @category models
  * @since 0.1.0
  */
-export interface Handler {
+export interface Sample {
+  /** Milliseconds since the epoch. */
   readonly endedAt: number
+  /** How long the handler took, in milliseconds. */
   readonly latency: number
+  /** Whether the handler failed or timed out. */
   readonly failed: boolean
 }
 
@@ -56,7 +64,7 @@ class LimitImpl implements Limit {
   readonly [TypeId]: typeof TypeId = TypeId
   max: number
   inUse = 0
-  readonly observe: ((handler: Handler) => void) | undefined = undefined
+  readonly sampleUnsafe: ((sample: Sample) => void) | undefined = undefined
   private readonly waiters = new Set<() => void>()
   private readonly listeners = new Set<() => void>()
   constructor(max: number) {
@@ -65,25 +73,28 @@ class LimitImpl implements Limit {
   get ceiling(): number {
     return this.max
   }
-  resize(max: number): void {
+  resize(max: number): Effect.Effect<void> {
+    return Effect.sync(() => this.resizeUnsafe(max))
+  }
+  resizeUnsafe(max: number): void {
     this.max = max
     this.wake()
     for (const listener of this.listeners) listener()
   }
-  tryTake(): boolean {
+  tryTakeUnsafe(): boolean {
     if (this.inUse >= this.max) return false
     this.inUse++
     return true
   }
-  release(): void {
+  releaseUnsafe(): void {
     this.inUse--
     if (this.waiters.size > 0) this.wake()
   }
-  onFree(wake: () => void): () => void {
+  onFreeUnsafe(wake: () => void): () => void {
     this.waiters.add(wake)
     return () => this.waiters.delete(wake)
   }
-  onResize(listener: () => void): () => void {
+  onResizeUnsafe(listener: () => void): () => void {
     this.listeners.add(listener)
     return () => this.listeners.delete(listener)
   }
@@ -97,48 +108,75 @@ class LimitImpl implements Limit {
 }
 
 /**
- * Makes a limit of `max` handlers (`Infinity`: none) to be shared by several pipelines.
+ * Makes a limit of `max` handlers (`Infinity`: none). All pipelines that name it share it.
  *
  * @category constructors
  * @since 0.1.0
  */
-export const shared = (max: number): Limit => new LimitImpl(max)
+export const make = (max: number): Limit => new LimitImpl(max)
+
+/**
+ * Options of {@link makeAdaptive}.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface AdaptiveOptions {
+  /** The limit begins here and never falls below. Default 1. */
+  readonly min?: number | undefined
+  /** The limit never grows above. */
+  readonly max: number
+  /** Computes the next limit. Default `LimitAlgorithm.aimd()`. */
+  readonly algorithm?: LimitAlgorithm.LimitAlgorithm | undefined
+  /** How long it measures before it moves, and at least 10 handlers. Default 100 milliseconds. */
+  readonly window?: Duration.Input | undefined
+  /** A larger part of failed handlers than this counts as a drop. Default 0.1. */
+  readonly failures?: number | undefined
+  /** An event loop that is later than this counts as a drop. Default 50 milliseconds. */
+  readonly eventLoopDelay?: Duration.Input | undefined
+}
 
 /**
  * Makes a limit that moves between `min` and `max` with what its handlers experience.
  *
- * - `min`: default 1
- * - `algorithm`: default `LimitAlgorithm.aimd()`
- * - `window`: how long it measures before it moves, in milliseconds; default 100, and at least 10 handlers
- * - `failures`: a larger part of failed handlers than this counts as a drop; default 0.1
- * - `eventLoopDelay`: a later event loop than this counts as a drop, in milliseconds; default 50
- *
  * **Details**
  *
- * It begins at `min` and grows only while it is used. Errors and timeouts are drops, and no part of the latency: steady
- * timeouts must not be taken for a steady latency.
+ * The limit begins at `min` and grows only while it is used. Errors and timeouts are drops, and no part of the latency:
+ * steady timeouts must not be taken for a steady latency.
  *
  * @category constructors
  * @since 0.1.0
  */
-export const adaptive = (options: {
-  readonly min?: number | undefined
-  readonly max: number
-  readonly algorithm?: LimitAlgorithm.LimitAlgorithm | undefined
-  readonly window?: number | undefined
-  readonly failures?: number | undefined
-  readonly eventLoopDelay?: number | undefined
-}): Limit => new AdaptiveLimit(options)
+export const makeAdaptive = (options: AdaptiveOptions): Limit => new AdaptiveLimit(options)
+
+/**
+ * The former name of {@link make}.
+ *
+ * @deprecated Use `Concurrency.make`.
+ * @category constructors
+ * @since 0.1.0
+ */
+export const shared = make
+
+/**
+ * The former name of {@link makeAdaptive}.
+ *
+ * @deprecated Use `Concurrency.makeAdaptive`.
+ * @category constructors
+ * @since 0.1.0
+ */
+export const adaptive = makeAdaptive
 
 class AdaptiveLimit extends LimitImpl {
-  override readonly observe: (handler: Handler) => void
+  override readonly sampleUnsafe: (sample: Sample) => void
   private readonly most: number
   override get ceiling(): number {
     return this.most
   }
-  constructor(options: Parameters<typeof adaptive>[0]) {
-    const { algorithm = LimitAlgorithm.aimd(), eventLoopDelay = 50, failures = 0.1, max, min = 1, window = 100 } =
-      options
+  constructor(options: AdaptiveOptions) {
+    const { algorithm = LimitAlgorithm.aimd(), failures = 0.1, max, min = 1 } = options
+    const window = Duration.toMillis(Duration.fromInputUnsafe(options.window ?? 100))
+    const eventLoopDelay = Duration.toMillis(Duration.fromInputUnsafe(options.eventLoopDelay ?? 50))
     super(min)
     this.most = max
     let since: number | undefined
@@ -148,7 +186,7 @@ class AdaptiveLimit extends LimitImpl {
     let latency = 0
     let late = false
     let changedAt = -Infinity
-    this.observe = (handler) => {
+    this.sampleUnsafe = (handler) => {
       // What began under the former limit says nothing about this one.
       if (handler.endedAt - handler.latency < changedAt) return
       if (since === undefined) {
@@ -177,7 +215,7 @@ class AdaptiveLimit extends LimitImpl {
       const bounded = Math.min(max, Math.max(min, Math.floor(next)))
       if (bounded === this.max || Number.isNaN(bounded)) return
       changedAt = handler.endedAt
-      this.resize(bounded)
+      this.resizeUnsafe(bounded)
     }
   }
 }

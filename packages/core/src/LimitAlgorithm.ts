@@ -1,6 +1,6 @@
 /**
- * How a limit of handlers follows what the handlers experience. Algorithms only compute; `Concurrency.adaptive` measures
- * and enforces.
+ * How a limit of handlers follows what the handlers experience. Algorithms only compute;
+ * `Concurrency.makeAdaptive` measures and enforces.
  *
  * All of them treat errors, timeouts and a late event loop as a drop, never grow a limit that is not used, and stay
  * within `min` and `max`: a limit that ignores one of these runs away.
@@ -8,19 +8,20 @@
  * @since 0.1.0
  */
 
+import * as Duration from "effect/Duration"
+
 /**
  * What handlers experienced in one window of time.
- *
- * - `latency`: the mean of those that succeeded, in milliseconds; `undefined` when none did
- * - `inFlight`: the most that ran at once
- * - `dropped`: too many failed or timed out, or the event loop was late
  *
  * @category models
  * @since 0.1.0
  */
 export interface Window {
+  /** The mean latency of the handlers that succeeded, in milliseconds; `undefined` when none did. */
   readonly latency: number | undefined
+  /** The most handlers that ran at once. */
   readonly inFlight: number
+  /** Whether too many handlers failed or timed out, or the event loop was late. */
   readonly dropped: boolean
 }
 
@@ -31,13 +32,26 @@ export interface Window {
  * @since 0.1.0
  */
 export interface LimitAlgorithm {
+  /** The limit after `window`; the caller bounds it. */
   readonly next: (limit: number, window: Window) => number
 }
 
 /**
- * Additive increase, multiplicative decrease: grows by one for each window in which the limit was used (by half until the first drop), and falls to
- * `backoff` of itself (default 0.9) on a drop, or when a window took longer than `latency` milliseconds (default: no such
- * bound).
+ * Options of {@link aimd}.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface AimdOptions {
+  /** What a drop leaves of the limit. Default 0.9. */
+  readonly backoff?: number | undefined
+  /** A window with a higher mean latency is a drop. Default: no such bound. */
+  readonly latency?: Duration.Input | undefined
+}
+
+/**
+ * Additive increase, multiplicative decrease: the limit grows by one for each window in which it was used (by half until
+ * the first drop), and falls to `backoff` of itself on a drop.
  *
  * **When to use**
  *
@@ -46,12 +60,11 @@ export interface LimitAlgorithm {
  * @category constructors
  * @since 0.1.0
  */
-export const aimd = (options?: {
-  readonly backoff?: number | undefined
-  readonly latency?: number | undefined
-}): LimitAlgorithm => {
+export const aimd = (options?: AimdOptions): LimitAlgorithm => {
   const backoff = options?.backoff ?? 0.9
-  const latency = options?.latency ?? Infinity
+  const latency = options?.latency === undefined
+    ? Infinity
+    : Duration.toMillis(Duration.fromInputUnsafe(options.latency))
   let slowStart = true
   return {
     next(limit, window) {
@@ -66,6 +79,17 @@ export const aimd = (options?: {
 }
 
 /**
+ * Options of {@link gradient}.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface GradientOptions {
+  /** How far the latency may rise, as a multiple of the base, before the limit falls. Default 1.5. */
+  readonly tolerance?: number | undefined
+}
+
+/**
  * Compares latency now with latency without a queue, and shrinks in proportion as a queue builds up.
  *
  * **When to use**
@@ -74,14 +98,14 @@ export const aimd = (options?: {
  *
  * **Details**
  *
- * The base is the least latency seen, so that it does not creep up with a queue that we make ourselves. When latency
- * stays although the limit was cut, it was not our queue: the base follows it. Latency may rise to `tolerance`
- * (default 1.5) times the base before the limit falls. In each window it may grow by the square root of itself.
+ * The base is the least latency seen, so that the base does not rise with a queue that we make ourselves. When latency
+ * stays although the limit was cut, the queue was not ours: the base follows the latency. In each window the limit may
+ * grow by the square root of itself.
  *
  * @category constructors
  * @since 0.1.0
  */
-export const gradient = (options?: { readonly tolerance?: number | undefined }): LimitAlgorithm => {
+export const gradient = (options?: GradientOptions): LimitAlgorithm => {
   const tolerance = options?.tolerance ?? 1.5
   let base: number | undefined
   let cuts: { readonly limit: number; readonly latency: number } | undefined

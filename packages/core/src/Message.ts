@@ -23,23 +23,27 @@ export interface Headers {
 /**
  * A decoded message.
  *
- * - `id`: the broker's own id, unique within the topic
- * - `attempt`: 1 for the first; counted at the broker, so it survives the process
- * - `redelivered`: it was delivered before, whether or not that counted as an attempt
- * - `signal`: made when first read; aborts on timeout, shutdown and lost ownership
- *
  * @category models
  * @since 0.1.0
  */
 export interface Message<out A> {
+  /** The decoded value, as the topic's codec gives it. */
   readonly value: A
+  /** The broker's own id, unique within the topic; the same on each delivery. */
   readonly id: string
+  /** The topic; for a source with wildcards, the subject the message was published on. */
   readonly topic: string
+  /** The key that its publisher gave. */
   readonly key: string | undefined
+  /** Headers by lower-case name. */
   readonly headers: Headers
+  /** 1 for the first attempt; counted at the broker, so that the count survives the process. */
   readonly attempt: number
+  /** Whether the message was delivered before, whether or not that counted as an attempt. */
   readonly redelivered: boolean
+  /** When the message was stored. */
   readonly publishedAt: DateTime.Utc
+  /** Aborts on timeout, on shutdown and when another consumer has taken the message over. Made when first read. */
   readonly signal: AbortSignal
 }
 
@@ -50,6 +54,7 @@ export interface Message<out A> {
  * @since 0.1.0
  */
 export interface WithHeaders<out A, out H> extends Message<A> {
+  /** The headers, as the topic's header schema gives them. */
   readonly typedHeaders: H
 }
 
@@ -60,6 +65,20 @@ export interface WithHeaders<out A, out H> extends Message<A> {
  * @since 0.1.0
  */
 export type Any = Message<unknown>
+
+/**
+ * Tells the messages that a pipeline gave to its handlers from other values. Never throws.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isMessage = (u: unknown): u is Any => {
+  try {
+    return typeof u === "object" && u !== null && inFlightOf(u as Any) !== undefined
+  } catch {
+    return false
+  }
+}
 
 /**
  * Settles a message by hand and waits until the broker has been told.
@@ -73,9 +92,25 @@ export type Any = Message<unknown>
  * @since 0.1.0
  */
 export const settle: {
+  /**
+   * Settles a message by hand and waits until the broker has been told.
+   *
+   * **Details**
+   *
+   * Gives `false` when the message was settled already or this consumer no longer owns it: the first settlement is final,
+   * a second is a no-op. A handler that fails afterwards is counted, neither retried nor dead-lettered.
+   */
   (
     settlement: Settlement.Settlement | Settlement.SettlementRequested
   ): (self: Any) => Effect.Effect<boolean, Settlement.SettleError>
+  /**
+   * Settles a message by hand and waits until the broker has been told.
+   *
+   * **Details**
+   *
+   * Gives `false` when the message was settled already or this consumer no longer owns it: the first settlement is final,
+   * a second is a no-op. A handler that fails afterwards is counted, neither retried nor dead-lettered.
+   */
   (
     self: Any,
     settlement: Settlement.Settlement | Settlement.SettlementRequested
@@ -93,9 +128,10 @@ export const settle: {
 )
 
 /**
- * The delivery behind a message, for authors of transports: what a broker-only operation needs.
+ * The delivery behind a message, for authors of transports: what a broker-only operation needs. Transports import it
+ * from `TransportAuthor`.
  *
- * @category models
+ * @category transport authors
  * @since 0.1.0
  */
 export interface Received {
@@ -110,9 +146,10 @@ export interface Received {
 }
 
 /**
- * Gives the delivery behind a message; `undefined` for a message that no engine made (a test's own).
+ * Gives the delivery behind a message; `undefined` for a message that no engine made (a test's own). Transports import
+ * it from `TransportAuthor`.
  *
- * @category accessors
+ * @category transport authors
  * @since 0.1.0
  */
 export const received = (self: Any): Received | undefined => inFlightOf(self)

@@ -7,13 +7,13 @@
  * @since 0.1.0
  */
 import type * as Arr from "effect/Array"
-import * as Cause from "effect/Cause"
+import type * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
-import * as Duration from "effect/Duration"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
-import { type Pipeable, pipeArguments } from "effect/Pipeable"
+import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
 import type * as Result from "effect/Result"
 import type * as Schedule from "effect/Schedule"
@@ -21,12 +21,16 @@ import type * as Scope from "effect/Scope"
 import type * as Types from "effect/Types"
 import { isLimit } from "./Concurrency.ts"
 import type * as Concurrency from "./Concurrency.ts"
-import { defaultSchedule } from "./internal/retryDecision.ts"
 import type { Description } from "./Description.ts"
 import { describe as describeProgram, topics as topicsOf } from "./internal/describe.ts"
-import { inspectedAs } from "./internal/inspection.ts"
-import { noPolicies, type Policies, type Program, type Step as ProgramStep } from "./internal/program.ts"
+import type { Hint } from "./internal/hint.ts"
+import { durationOf, type Invalid, unknownOption } from "./internal/invalid.ts"
+import { isPipeline as isPipelineInternal, make, programOf, type TypeId } from "./internal/pipeline.ts"
+import type { Policies, Step as ProgramStep } from "./internal/program.ts"
+import { fromPromise, promiseForm, settledResults, wrapPromise } from "./internal/promise.ts"
+import { defaultSchedule } from "./internal/retryDecision.ts"
 import type { Running } from "./internal/running.ts"
+import { makeSource } from "./internal/source.ts"
 import { start as startProgram } from "./internal/start.ts"
 import type * as Message from "./Message.ts"
 import type { PublishError } from "./Publisher.ts"
@@ -35,7 +39,7 @@ import type * as Topic from "./Topic.ts"
 import * as Transport from "./Transport.ts"
 import type { TransportError } from "./TransportError.ts"
 
-const TypeId = "~@millrace/core/Pipeline"
+type TypeId = typeof TypeId
 
 /**
  * A pipeline: `M` the message its handlers see, `A` the value now, `E` the failures its policies settle, `R` the
@@ -69,6 +73,19 @@ export interface Open<out M extends Message.Any, out A, out E = never, out R = n
 type Any = Message.Any
 type Step<M extends Any, A, B, E2 = never, R2 = never> = <E, R>(self: Open<M, A, E, R>) => Open<M, B, E | E2, R | R2>
 type Policy = <M extends Any, A, E, R>(self: Pipeline<M, A, E, R>) => Pipeline<M, A, E, R>
+type MustBeEffect<B, PromiseForm extends string> = B extends Effect.Effect<unknown, unknown, unknown> ? unknown
+  : B extends PromiseLike<unknown> ? `this returns a Promise: use Pipeline.${PromiseForm}`
+  : Hint<"this returns no Effect: return one, such as Effect.sync(() => …)">
+type MustBeResults<B> = B extends Effect.Effect<infer A, unknown, unknown>
+  ? A extends ReadonlyArray<Result.Result<unknown, unknown>> ? unknown
+  : "this gives no array of results: return one Result for each value, in the same order"
+  : MustBeEffect<B, "batchEachPromise">
+type MustBeDuration<D> = D extends Duration.Input ? unknown
+  : Hint<"this is no duration: write it as '5 seconds', '100 millis' or a number of milliseconds">
+type MustBeName<N> = N extends "" ? Hint<"a topic name has at least one character"> : unknown
+type Results<B, I extends 0 | 1> = Effect.Success<B> extends ReadonlyArray<infer X>
+  ? X extends Result.Result<infer A, infer E> ? [A, E][I] : never
+  : never
 type NoEffect<B> = B extends Effect.Effect<unknown, unknown, unknown>
   ? "this resolves to an Effect nobody runs: use Pipeline.mapEffect"
   : unknown
@@ -103,59 +120,41 @@ export type Error<P> = P extends Pipeline<Any, unknown, infer E, unknown> ? E : 
 /**
  * What every broker's source takes.
  *
- * - `group`: the consumer group (Redis) or durable consumer (NATS); processes of one group share the work
- * - `name`: as in logs, spans and dead letters; default `<topic>/<group>`
- * - `startFrom`: where a group that does not exist yet begins; default `"new"`
- * - `prefetch`: how many messages may wait in this process; default about 200 ms of work at the pipeline's own rate,
- *   at most 512
- * - `prefetchBytes`: how many bytes of bodies may wait in this process, by the average size of recent messages; default
- *   16 MiB. Messages that run do not count
- * - `waiting`: how many retries may wait in this process before pulling stops; default 10,000
- * - `maxBlocked`: how many messages may wait behind another one of their key before pulling stops; default 10,000
- * - `drainTimeout`: how long running handlers may finish when the pipeline stops; default 30 seconds
- *
  * @category models
  * @since 0.1.0
  */
 export interface FromOptions {
+  /** The consumer group (Redis) or durable consumer (NATS). Processes of one group share the work. */
   readonly group: string
+  /** As in logs, spans and dead letters. Default `<topic>/<group>`. */
   readonly name?: string | undefined
+  /** Where a group that does not exist yet begins; an existing group keeps its position. Default `"new"`. */
   readonly startFrom?: "new" | "beginning" | undefined
+  /**
+   * How many messages may wait in this process. Default: about 200 ms of work at the pipeline's own rate, at most 512.
+   */
   readonly prefetch?: number | undefined
+  /**
+   * How many bytes of bodies may wait in this process, by the average size of recent messages; messages that run do not
+   * count. Default 16 MiB.
+   */
   readonly prefetchBytes?: number | undefined
+  /** How many retries may wait in this process before pulling stops. Default 10,000. */
   readonly waiting?: number | undefined
+  /** How many messages may wait behind another one of their key before pulling stops. Default 10,000. */
   readonly maxBlocked?: number | undefined
+  /** How long running handlers may finish when the pipeline stops. Default 30 seconds. */
   readonly drainTimeout?: Duration.Input | undefined
 }
 
-const programs = new WeakMap<object, Program>()
-
-const programOf = (self: AnyPipeline): Program => programs.get(self)!
-
-const Prototype = Object.assign(inspectedAs("Pipeline"), {
-  [TypeId]: { _M: (_: never) => _, _A: (_: never) => _, _E: (_: never) => _, _R: (_: never) => _ },
-  pipe() {
-    return pipeArguments(this, arguments)
-  },
-  toJSON(this: AnyPipeline) {
-    return describe(this)
-  }
-})
-
-const make = (program: Program): any => {
-  const self = Object.assign(Object.create(Prototype), { name: program.name })
-  programs.set(self, program)
-  return self
+const addStep = (self: AnyPipeline, step: ProgramStep, invalid?: Invalid): any => {
+  const program = programOf(self)
+  return make({ ...program, steps: [...program.steps, step], invalid: program.invalid ?? invalid })
 }
 
-const addStep = (self: AnyPipeline, step: ProgramStep): any => {
+const addPolicy = (self: AnyPipeline, policies: Partial<Policies>, invalid?: Invalid): any => {
   const program = programOf(self)
-  return make({ ...program, steps: [...program.steps, step] })
-}
-
-const addPolicy = (self: AnyPipeline, policies: Partial<Policies>): any => {
-  const program = programOf(self)
-  return make({ ...program, policies: { ...program.policies, ...policies } })
+  return make({ ...program, policies: { ...program.policies, ...policies }, invalid: program.invalid ?? invalid })
 }
 
 /**
@@ -180,26 +179,34 @@ const addPolicy = (self: AnyPipeline, policies: Partial<Policies>): any => {
  * @since 0.1.0
  */
 export const from: {
+  /**
+   * Starts a pipeline at a topic, on whichever broker's Layer is provided.
+   */
   <A, H, RD, RE>(
     topic: Topic.TopicWithHeaders<A, H, RD, RE>,
     options: FromOptions
   ): Open<Message.WithHeaders<A, H>, A, never, Transport.Transport | RD>
+  /**
+   * Starts a pipeline at a topic, on whichever broker's Layer is provided.
+   */
   <A, RD, RE>(
     topic: Topic.Topic<A, RD, RE>,
     options: FromOptions
   ): Open<Message.Message<A>, A, never, Transport.Transport | RD>
 } = (topic: Topic.Topic<any, any, any>, options: FromOptions): any =>
-  fromTransport(topic, options, { transport: Transport.Transport })
+  makeSource(topic, options, { transport: Transport.Transport, options: [] })
 
 /**
- * Starts a pipeline on one particular broker: what a transport's own `from` is made of.
+ * Starts a pipeline on one particular broker: what a transport's own `from` is made of. Transports import it from
+ * `TransportAuthor`.
  *
  * **Details**
  *
  * `transport` puts that broker's service into `R`, `settings` reach its `subscribe`, and `extend` adds to each message
- * what that broker's messages have beside the common fields.
+ * what that broker's messages have beside the common fields. With `options`, the names of the broker's own options,
+ * any other option is refused when the pipeline starts.
  *
- * @category constructors
+ * @category transport authors
  * @since 0.1.0
  */
 export const fromTransport = <A, RD, RE, R, M extends Message.Message<A> = Message.Message<A>>(
@@ -209,25 +216,9 @@ export const fromTransport = <A, RD, RE, R, M extends Message.Message<A> = Messa
     readonly transport: Effect.Effect<Transport.Transport["Service"], never, R>
     readonly settings?: Context.Context<never> | undefined
     readonly extend?: ((message: Message.Message<A>, delivery: Transport.Delivery) => M) | undefined
+    readonly options?: ReadonlyArray<string> | undefined
   }
-): Open<M, A, never, R | RD> =>
-  make({
-    name: options.name ?? `${topic.name}/${options.group}`,
-    source: {
-      topic: topic as any,
-      group: options.group,
-      startFrom: options.startFrom ?? "new",
-      prefetch: options.prefetch,
-      prefetchBytes: options.prefetchBytes ?? 16 * 1024 * 1024,
-      waiting: options.waiting ?? 10_000,
-      maxBlocked: options.maxBlocked ?? 10_000,
-      drainTimeout: Duration.fromInputUnsafe(options.drainTimeout ?? "30 seconds"),
-      transport: broker.transport as Effect.Effect<Transport.Transport["Service"]>,
-      extend: broker.extend as any
-    },
-    steps: [],
-    policies: broker.settings === undefined ? noPolicies : { ...noPolicies, settings: broker.settings }
-  })
+): Open<M, A, never, R | RD> => makeSource(topic, options, broker)
 
 /**
  * Describes a pipeline as plain data: source, steps and policies, defaults included. `console.log` and `JSON.stringify`
@@ -270,7 +261,13 @@ export const topics = (self: AnyPipeline): {
  * @since 0.1.0
  */
 export const map: {
+  /**
+   * Transforms the value with a function that returns one. What it throws is a defect.
+   */
   <M extends Any, A, B>(f: (value: A, message: NoInfer<M>) => B & Sync<B>): Step<M, A, B>
+  /**
+   * Transforms the value with a function that returns one. What it throws is a defect.
+   */
   <M extends Any, A, E, R, B>(self: Open<M, A, E, R>, f: (value: A, message: M) => B & Sync<B>): Open<M, B, E, R>
 } = dual(2, (self: AnyPipeline, f: any) => addStep(self, { _tag: "Map", f }))
 
@@ -281,13 +278,19 @@ export const map: {
  * @since 0.1.0
  */
 export const mapEffect: {
-  <M extends Any, A, B, E2, R2>(
-    f: (value: A, message: NoInfer<M>) => Effect.Effect<B, E2, R2>
-  ): Step<M, A, B, E2, R2>
-  <M extends Any, A, E, R, B, E2, R2>(
+  /**
+   * Transforms the value with a function that returns an Effect.
+   */
+  <M extends Any, A, B>(
+    f: (value: A, message: NoInfer<M>) => B & MustBeEffect<B, "mapPromise">
+  ): Step<M, A, Effect.Success<B>, Effect.Error<B>, Effect.Services<B>>
+  /**
+   * Transforms the value with a function that returns an Effect.
+   */
+  <M extends Any, A, E, R, B>(
     self: Open<M, A, E, R>,
-    f: (value: A, message: M) => Effect.Effect<B, E2, R2>
-  ): Open<M, B, E | E2, R | R2>
+    f: (value: A, message: M) => B & MustBeEffect<B, "mapPromise">
+  ): Open<M, Effect.Success<B>, E | Effect.Error<B>, R | Effect.Services<B>>
 } = dual(2, (self: AnyPipeline, f: any) => addStep(self, { _tag: "Effect", f, keep: false }))
 
 /**
@@ -302,27 +305,57 @@ export const mapEffect: {
  * @since 0.1.0
  */
 export const mapPromise: {
+  /**
+   * Transforms the value with a function that returns a Promise; `catch` gives its rejections a type.
+   *
+   * **Details**
+   *
+   * Pass `message.signal` on: it aborts on timeout, on shutdown and when another consumer has taken the message over. A
+   * `Settlement.retry` or `Settlement.terminate` may be thrown.
+   */
   <M extends Any, A, B, E2>(options: {
     readonly try: (value: A, message: NoInfer<M>) => PromiseLike<B & NoEffect<B>>
     readonly catch: (cause: unknown) => E2
   }): Step<M, A, B, E2>
+  /**
+   * Transforms the value with a function that returns a Promise; `catch` gives its rejections a type.
+   *
+   * **Details**
+   *
+   * Pass `message.signal` on: it aborts on timeout, on shutdown and when another consumer has taken the message over. A
+   * `Settlement.retry` or `Settlement.terminate` may be thrown.
+   */
   <M extends Any, A, B>(
     f: (value: A, message: NoInfer<M>) => PromiseLike<B & NoEffect<B>>
   ): Step<M, A, B, Cause.UnknownError>
+  /**
+   * Transforms the value with a function that returns a Promise; `catch` gives its rejections a type.
+   *
+   * **Details**
+   *
+   * Pass `message.signal` on: it aborts on timeout, on shutdown and when another consumer has taken the message over. A
+   * `Settlement.retry` or `Settlement.terminate` may be thrown.
+   */
   <M extends Any, A, E, R, B, E2>(self: Open<M, A, E, R>, options: {
     readonly try: (value: A, message: M) => PromiseLike<B & NoEffect<B>>
     readonly catch: (cause: unknown) => E2
   }): Open<M, B, E | E2, R>
+  /**
+   * Transforms the value with a function that returns a Promise; `catch` gives its rejections a type.
+   *
+   * **Details**
+   *
+   * Pass `message.signal` on: it aborts on timeout, on shutdown and when another consumer has taken the message over. A
+   * `Settlement.retry` or `Settlement.terminate` may be thrown.
+   */
   <M extends Any, A, E, R, B>(
     self: Open<M, A, E, R>,
     f: (value: A, message: M) => PromiseLike<B & NoEffect<B>>
   ): Open<M, B, E | Cause.UnknownError, R>
-} = dual(2, (self: AnyPipeline, f: any) =>
-  addStep(self, {
-    _tag: "Promise",
-    f: typeof f === "function" ? f : f.try,
-    catch: typeof f === "function" ? (cause) => new Cause.UnknownError(cause) : f.catch
-  }))
+} = dual(2, (self: AnyPipeline, f: any) => {
+  const form = promiseForm(f)
+  return addStep(self, { _tag: "Promise", f: form.try, catch: form.catch })
+})
 
 /**
  * Runs an Effect for each value and passes the value on unchanged.
@@ -331,14 +364,86 @@ export const mapPromise: {
  * @since 0.1.0
  */
 export const tap: {
-  <M extends Any, A, X, E2, R2>(
-    f: (value: NoInfer<A>, message: NoInfer<M>) => Effect.Effect<X, E2, R2>
-  ): Step<M, A, A, E2, R2>
-  <M extends Any, A, E, R, X, E2, R2>(
+  /**
+   * Runs an Effect for each value and passes the value on unchanged.
+   */
+  <M extends Any, A, B>(
+    f: (value: NoInfer<A>, message: NoInfer<M>) => B & MustBeEffect<B, "tapPromise">
+  ): Step<M, A, A, Effect.Error<B>, Effect.Services<B>>
+  /**
+   * Runs an Effect for each value and passes the value on unchanged.
+   */
+  <M extends Any, A, E, R, B>(
     self: Open<M, A, E, R>,
-    f: (value: A, message: M) => Effect.Effect<X, E2, R2>
-  ): Open<M, A, E | E2, R | R2>
+    f: (value: A, message: M) => B & MustBeEffect<B, "tapPromise">
+  ): Open<M, A, E | Effect.Error<B>, R | Effect.Services<B>>
 } = dual(2, (self: AnyPipeline, f: any) => addStep(self, { _tag: "Effect", f, keep: true }))
+
+/**
+ * Runs an `async` function for each value and passes the value on unchanged; `catch` gives its rejections a type.
+ *
+ * **Details**
+ *
+ * Without `catch` a rejection is a `Cause.UnknownError`. See {@link mapPromise} for the signal and for settlements.
+ *
+ * @category steps
+ * @since 0.1.0
+ */
+export const tapPromise: {
+  /**
+   * Runs an `async` function for each value and passes the value on unchanged; `catch` gives its rejections a type.
+   *
+   * **Details**
+   *
+   * Without `catch` a rejection is a `Cause.UnknownError`. See {@link mapPromise} for the signal and for settlements.
+   */
+  <M extends Any, A, E2>(options: {
+    readonly try: (value: NoInfer<A>, message: NoInfer<M>) => PromiseLike<unknown>
+    readonly catch: (cause: unknown) => E2
+  }): Step<M, A, A, E2>
+  /**
+   * Runs an `async` function for each value and passes the value on unchanged; `catch` gives its rejections a type.
+   *
+   * **Details**
+   *
+   * Without `catch` a rejection is a `Cause.UnknownError`. See {@link mapPromise} for the signal and for settlements.
+   */
+  <M extends Any, A>(
+    f: (value: NoInfer<A>, message: NoInfer<M>) => PromiseLike<unknown>
+  ): Step<M, A, A, Cause.UnknownError>
+  /**
+   * Runs an `async` function for each value and passes the value on unchanged; `catch` gives its rejections a type.
+   *
+   * **Details**
+   *
+   * Without `catch` a rejection is a `Cause.UnknownError`. See {@link mapPromise} for the signal and for settlements.
+   */
+  <M extends Any, A, E, R, E2>(self: Open<M, A, E, R>, options: {
+    readonly try: (value: A, message: M) => PromiseLike<unknown>
+    readonly catch: (cause: unknown) => E2
+  }): Open<M, A, E | E2, R>
+  /**
+   * Runs an `async` function for each value and passes the value on unchanged; `catch` gives its rejections a type.
+   *
+   * **Details**
+   *
+   * Without `catch` a rejection is a `Cause.UnknownError`. See {@link mapPromise} for the signal and for settlements.
+   */
+  <M extends Any, A, E, R>(
+    self: Open<M, A, E, R>,
+    f: (value: A, message: M) => PromiseLike<unknown>
+  ): Open<M, A, E | Cause.UnknownError, R>
+} = dual(2, (self: AnyPipeline, f: any) => {
+  const form = promiseForm(f)
+  return addStep(self, {
+    _tag: "Promise",
+    f: async (value, message) => {
+      await form.try(value, message)
+      return value
+    },
+    catch: form.catch
+  })
+})
 
 /**
  * Goes on only with values that pass; the others are done: acknowledged and counted as filtered.
@@ -347,14 +452,26 @@ export const tap: {
  * @since 0.1.0
  */
 export const filter: {
+  /**
+   * Goes on only with values that pass; the others are done: acknowledged and counted as filtered.
+   */
   <M extends Any, A, B extends A>(
     refinement: (value: NoInfer<A>, message: NoInfer<M>) => value is B
   ): Step<M, A, B>
+  /**
+   * Goes on only with values that pass; the others are done: acknowledged and counted as filtered.
+   */
   <M extends Any, A>(predicate: (value: NoInfer<A>, message: NoInfer<M>) => boolean): Step<M, A, A>
+  /**
+   * Goes on only with values that pass; the others are done: acknowledged and counted as filtered.
+   */
   <M extends Any, A, E, R, B extends A>(
     self: Open<M, A, E, R>,
     refinement: (value: A, message: M) => value is B
   ): Open<M, B, E, R>
+  /**
+   * Goes on only with values that pass; the others are done: acknowledged and counted as filtered.
+   */
   <M extends Any, A, E, R>(
     self: Open<M, A, E, R>,
     predicate: (value: A, message: M) => boolean
@@ -368,9 +485,15 @@ export const filter: {
  * @since 0.1.0
  */
 export const filterMap: {
+  /**
+   * Filters and transforms in one step: a `Result` failure is filtered out.
+   */
   <M extends Any, A, B, X>(
     f: (value: NoInfer<A>, message: NoInfer<M>) => Result.Result<B, X>
   ): Step<M, A, B>
+  /**
+   * Filters and transforms in one step: a `Result` failure is filtered out.
+   */
   <M extends Any, A, E, R, B, X>(
     self: Open<M, A, E, R>,
     f: (value: A, message: M) => Result.Result<B, X>
@@ -389,17 +512,49 @@ export const filterMap: {
  * @since 0.1.0
  */
 export const to: {
+  /**
+   * Publishes the value, or what `value` makes of it (an array is several messages), and passes the value on.
+   *
+   * **Details**
+   *
+   * The message id derives from topic, group, source id and step, so that a retry does not duplicate where the broker
+   * deduplicates. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
+   */
   <B, RD, RE>(
     topic: Topic.Topic<B, RD, RE>
   ): <M extends Any, A extends B, E, R>(self: Open<M, A, E, R>) => Open<M, A, E | PublishError, R | RE>
+  /**
+   * Publishes the value, or what `value` makes of it (an array is several messages), and passes the value on.
+   *
+   * **Details**
+   *
+   * The message id derives from topic, group, source id and step, so that a retry does not duplicate where the broker
+   * deduplicates. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
+   */
   <M extends Any, A, B, RD, RE>(
     topic: Topic.Topic<B, RD, RE>,
     value: (value: NoInfer<A>, message: NoInfer<M>) => NoInfer<B> | ReadonlyArray<NoInfer<B>>
   ): Step<M, A, A, PublishError, RE>
+  /**
+   * Publishes the value, or what `value` makes of it (an array is several messages), and passes the value on.
+   *
+   * **Details**
+   *
+   * The message id derives from topic, group, source id and step, so that a retry does not duplicate where the broker
+   * deduplicates. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
+   */
   <M extends Any, A extends B, E, R, B, RD, RE>(
     self: Open<M, A, E, R>,
     topic: Topic.Topic<B, RD, RE>
   ): Open<M, A, E | PublishError, R | RE>
+  /**
+   * Publishes the value, or what `value` makes of it (an array is several messages), and passes the value on.
+   *
+   * **Details**
+   *
+   * The message id derives from topic, group, source id and step, so that a retry does not duplicate where the broker
+   * deduplicates. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
+   */
   <M extends Any, A, E, R, B, RD, RE>(
     self: Open<M, A, E, R>,
     topic: Topic.Topic<B, RD, RE>,
@@ -421,7 +576,8 @@ export const toTransport = <M extends Any, A, E, R, B, RD, RE, R2>(
   transport: Effect.Effect<Transport.Transport["Service"], never, R2>,
   topic: Topic.Topic<B, RD, RE>,
   value: ((value: A, message: M) => B | ReadonlyArray<B>) | undefined
-): Open<M, A, E | PublishError, R | RE | R2> => addStep(self, { _tag: "To", topic, f: value, transport: transport as any } as ProgramStep)
+): Open<M, A, E | PublishError, R | RE | R2> =>
+  addStep(self, { _tag: "To", topic, f: value, transport: transport as any } as ProgramStep)
 
 /**
  * Fails with `Cause.TimeoutError` when what stands above it takes longer; the handler is interrupted, its signal aborts.
@@ -430,18 +586,23 @@ export const toTransport = <M extends Any, A, E, R, B, RD, RE, R2>(
  * @since 0.1.0
  */
 export const timeout: {
-  (duration: Duration.Input): <M extends Any, A, E, R>(
-    self: Open<M, A, E, R>
-  ) => Open<M, A, E | Cause.TimeoutError, R>
-  <M extends Any, A, E, R>(
+  /**
+   * Fails with `Cause.TimeoutError` when what stands above it takes longer; the handler is interrupted, its signal aborts.
+   */
+  <const D extends Duration.Input | string>(
+    duration: D & MustBeDuration<D>
+  ): <M extends Any, A, E, R>(self: Open<M, A, E, R>) => Open<M, A, E | Cause.TimeoutError, R>
+  /**
+   * Fails with `Cause.TimeoutError` when what stands above it takes longer; the handler is interrupted, its signal aborts.
+   */
+  <M extends Any, A, E, R, const D extends Duration.Input | string>(
     self: Open<M, A, E, R>,
-    duration: Duration.Input
+    duration: D & MustBeDuration<D>
   ): Open<M, A, E | Cause.TimeoutError, R>
-} = dual(
-  2,
-  (self: AnyPipeline, duration: Duration.Input) =>
-    addStep(self, { _tag: "Timeout", duration: Duration.fromInputUnsafe(duration) })
-)
+} = dual(2, (self: AnyPipeline, input: Duration.Input) => {
+  const { duration, invalid } = durationOf("timeout", input)
+  return addStep(self, { _tag: "Timeout", duration }, invalid)
+})
 
 type TagOf<K> = K extends Arr.NonEmptyReadonlyArray<string> ? K[number] : K extends string ? K : never
 
@@ -452,22 +613,78 @@ type TagOf<K> = K extends Arr.NonEmptyReadonlyArray<string> ? K[number] : K exte
  * @since 0.1.0
  */
 export const catchTag: {
-  <const K extends Types.Tags<E> | Arr.NonEmptyReadonlyArray<Types.Tags<E>>, M extends Any, E, B, E2, R2>(
+  /**
+   * Recovers from failures of one tag, or of several, that stand above it.
+   */
+  <const K extends Types.Tags<E> | Arr.NonEmptyReadonlyArray<Types.Tags<E>>, M extends Any, E, B>(
     tag: K,
-    f: (error: NoInfer<Types.ExtractTag<E, TagOf<K>>>, message: NoInfer<M>) => Effect.Effect<B, E2, R2>
-  ): <A, R>(self: Open<M, A, E, R>) => Open<M, A | B, E2 | Types.ExcludeTag<E, TagOf<K>>, R | R2>
-  <M extends Any, A, E, R, const K extends Types.Tags<E> | Arr.NonEmptyReadonlyArray<Types.Tags<E>>, B, E2, R2>(
+    f: (
+      error: NoInfer<Types.ExtractTag<E, TagOf<K>>>,
+      message: NoInfer<M>
+    ) => B & MustBeEffect<B, "catchTagPromise">
+  ): <A, R>(
+    self: Open<M, A, E, R>
+  ) => Open<
+    M,
+    A | Effect.Success<B>,
+    Effect.Error<B> | Types.ExcludeTag<E, TagOf<K>>,
+    R | Effect.Services<B>
+  >
+  /**
+   * Recovers from failures of one tag, or of several, that stand above it.
+   */
+  <M extends Any, A, E, R, const K extends Types.Tags<E> | Arr.NonEmptyReadonlyArray<Types.Tags<E>>, B>(
     self: Open<M, A, E, R>,
     tag: K,
-    f: (error: Types.ExtractTag<E, TagOf<K>>, message: M) => Effect.Effect<B, E2, R2>
-  ): Open<M, A | B, E2 | Types.ExcludeTag<E, TagOf<K>>, R | R2>
-} = dual(3, (self: AnyPipeline, tag: string | ReadonlyArray<string>, f: any) => {
+    f: (error: Types.ExtractTag<E, TagOf<K>>, message: M) => B & MustBeEffect<B, "catchTagPromise">
+  ): Open<M, A | Effect.Success<B>, Effect.Error<B> | Types.ExcludeTag<E, TagOf<K>>, R | Effect.Services<B>>
+} = dual(
+  3,
+  (self: AnyPipeline, tag: string | ReadonlyArray<string>, f: any) =>
+    addStep(self, { _tag: "Catch", ...tagged(tag), f })
+)
+
+const tagged = (tag: string | ReadonlyArray<string>) => {
   const tags = new Set(typeof tag === "string" ? [tag] : tag)
+  return {
+    tags: [...tags],
+    matches: (error: unknown) => Predicate.hasProperty(error, "_tag") && tags.has(error._tag as string)
+  }
+}
+
+/**
+ * Recovers from failures of one tag, or of several, that stand above it, with an `async` function. A rejection of that
+ * function is a `Cause.UnknownError`.
+ *
+ * @category steps
+ * @since 0.1.0
+ */
+export const catchTagPromise: {
+  /**
+   * Recovers from failures of one tag, or of several, that stand above it, with an `async` function. A rejection of that
+   * function is a `Cause.UnknownError`.
+   */
+  <const K extends Types.Tags<E> | Arr.NonEmptyReadonlyArray<Types.Tags<E>>, M extends Any, E, B>(
+    tag: K,
+    f: (error: NoInfer<Types.ExtractTag<E, TagOf<K>>>, message: NoInfer<M>) => PromiseLike<B & NoEffect<B>>
+  ): <A, R>(
+    self: Open<M, A, E, R>
+  ) => Open<M, A | B, Cause.UnknownError | Types.ExcludeTag<E, TagOf<K>>, R>
+  /**
+   * Recovers from failures of one tag, or of several, that stand above it, with an `async` function. A rejection of that
+   * function is a `Cause.UnknownError`.
+   */
+  <M extends Any, A, E, R, const K extends Types.Tags<E> | Arr.NonEmptyReadonlyArray<Types.Tags<E>>, B>(
+    self: Open<M, A, E, R>,
+    tag: K,
+    f: (error: Types.ExtractTag<E, TagOf<K>>, message: M) => PromiseLike<B & NoEffect<B>>
+  ): Open<M, A | B, Cause.UnknownError | Types.ExcludeTag<E, TagOf<K>>, R>
+} = dual(3, (self: AnyPipeline, tag: string | ReadonlyArray<string>, f: any) => {
+  const form = promiseForm(f)
   return addStep(self, {
     _tag: "Catch",
-    tags: [...tags],
-    matches: (error) => Predicate.hasProperty(error, "_tag") && tags.has(error._tag as string),
-    f
+    ...tagged(tag),
+    f: (error, message) => fromPromise(() => form.try(error, message), form.catch)
   })
 })
 
@@ -478,7 +695,9 @@ export const catchTag: {
  * @since 0.1.0
  */
 export interface BatchOptions {
+  /** The most messages of a batch; at least 1. */
   readonly size: number
+  /** How long the first message of a batch waits for others. */
   readonly within: Duration.Input
 }
 
@@ -494,19 +713,76 @@ export interface BatchOptions {
  * @since 0.1.0
  */
 export const batch: {
-  <M extends Any, A, X, E2, R2>(
+  /**
+   * Handles messages together, all or nothing; each value then goes on alone and each message is settled alone.
+   *
+   * **Details**
+   *
+   * A batch is one permit; messages that wait for it hold none and are kept alive. On drain an open batch is handed over
+   * as it is. When the function fails, every message of the batch follows the retry policy.
+   */
+  <M extends Any, A, B>(
     options: BatchOptions,
     f: (
       values: Arr.NonEmptyReadonlyArray<A>,
       messages: Arr.NonEmptyReadonlyArray<NoInfer<M>>
-    ) => Effect.Effect<X, E2, R2>
-  ): Step<M, A, A, E2, R2>
-  <M extends Any, A, E, R, X, E2, R2>(
+    ) => B & MustBeEffect<B, "batchPromise">
+  ): Step<M, A, A, Effect.Error<B>, Effect.Services<B>>
+  /**
+   * Handles messages together, all or nothing; each value then goes on alone and each message is settled alone.
+   *
+   * **Details**
+   *
+   * A batch is one permit; messages that wait for it hold none and are kept alive. On drain an open batch is handed over
+   * as it is. When the function fails, every message of the batch follows the retry policy.
+   */
+  <M extends Any, A, E, R, B>(
     self: Open<M, A, E, R>,
     options: BatchOptions,
-    f: (values: Arr.NonEmptyReadonlyArray<A>, messages: Arr.NonEmptyReadonlyArray<M>) => Effect.Effect<X, E2, R2>
-  ): Open<M, A, E | E2, R | R2>
+    f: (
+      values: Arr.NonEmptyReadonlyArray<A>,
+      messages: Arr.NonEmptyReadonlyArray<M>
+    ) => B & MustBeEffect<B, "batchPromise">
+  ): Open<M, A, E | Effect.Error<B>, R | Effect.Services<B>>
 } = dual(3, (self: AnyPipeline, options: BatchOptions, f: any) => addBatch(self, options, false, f))
+
+/**
+ * Handles messages together with an `async` function, all or nothing, as {@link batch} does. A rejection is a
+ * `Cause.UnknownError` of every message of the batch.
+ *
+ * @category steps
+ * @since 0.1.0
+ */
+export const batchPromise: {
+  /**
+   * Handles messages together with an `async` function, all or nothing, as {@link batch} does. A rejection is a
+   * `Cause.UnknownError` of every message of the batch.
+   */
+  <M extends Any, A>(
+    options: BatchOptions,
+    f: (
+      values: Arr.NonEmptyReadonlyArray<A>,
+      messages: Arr.NonEmptyReadonlyArray<NoInfer<M>>
+    ) => PromiseLike<unknown>
+  ): Step<M, A, A, Cause.UnknownError>
+  /**
+   * Handles messages together with an `async` function, all or nothing, as {@link batch} does. A rejection is a
+   * `Cause.UnknownError` of every message of the batch.
+   */
+  <M extends Any, A, E, R>(
+    self: Open<M, A, E, R>,
+    options: BatchOptions,
+    f: (values: Arr.NonEmptyReadonlyArray<A>, messages: Arr.NonEmptyReadonlyArray<M>) => PromiseLike<unknown>
+  ): Open<M, A, E | Cause.UnknownError, R>
+} = dual(3, (self: AnyPipeline, options: BatchOptions, f: any) => {
+  const form = promiseForm(f)
+  return addBatch(
+    self,
+    options,
+    false,
+    (values: any, messages: any) => fromPromise(() => form.try(values, messages), form.catch)
+  )
+})
 
 /**
  * Handles messages together and answers for each: one `Result` per value, in the same order. A failed item is retried or
@@ -520,31 +796,112 @@ export const batch: {
  * @since 0.1.0
  */
 export const batchEach: {
-  <M extends Any, A, B, EI, E2, R2>(
+  /**
+   * Handles messages together and answers for each: one `Result` per value, in the same order. A failed item is retried or
+   * dead-lettered alone.
+   *
+   * **Gotchas**
+   *
+   * Another number of results than values is a defect of the whole batch.
+   */
+  <M extends Any, A, B>(
     options: BatchOptions,
     f: (
       values: Arr.NonEmptyReadonlyArray<A>,
       messages: Arr.NonEmptyReadonlyArray<NoInfer<M>>
-    ) => Effect.Effect<ReadonlyArray<Result.Result<B, EI>>, E2, R2>
-  ): Step<M, A, B, EI | E2, R2>
-  <M extends Any, A, E, R, B, EI, E2, R2>(
+    ) => B & MustBeResults<B>
+  ): Step<M, A, Results<B, 0>, Results<B, 1> | Effect.Error<B>, Effect.Services<B>>
+  /**
+   * Handles messages together and answers for each: one `Result` per value, in the same order. A failed item is retried or
+   * dead-lettered alone.
+   *
+   * **Gotchas**
+   *
+   * Another number of results than values is a defect of the whole batch.
+   */
+  <M extends Any, A, E, R, B>(
     self: Open<M, A, E, R>,
     options: BatchOptions,
     f: (
       values: Arr.NonEmptyReadonlyArray<A>,
       messages: Arr.NonEmptyReadonlyArray<M>
-    ) => Effect.Effect<ReadonlyArray<Result.Result<B, EI>>, E2, R2>
-  ): Open<M, B, E | EI | E2, R | R2>
+    ) => B & MustBeResults<B>
+  ): Open<M, Results<B, 0>, E | Results<B, 1> | Effect.Error<B>, R | Effect.Services<B>>
 } = dual(3, (self: AnyPipeline, options: BatchOptions, f: any) => addBatch(self, options, true, f))
 
-const addBatch = (self: AnyPipeline, options: BatchOptions, each: boolean, f: any): any =>
-  addStep(self, {
-    _tag: "Batch",
-    size: options.size,
-    within: Duration.fromInputUnsafe(options.within),
-    each,
-    f
-  })
+/**
+ * Handles messages together with an `async` function that answers for each, as `Promise.allSettled` does: one settled
+ * result per value, in the same order. A rejected item is retried or dead-lettered alone.
+ *
+ * **Gotchas**
+ *
+ * Another number of results than values is a defect of the whole batch.
+ *
+ * **Example** (Sending a batch)
+ *
+ * ```ts
+ * import { Pipeline, Topic } from "@millrace/core"
+ * import { Schema } from "effect"
+ *
+ * declare const send: (address: string) => Promise<string>
+ *
+ * const Mails = Topic.make("mails", { schema: Schema.String })
+ * export const mailing = Pipeline.from(Mails, { group: "mailing" }).pipe(
+ *   Pipeline.batchEachPromise({ size: 50, within: "1 second" }, (values) => Promise.allSettled(values.map(send)))
+ * )
+ * ```
+ *
+ * @category steps
+ * @since 0.1.0
+ */
+export const batchEachPromise: {
+  /**
+   * Handles messages together with an `async` function that answers for each, as `Promise.allSettled` does: one settled
+   * result per value, in the same order. A rejected item is retried or dead-lettered alone.
+   *
+   * **Gotchas**
+   *
+   * Another number of results than values is a defect of the whole batch.
+   */
+  <M extends Any, A, B>(
+    options: BatchOptions,
+    f: (
+      values: Arr.NonEmptyReadonlyArray<A>,
+      messages: Arr.NonEmptyReadonlyArray<NoInfer<M>>
+    ) => PromiseLike<ReadonlyArray<PromiseSettledResult<B>>>
+  ): Step<M, A, B, Cause.UnknownError>
+  /**
+   * Handles messages together with an `async` function that answers for each, as `Promise.allSettled` does: one settled
+   * result per value, in the same order. A rejected item is retried or dead-lettered alone.
+   *
+   * **Gotchas**
+   *
+   * Another number of results than values is a defect of the whole batch.
+   */
+  <M extends Any, A, E, R, B>(
+    self: Open<M, A, E, R>,
+    options: BatchOptions,
+    f: (
+      values: Arr.NonEmptyReadonlyArray<A>,
+      messages: Arr.NonEmptyReadonlyArray<M>
+    ) => PromiseLike<ReadonlyArray<PromiseSettledResult<B>>>
+  ): Open<M, B, E | Cause.UnknownError, R>
+} = dual(3, (self: AnyPipeline, options: BatchOptions, f: any) => {
+  const form = promiseForm(f)
+  return addBatch(
+    self,
+    options,
+    true,
+    (values: any, messages: any) =>
+      Effect.map(fromPromise(() => form.try(values, messages), form.catch), settledResults(form.catch))
+  )
+})
+
+const addBatch = (self: AnyPipeline, options: BatchOptions, each: boolean, f: any): any => {
+  const { duration, invalid } = durationOf("batch.within", options?.within)
+  const unknown = unknownOption("batch", options, ["size", "within"])
+  return addStep(self, { _tag: "Batch", size: options?.size, within: duration, each, f }, invalid ?? unknown)
+}
 
 type AnyOpen = Open<Any, unknown, unknown, unknown>
 type Out<C, I extends 0 | 1 | 2> = {
@@ -562,9 +919,17 @@ type Cases<M extends Any, A, C> =
  * @since 0.1.0
  */
 export const branchTag: {
+  /**
+   * Sends each value down the branch of its `_tag`. Exhaustive: a missing tag and an unknown one are type errors. A
+   * message is settled once its branch, and what stands below, are done.
+   */
   <M extends Any, A extends { readonly _tag: string }, C extends Cases<M, A, C>>(
     cases: C
   ): Step<M, A, Out<C, 0>, Out<C, 1>, Out<C, 2>>
+  /**
+   * Sends each value down the branch of its `_tag`. Exhaustive: a missing tag and an unknown one are type errors. A
+   * message is settled once its branch, and what stands below, are done.
+   */
   <M extends Any, A extends { readonly _tag: string }, E, R, C extends Cases<M, A, C>>(
     self: Open<M, A, E, R>,
     cases: C
@@ -578,10 +943,16 @@ export const branchTag: {
  * @since 0.1.0
  */
 export const branch: {
+  /**
+   * Sends each value down the branch that `by` names. Exhaustive over the names that the function can return.
+   */
   <M extends Any, A, K extends string, C extends { readonly [k in K]: (self: Open<M, A>) => AnyOpen }>(
     by: (value: NoInfer<A>, message: NoInfer<M>) => K,
     cases: C
   ): Step<M, A, Out<C, 0>, Out<C, 1>, Out<C, 2>>
+  /**
+   * Sends each value down the branch that `by` names. Exhaustive over the names that the function can return.
+   */
   <M extends Any, A, E, R, K extends string, C extends { readonly [k in K]: (self: Open<M, A>) => AnyOpen }>(
     self: Open<M, A, E, R>,
     by: (value: A, message: M) => K,
@@ -613,9 +984,23 @@ const addBranch = (
  * @since 0.1.0
  */
 export const middleware: {
+  /**
+   * Wraps all that stands above it, as one Effect: logging, tenant context, transactions, a retry of its own.
+   *
+   * **Gotchas**
+   *
+   * What a filter above rejects passes through as a failure that is not in `E`: recover by tag, not from everything.
+   */
   <M extends Any, A, E, R, B, E2, R2>(
     f: (handler: Effect.Effect<A, E, R>, message: NoInfer<M>) => Effect.Effect<B, E2, R2>
   ): (self: Open<M, A, E, R>) => Open<M, B, E2, R2>
+  /**
+   * Wraps all that stands above it, as one Effect: logging, tenant context, transactions, a retry of its own.
+   *
+   * **Gotchas**
+   *
+   * What a filter above rejects passes through as a failure that is not in `E`: recover by tag, not from everything.
+   */
   <M extends Any, A, E, R, B, E2, R2>(
     self: Open<M, A, E, R>,
     f: (handler: Effect.Effect<A, E, R>, message: M) => Effect.Effect<B, E2, R2>
@@ -625,26 +1010,100 @@ export const middleware: {
   return make({ ...program, steps: [{ _tag: "Middleware", steps: program.steps, f }] })
 })
 
+/**
+ * Wraps all that stands above it with an `async` function: `next()` runs the steps above and gives their value.
+ *
+ * **Details**
+ *
+ * A failure of `next()` that the function lets through, or throws again, keeps its type for the policies; another
+ * rejection is a `Cause.UnknownError`. A message that a filter above rejects passes through as a rejection of `next()`:
+ * throw what is not yours.
+ *
+ * **Example** (Measuring handlers)
+ *
+ * ```ts
+ * import { Pipeline, Topic } from "@millrace/core"
+ * import { Schema } from "effect"
+ *
+ * const Orders = Topic.make("orders", { schema: Schema.Struct({ id: Schema.String }) })
+ * export const measured = Pipeline.from(Orders, { group: "audit" }).pipe(
+ *   Pipeline.mapPromise(async (order) => order.id),
+ *   Pipeline.middlewarePromise(async (next, message) => {
+ *     const since = performance.now()
+ *     try {
+ *       return await next()
+ *     } finally {
+ *       console.log(message.id, performance.now() - since)
+ *     }
+ *   })
+ * )
+ * ```
+ *
+ * @category steps
+ * @since 0.1.0
+ */
+export const middlewarePromise: {
+  /**
+   * Wraps all that stands above it with an `async` function: `next()` runs the steps above and gives their value.
+   *
+   * **Details**
+   *
+   * A failure of `next()` that the function lets through, or throws again, keeps its type for the policies; another
+   * rejection is a `Cause.UnknownError`. A message that a filter above rejects passes through as a rejection of `next()`:
+   * throw what is not yours.
+   */
+  <M extends Any, A, B>(
+    f: (next: () => Promise<A>, message: NoInfer<M>) => PromiseLike<B & NoEffect<B>>
+  ): <E, R>(self: Open<M, A, E, R>) => Open<M, B, E | Cause.UnknownError, R>
+  /**
+   * Wraps all that stands above it with an `async` function: `next()` runs the steps above and gives their value.
+   *
+   * **Details**
+   *
+   * A failure of `next()` that the function lets through, or throws again, keeps its type for the policies; another
+   * rejection is a `Cause.UnknownError`. A message that a filter above rejects passes through as a rejection of `next()`:
+   * throw what is not yours.
+   */
+  <M extends Any, A, E, R, B>(
+    self: Open<M, A, E, R>,
+    f: (next: () => Promise<A>, message: M) => PromiseLike<B & NoEffect<B>>
+  ): Open<M, B, E | Cause.UnknownError, R>
+} = dual(
+  2,
+  (self: AnyPipeline, f: any) =>
+    middleware(self as AnyOpen, (handler, message) => wrapPromise(handler, (next) => f(next, message)))
+)
+
 // --- policies
 
 /**
  * When to try again.
  *
- * - `times`: retries, as in Effect: at most `times` + 1 attempts; default 4
- * - `schedule`: the delay before attempt n is this schedule stepped n − 1 times, whichever process runs it; default
- *   1 second to 5 minutes, growing, jittered
- * - `while`: a failure that it rejects is dead-lettered at once. It is not asked about defects, which are retried
- *
  * @category models
  * @since 0.1.0
  */
 export interface RetryOptions<E, M extends Any, R> {
+  /** Retries after the first attempt, as in Effect: at most `times` + 1 attempts. Default 4; 0 for none. */
   readonly times?: number | undefined
+  /**
+   * The delay before attempt n is this schedule stepped n − 1 times, whichever process runs it. Default: 1 second to
+   * 5 minutes, growing, jittered.
+   */
   readonly schedule?: Schedule.Schedule<unknown, NoInfer<E>, never, R> | undefined
-  readonly while?:
-    | ((error: NoInfer<Exclude<E, Settlement.SettlementRequested>>, message: NoInfer<M>) => boolean)
-    | undefined
+  /** A failure that it rejects is dead-lettered at once. It is not asked about defects, which are retried. */
+  readonly while?: Retryable<E, NoInfer<M>> | undefined
+  /**
+   * How many retries with `countsAttempt: false` one message may ask for before they count as attempts. Default 100.
+   */
+  readonly uncounted?: number | undefined
 }
+
+type Retryable<E, M extends Any> = [Exclude<E, Settlement.SettlementRequested>] extends [never] ?
+    & ((error: unknown, message: M) => boolean)
+    & Hint<
+      "no step above has a typed failure, so there is nothing to ask: use Pipeline.mapPromise or Pipeline.mapEffect"
+    >
+  : (error: NoInfer<Exclude<E, Settlement.SettlementRequested>>, message: M) => boolean
 
 /**
  * Retries failures. Attempts are counted at the broker, so that the limit holds across crashes; while a retry waits it
@@ -654,17 +1113,30 @@ export interface RetryOptions<E, M extends Any, R> {
  * @since 0.1.0
  */
 export const retry: {
+  /**
+   * Retries failures. Attempts are counted at the broker, so that the limit holds across crashes; while a retry waits it
+   * holds no slot.
+   */
   <M extends Any, E, R2 = never>(
     options: RetryOptions<E, M, R2>
   ): <A, R>(self: Pipeline<M, A, E, R>) => Pipeline<M, A, E, R | R2>
+  /**
+   * Retries failures. Attempts are counted at the broker, so that the limit holds across crashes; while a retry waits it
+   * holds no slot.
+   */
   <M extends Any, A, E, R, R2 = never>(
     self: Pipeline<M, A, E, R>,
     options: RetryOptions<E, M, R2>
   ): Pipeline<M, A, E, R | R2>
 } = dual(2, (self: AnyPipeline, options: RetryOptions<any, any, any>) =>
   addPolicy(self, {
-    retry: { times: options.times ?? 4, schedule: (options.schedule ?? defaultSchedule) as any, while: options.while }
-  }))
+    retry: {
+      times: options?.times ?? 4,
+      schedule: (options?.schedule ?? defaultSchedule) as any,
+      while: options?.while as any,
+      uncounted: options?.uncounted ?? 100
+    }
+  }, unknownOption("retry", options, ["times", "schedule", "while", "uncounted"])))
 
 /**
  * Stores what will not be tried again in `topic`, instead of `<topic>.dead`.
@@ -673,8 +1145,17 @@ export const retry: {
  * @since 0.1.0
  */
 export const deadLetter: {
-  (topic: string): Policy
-  <M extends Any, A, E, R>(self: Pipeline<M, A, E, R>, topic: string): Pipeline<M, A, E, R>
+  /**
+   * Stores what will not be tried again in `topic`, instead of `<topic>.dead`.
+   */
+  <const N extends string>(topic: N & MustBeName<N>): Policy
+  /**
+   * Stores what will not be tried again in `topic`, instead of `<topic>.dead`.
+   */
+  <M extends Any, A, E, R, const N extends string>(
+    self: Pipeline<M, A, E, R>,
+    topic: N & MustBeName<N>
+  ): Pipeline<M, A, E, R>
 } = dual(2, (self: AnyPipeline, topic: string) => addPolicy(self, { deadLetter: topic }))
 
 /**
@@ -693,8 +1174,9 @@ export const discard: Policy = (self) => addPolicy(self, { deadLetter: false })
  * @since 0.1.0
  */
 export interface Keyed<M extends Any> {
+  /** How many handlers run at once, of all keys together. */
   readonly max: number | Concurrency.Limit
-  /** `undefined`: this message is in nobody's way. `() => ""`: strict order of all. */
+  /** `undefined`: this message waits for no other. `() => ""`: strict order of all messages. */
   readonly key: (message: M) => string | undefined
 }
 
@@ -706,20 +1188,32 @@ export interface Keyed<M extends Any> {
  * @since 0.1.0
  */
 export const concurrency: {
+  /**
+   * Bounds the handlers that run at once; default 1, in order of first attempts. A `Concurrency.Limit` is shared by all
+   * pipelines that name it. With a key, messages of one key are never in flight together in one process.
+   */
   <M extends Any>(
     limit: number | Concurrency.Limit | Keyed<NoInfer<M>>
   ): <A, E, R>(self: Pipeline<M, A, E, R>) => Pipeline<M, A, E, R>
+  /**
+   * Bounds the handlers that run at once; default 1, in order of first attempts. A `Concurrency.Limit` is shared by all
+   * pipelines that name it. With a key, messages of one key are never in flight together in one process.
+   */
   <M extends Any, A, E, R>(
     self: Pipeline<M, A, E, R>,
     limit: number | Concurrency.Limit | Keyed<M>
   ): Pipeline<M, A, E, R>
-} = dual(2, (self: AnyPipeline, limit: number | Concurrency.Limit | Keyed<any>) =>
-  addPolicy(
-    self,
-    typeof limit === "number" || isLimit(limit)
-      ? { concurrency: limit, key: undefined }
-      : { concurrency: limit.max, key: limit.key }
-  ))
+} = dual(
+  2,
+  (self: AnyPipeline, limit: number | Concurrency.Limit | Keyed<any>) =>
+    typeof limit === "object" && limit !== null && !isLimit(limit)
+      ? addPolicy(
+        self,
+        { concurrency: limit.max, key: limit.key },
+        unknownOption("concurrency", limit, ["max", "key"])
+      )
+      : addPolicy(self, { concurrency: limit, key: undefined })
+)
 
 /**
  * When a message is acknowledged.
@@ -741,29 +1235,57 @@ export type AckPolicy = "on-success" | "on-receive" | "manual"
  * @since 0.1.0
  */
 export const ackPolicy: {
-  (policy: AckPolicy, options?: { readonly settleWithin?: Duration.Input | undefined }): Policy
+  /**
+   * Chooses when messages are acknowledged. With `manual`, what is unsettled `settleWithin` (default 30 seconds) after its
+   * handler succeeded is reported with its id and will be redelivered.
+   */
+  (policy: AckPolicy, options?: AckPolicyOptions): Policy
+  /**
+   * Chooses when messages are acknowledged. With `manual`, what is unsettled `settleWithin` (default 30 seconds) after its
+   * handler succeeded is reported with its id and will be redelivered.
+   */
   <M extends Any, A, E, R>(
     self: Pipeline<M, A, E, R>,
     policy: AckPolicy,
-    options?: { readonly settleWithin?: Duration.Input | undefined }
+    options?: AckPolicyOptions
   ): Pipeline<M, A, E, R>
 } = dual(
   (args) => isPipeline(args[0]),
-  (self: AnyPipeline, policy: AckPolicy, options?: { readonly settleWithin?: Duration.Input | undefined }) =>
-    addPolicy(self, {
-      ackPolicy: policy,
-      settleWithin: Duration.fromInputUnsafe(options?.settleWithin ?? "30 seconds")
-    })
+  (self: AnyPipeline, policy: AckPolicy, options?: AckPolicyOptions) => {
+    const { duration, invalid } = durationOf("settleWithin", options?.settleWithin ?? "30 seconds")
+    const unknown = options === undefined ? undefined : unknownOption("ackPolicy", options, ["settleWithin"])
+    return addPolicy(self, { ackPolicy: policy, settleWithin: duration }, invalid ?? unknown)
+  }
 )
 
 /**
- * Adds one of a broker's own settings: what a transport's own policies are made of.
+ * Options of {@link ackPolicy}.
  *
- * @category policies
+ * @category models
+ * @since 0.1.0
+ */
+export interface AckPolicyOptions {
+  /** With `manual`: a message unsettled this long after its handler succeeded is reported. Default 30 seconds. */
+  readonly settleWithin?: Duration.Input | undefined
+}
+
+/**
+ * Adds one of a broker's own settings: what a transport's own policies are made of. Transports import it from
+ * `TransportAuthor`.
+ *
+ * @category transport authors
  * @since 0.1.0
  */
 export const withSetting: {
+  /**
+   * Adds one of a broker's own settings: what a transport's own policies are made of. Transports import it from
+   * `TransportAuthor`.
+   */
   <A>(reference: Context.Reference<A>, value: A): Policy
+  /**
+   * Adds one of a broker's own settings: what a transport's own policies are made of. Transports import it from
+   * `TransportAuthor`.
+   */
   <M extends Any, A, E, R, S>(
     self: Pipeline<M, A, E, R>,
     reference: Context.Reference<S>,
@@ -776,6 +1298,10 @@ export const withSetting: {
 )
 
 // --- running
+
+// The compiler prints these beside the service that is missing.
+type NoLayer = "no Layer provides this service: Effect.provide the broker's, or your own"
+type NotClosed = "nothing closes this pipeline: use Pipeline.run, or Effect.scoped around the whole program"
 
 export type {
   /**
@@ -804,7 +1330,8 @@ export type {
  */
 export const start = <M extends Any, A, E, R>(
   self: Pipeline<M, A, E, R>
-): Effect.Effect<Running, TransportError, R | Scope.Scope> => startProgram(programOf(self))
+): Effect.Effect<Running, TransportError, (R & Hint<NoLayer>) | (Scope.Scope & Hint<NotClosed>)> =>
+  startProgram(programOf(self)) as any
 
 /**
  * Runs a pipeline until it is interrupted, then drains it.
@@ -814,8 +1341,8 @@ export const start = <M extends Any, A, E, R>(
  */
 export const run = <M extends Any, A, E, R>(
   self: Pipeline<M, A, E, R>
-): Effect.Effect<never, TransportError, Exclude<R, Scope.Scope>> =>
-  Effect.scoped(Effect.flatMap(start(self), (running) => running.await))
+): Effect.Effect<never, TransportError, Exclude<R, Scope.Scope> & Hint<NoLayer>> =>
+  Effect.scoped(Effect.flatMap(start(self), (running) => running.await)) as any
 
 /**
  * Runs several pipelines; when one can no longer run, all are drained and it fails.
@@ -825,7 +1352,7 @@ export const run = <M extends Any, A, E, R>(
  */
 export const runAll = <const P extends readonly [AnyPipeline, ...Array<AnyPipeline>]>(
   pipelines: P
-): Effect.Effect<never, TransportError, Exclude<Services<P[number]>, Scope.Scope>> =>
+): Effect.Effect<never, TransportError, Exclude<Services<P[number]>, Scope.Scope> & Hint<NoLayer>> =>
   Effect.forEach(pipelines, (pipeline) => run(pipeline), { concurrency: "unbounded", discard: true }) as any
 
 /**
@@ -837,6 +1364,13 @@ export const runAll = <const P extends readonly [AnyPipeline, ...Array<AnyPipeli
  */
 export const toLayer = <M extends Any, A, E, R>(
   self: Pipeline<M, A, E, R>
-): Layer.Layer<never, TransportError, Exclude<R, Scope.Scope>> => Layer.effectDiscard(start(self))
+): Layer.Layer<never, TransportError, Exclude<R, Scope.Scope> & Hint<NoLayer>> =>
+  Layer.effectDiscard(start(self)) as any
 
-const isPipeline = (u: unknown): u is AnyPipeline => Predicate.hasProperty(u, TypeId)
+/**
+ * Tells pipelines from other values. Never throws.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isPipeline = (u: unknown): u is AnyPipeline => isPipelineInternal(u)

@@ -13,6 +13,8 @@ import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Tracer from "effect/Tracer"
+import type { Invalid } from "./internal/invalid.ts"
+import { invalidOf } from "./internal/topic.ts"
 import type * as Message from "./Message.ts"
 import * as Topic from "./Topic.ts"
 import { type Outgoing, type Published, Transport } from "./Transport.ts"
@@ -101,7 +103,7 @@ export class OutcomeUnknown extends Schema.Error<OutcomeUnknown>("@millrace/core
  * @category errors
  * @since 0.1.0
  */
-export const Reason = Schema.Union([
+export const PublishErrorReason = Schema.Union([
   Unencodable,
   TooLarge,
   Refused,
@@ -117,7 +119,16 @@ export const Reason = Schema.Union([
  * @category errors
  * @since 0.1.0
  */
-export type Reason = typeof Reason.Type
+export type PublishErrorReason = typeof PublishErrorReason.Type
+
+/**
+ * The former name of {@link PublishErrorReason}.
+ *
+ * @deprecated Use `PublishErrorReason`.
+ * @category errors
+ * @since 0.1.0
+ */
+export type Reason = PublishErrorReason
 
 /**
  * A message was not published, or may not have been.
@@ -128,7 +139,7 @@ export type Reason = typeof Reason.Type
 export class PublishError extends Schema.Error<PublishError>("@millrace/core/PublishError")({
   _tag: Schema.tag("PublishError"),
   topic: Schema.String,
-  reason: Reason
+  reason: PublishErrorReason
 }) {
   override get message(): string {
     return `publish to ${this.topic}: ${this.reason.message}`
@@ -138,16 +149,15 @@ export class PublishError extends Schema.Error<PublishError>("@millrace/core/Pub
 /**
  * Options of one publish.
  *
- * - `headers`: names are sent in lower case; `body`, `content-type` and `millrace-*` are refused
- * - `id`: the same id is taken once, on brokers that deduplicate and for as long as they do
- * - `delay`: not delivered before; default none. Refused where the broker has no delayed delivery
- *
  * @category models
  * @since 0.1.0
  */
 export interface PublishOptions {
+  /** Names are sent in lower case; `body`, `content-type` and `millrace-*` are refused. */
   readonly headers?: Message.Headers | undefined
+  /** The same id is stored once, on brokers that deduplicate and for as long as they do. */
   readonly id?: string | undefined
+  /** The message is not delivered before. Default none; refused where the broker has no delayed delivery. */
   readonly delay?: Duration.Input | undefined
 }
 
@@ -166,7 +176,7 @@ export const publish = <A, RD, RE>(
     outgoing(topic, value, options),
     (message) =>
       Transport.use((transport) =>
-        Effect.flatMap(transport.publish([message]), (results) => Effect.fromResult(results[0]!))
+        Effect.flatMap(send(transport, topic.name, [message]), (results) => Effect.fromResult(results[0]!))
       )
   )
 
@@ -190,17 +200,39 @@ export const publishAll = <A, RD, RE>(
     (messages) =>
       Arr.isReadonlyArrayNonEmpty(messages)
         ? Transport.use((transport) =>
-          Effect.flatMap(transport.publish(messages), (results) => Effect.fromResult(Result.all(results)))
+          Effect.flatMap(send(transport, topic.name, messages), (results) => Effect.fromResult(Result.all(results)))
         )
         : Effect.succeed([])
   )
 
+const refuse = ({ option, remedy, value }: Invalid) =>
+  new PublishError({
+    topic: option === "topic" ? String(value) : option,
+    reason: new InvalidOption({
+      option,
+      value: typeof value === "string" ? JSON.stringify(value) : String(value),
+      remedy
+    })
+  })
+
+/** The broker decides which names a topic may have. */
+const send = (
+  transport: Transport["Service"],
+  topic: string,
+  messages: Arr.NonEmptyReadonlyArray<Outgoing>
+): Effect.Effect<ReadonlyArray<Result.Result<Published, PublishError>>, PublishError> => {
+  const remedy = transport.nameRemedy("topic", topic)
+  return remedy === undefined
+    ? transport.publish(messages)
+    : Effect.fail(refuse({ option: "topic", value: topic, remedy }))
+}
+
 const isReserved = (name: string) => name === "body" || name === "content-type" || name.startsWith("millrace-")
 
 /**
- * Makes what `publish` sends, without sending it.
+ * Makes what `publish` sends, without sending it. Transports import it from `TransportAuthor`.
  *
- * @category constructors
+ * @category transport authors
  * @since 0.1.0
  */
 export const outgoing = <A, RD, RE>(
@@ -209,10 +241,10 @@ export const outgoing = <A, RD, RE>(
   options?: PublishOptions
 ): Effect.Effect<Outgoing, PublishError, RE> =>
   Effect.withFiber((fiber) => {
-    const badName = Topic.validateName("publish", topic.name)
-    if (badName !== undefined && badName.reason._tag === "InvalidOption") {
-      return Effect.fail(new PublishError({ topic: topic.name, reason: badName.reason }))
-    }
+    const invalid = Topic.isTopic(topic)
+      ? invalidOf(topic)
+      : { option: "topic", value: topic, remedy: "give a topic: Topic.make(name, { schema })" }
+    if (invalid !== undefined) return Effect.fail(refuse(invalid))
     const headers: Record<string, string> = Object.create(null)
     headers["content-type"] = topic.codec.contentType
     const span = Context.getOrUndefined(fiber.context, Tracer.ParentSpan)
@@ -249,9 +281,9 @@ export const outgoing = <A, RD, RE>(
   })
 
 /**
- * Reads the key back from the headers of a delivery.
+ * Reads the key back from the headers of a delivery. Transports import it from `TransportAuthor`.
  *
- * @category accessors
+ * @category transport authors
  * @since 0.1.0
  */
 export const keyOf = (headers: Message.Headers): string | undefined => {

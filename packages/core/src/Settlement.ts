@@ -41,6 +41,12 @@ export interface Retry {
   readonly _tag: "Retry"
   /** `undefined`: at once, or when the pipeline's schedule says. Never negative. */
   readonly after: Duration.Duration | undefined
+  /** Why, in one sentence: for logs, and for the dead letter if attempts run out. Absent: no reason was given. */
+  readonly reason?: string | undefined
+  /** Whether this retry is an attempt. Absent: it is. The engine settles uncounted ones itself, no transport sees them. */
+  readonly countsAttempt?: boolean | undefined
+  /** Whether the pipeline begins no other message in this process until `after` has passed. Absent: it goes on. */
+  readonly pausesPipeline?: boolean | undefined
 }
 
 /**
@@ -76,9 +82,8 @@ export class SettlementRequested extends Data.TaggedError("SettlementRequested")
   override get message(): string {
     const { settlement } = this
     if (settlement._tag === "Terminate") return settlement.reason
-    return settlement.after === undefined
-      ? "retry requested"
-      : `retry requested after ${Duration.format(settlement.after)}`
+    const when = settlement.after === undefined ? "" : ` after ${Duration.format(settlement.after)}`
+    return `retry requested${when}${settlement.reason === undefined ? "" : `: ${settlement.reason}`}`
   }
 }
 
@@ -112,16 +117,58 @@ export const ack: Ack = { _tag: "Ack" }
 export const release: Release = { _tag: "Release" }
 
 /**
+ * Options of {@link retry}.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface RetryOptions {
+  /** Why, in one sentence: for logs, and for the dead letter if attempts run out. */
+  readonly reason?: string | undefined
+  /**
+   * Whether this retry is an attempt. Default `true`. `false` is for a service that says when to come back (429 with
+   * `Retry-After`): the message waits `after` and runs again as the same attempt. One message may do so `uncounted` times
+   * (`Pipeline.retry`, default 100); from then on each one counts.
+   */
+  readonly countsAttempt?: boolean | undefined
+  /**
+   * Whether the pipeline begins no other message in this process until `after` has passed: for a limit that concerns all
+   * messages, not this one. Default `false`. Handlers that run go on.
+   */
+  readonly pausesPipeline?: boolean | undefined
+}
+
+/**
  * Requests another attempt, after `after` or when the pipeline's schedule says. A negative duration means now.
+ *
+ * **Example** (A service that is overloaded)
+ *
+ * ```ts
+ * import { Pipeline, Settlement, Topic } from "@millrace/core"
+ * import { Schema } from "effect"
+ *
+ * const Prompts = Topic.make("prompts", { schema: Schema.Struct({ text: Schema.String }) })
+ * export const answering = Pipeline.from(Prompts, { group: "answers" }).pipe(
+ *   Pipeline.mapPromise(async ({ text }, { signal }) => {
+ *     const response = await fetch("https://model.example/v1", { method: "POST", body: text, signal })
+ *     if (response.status === 429) {
+ *       const seconds = Number(response.headers.get("retry-after") ?? 10)
+ *       throw Settlement.retry(`${seconds} seconds`, { reason: "429", countsAttempt: false, pausesPipeline: true })
+ *     }
+ *     return await response.text()
+ *   })
+ * )
+ * ```
  *
  * @category constructors
  * @since 0.1.0
  */
-export const retry = (after?: Duration.Input): SettlementRequested =>
+export const retry = (after?: Duration.Input, options?: RetryOptions): SettlementRequested =>
   new SettlementRequested({
     settlement: {
       _tag: "Retry",
-      after: after === undefined ? undefined : Duration.max(Duration.zero, Duration.fromInputUnsafe(after))
+      after: after === undefined ? undefined : Duration.max(Duration.zero, Duration.fromInputUnsafe(after)),
+      ...options
     }
   })
 

@@ -4,13 +4,18 @@
  * @since 0.1.0
  */
 import { type Pipeable, pipeArguments } from "effect/Pipeable"
-import type * as Schema from "effect/Schema"
+import * as Predicate from "effect/Predicate"
+import * as Schema from "effect/Schema"
+import type { StandardSchemaV1 } from "effect/StandardSchema"
 import type * as Types from "effect/Types"
 import * as Codec from "./Codec.ts"
+import type { Hint } from "./internal/hint.ts"
+import { type Invalid, unknownOption } from "./internal/invalid.ts"
+import { InvalidId, isTopic as isTopicInternal, TypeId } from "./internal/topic.ts"
 import type * as Message from "./Message.ts"
 import { invalidOption, type TransportError } from "./TransportError.ts"
 
-const TypeId = "~@millrace/core/Topic"
+type TypeId = typeof TypeId
 
 /**
  * Chooses the key of a value: messages of one key keep their order under `Pipeline.concurrency({ max, key })`.
@@ -28,8 +33,11 @@ export type Key<A> = ((value: A) => string | undefined) | undefined
  */
 export interface Topic<in out A, out RD = never, out RE = never> extends Pipeable {
   readonly [TypeId]: Types.Invariant<A>
+  /** The Redis stream, the JetStream subject, or the name in memory. */
   readonly name: string
+  /** How a value becomes bytes and comes back. */
   readonly codec: Codec.Codec<A, RD, RE>
+  /** The key of a value, where the topic has one. */
   readonly key: Key<A>
 }
 
@@ -40,15 +48,22 @@ export interface Topic<in out A, out RD = never, out RE = never> extends Pipeabl
  * @since 0.1.0
  */
 export interface TopicWithHeaders<in out A, in out H, out RD = never, out RE = never> extends Topic<A, RD, RE> {
+  /** The schema of the headers. */
   readonly headers: Schema.ConstraintCodec<H, Message.Headers>
 }
+
+type MustBeName<N> = N extends "" ? Hint<"a topic name has at least one character"> : unknown
+type MustBeKey<K> = K extends string | undefined ? unknown
+  : Hint<"a key is a string: convert it, as in String(value.id)">
 
 /**
  * Declares a topic. `schema` is JSON through that schema; anything else is a `codec`.
  *
  * **Details**
  *
- * A name is made of letters, digits and `_ . -`; another one fails with a typed error when the topic is first used.
+ * `schema` is a schema of Effect, or of any library with Standard Schema (zod, valibot, arktype): see
+ * {@link Codec.standard} for what such a schema must be. The broker decides which names a topic may have; a name that it
+ * cannot take, and any other bad input, is a typed error when the topic is first used. Declaring never throws.
  *
  * **Example** (Declaring a topic)
  *
@@ -65,34 +80,116 @@ export interface TopicWithHeaders<in out A, in out H, out RD = never, out RE = n
  * @since 0.1.0
  */
 export const make: {
-  <S extends Schema.Constraint, H>(name: string, options: {
+  /**
+   * Declares a topic. `schema` is JSON through that schema; anything else is a `codec`.
+   *
+   * **Details**
+   *
+   * `schema` is a schema of Effect, or of any library with Standard Schema (zod, valibot, arktype): see
+   * {@link Codec.standard} for what such a schema must be. The broker decides which names a topic may have; a name that it
+   * cannot take, and any other bad input, is a typed error when the topic is first used. Declaring never throws.
+   */
+  <A, RD, RE, const N extends string, K = undefined>(name: N & MustBeName<N>, options: {
+    /** Anything but JSON: fields, text, bytes, or a codec of your own. */
+    readonly codec: Codec.Codec<A, RD, RE>
+    /** Messages of one key keep their order under `Pipeline.concurrency({ max, key })`. */
+    readonly key?: ((value: NoInfer<A>) => K & MustBeKey<K>) | undefined
+  }): Topic<A, RD, RE>
+  /**
+   * Declares a topic. `schema` is JSON through that schema; anything else is a `codec`.
+   *
+   * **Details**
+   *
+   * `schema` is a schema of Effect, or of any library with Standard Schema (zod, valibot, arktype): see
+   * {@link Codec.standard} for what such a schema must be. The broker decides which names a topic may have; a name that it
+   * cannot take, and any other bad input, is a typed error when the topic is first used. Declaring never throws.
+   */
+  <S extends StandardSchemaV1<any, any>, const N extends string, K = undefined>(name: N & MustBeName<N>, options: {
+    /** A schema of zod, valibot, arktype or another library with Standard Schema. */
+    readonly schema: S extends Schema.Constraint ? never : S
+    /** Messages of one key keep their order under `Pipeline.concurrency({ max, key })`. */
+    readonly key?: ((value: StandardSchemaV1.InferOutput<S>) => K & MustBeKey<K>) | undefined
+  }): Topic<StandardSchemaV1.InferOutput<S>>
+  /**
+   * Declares a topic. `schema` is JSON through that schema; anything else is a `codec`.
+   *
+   * **Details**
+   *
+   * `schema` is a schema of Effect, or of any library with Standard Schema (zod, valibot, arktype): see
+   * {@link Codec.standard} for what such a schema must be. The broker decides which names a topic may have; a name that it
+   * cannot take, and any other bad input, is a typed error when the topic is first used. Declaring never throws.
+   */
+  <S extends Schema.Constraint, H, const N extends string, K = undefined>(name: N & MustBeName<N>, options: {
+    /** The schema of the value; JSON on the wire. */
     readonly schema: S
-    readonly key?: Key<S["Type"]>
+    /** Messages of one key keep their order under `Pipeline.concurrency({ max, key })`. */
+    readonly key?: ((value: S["Type"]) => K & MustBeKey<K>) | undefined
+    /** The schema of the headers; handlers read `message.typedHeaders`. */
     readonly headers: Schema.ConstraintCodec<H, Message.Headers>
   }): TopicWithHeaders<S["Type"], H, S["DecodingServices"], S["EncodingServices"]>
-  <S extends Schema.Constraint>(name: string, options: {
+  /**
+   * Declares a topic. `schema` is JSON through that schema; anything else is a `codec`.
+   *
+   * **Details**
+   *
+   * `schema` is a schema of Effect, or of any library with Standard Schema (zod, valibot, arktype): see
+   * {@link Codec.standard} for what such a schema must be. The broker decides which names a topic may have; a name that it
+   * cannot take, and any other bad input, is a typed error when the topic is first used. Declaring never throws.
+   */
+  <S extends Schema.Constraint, const N extends string, K = undefined>(name: N & MustBeName<N>, options: {
+    /** The schema of the value; JSON on the wire. */
     readonly schema: S
-    readonly key?: Key<S["Type"]>
+    /** Messages of one key keep their order under `Pipeline.concurrency({ max, key })`. */
+    readonly key?: ((value: S["Type"]) => K & MustBeKey<K>) | undefined
   }): Topic<S["Type"], S["DecodingServices"], S["EncodingServices"]>
-  <A, RD, RE>(name: string, options: {
-    readonly codec: Codec.Codec<A, RD, RE>
-    readonly key?: Key<NoInfer<A>>
-  }): Topic<A, RD, RE>
-} = (name: string, options: {
-  readonly schema?: Schema.Constraint
-  readonly codec?: Codec.Codec<any, any, any>
-  readonly key?: Key<any>
-  readonly headers?: Schema.ConstraintCodec<any, Message.Headers>
-}): any => ({
-  [TypeId]: (_: never) => _,
-  name,
-  codec: options.schema === undefined ? options.codec : Codec.json(options.schema),
-  key: options.key,
-  headers: options.headers,
-  pipe() {
-    return pipeArguments(this, arguments)
+} = (name: string, options: any): any => {
+  const invalid = invalidTopic(name, options)
+  return {
+    [TypeId]: (_: never) => _,
+    [InvalidId]: invalid,
+    name,
+    codec: options?.codec ?? codecOf(options?.schema),
+    key: options?.key,
+    headers: options?.headers,
+    pipe() {
+      return pipeArguments(this, arguments)
+    }
   }
-})
+}
+
+const isStandard = (u: unknown): u is StandardSchemaV1<any, any> => Predicate.hasProperty(u, "~standard")
+
+const codecOf = (schema: unknown): Codec.Codec<any, any, any> =>
+  Schema.isSchema(schema)
+    ? Codec.json(schema)
+    : isStandard(schema)
+    ? Codec.standard(schema)
+    : Codec.json(Schema.Unknown)
+
+const invalidTopic = (name: unknown, options: any): Invalid | undefined => {
+  const remedy = "give { schema }, or { codec } for anything but JSON"
+  if (typeof name !== "string" || name === "") {
+    return { option: "topic", value: name, remedy: "a topic name is a text of at least one character" }
+  }
+  const unknown = unknownOption(`topic ${name}`, options, ["schema", "codec", "key", "headers"])
+  if (unknown !== undefined) return unknown
+  if (options.codec !== undefined) {
+    return typeof options.codec?.decode === "function"
+      ? undefined
+      : { option: `topic ${name}: codec`, value: options.codec, remedy: "give a Codec, such as Codec.text" }
+  }
+  return Schema.isSchema(options.schema) || isStandard(options.schema)
+    ? undefined
+    : { option: `topic ${name}: schema`, value: options.schema, remedy }
+}
+
+/**
+ * Tells topics from other values. Never throws.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isTopic = (u: unknown): u is Topic<unknown, unknown, unknown> => isTopicInternal(u)
 
 /**
  * Says why a topic cannot have this name, if it cannot.

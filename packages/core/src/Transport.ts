@@ -47,7 +47,7 @@ export interface Delivery extends Codec.Wire {
   readonly publishedAt: number
   /**
    * When this retry may run, in milliseconds since the epoch, if that is not now: only where the subscription is
-   * `ordered`. The engine waits.
+   * `ordered`. The engine waits; a release before that instant keeps it.
    */
   readonly due?: number | undefined
   /** When its first retry was requested, in whatever process: kept with the retry. Absent where that is not known. */

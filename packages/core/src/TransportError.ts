@@ -115,7 +115,14 @@ export class Interrupted extends Schema.Error<Interrupted>("@millrace/core/Trans
  * @category errors
  * @since 0.1.0
  */
-export const Reason = Schema.Union([InvalidOption, Unreachable, Unauthorized, Mismatch, Unsupported, Interrupted])
+export const TransportErrorReason = Schema.Union([
+  InvalidOption,
+  Unreachable,
+  Unauthorized,
+  Mismatch,
+  Unsupported,
+  Interrupted
+])
 
 /**
  * The reasons of a {@link TransportError}.
@@ -123,7 +130,16 @@ export const Reason = Schema.Union([InvalidOption, Unreachable, Unauthorized, Mi
  * @category errors
  * @since 0.1.0
  */
-export type Reason = typeof Reason.Type
+export type TransportErrorReason = typeof TransportErrorReason.Type
+
+/**
+ * The former name of {@link TransportErrorReason}.
+ *
+ * @deprecated Use `TransportErrorReason`.
+ * @category errors
+ * @since 0.1.0
+ */
+export type Reason = TransportErrorReason
 
 /**
  * The one error a running pipeline can end with: every handler failure ends in a settlement instead.
@@ -134,7 +150,7 @@ export type Reason = typeof Reason.Type
 export class TransportError extends Schema.Error<TransportError>("@millrace/core/TransportError")({
   _tag: Schema.tag("TransportError"),
   transport: Schema.String,
-  reason: Reason
+  reason: TransportErrorReason
 }) {
   override get message(): string {
     return `${this.transport}: ${this.reason.message}`

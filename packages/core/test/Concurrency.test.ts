@@ -27,7 +27,7 @@ const simulate = (
     const end = now + length
     servers = Array.from({ length: is.capacity }, (_, i) => servers[i] ?? now)
     while (now < end) {
-      while (limit.tryTake()) {
+      while (limit.tryTakeUnsafe()) {
         const free = servers.reduce((best, at, i) => at < servers[best]! ? i : best, 0)
         const begins = Math.max(now, servers[free]!)
         const latency = begins + is.service * (0.9 + 0.2 * next()) - now
@@ -42,8 +42,8 @@ const simulate = (
       const [done] = ends.splice(first, 1)
       now = done!.at
       if (!done!.failed) good++
-      limit.observe?.({ endedAt: now, latency: done!.latency, failed: done!.failed })
-      limit.release()
+      limit.sampleUnsafe?.({ endedAt: now, latency: done!.latency, failed: done!.failed })
+      limit.releaseUnsafe()
       limits.push(limit.max)
     }
   }
@@ -51,7 +51,7 @@ const simulate = (
 }
 
 const bestFixed = (phases: Parameters<typeof simulate>[1]) =>
-  Math.max(...[1, 4, 8, 16, 20, 24, 32, 40, 48, 64, 128].map((max) => simulate(Concurrency.shared(max), phases).good))
+  Math.max(...[1, 4, 8, 16, 20, 24, 32, 40, 48, 64, 128].map((max) => simulate(Concurrency.make(max), phases).good))
 
 const algorithms = {
   aimd: () => LimitAlgorithm.aimd({ latency: 300 }),
@@ -61,7 +61,7 @@ const algorithms = {
 for (const [name, algorithm] of Object.entries(algorithms)) {
   describe(`adaptive, ${name}`, () => {
     const adaptive = (options?: { readonly max?: number }) =>
-      Concurrency.adaptive({ max: options?.max ?? 128, algorithm: algorithm(), eventLoopDelay: Infinity })
+      Concurrency.makeAdaptive({ max: options?.max ?? 128, algorithm: algorithm(), eventLoopDelay: Infinity })
 
     it("goodput is at least 95 % of the best fixed limit: latency 10 to 200 ms", () => {
       const phases = [
@@ -119,15 +119,15 @@ for (const [name, algorithm] of Object.entries(algorithms)) {
     it("does not grow while it is not used", () => {
       const limit = adaptive()
       for (let i = 0; i < 10_000; i++) {
-        limit.tryTake()
-        limit.observe!({ endedAt: i * 20, latency: 10, failed: false })
-        limit.release()
+        limit.tryTakeUnsafe()
+        limit.sampleUnsafe!({ endedAt: i * 20, latency: 10, failed: false })
+        limit.releaseUnsafe()
       }
       assert.isAtMost(limit.max, 3)
     })
 
     it("stays within its bounds", () => {
-      const limit = Concurrency.adaptive({ min: 4, max: 16, algorithm: algorithm(), eventLoopDelay: Infinity })
+      const limit = Concurrency.makeAdaptive({ min: 4, max: 16, algorithm: algorithm(), eventLoopDelay: Infinity })
       assert.strictEqual(limit.max, 4)
       const { limits } = simulate(limit, [
         { for: 30_000, is: { capacity: 100, service: 10 } },

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Codec, type Message, Pipeline, Publisher, Settlement, Topic } from "@millrace/core"
+import { Codec, type Message, Pipeline, Publisher, Settlement, Topic, type Transport } from "@millrace/core"
 import { TestHarness } from "@millrace/testing"
 import { Cause, Context, Data, Deferred, Duration, Effect, Exit, Fiber, Result, Schedule, Schema } from "effect"
 import { TestClock } from "effect/testing"
@@ -385,13 +385,13 @@ describe("drain", () => {
 })
 
 describe("bad input", () => {
-  const start = <M extends Message.Any, A, E, R>(pipeline: Pipeline.Pipeline<M, A, E, R>) =>
+  const start = <M extends Message.Any, A, E>(pipeline: Pipeline.Pipeline<M, A, E, Transport.Transport>) =>
     Effect.flip(Effect.scoped(Pipeline.start(pipeline)))
 
   it.effect("names option, value and remedy", () =>
     Effect.gen(function*() {
       const cases = [
-        [Pipeline.from(Topic.make("", { schema: Order }), { group: "g" }), "topic is \"\""],
+        [Pipeline.from(Topic.make("" as string, { schema: Order }), { group: "g" }), "topic is \"\""],
         [Pipeline.from(Topic.make("or ders", { schema: Order }), { group: "g" }), "topic is \"or ders\""],
         [Pipeline.from(Orders, { group: "" }), "group is \"\""],
         [Pipeline.from(Orders, { group: "a.b" }), "group is \"a.b\""],

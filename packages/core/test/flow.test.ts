@@ -203,8 +203,8 @@ describe("under failure", () => {
   const modes: Record<string, Parameters<typeof Pipeline.concurrency<Message.Message<number>>>[0]> = {
     "one at a time": 1,
     "a number": 8,
-    "a shared limit": Concurrency.shared(8),
-    "an adaptive limit": Concurrency.adaptive({ min: 2, max: 8, eventLoopDelay: Infinity }),
+    "a shared limit": Concurrency.make(8),
+    "an adaptive limit": Concurrency.makeAdaptive({ min: 2, max: 8, eventLoopDelay: Infinity }),
     "by key": { max: 8, key: ({ value }) => `${value % 10}` }
   }
   for (const [name, mode] of Object.entries(modes)) {
@@ -250,7 +250,7 @@ describe("under failure", () => {
 
   it.effect("a shared limit: what waits for its retry holds no slot of the neighbour's", () =>
     Effect.gen(function*() {
-      const limit = Concurrency.shared(4)
+      const limit = Concurrency.make(4)
       const failing = yield* Pipeline.start(
         from.pipe(
           Pipeline.tap(() => Effect.fail("always")),
@@ -273,7 +273,7 @@ describe("under failure", () => {
   it.effect("an adaptive limit: falls while handlers fail, grows when they succeed again, and loses none", () =>
     Effect.gen(function*() {
       let isDown = false
-      const limit = Concurrency.adaptive({ max: 16, eventLoopDelay: Infinity })
+      const limit = Concurrency.makeAdaptive({ max: 16, eventLoopDelay: Infinity })
       const running = yield* Pipeline.start(
         from.pipe(
           Pipeline.tap(() =>

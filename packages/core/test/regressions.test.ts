@@ -51,7 +51,7 @@ class Hand {
   pulling = 0
   withdrawn = 0
   wake: (() => void) | undefined
-  limit = Concurrency.shared(Infinity)
+  limit = Concurrency.make(Infinity)
   extendTakes: Duration.Input = 0
   settle: Transport.Subscription["settle"] = (batch) =>
     Effect.sync(() => {
@@ -603,7 +603,7 @@ describe("functions that throw", () => {
     let n = 0
     return Effect.gen(function*() {
       const hand = new Hand()
-      const limit = Concurrency.adaptive({
+      const limit = Concurrency.makeAdaptive({
         min: 1,
         max: 4,
         window: 0,
@@ -653,12 +653,12 @@ describe("suspects", () => {
   it.effect("a suspect that finds no permit when it may run alone stalls the pipeline for ever", () =>
     Effect.gen(function*() {
       const hand = new Hand()
-      const limit = Concurrency.shared(1)
-      assert.isTrue(limit.tryTake()) // another pipeline's handler
+      const limit = Concurrency.make(1)
+      assert.isTrue(limit.tryTakeUnsafe()) // another pipeline's handler
       const { running } = yield* on(hand, (from) => from.pipe(Pipeline.concurrency(limit)))
       hand.deliver(delivery(1, { suspect: true, attempt: 2 }))
       yield* turns
-      limit.release()
+      limit.releaseUnsafe()
       yield* adjust("1 minute")
       assert.strictEqual((yield* running.counts).handled, 1)
     }))
@@ -849,7 +849,7 @@ describe("demand", () => {
     Effect.gen(function*() {
       const hand = new Hand()
       const { running } = yield* on(hand, (from) => from.pipe(Pipeline.mapPromise(() => never())), { prefetch: 0 })
-      running.limit.resize(100)
+      running.limit.resizeUnsafe(100)
       hand.deliver(...Array.from({ length: 200 }, (_, i) => delivery(i)))
       yield* turns
       const { running: begun, waiting } = yield* running.owned
@@ -860,7 +860,7 @@ describe("demand", () => {
     Effect.gen(function*() {
       const hand = new Hand()
       const { running } = yield* on(hand, (from) => from)
-      running.limit.resize(Infinity)
+      running.limit.resizeUnsafe(Infinity)
       hand.deliver(delivery(1))
       yield* turns
       assert.isTrue(hand.asked.every(Number.isSafeInteger), hand.asked.join())
@@ -869,7 +869,7 @@ describe("demand", () => {
   it.effect("a pipeline takes what the layer's shared limit gives it no permit for", () =>
     Effect.gen(function*() {
       const hand = new Hand()
-      hand.limit.resize(1)
+      hand.limit.resizeUnsafe(1)
       const { running } = yield* on(
         hand,
         (from) => from.pipe(Pipeline.mapPromise(() => never()), Pipeline.concurrency(64)),
@@ -1181,7 +1181,7 @@ describe("second round", () => {
     Effect.gen(function*() {
       const hand = new Hand()
       const other = new Hand()
-      const limit = Concurrency.shared(1)
+      const limit = Concurrency.make(1)
       const a = yield* on(
         hand,
         (from) => from.pipe(Pipeline.tap(() => Effect.sleep("1 second")), Pipeline.concurrency(limit))

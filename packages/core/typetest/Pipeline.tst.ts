@@ -61,20 +61,26 @@ describe("the program on the front page", () => {
         Transport.Transport
       >
     >()
-    expect(Pipeline.run(payments)).type.toBe<Effect.Effect<never, TransportError.TransportError, Transport.Transport>>()
+    expect(Pipeline.run(payments)).type.toBeAssignableTo<
+      Effect.Effect<never, TransportError.TransportError, Transport.Transport>
+    >()
   })
 
   test("runs in every way", () => {
-    expect(Pipeline.start(payments)).type.toBe<
-      Effect.Effect<Pipeline.Running, TransportError.TransportError, Transport.Transport | Scope.Scope>
+    expect(Pipeline.start(payments)).type.toBeAssignableTo<
+      Effect.Effect<
+        Pipeline.Running,
+        TransportError.TransportError,
+        Transport.Transport | Scope.Scope
+      >
     >()
-    expect(Pipeline.toLayer(payments)).type.toBe<
+    expect(Pipeline.toLayer(payments)).type.toBeAssignableTo<
       Layer.Layer<never, TransportError.TransportError, Transport.Transport>
     >()
-    expect(Pipeline.runAll([payments, source.pipe(Pipeline.mapEffect(charge_))])).type.toBe<
+    expect(Pipeline.runAll([payments, source.pipe(Pipeline.mapEffect(charge_))])).type.toBeAssignableTo<
       Effect.Effect<never, TransportError.TransportError, Transport.Transport | Bank>
     >()
-    expect(Layer.launch(Pipeline.toLayer(payments))).type.toBe<
+    expect(Layer.launch(Pipeline.toLayer(payments))).type.toBeAssignableTo<
       Effect.Effect<never, TransportError.TransportError, Transport.Transport>
     >()
   })
@@ -82,7 +88,9 @@ describe("the program on the front page", () => {
   test("the scope of an attempt is not asked of the caller", () => {
     const scoped = source.pipe(Pipeline.mapEffect(() => Effect.acquireRelease(Effect.succeed(1), () => Effect.void)))
     expect<Pipeline.Services<typeof scoped>>().type.toBe<Transport.Transport | Scope.Scope>()
-    expect(Pipeline.run(scoped)).type.toBe<Effect.Effect<never, TransportError.TransportError, Transport.Transport>>()
+    expect(Pipeline.run(scoped)).type.toBeAssignableTo<
+      Effect.Effect<never, TransportError.TransportError, Transport.Transport>
+    >()
   })
 })
 
@@ -151,7 +159,7 @@ describe("steps", () => {
     const late = source.pipe(
       Pipeline.mapEffect((order) => order.total < 0 ? Settlement.retry("5 seconds") : Effect.succeed(order))
     )
-    expect(late).type.toBe<Source<Order, Settlement.Retry>>()
+    expect(late).type.toBe<Source<Order, Settlement.SettlementRequested>>()
   })
 
   test("mapPromise", () => {
@@ -174,7 +182,7 @@ describe("steps", () => {
     const note = () => Effect.flatMap(Clerk, ({ note }) => note)
     expect(source.pipe(Pipeline.tap(note))).type.toBe<Source<Order, never, Clerk>>()
     expect(Pipeline.tap(source, note)).type.toBe<Source<Order, never, Clerk>>()
-    // @ts-expect-error Type 'void' is not assignable to type 'Effect<
+    // @ts-expect-error "this returns no Effect: return one, such as Effect.sync(() => …)"
     source.pipe(Pipeline.tap(console.log))
   })
 

@@ -20,7 +20,7 @@ test("a pipeline that says nothing of a broker runs on each", () => {
   runs(portable.pipe(Effect.provide(redis)))
   runs(portable.pipe(Effect.provide(nats)))
   runs(portable.pipe(Effect.provide(memory)))
-  // @ts-expect-error Type 'Transport' is not assignable to type 'never'
+  // @ts-expect-error Type 'Transport & Hint<"no Layer provides this service
   runs(portable)
 })
 
@@ -30,16 +30,16 @@ describe("what only Redis has compiles against Redis only", () => {
       Pipeline.from(Orders, { group: "g" }).pipe(Pipeline.tap((_, message) => RedisStreams.remove(message)))
     )
     runs(removing.pipe(Effect.provide(redis)))
-    // @ts-expect-error Type 'RedisStreams' is not assignable to type 'never'
+    // @ts-expect-error Type 'RedisStreams & Hint<"no Layer provides this service
     runs(removing.pipe(Effect.provide(nats)))
-    // @ts-expect-error Type 'RedisStreams' is not assignable to type 'never'
+    // @ts-expect-error Type 'RedisStreams & Hint<"no Layer provides this service
     runs(removing.pipe(Effect.provide(memory)))
   })
 
   test("removeOnSuccess", () => {
     const removing = Pipeline.run(Pipeline.from(Orders, { group: "g" }).pipe(RedisStreams.removeOnSuccess))
     runs(removing.pipe(Effect.provide(redis)))
-    // @ts-expect-error Type 'RedisStreams' is not assignable to type 'never'
+    // @ts-expect-error Type 'RedisStreams & Hint<"no Layer provides this service
     runs(removing.pipe(Effect.provide(nats)))
   })
 
@@ -47,9 +47,9 @@ describe("what only Redis has compiles against Redis only", () => {
     const source = RedisStreams.from(Orders, { group: "g", startFrom: "1690000000000-0", block: "1 second" })
     expect(source).type.toBe<Pipeline.Open<Message.Message<Order>, Order, never, RedisStreams.RedisStreams>>()
     runs(Pipeline.run(source).pipe(Effect.provide(redis)))
-    // @ts-expect-error Type 'RedisStreams' is not assignable to type 'never'
+    // @ts-expect-error Type 'RedisStreams & Hint<"no Layer provides this service
     runs(Pipeline.run(source).pipe(Effect.provide(memory)))
-    // @ts-expect-error Type 'RedisStreams' is not assignable to type 'never'
+    // @ts-expect-error Type 'RedisStreams & Hint<"no Layer provides this service
     runs(Pipeline.run(source).pipe(Effect.provide(nats)))
   })
 })
@@ -60,9 +60,9 @@ describe("what only JetStream has compiles against JetStream only", () => {
       Pipeline.from(Orders, { group: "g" }).pipe(Pipeline.tap((_, message) => JetStream.ackSync(message)))
     )
     runs(confirming.pipe(Effect.provide(nats)))
-    // @ts-expect-error Type 'JetStream' is not assignable to type 'never'
+    // @ts-expect-error Type 'JetStream & Hint<"no Layer provides this service
     runs(confirming.pipe(Effect.provide(redis)))
-    // @ts-expect-error Type 'JetStream' is not assignable to type 'never'
+    // @ts-expect-error Type 'JetStream & Hint<"no Layer provides this service
     runs(confirming.pipe(Effect.provide(memory)))
   })
 
@@ -73,9 +73,9 @@ describe("what only JetStream has compiles against JetStream only", () => {
       return params.region
     }))
     runs(Pipeline.run(source).pipe(Effect.provide(nats)))
-    // @ts-expect-error Type 'JetStream' is not assignable to type 'never'
+    // @ts-expect-error Type 'JetStream & Hint<"no Layer provides this service
     runs(Pipeline.run(source).pipe(Effect.provide(redis)))
-    // @ts-expect-error Type 'JetStream' is not assignable to type 'never'
+    // @ts-expect-error Type 'JetStream & Hint<"no Layer provides this service
     runs(Pipeline.run(source).pipe(Effect.provide(memory)))
   })
 })
@@ -91,7 +91,7 @@ test("JetStream.to crosses brokers: Redis in, NATS out, with both layers", () =>
     >
   >()
   runs(Pipeline.run(crossing).pipe(Effect.provide([redis, nats])))
-  // @ts-expect-error Type 'JetStream' is not assignable to type 'never'
+  // @ts-expect-error Type 'JetStream & Hint<"no Layer provides this service
   runs(Pipeline.run(crossing).pipe(Effect.provide(redis)))
 })
 

@@ -262,7 +262,7 @@ const make = Effect.fnUntraced(function*(
       ownership: true,
       maxBody: undefined
     },
-    limit: Concurrency.shared(concurrency),
+    limit: Concurrency.make(concurrency),
     subscribe: (wish) => subscribe(connection, declaring, mayKeepNotes, inboxPrefix, wish),
     declare,
     publish: publishOnce,

@@ -83,7 +83,7 @@ export const make: (
           ownership: true,
           maxBody: undefined
         },
-        limit: Concurrency.isLimit(concurrency) ? concurrency : Concurrency.shared(concurrency ?? Infinity),
+        limit: Concurrency.isLimit(concurrency) ? concurrency : Concurrency.make(concurrency ?? Infinity),
         subscribe: yield* subscribe.make(server, maintenance),
         nameRemedy: subscribe.nameRemedy,
         declare: (topic) => groups.verify(server, keyOf(topic)),

@@ -156,7 +156,7 @@ const makeRedis = (kind: "redis" | "valkey", options: RedisOptions | undefined) 
  * 1. A Docker engine that answers, with the image of the release line (through `testcontainers`; no other image is
  *    needed). An image that is neither there nor to be pulled is reported, and the search goes on.
  * 2. `redis-server` on `PATH`, if it is what was asked for.
- * 3. Inside the Millrace repository, servers of several versions fetched by `scripts/get-servers.sh`.
+ * 3. On Debian and its relatives, servers of several versions, fetched from the packages of the operating system.
  *
  * What was asked for is `"newest"` when nothing is said. With containers, newest and oldest are the ends of the range
  * that Millrace is tested against (Redis 8.6 to 7.0, Valkey 9.1 to 8.1, NATS 2.15 to 2.9). With programs they are the

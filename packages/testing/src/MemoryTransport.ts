@@ -105,7 +105,7 @@ export const make = (options?: Options): Effect.Effect<MemoryTransport["Service"
       maxBody: options?.maxBody ?? 1_048_576,
       history: options?.history ?? false
     })
-    const limit = Concurrency.shared(options?.concurrency ?? Infinity)
+    const limit = Concurrency.make(options?.concurrency ?? Infinity)
     return MemoryTransport.of({
       connect: connect(broker, limit),
       groups: Effect.sync(() => [...broker.topics.values()].flatMap((topic) => [...topic.groups.values()].map(state))),

@@ -13,7 +13,7 @@ export class Permits implements Permit {
     this.own = own
     this.common = common
     this.on = on
-    const listeners = [own.onResize(on.onResize), common.onResize(on.onResize)]
+    const listeners = [own.onResizeUnsafe(on.onResize), common.onResizeUnsafe(on.onResize)]
     this.cancelResize = () => listeners.forEach((cancel) => cancel())
   }
 
@@ -23,22 +23,22 @@ export class Permits implements Permit {
 
   /** Takes a permit; without a free one, `onFree` is called when there may be one. */
   take(): boolean {
-    if (!this.own.tryTake()) return this.waitFor(this.own)
-    if (!this.common.tryTake()) {
-      this.own.release()
+    if (!this.own.tryTakeUnsafe()) return this.waitFor(this.own)
+    if (!this.common.tryTakeUnsafe()) {
+      this.own.releaseUnsafe()
       return this.waitFor(this.common)
     }
     return true
   }
 
   readonly release = (): void => {
-    this.common.release()
-    this.own.release()
+    this.common.releaseUnsafe()
+    this.own.releaseUnsafe()
   }
 
   private waitFor(limit: Limit): false {
     this.cancelWait?.()
-    this.cancelWait = limit.onFree(() => {
+    this.cancelWait = limit.onFreeUnsafe(() => {
       this.cancelWait = undefined
       this.on.onFree()
     })

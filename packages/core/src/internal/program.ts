@@ -8,6 +8,7 @@ import type * as Concurrency from "../Concurrency.ts"
 import type * as Message from "../Message.ts"
 import type * as Topic from "../Topic.ts"
 import type * as Transport from "../Transport.ts"
+import type { Invalid } from "./invalid.ts"
 
 /**
  * What a pipeline holds, without its types: those are `Pipeline.ts`'s promise to its users and end here.
@@ -17,6 +18,8 @@ export interface Program {
   readonly source: Source
   readonly steps: ReadonlyArray<Step>
   readonly policies: Policies
+  /** Input that cannot work: starting fails with it. */
+  readonly invalid?: Invalid | undefined
 }
 
 export interface Source {
@@ -92,6 +95,8 @@ export interface Retry {
   readonly times: number
   readonly schedule: Schedule.Schedule<unknown, unknown, never, never>
   readonly while: ((error: never, message: never) => boolean) | undefined
+  /** How many retries with `countsAttempt: false` a message may ask for before they count. */
+  readonly uncounted: number
 }
 
 export interface Policies {

@@ -13,7 +13,7 @@ import type { Retry } from "./program.ts"
 /** 1 s, 6.7 s, 45 s, 5 min: five attempts over about six minutes. */
 export const defaultSchedule = Schedule.exponential(Duration.seconds(1), Math.cbrt(300)).pipe(Schedule.jittered)
 
-export const defaultRetry: Retry = { times: 4, schedule: defaultSchedule, while: undefined }
+export const defaultRetry: Retry = { times: 4, schedule: defaultSchedule, while: undefined, uncounted: 100 }
 
 /** How many attempts a policy allows. */
 export const allowedAttempts = (policy: Retry): number => policy.times + 1

@@ -177,7 +177,7 @@ export class Run {
       const expire = (attempt: Attempt) => this.handler.timedOut(attempt, index)
       return [index, new Deadlines(number, duration, context, () => this.now(), expire)]
     }))
-    this.isTimed = meter !== undefined || this.limit.observe !== undefined || this.deadlines.size > 0
+    this.isTimed = meter !== undefined || this.limit.sampleUnsafe !== undefined || this.deadlines.size > 0
     this.handler = new Handler({
       operations,
       codec: source.topic.codec,
@@ -313,7 +313,7 @@ export class Run {
     this.ownership.pulled(this.buffered === 0)
     this.prefetch.sampled(deliveries[0].body.byteLength)
     for (const delivery of deliveries) {
-      if (delivery.redelivered && this.retries.size > 0) this.retries.seen(delivery.id)
+      if (delivery.redelivered) this.redelivered(delivery)
       const attempt = new Attempt(this.shared, delivery)
       if (!this.accepts(attempt)) this.outcomes.releaseUnbegun(attempt)
       else if (this.keys === undefined || !isFor(delivery, this.shared.group)) this.enqueue(attempt)
@@ -321,6 +321,14 @@ export class Run {
       else if (this.keys.admit(attempt)) this.enqueue(attempt)
     }
     this.dispatcher.pump()
+  }
+
+  private redelivered({ id, origin }: Delivery): void {
+    this.retries.seen(id)
+    // The lease of an attempt that is still here has ended, and no peer has taken the message.
+    for (const attempt of this.held()) {
+      if (attempt.delivery.id === id && attempt.delivery.origin === origin) return this.lost(attempt)
+    }
   }
 
   /** Isolated suspects beyond the demand, and whatever arrives beside one that runs alone, are released. */
@@ -496,10 +504,10 @@ export class Run {
   }
 
   private observeLimit(attempt: Attempt): void {
-    if (this.limit.observe === undefined || attempt.startedAt === 0) return
+    if (this.limit.sampleUnsafe === undefined || attempt.startedAt === 0) return
     const endedAt = this.now()
     try {
-      this.limit.observe({ endedAt, latency: endedAt - attempt.startedAt, failed: attempt.failure !== undefined })
+      this.limit.sampleUnsafe({ endedAt, latency: endedAt - attempt.startedAt, failed: attempt.failure !== undefined })
     } catch (error) {
       this.run(Effect.logError(`${this.program.name}: the algorithm of its limit failed`, error))
     }

@@ -11,9 +11,10 @@ import { drain } from "./drain.ts"
 import { isolateFrom } from "./isolation.ts"
 import { Prefetch } from "./prefetch.ts"
 import type { Program } from "./program.ts"
-import { defaultRetry, allowedAttempts } from "./retryDecision.ts"
+import { allowedAttempts, defaultRetry } from "./retryDecision.ts"
 import { Run } from "./run.ts"
 import type { Health, Running } from "./running.ts"
+import { advise, claimGroup, warnIfStoppedAtOnce } from "./startup.ts"
 import { batchSize, deadLetterTopic, outputs, timeoutOf, validate } from "./validate.ts"
 
 /** Checks, declares, subscribes, and begins to read; closing the scope drains. */
@@ -24,6 +25,8 @@ export const start = Effect.fnUntraced(function*(
   const transport = yield* source.transport
   const bad = validate(program, transport)
   if (bad !== undefined) return yield* bad
+  yield* claimGroup(program, transport)
+  yield* advise(program)
   const { concurrency, key, settings } = policies
   const limit = isLimit(concurrency) ? concurrency.ceiling : concurrency
   const deadLetter = deadLetterTopic(program)
@@ -31,7 +34,8 @@ export const start = Effect.fnUntraced(function*(
     topic: source.topic.name,
     group: source.group,
     startFrom: source.startFrom,
-    maxOwned: limit * batchSize(program) + (source.prefetch ?? Prefetch.max) + (key === undefined ? 0 : source.maxBlocked),
+    maxOwned: limit * batchSize(program) + (source.prefetch ?? Prefetch.max) +
+      (key === undefined ? 0 : source.maxBlocked),
     isolateFrom: isolateFrom(allowedAttempts(policies.retry ?? defaultRetry)),
     ordered: key !== undefined,
     timeout: timeoutOf(program),
@@ -61,6 +65,10 @@ export const start = Effect.fnUntraced(function*(
       Effect.andThen(become("stopped"))
     )
   )
+  const startedAt = performance.now()
+  yield* Effect.addFinalizer((exit) =>
+    warnIfStoppedAtOnce(program, exit, { messages: run.buffered + run.begun + sum(run.outcomes.counts), startedAt })
+  )
   yield* run.reader.start
   return {
     name: program.name,
@@ -81,6 +89,8 @@ export const start = Effect.fnUntraced(function*(
     await: Deferred.await(run.failure)
   }
 })
+
+const sum = (counts: object): number => Object.values(counts).reduce((sum: number, n: number) => sum + n, 0)
 
 /** The drains of the pipelines of one scope. */
 const drains = new WeakMap<Scope.Scope, Set<() => Fiber.Fiber<void>>>()

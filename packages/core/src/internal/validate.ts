@@ -1,15 +1,22 @@
 import * as Duration from "effect/Duration"
 import { isLimit } from "../Concurrency.ts"
-import type { Transport } from "../Transport.ts"
+import type * as Transport from "../Transport.ts"
 import { invalidOption, type TransportError } from "../TransportError.ts"
+import { toError } from "./invalid.ts"
 import { allSteps, type Program } from "./program.ts"
+import { invalidOf, isTopic } from "./topic.ts"
 
 /** What cannot work is said before anything is read: option, value and remedy. */
-export const validate = (program: Program, transport: Transport["Service"]): TransportError | undefined => {
+export const validate = (
+  program: Program,
+  transport: Pick<Transport.Transport["Service"], "name" | "nameRemedy">
+): TransportError | undefined => {
   const { policies: { ackPolicy, concurrency, retry }, source } = program
   const { group, prefetch, topic } = source
-  const whole = (n: number, least: number) => Number.isInteger(n) && n >= least
-  const invalid = (option: string, value: unknown, remedy: string) => invalidOption(transport.name, option, value, remedy)
+  if (program.invalid !== undefined) return toError(transport.name, program.invalid)
+  const whole = (n: unknown, least: number) => Number.isInteger(n) && n as number >= least
+  const invalid = (option: string, value: unknown, remedy: string) =>
+    invalidOption(transport.name, option, value, remedy)
   for (const name of [topic.name, ...outputs(program)]) {
     const remedy = transport.nameRemedy("topic", name)
     if (remedy !== undefined) return invalid("topic", name, remedy)
@@ -26,6 +33,25 @@ export const validate = (program: Program, transport: Transport["Service"]): Tra
   }
   if (retry !== undefined && !(whole(retry.times, 0) || retry.times === Infinity)) {
     return invalid("retry.times", retry.times, "give a whole number of retries, 0 for none")
+  }
+  if (retry !== undefined && !(whole(retry.uncounted, 0) || retry.uncounted === Infinity)) {
+    return invalid("retry.uncounted", retry.uncounted, "give a whole number of retries that do not count")
+  }
+  if (ackPolicy !== "on-success" && ackPolicy !== "on-receive" && ackPolicy !== "manual") {
+    return invalid("ackPolicy", ackPolicy, "write \"on-success\", \"on-receive\" or \"manual\"")
+  }
+  for (const step of allSteps(program.steps)) {
+    if ("f" in step && step.f !== undefined && typeof step.f !== "function") {
+      return invalid(step._tag, step.f, "give a function")
+    }
+    if (step._tag === "To") {
+      const problem = isTopic(step.topic) ? invalidOf(step.topic) : {
+        option: "to",
+        value: step.topic,
+        remedy: "give a topic: Topic.make(name, { schema })"
+      }
+      if (problem !== undefined) return toError(transport.name, problem)
+    }
   }
   if (retry !== undefined && ackPolicy === "on-receive") {
     return invalid(
@@ -48,7 +74,9 @@ export const validate = (program: Program, transport: Transport["Service"]): Tra
 /** The topics a pipeline writes to. */
 export const outputs = (program: Program): ReadonlySet<string> => {
   const names = new Set<string>()
-  for (const step of allSteps(program.steps)) if (step._tag === "To" && step.transport === undefined) names.add(step.topic.name)
+  for (const step of allSteps(program.steps)) {
+    if (step._tag === "To" && step.transport === undefined) names.add(step.topic.name)
+  }
   const dead = deadLetterTopic(program)
   return dead === undefined ? names : names.add(dead)
 }

@@ -67,9 +67,16 @@ const archive = (name: string, content: string): Buffer => {
   return Buffer.concat([header, body, Buffer.alloc((512 - body.length % 512) % 512 + 1024)])
 }
 
+/** Not written in the `import`: a bundler must not look for a package that need not be installed. */
+const testcontainers: string = "testcontainers"
+
 /** Finds the engine's client. Loaded here only: it is large, and of no use without an engine. */
 const prepare = async () => {
-  const { getContainerRuntimeClient } = await import("testcontainers")
+  const { getContainerRuntimeClient } = await (import(testcontainers) as Promise<typeof import("testcontainers")>)
+    .catch((error: { readonly code?: string }) => {
+      if (error.code !== "ERR_MODULE_NOT_FOUND") throw error
+      throw new Error("the package testcontainers is not installed: npm install --save-dev testcontainers")
+    })
   const client = await getContainerRuntimeClient()
   const { host } = client.info.containerRuntime
   return { client, host: isHere(host) ? "127.0.0.1" : host }

@@ -1,37 +1,41 @@
 import * as Effect from "effect/Effect"
 import { execFile } from "node:child_process"
 import * as Fs from "node:fs"
+import * as Os from "node:os"
 import * as Path from "node:path"
+import * as Process from "node:process"
 import type { Program } from "./onPath.ts"
 import type { Kind } from "./versions.ts"
 
-/** The project's script that fetches servers, when this runs inside the project. */
-const script = ((): string | undefined => {
-  for (let folder = import.meta.dirname; folder !== Path.dirname(folder); folder = Path.dirname(folder)) {
-    if (Path.basename(folder) === "node_modules") return undefined
-    const file = Path.join(folder, "scripts", "get-servers.sh")
-    if (Fs.existsSync(file) && Fs.existsSync(Path.join(folder, "pnpm-workspace.yaml"))) return file
+const packageFolder = Path.join(import.meta.dirname, "..", "..", "..")
+
+/** Fetches the servers into the folder it is given. */
+const script = Path.join(packageFolder, "scripts", "get-servers.sh")
+
+/** In the repository its own cache, elsewhere the user's: servers outlive a project's `node_modules`. */
+const cache = ((): string => {
+  const root = Path.join(packageFolder, "..", "..")
+  if (Fs.existsSync(Path.join(root, "pnpm-workspace.yaml")) && Path.basename(root) !== "node_modules") {
+    return Path.join(root, ".cache", "servers")
   }
-  return undefined
+  return Path.join(Process.env["XDG_CACHE_HOME"] ?? Path.join(Os.homedir(), ".cache"), "millrace", "servers")
 })()
 
 /** The servers fetched, or why there are none. */
 export type Fetched = { readonly programs: ReadonlyArray<Program> } | { readonly refused: string }
 
 /** Runs the script. It lets one run at a time; the others wait and find the work done. */
-const run = (file: string): Effect.Effect<string | undefined> =>
+const run: Effect.Effect<string | undefined> =
   Effect.callback<string | undefined>((resume) => {
-    execFile(file, (error, _stdout, stderr) => {
+    execFile(script, [cache], (error, _stdout, stderr) => {
       const refused = error === null ? undefined : stderr.trim() === "" ? error.message : stderr.trim()
       resume(Effect.succeed(refused))
     })
   })
 
 const fetch = Effect.fnUntraced(function*(): Effect.fn.Return<Fetched> {
-  if (script === undefined) return { refused: "only the Millrace repository has a script that fetches them" }
-  const cache = Path.join(Path.dirname(Path.dirname(script)), ".cache", "servers")
   if (!Fs.existsSync(Path.join(cache, "complete"))) {
-    const refused = yield* run(script)
+    const refused = yield* run
     if (refused !== undefined) return { refused }
   }
   const bin = Path.join(cache, "bin")

@@ -179,7 +179,7 @@ export const poison: ReadonlyArray<rig.Test> = [
       const letters = yield* rig.browse(survivor.transport, `${topic.name}.dead`)
       assert.deepEqual(buried(letters).map(({ bytes, reason }) => ({ bytes, reason })), [{
         bytes: "30",
-        reason: "killer"
+        reason: "crashed"
       }])
     },
     { needs: ["connect"] }

@@ -22,6 +22,8 @@ export interface Consumer {
   readonly name: string
   /** As in `Transport.SubscribeOptions`. */
   readonly isolateFrom: number
+  readonly ordered: boolean
+  isClosed: boolean
 }
 
 /** An entry on its way through one group, once it was delivered for the first time. */
@@ -49,7 +51,9 @@ class Delivery implements Transport.Delivery {
   readonly redelivered: boolean
   readonly suspect: boolean
   readonly firstFailedAt: number | undefined
-  constructor(passage: Passage) {
+  readonly due: number | undefined
+  constructor(passage: Passage, due: number | undefined) {
+    this.due = due
     this.passage = passage
     this.attempt = passage.attempts
     this.redelivered = passage.deliveries > 1
@@ -90,7 +94,7 @@ export class Group {
   next: number
   /** Delivered and not settled, the one that was left alone longest first. */
   readonly pending = new Map<string, Passage>()
-  /** Handed back: for whoever asks next. */
+  /** Available at once, in the order of the topic. */
   readonly released: Array<Passage> = []
   /** Retries, the one that is due first in front. */
   readonly delayed: Array<Passage> = []
@@ -114,9 +118,8 @@ export class Group {
   }
 
   /** The next instant at which a message becomes available without anything else happening. */
-  nextDue(): number | undefined {
+  nextDue(consumer: Consumer): number | undefined {
     const now = this.topic.broker.clock.currentTimeMillisUnsafe()
-    const { minIdle } = this.topic.broker.options
     let due = this.topic.scheduled[0]?.due ?? Infinity
     // Already available messages exceed the demand: the next pull asks again.
     for (const { due: at } of this.delayed) {
@@ -124,10 +127,11 @@ export class Group {
       due = Math.min(due, at)
       break
     }
-    for (const { touchedAt } of this.pending.values()) {
-      if (touchedAt + minIdle <= now) continue
-      due = Math.min(due, touchedAt + minIdle)
-      break
+    for (const passage of this.pending.values()) {
+      const at = this.abandonedAt(passage, consumer)
+      if (at <= now) continue
+      due = Math.min(due, at)
+      if (passage.owner !== consumer) break
     }
     return Number.isFinite(due) ? due : undefined
   }
@@ -138,13 +142,13 @@ export class Group {
     const taken: Array<Transport.Delivery> = []
     let { bytes, fresh, suspects } = demand
     const isFull = () => taken.length >= demand.total || (bytes <= 0 && taken.length > 0)
-    const give = (passage: Passage, isRetry: boolean): boolean => {
+    const give = (passage: Passage, isRetry: boolean, due?: number): boolean => {
       const isIsolated = passage.suspect && passage.attempts + 1 >= consumer.isolateFrom
       if ((isIsolated && suspects <= 0) || (!isRetry && fresh <= 0)) return false
       if (isIsolated) suspects--
       if (!isRetry) fresh--
       bytes -= passage.entry.body.byteLength
-      taken.push(this.deliver(passage, consumer, now, !isIsolated))
+      taken.push(this.deliver(passage, consumer, now, !isIsolated, due))
       return true
     }
     this.topic.appendDue(now)
@@ -154,15 +158,21 @@ export class Group {
       if (give(passage, passage.owner === consumer)) this.delayed.splice(i, 1)
       else i++
     }
+    if (consumer.ordered) {
+      const orphans = this.delayed.filter(({ due, owner }) => due > now && owner!.isClosed)
+      for (const passage of orphans.sort(inOrder)) {
+        if (isFull() || !give(passage, false, passage.due)) break
+        this.delayed.splice(this.delayed.indexOf(passage), 1)
+      }
+    }
     for (let i = 0; !isFull() && i < this.released.length;) {
       if (give(this.released[i]!, false)) this.released.splice(i, 1)
       else i++
     }
-    // An abandoned message is available to every consumer, its former owner included.
     const abandoned: Array<Passage> = []
     for (const passage of this.pending.values()) {
       if (passage.touchedAt + this.topic.broker.options.minIdle > now) break
-      abandoned.push(passage)
+      if (this.abandonedAt(passage, consumer) <= now) abandoned.push(passage)
     }
     for (const passage of abandoned) {
       if (isFull()) break
@@ -178,14 +188,20 @@ export class Group {
     return taken
   }
 
-  private deliver(passage: Passage, consumer: Consumer, now: number, counted: boolean): Transport.Delivery {
+  /** An abandoned message is available to peers first, and half a lease later to its former owner. */
+  private abandonedAt({ owner, touchedAt }: Passage, consumer: Consumer): number {
+    const { minIdle } = this.topic.broker.options
+    return touchedAt + (owner === consumer ? 1.5 * minIdle : minIdle)
+  }
+
+  private deliver(passage: Passage, consumer: Consumer, now: number, counted: boolean, due: number | undefined): Transport.Delivery {
     passage.due = 0
     passage.owner = consumer
     passage.attempts++
     passage.counted = counted
     passage.deliveries++
     passage.touchedAt = now
-    const delivery = passage.delivery = new Delivery(passage)
+    const delivery = passage.delivery = new Delivery(passage, due)
     this.pending.delete(passage.entry.id)
     this.pending.set(passage.entry.id, passage)
     return delivery
@@ -219,8 +235,13 @@ export class Group {
       }
       case "Release": {
         passage.attempts--
-        passage.owner = undefined
-        this.released.push(passage)
+        if (delivery.due !== undefined && delivery.due > broker.clock.currentTimeMillisUnsafe()) {
+          this.delay(passage, delivery.due)
+        } else {
+          passage.owner = undefined
+          const after = this.released.findIndex((other) => inOrder(other, passage) > 0)
+          this.released.splice(after < 0 ? this.released.length : after, 0, passage)
+        }
         this.wake()
         break
       }
@@ -228,14 +249,18 @@ export class Group {
         const now = broker.clock.currentTimeMillisUnsafe()
         passage.suspect = false
         passage.firstFailedAt ??= now
-        passage.due = now + (settlement.after === undefined ? 0 : Duration.toMillis(settlement.after))
-        const after = this.delayed.findIndex((other) => other.due > passage.due)
-        this.delayed.splice(after < 0 ? this.delayed.length : after, 0, passage)
+        this.delay(passage, now + (settlement.after === undefined ? 0 : Duration.toMillis(settlement.after)))
         this.wake()
         break
       }
     }
     return true
+  }
+
+  private delay(passage: Passage, due: number): void {
+    passage.due = due
+    const after = this.delayed.findIndex((other) => other.due > due)
+    this.delayed.splice(after < 0 ? this.delayed.length : after, 0, passage)
   }
 
   /** Takes a message out of those that wait for somebody to ask. */
@@ -472,3 +497,5 @@ export class Broker {
 
 /** Two minutes, as NATS has it. */
 const dedupWindow = 120_000
+
+const inOrder = (self: Passage, that: Passage): number => Number(self.entry.id) - Number(that.entry.id)

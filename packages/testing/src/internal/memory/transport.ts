@@ -34,7 +34,7 @@ const transport = (
   limit: Concurrency.Limit,
   connection: Connection
 ): Transport.Transport["Service"] => {
-  const whileOpen = <A, E>(effect: () => Effect.Effect<A, E>): Effect.Effect<A, E> =>
+  const whileOpen = <A, E, R>(effect: () => Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
     Effect.suspend(() => connection.open ? effect() : Effect.never)
   return Transport.Transport.of({
     name: "memory",
@@ -50,7 +50,7 @@ const transport = (
     nameRemedy: (kind, name) => name === "" ? `give the ${kind} a name` : undefined,
     health: Effect.succeed(consuming(broker)),
     declare: (topic) => Effect.sync(() => void broker.topic(topic)),
-    subscribe: (options) => whileOpen(() => Effect.sync(() => subscribe(broker, connection, options))),
+    subscribe: (options) => whileOpen(() => subscribe(broker, connection, options)),
     publish: (messages) => whileOpen(() => Effect.forEach(messages, (message) => publish(broker, message))),
     browse: (topic, options) =>
       Stream.suspend(() => Stream.fromIterable((broker.topics.get(topic)?.entries(options) ?? []).map(browsed))),
@@ -87,8 +87,8 @@ const subscribe = (
   broker: Broker,
   connection: Connection,
   options: Transport.SubscribeOptions
-): Transport.Subscription => {
-  const consumer: Consumer = { name: `consumer-${++broker.consumers}`, isolateFrom: options.isolateFrom }
+): Effect.Effect<Transport.Subscription, never, Scope.Scope> => {
+  const consumer: Consumer = { name: `consumer-${++broker.consumers}`, isolateFrom: options.isolateFrom, ordered: options.ordered ?? false, isClosed: false }
   // Looked up each time: a group that was deleted is made again, as the contract has it.
   const group = () => broker.topic(options.topic).group(options.group, options.startFrom)
   group()
@@ -100,10 +100,14 @@ const subscribe = (
       const taken = from.take(consumer, demand)
       return Arr.isArrayNonEmpty(taken)
         ? Effect.succeed(taken)
-        : Effect.andThen(somethingHappens(broker, from), take(demand))
+        : Effect.andThen(somethingHappens(broker, from, consumer), take(demand))
     })
 
-  return {
+  const close = Effect.sync(() => {
+    consumer.isClosed = true
+    group().wake()
+  })
+  return Effect.acquireRelease(Effect.succeed<Transport.Subscription>({
     // A broker answers in another turn of the loop: one that answered at once would starve every timer.
     pull: (demand) => Effect.andThen(Effect.yieldNow, take(demand)),
     // A pull that is interrupted leaves nothing requested.
@@ -127,7 +131,7 @@ const subscribe = (
     begin: (delivery) => Effect.sync(() => !connection.open || group().begin(consumer, delivery)),
     lease: Number.isFinite(broker.options.minIdle) ? Duration.millis(broker.options.minIdle) : undefined,
     health: Effect.succeed(consuming(broker))
-  }
+  }), () => close)
 }
 
 const noneLost = Exit.succeed<ReadonlyArray<Transport.Delivery>>([])
@@ -153,13 +157,13 @@ const groupInfo = (group: Group): Transport.GroupInfo => {
   }
 }
 
-const somethingHappens = (broker: Broker, group: Group): Effect.Effect<void> => {
+const somethingHappens = (broker: Broker, group: Group, consumer: Consumer): Effect.Effect<void> => {
   const signal = Effect.callback<void>((resume) => {
     const wake = () => resume(Effect.void)
     group.waiters.add(wake)
     return Effect.sync(() => group.waiters.delete(wake))
   })
-  const due = Option.fromUndefinedOr(group.nextDue())
+  const due = Option.fromUndefinedOr(group.nextDue(consumer))
   return Option.match(due, {
     onNone: () => signal,
     onSome: (due) => {

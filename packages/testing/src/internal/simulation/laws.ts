@@ -371,7 +371,7 @@ export class Laws {
       const letter = this.letters.get(id)
       if (!isPoison || letter === undefined) continue
       // Processes may have died around it before any looked at it.
-      const isRight = letter.reason === "undecodable" || letter.reason === "killer"
+      const isRight = letter.reason === "undecodable" || letter.reason === "crashed"
       this.hold("law 6", isRight, () => `${id} is undecodable and ${letter.reason}`)
     }
   }

@@ -1,0 +1,44 @@
+import type * as Transport from "@millrace/core/Transport"
+import type { TransportError } from "@millrace/core/TransportError"
+import * as Context from "effect/Context"
+import type * as Effect from "effect/Effect"
+import type { Finding, Given } from "./findings.ts"
+
+/** A topic as the server stores it. Times are milliseconds since the epoch. */
+export interface Stored {
+  readonly topic: string
+  readonly messages: number
+  /** On JetStream of the whole stream, which may hold other topics. */
+  readonly bytes: number | undefined
+  readonly first: number | undefined
+  readonly last: number | undefined
+  /** What bounds it or deletes from it, in the server's words; empty: nothing. */
+  readonly bounds: ReadonlyArray<string>
+}
+
+/** A message that a consumer has not settled. */
+export interface Held {
+  readonly id: string
+  readonly consumer: string
+  /** When it was delivered last, or its lease was renewed. */
+  readonly since: number
+  readonly attempts: number
+}
+
+/** What only the broker's own commands tell. */
+export class Broker extends Context.Service<Broker, {
+  readonly name: "redis" | "nats" | "memory"
+  /** Product and version: `Redis 8.6.3`. */
+  readonly server: string
+  readonly transport: Transport.Transport["Service"]
+  readonly topics: Effect.Effect<ReadonlyArray<string>, TransportError>
+  /** `undefined`: there is no such topic. */
+  readonly stored: (topic: string) => Effect.Effect<Stored | undefined, TransportError>
+  /** Oldest first; `undefined` where the server does not tell which messages those are. */
+  readonly held: (
+    topic: string,
+    group: string,
+    limit: number
+  ) => Effect.Effect<ReadonlyArray<Held> | undefined, TransportError>
+  readonly examine: (given: Given) => Effect.Effect<ReadonlyArray<Finding>, TransportError>
+}>()("@millrace/cli/internal/Broker") {}

@@ -1,0 +1,140 @@
+import { Interrupted, redactUrl, TransportError, Unauthorized, Unreachable } from "@millrace/core/TransportError"
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import type * as Scope from "effect/Scope"
+import { createClient, createCluster, createSentinel, ErrorReply } from "redis"
+
+export interface Target {
+  readonly url: Redacted.Redacted<string>
+  readonly cluster: boolean
+  readonly sentinel: string | undefined
+  readonly keyPrefix: string
+}
+
+type Args = ReadonlyArray<string>
+
+/** One server that holds data, and its name without credentials. */
+export interface Node {
+  readonly name: string
+  readonly send: (args: Args) => Effect.Effect<unknown, Error>
+}
+
+/** A connection for commands that a transport does not need. */
+export interface Admin {
+  readonly send: (key: string, args: Args) => Effect.Effect<unknown, Error>
+  /** Every master of a cluster, or the one server. */
+  readonly nodes: ReadonlyArray<Node>
+}
+
+const asError = (cause: unknown): Error => cause instanceof Error ? cause : new Error(String(cause))
+
+const attempt = (f: () => Promise<unknown>): Effect.Effect<unknown, Error> =>
+  Effect.tryPromise({ try: f, catch: asError }).pipe(
+    Effect.timeoutOrElse({
+      duration: "10 seconds",
+      orElse: () => Effect.fail(new Error("no answer within 10 seconds"))
+    })
+  )
+
+const options = { RESP: 2, maintNotifications: "disabled" } as const
+const socket = { connectTimeout: 5_000, reconnectStrategy: false } as const
+
+const open = async (target: Target): Promise<{ readonly admin: Admin; readonly close: () => void }> => {
+  const url = Redacted.value(target.url)
+  const name = redactUrl(url)
+  if (target.cluster) {
+    const { password, protocol, username } = new URL(url)
+    const cluster = createCluster({
+      rootNodes: [{ url }],
+      defaults: {
+        ...options,
+        socket: protocol === "rediss:" ? { ...socket, tls: true } : socket,
+        ...(username === "" ? {} : { username: decodeURIComponent(username) }),
+        ...(password === "" ? {} : { password: decodeURIComponent(password) })
+      }
+    })
+    cluster.on("error", () => {})
+    await cluster.connect()
+    const nodes: Array<Node> = []
+    for (const master of cluster.masters) {
+      const client = await cluster.nodeClient(master)
+      nodes.push({ name: master.address, send: (args) => attempt(() => client.sendCommand([...args])) })
+    }
+    return {
+      admin: { nodes, send: (key, args) => attempt(() => cluster.sendCommand(key, false, [...args])) },
+      close: () => cluster.destroy()
+    }
+  }
+  if (target.sentinel !== undefined) {
+    const { hostname, password, pathname, port, username } = new URL(url)
+    const sentinel = createSentinel({
+      name: target.sentinel,
+      sentinelRootNodes: [{ host: hostname, port: Number(port || 26379) }],
+      nodeClientOptions: {
+        ...options,
+        database: Number(pathname.slice(1) || 0),
+        ...(username === "" ? {} : { username: decodeURIComponent(username) }),
+        ...(password === "" ? {} : { password: decodeURIComponent(password) })
+      }
+    })
+    sentinel.on("error", () => {})
+    await sentinel.connect()
+    const send = (args: Args) => attempt(() => sentinel.sendCommand(false, [...args]))
+    return { admin: { nodes: [{ name, send }], send: (_, args) => send(args) }, close: () => sentinel.destroy() }
+  }
+  const client = createClient({ url, socket, ...options })
+  client.on("error", () => {})
+  await client.connect()
+  const send = (args: Args) => attempt(() => client.sendCommand([...args]))
+  return { admin: { nodes: [{ name, send }], send: (_, args) => send(args) }, close: () => client.destroy() }
+}
+
+export const make = (target: Target): Effect.Effect<Admin, TransportError, Scope.Scope> =>
+  Effect.map(
+    Effect.acquireRelease(
+      Effect.tryPromise({
+        try: () => open(target),
+        catch: (cause) => failure("connecting", target)(asError(cause), true)
+      }),
+      ({ close }) => Effect.ignore(Effect.try({ try: close, catch: asError }))
+    ),
+    ({ admin }) => admin
+  )
+
+/** The transport's error for what the server or the connection said. */
+export const failure = (operation: string, target: Target) => (cause: Error, connecting = false): TransportError => {
+  const address = redactUrl(Redacted.value(target.url))
+  const isRefused = cause instanceof ErrorReply && /^(NOAUTH|WRONGPASS|NOPERM)/.test(cause.message)
+  return new TransportError({
+    transport: "redis",
+    reason: isRefused
+      ? new Unauthorized({ address, operation, detail: cause.message })
+      : connecting
+      ? new Unreachable({ address, cause })
+      : new Interrupted({ operation, cause })
+  })
+}
+
+/** A flat list of names and values, as RESP2 has it. */
+export const pairs = (reply: unknown): ReadonlyMap<string, unknown> => {
+  const map = new Map<string, unknown>()
+  const all = Array.isArray(reply) ? reply : []
+  for (let i = 0; i + 1 < all.length; i += 2) map.set(String(all[i]), all[i + 1])
+  return map
+}
+
+export const list = (reply: unknown): ReadonlyArray<unknown> => Array.isArray(reply) ? reply : []
+
+export const millisOf = (id: unknown): number | undefined => {
+  const millis = Number.parseInt(String(id), 10)
+  return Number.isFinite(millis) && millis > 0 ? millis : undefined
+}
+
+/** `INFO`'s answer. */
+export const info = (reply: unknown): ReadonlyMap<string, string> =>
+  new Map(
+    String(reply).split(/\r?\n/).flatMap((line): ReadonlyArray<readonly [string, string]> => {
+      const at = line.indexOf(":")
+      return line.startsWith("#") || at < 0 ? [] : [[line.slice(0, at), line.slice(at + 1)]]
+    })
+  )

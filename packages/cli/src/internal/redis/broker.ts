@@ -1,0 +1,78 @@
+import { Transport } from "@millrace/core/Transport"
+import type { TransportError } from "@millrace/core/TransportError"
+import { layer as streams, RedisStreams } from "@millrace/redis-streams/RedisStreams"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import { Broker, type Held, type Stored } from "../Broker.ts"
+import { type Admin, failure, info, list, make as connect, millisOf, pairs, type Target } from "./admin.ts"
+import * as doctor from "./doctor.ts"
+import { scan } from "./scan.ts"
+
+const stored = Effect.fnUntraced(function*(admin: Admin, key: string, topic: string) {
+  const reply = yield* admin.send(key, ["XINFO", "STREAM", key]).pipe(
+    Effect.catch((error) => /no such key/i.test(error.message) ? Effect.succeed(undefined) : Effect.fail(error))
+  )
+  if (reply === undefined) return undefined
+  const stream = pairs(reply)
+  const bytes = yield* Effect.option(admin.send(key, ["MEMORY", "USAGE", key, "SAMPLES", "10"]))
+  const idOf = (entry: string) => list(stream.get(entry))[0]
+  const found: Stored = {
+    topic,
+    messages: Number(stream.get("length")),
+    bytes: bytes._tag === "Some" && typeof bytes.value === "number" ? bytes.value : undefined,
+    first: millisOf(idOf("first-entry")),
+    last: millisOf(idOf("last-entry")),
+    bounds: []
+  }
+  return found
+})
+
+const held = Effect.fnUntraced(function*(admin: Admin, key: string, group: string, limit: number) {
+  const [reply, [seconds, micros]] = yield* Effect.all([
+    admin.send(key, ["XPENDING", key, group, "-", "+", String(limit)]),
+    Effect.map(admin.send(key, ["TIME"]), list)
+  ])
+  const now = Number(seconds) * 1000 + Math.floor(Number(micros) / 1000)
+  return list(reply).map((entry): Held => {
+    const [id, consumer, idle, attempts] = list(entry)
+    return { id: String(id), consumer: String(consumer), since: now - Number(idle), attempts: Number(attempts) }
+  })
+})
+
+const make = Effect.fnUntraced(function*(target: Target) {
+  const { transport } = yield* RedisStreams
+  const admin = yield* connect(target)
+  const keyOf = (topic: string) => target.keyPrefix + topic
+  const failing = <A>(operation: string, effect: Effect.Effect<A, Error>): Effect.Effect<A, TransportError> =>
+    Effect.mapError(effect, (error) => failure(operation, target)(error))
+  const server = yield* failing(
+    "asking the server for its version",
+    Effect.gen(function*() {
+      const reply = yield* Effect.option(admin.nodes[0]!.send(["INFO", "server"]))
+      if (reply._tag === "None") return "Redis (version unknown: this user may not run INFO)"
+      const said = info(reply.value)
+      const valkey = said.get("valkey_version")
+      return valkey === undefined ? `Redis ${said.get("redis_version")}` : `Valkey ${valkey}`
+    })
+  )
+  return Broker.of({
+    name: "redis",
+    server: target.cluster ? `${server}, cluster of ${admin.nodes.length}` : server,
+    transport,
+    topics: failing("listing streams", scan(admin, target.keyPrefix)),
+    stored: (topic) => failing(`looking at stream ${keyOf(topic)}`, stored(admin, keyOf(topic), topic)),
+    held: (topic, group, limit) =>
+      failing(`looking at group ${group} of ${keyOf(topic)}`, held(admin, keyOf(topic), group, limit)),
+    examine: (given) => failing("examining the server", doctor.examine(admin, target, given))
+  })
+})
+
+export const layer = (target: Target): Layer.Layer<Broker | Transport, TransportError> =>
+  Layer.effect(Broker, make(target)).pipe(
+    Layer.provideMerge(streams({
+      url: target.url,
+      keyPrefix: target.keyPrefix,
+      cluster: target.cluster,
+      ...(target.sentinel === undefined ? {} : { sentinel: { master: target.sentinel } })
+    }))
+  )

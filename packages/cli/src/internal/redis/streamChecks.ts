@@ -1,0 +1,144 @@
+import { bad, type Finding, type Given, ok } from "../findings.ts"
+import { isDeadLetterTopic } from "../overview.ts"
+import { count, duration } from "../text.ts"
+import type { GroupFacts, StreamFacts } from "./facts.ts"
+
+/** Fewer entries do no harm yet. */
+const manyEntries = 10_000
+
+/** A message that was left alone for so many claim times is not taken over by anybody. */
+export const stuckAfter = (given: Given): number => 10 * given.minIdle
+
+const compare = (a: string, b: string): number => {
+  const [aTime = "0", aSequence = "0"] = a.split("-")
+  const [bTime = "0", bSequence = "0"] = b.split("-")
+  return Number(aTime) - Number(bTime) || Number(aSequence) - Number(bSequence)
+}
+
+const bound = ({ added, length, maxDeleted, topic }: StreamFacts): Finding => {
+  const id = "redis/unbounded"
+  return added !== undefined && added === length && maxDeleted === "0-0" && length >= manyEntries &&
+      !isDeadLetterTopic(topic)
+    ? bad(
+      "warning",
+      id,
+      `${count(length)} entries, and none was ever deleted`,
+      "the stream grows until memory is full",
+      "give the layer a retention: \"until-acked\", \"acknowledged\", or { maxLength } or { maxAge }",
+      topic
+    )
+    : ok(id, `${count(length)} entries${added === undefined ? "" : ` of ${count(added)} ever added`}`, topic)
+}
+
+const consumers = (group: GroupFacts, at: string): ReadonlyArray<Finding> => {
+  const { lag, pending } = group
+  const id = "redis/no-consumers"
+  if (group.consumers.length > 0) return [ok(id, `${group.consumers.length} consumers`, at)]
+  return [
+    pending > 0 || lag === undefined || lag > 0
+      ? bad(
+        "warning",
+        id,
+        `no consumer; ${count(pending)} pending, lag ${count(lag)}`,
+        "nothing of this group is handled; with retention \"until-acked\" nothing is deleted either",
+        `start its pipeline, or, if the group is given up: XGROUP DESTROY ${at.replace("/", " ")}`,
+        at
+      )
+      : ok(id, "no consumer, and nothing to do", at)
+  ]
+}
+
+const deadOwners = (group: GroupFacts, at: string, minIdle: number): ReadonlyArray<Finding> => {
+  const id = "redis/dead-owner"
+  const dead = group.consumers.filter(({ idle, pending }) => pending > 0 && idle > 3 * minIdle)
+  if (dead.length === 0) return [ok(id, "every consumer that holds messages has been heard of", at)]
+  const [worst] = dead.toSorted((a, b) => b.idle - a.idle)
+  return [bad(
+    group.stuck === undefined ? "warning" : "error",
+    id,
+    `${dead.length} consumers hold ${
+      count(dead.reduce((sum, { pending }) => sum + pending, 0))
+    } messages and are silent, ` +
+      `${worst!.name} for ${duration(worst!.idle)}`,
+    "their messages wait until somebody takes them over; no running process of the group does",
+    "start a process of this group; look with: millrace inspect " + at.split("/")[0],
+    at
+  )]
+}
+
+const stuck = ({ stuck }: GroupFacts, at: string): Finding => {
+  const id = "redis/stuck"
+  return stuck === undefined ? ok(id, "no message is left alone", at) : bad(
+    "error",
+    id,
+    `message ${stuck.id} is with ${stuck.consumer} and was left alone for ${duration(stuck.idle)}`,
+    "nobody extends it and nobody takes it over: it is not being handled",
+    `millrace show ${at.split("/")[0]} ${stuck.id}, and see whether a process of the group runs`,
+    at
+  )
+}
+
+const lag = ({ lag }: GroupFacts, at: string): Finding => {
+  const id = "redis/lag-unknown"
+  return lag === undefined
+    ? bad(
+      "warning",
+      id,
+      "the server does not know the lag: entries were deleted out of order",
+      "an alert or autoscaler that reads lag sees nothing",
+      "watch pending and the length of the stream instead; the lag is known again once the group has read on",
+      at
+    )
+    : ok(id, `lag ${count(lag)}`, at)
+}
+
+const unread = ({ added, first, length, maxDeleted }: StreamFacts, group: GroupFacts, at: string): Finding => {
+  const id = "redis/unread-trimmed"
+  const isTrimmed = added !== undefined && added > length
+  if (isTrimmed && compare(maxDeleted, group.lastDelivered) > 0) {
+    return bad(
+      "error",
+      id,
+      `entries up to ${maxDeleted} were deleted, the group has read to ${group.lastDelivered}`,
+      "messages that this group never saw are gone",
+      "raise the bound of the layer, or use retention \"until-acked\"; add processes",
+      at
+    )
+  }
+  if (isTrimmed && first !== undefined && compare(first, group.lastDelivered) > 0 && length > 0) {
+    return bad(
+      "error",
+      id,
+      `the group has read to ${group.lastDelivered}, the stream begins at ${first}`,
+      "messages between are gone",
+      "raise the bound of the layer; add processes",
+      at
+    )
+  }
+  if (isTrimmed && length >= 100 && (group.lag ?? 0) >= 0.8 * length) {
+    return bad(
+      "warning",
+      id,
+      `${count(group.lag)} of the ${count(length)} entries that the stream keeps are unread`,
+      "the next ones to be trimmed are messages that this group never saw",
+      "add processes or concurrency, or raise the bound",
+      at
+    )
+  }
+  return ok(id, "nothing unread is about to be trimmed", at)
+}
+
+/** Every check of a stream and its groups. */
+export const streamChecks = (facts: StreamFacts, given: Given): ReadonlyArray<Finding> => [
+  bound(facts),
+  ...facts.groups.flatMap((group) => {
+    const at = `${facts.topic}/${group.name}`
+    return [
+      ...consumers(group, at),
+      ...deadOwners(group, at, given.minIdle),
+      stuck(group, at),
+      lag(group, at),
+      unread(facts, group, at)
+    ]
+  })
+]

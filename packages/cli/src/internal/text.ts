@@ -1,0 +1,93 @@
+/** The most columns that a line of a table takes. */
+export const width = 100
+
+export type Color = "bold" | "dim" | "red" | "yellow" | "green" | "cyan"
+
+const codes: Record<Color, number> = { bold: 1, dim: 2, red: 31, yellow: 33, green: 32, cyan: 36 }
+
+export const paint = (hasColor: boolean) => (color: Color, text: string): string =>
+  hasColor ? `\u001b[${codes[color]}m${text}\u001b[0m` : text
+
+/** Text of a message on one line, without what would control the terminal. */
+export const clean = (text: string): string =>
+  // oxlint-disable-next-line no-control-regex
+  text.replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]/g, (char) =>
+    char === "\n" ? "↵" : char === "\t" ? " " : `\\x${char.charCodeAt(0).toString(16).padStart(2, "0")}`)
+
+/** Text of a message over several lines. */
+export const cleanLines = (text: string): ReadonlyArray<string> => text.split(/\r?\n/).map(clean)
+
+export const cut = (text: string, most: number): string =>
+  text.length <= most ? text : `${text.slice(0, Math.max(0, most - 1))}…`
+
+export const duration = (millis: number | undefined): string => {
+  if (millis === undefined) return "-"
+  const seconds = Math.max(0, millis) / 1000
+  if (seconds < 1) return `${Math.round(seconds * 1000)}ms`
+  if (seconds < 60) return `${Math.floor(seconds)}s`
+  if (seconds < 3600) return `${Math.floor(seconds / 60)}m${String(Math.floor(seconds % 60)).padStart(2, "0")}s`
+  if (seconds < 86_400) {
+    return `${Math.floor(seconds / 3600)}h${String(Math.floor(seconds / 60 % 60)).padStart(2, "0")}m`
+  }
+  return `${Math.floor(seconds / 86_400)}d${String(Math.floor(seconds / 3600 % 24)).padStart(2, "0")}h`
+}
+
+export const count = (n: number | undefined): string => n === undefined ? "unknown" : n.toLocaleString("en-US")
+
+export const bytes = (n: number): string =>
+  n < 1024 ? `${n} B` : n < 1024 ** 2 ? `${(n / 1024).toFixed(1)} kB` : n < 1024 ** 3
+    ? `${(n / 1024 ** 2).toFixed(1)} MB`
+    : `${(n / 1024 ** 3).toFixed(1)} GB`
+
+export const time = (millis: number): string => new Date(millis).toISOString().replace(/\.000Z$/, "Z")
+
+export interface Column {
+  readonly title: string
+  readonly align?: "right" | undefined
+  /** Gives way first when the table is too wide. */
+  readonly grows?: true | undefined
+}
+
+/** A table of at most 100 columns. */
+export const table = (
+  columns: ReadonlyArray<Column>,
+  rows: ReadonlyArray<ReadonlyArray<string>>,
+  color?: (row: number, column: number, text: string) => string
+): ReadonlyArray<string> => {
+  const cells = rows.map((row) => row.map(clean))
+  const widths = columns.map(({ title }, i) => Math.max(title.length, ...cells.map((row) => row[i]!.length)))
+  const total = () => widths.reduce((sum, n) => sum + n, 0) + 2 * (columns.length - 1)
+  // The widest of those that may give way gives way.
+  for (let excess = total() - width; excess > 0; excess = total() - width) {
+    const candidates = columns.flatMap((column, i) => column.grows && widths[i]! > 8 ? [i] : [])
+    const widest = candidates.toSorted((a, b) => widths[b]! - widths[a]!)[0]
+    if (widest === undefined) break
+    const next = candidates.length > 1 ? widths[candidates.toSorted((a, b) => widths[b]! - widths[a]!)[1]!]! : 0
+    const most = Math.max(1, widths[widest]! - Math.max(next, 8))
+    widths[widest] = widths[widest]! - Math.min(excess, most)
+  }
+  const line = (row: ReadonlyArray<string>, index: number) =>
+    row.map((text, i) => {
+      const short = cut(text, widths[i]!)
+      const padded = columns[i]!.align === "right"
+        ? short.padStart(widths[i]!)
+        : i === row.length - 1
+        ? short
+        : short.padEnd(widths[i]!)
+      return color === undefined ? padded : color(index, i, padded)
+    }).join("  ").trimEnd()
+  return [line(columns.map(({ title }) => title), -1), ...cells.map(line)]
+}
+
+/** Breaks text into lines between words. */
+export const wrap = (text: string, indent: number): ReadonlyArray<string> => {
+  const all: Array<string> = []
+  let current = ""
+  for (const word of text.split(" ")) {
+    if (current !== "" && indent + current.length + 1 + word.length > width) {
+      all.push(current)
+      current = word
+    } else current = current === "" ? word : `${current} ${word}`
+  }
+  return [...all, current].map((line) => " ".repeat(indent) + line)
+}

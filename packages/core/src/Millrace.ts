@@ -1,0 +1,263 @@
+/**
+ * Pipelines for programs that use promises: start, stop, publish, look at, without Effect.
+ *
+ * **Example** (A worker)
+ *
+ * ```ts
+ * import { Millrace, Pipeline, Topic } from "@millrace/core"
+ * import { RedisStreams } from "@millrace/redis-streams"
+ * import { Schema } from "effect"
+ *
+ * const Mails = Topic.make("mails", { schema: Schema.Struct({ to: Schema.String }) })
+ * const mailing = Pipeline.from(Mails, { group: "mailing" }).pipe(
+ *   Pipeline.tapPromise(async (mail, { signal }) => {
+ *     await fetch("https://mail.example/send", { method: "POST", body: JSON.stringify(mail), signal })
+ *   }),
+ *   Pipeline.concurrency(5)
+ * )
+ *
+ * export const main = async () => {
+ *   const millrace = await Millrace.run(mailing, { broker: RedisStreams.layer({ url: "redis://localhost:6379" }) })
+ *   await millrace.publish(Mails, { to: "ada@example.com" })
+ * }
+ * ```
+ *
+ * @since 0.1.0
+ */
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Layer from "effect/Layer"
+import * as ManagedRuntime from "effect/ManagedRuntime"
+import * as Scope from "effect/Scope"
+import process from "node:process"
+import type { Hint } from "./internal/hint.ts"
+import * as Pipeline from "./Pipeline.ts"
+import * as Publisher from "./Publisher.ts"
+import type * as Topic from "./Topic.ts"
+import type { Published, Transport } from "./Transport.ts"
+
+/**
+ * Options of {@link make} and {@link run}.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Options<R, E> {
+  /** The broker: `RedisStreams.layer`, `JetStream.layer`, `MemoryTransport.layer`; with your own services, if any, merged. */
+  readonly broker: Layer.Layer<R | Transport, E>
+  /**
+   * Whether SIGTERM and SIGINT stop the pipelines while they run. Default `true`. The process then ends by itself, with
+   * code 0, when nothing else keeps it; a second signal ends it at once, with code 1. `false`: your framework calls
+   * `stop`.
+   */
+  readonly signals?: boolean | undefined
+}
+
+/**
+ * Pipelines on a broker. Every promise rejects with the typed error that Effect would give: `TransportError`,
+ * `PublishError`, or what the broker's Layer fails with.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Millrace {
+  /** Starts all pipelines; resolves when messages flow. Nothing happens when they run already. */
+  readonly start: () => Promise<void>
+  /**
+   * Drains all pipelines and closes the connections: running handlers finish within `drainTimeout`, the rest is released
+   * for a peer. Never rejects. `start` may follow.
+   */
+  readonly stop: () => Promise<void>
+  /** Publishes one value; resolves when the broker has confirmed. Connects when needed, also without pipelines. */
+  readonly publish: <A, RD>(
+    topic: Topic.Topic<A, RD>,
+    value: A,
+    options?: Publisher.PublishOptions
+  ) => Promise<Published>
+  /** Publishes many values in order, as one write; resolves when the broker has confirmed all. */
+  readonly publishAll: <A, RD>(
+    topic: Topic.Topic<A, RD>,
+    values: Iterable<A>,
+    options?: (value: A, index: number) => Publisher.PublishOptions
+  ) => Promise<ReadonlyArray<Published>>
+  /** What has become of the messages since the start, of one pipeline or of all together. */
+  readonly counts: (pipeline?: Pipeline.AnyPipeline) => Promise<Pipeline.Counts>
+  /** Whether messages can be consumed now, of one pipeline, or the worst of all. */
+  readonly health: (pipeline?: Pipeline.AnyPipeline) => Promise<Pipeline.Health>
+  /** Stops taking messages; handlers that run are finished. */
+  readonly pause: (pipeline?: Pipeline.AnyPipeline) => Promise<void>
+  /** Takes messages again. */
+  readonly resume: (pipeline?: Pipeline.AnyPipeline) => Promise<void>
+  /** Resolves when `stop` is done; rejects when a pipeline can no longer run, which is logged too. */
+  readonly closed: Promise<void>
+}
+
+type Provided<P, R> = [Exclude<Pipeline.Services<P>, R | Transport | Scope.Scope>] extends [never] ? unknown
+  : Hint<"the broker's Layer lacks a service that this pipeline needs: another broker's operation, or your own service">
+
+/**
+ * Makes pipelines ready to start on a broker; without pipelines, it only publishes. Nothing is connected yet.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = <R, E, const P extends Pipeline.AnyPipeline = never>(
+  options: Options<R, E> & { readonly pipelines?: ReadonlyArray<P & Provided<P, R>> | undefined }
+): Millrace => new MillraceImpl(options as unknown as UntypedOptions)
+
+/**
+ * Starts one pipeline, or several, and resolves when messages flow. SIGTERM and SIGINT drain them, unless `signals` is
+ * `false`.
+ *
+ * @category running
+ * @since 0.1.0
+ */
+export const run = async <R, E, const P extends Pipeline.AnyPipeline>(
+  pipeline: (P & Provided<P, R>) | ReadonlyArray<P & Provided<P, R>>,
+  options: Options<R, E>
+): Promise<Millrace> => {
+  const pipelines = Pipeline.isPipeline(pipeline) ? [pipeline] : pipeline as ReadonlyArray<P>
+  const millrace = new MillraceImpl({ ...options, pipelines } as unknown as UntypedOptions)
+  await millrace.start()
+  return millrace
+}
+
+interface UntypedOptions extends Options<Transport, unknown> {
+  readonly pipelines?: ReadonlyArray<Pipeline.Pipeline<never, unknown, unknown, Transport>> | undefined
+}
+
+interface Started {
+  readonly scope: Scope.Closeable
+  readonly running: ReadonlyArray<Pipeline.Running>
+  readonly release: () => void
+}
+
+const worst = ["stopped", "reconnecting", "impaired", "draining", "paused", "consuming"] as const
+
+class MillraceImpl implements Millrace {
+  private readonly options: UntypedOptions
+  private runtime: ManagedRuntime.ManagedRuntime<Transport, unknown> | undefined
+  private started: Promise<Started> | undefined
+  private stopping: Promise<void> | undefined
+  private readonly closing = Promise.withResolvers<void>()
+  readonly closed = this.closing.promise
+
+  constructor(options: UntypedOptions) {
+    this.options = options
+    // Whoever does not ask for `closed` has the log.
+    this.closed.catch(() => {})
+  }
+
+  private promise<A, E>(effect: Effect.Effect<A, E, Transport>): Promise<A> {
+    this.runtime ??= ManagedRuntime.make(this.options.broker)
+    return this.runtime.runPromise(effect)
+  }
+
+  readonly start = async (): Promise<void> => {
+    await this.stopping
+    this.started ??= this.begin()
+    try {
+      await this.started
+    } catch (error) {
+      this.started = undefined
+      await this.dispose()
+      throw error
+    }
+  }
+
+  private async begin(): Promise<Started> {
+    const scope = Scope.makeUnsafe()
+    const release = hold(this.options.signals === false ? undefined : this.stop)
+    try {
+      const running = await this.promise(
+        Effect.forEach(this.options.pipelines ?? [], (pipeline) => Pipeline.start(pipeline)).pipe(Scope.provide(scope))
+      )
+      for (const one of running) Effect.runPromise(one.await).catch(this.closing.reject)
+      return { scope, running, release }
+    } catch (error) {
+      release()
+      await this.promise(Scope.close(scope, Exit.interrupt())).catch(() => {})
+      throw error
+    }
+  }
+
+  readonly stop = (): Promise<void> => this.stopping ??= this.end()
+
+  private async end(): Promise<void> {
+    const started = await this.started?.catch(() => undefined)
+    this.started = undefined
+    // As an interruption: the pipelines were not stopped by mistake.
+    if (started !== undefined) await this.promise(Scope.close(started.scope, Exit.interrupt()))
+    await this.dispose()
+    started?.release()
+    this.stopping = undefined
+    this.closing.resolve()
+  }
+
+  private async dispose(): Promise<void> {
+    const { runtime } = this
+    this.runtime = undefined
+    await runtime?.dispose()
+  }
+
+  readonly publish: Millrace["publish"] = (topic, value, options) =>
+    this.promise(Publisher.publish(topic, value, options))
+
+  readonly publishAll: Millrace["publishAll"] = (topic, values, options) =>
+    this.promise(Publisher.publishAll(topic, values, options))
+
+  private async of(pipeline: Pipeline.AnyPipeline | undefined): Promise<ReadonlyArray<Pipeline.Running>> {
+    const running = (await this.started)?.running ?? []
+    return pipeline === undefined ? running : running.filter(({ name }) => name === pipeline.name)
+  }
+
+  readonly counts: Millrace["counts"] = async (pipeline) => {
+    const sum: { -readonly [K in keyof Pipeline.Counts]: number } = {
+      handled: 0,
+      filtered: 0,
+      retried: 0,
+      deadLettered: 0,
+      discarded: 0,
+      released: 0,
+      failedAfterSettle: 0,
+      lost: 0,
+      resettled: 0,
+      unsettled: 0
+    }
+    for (const running of await this.of(pipeline)) {
+      const counts = await Effect.runPromise(running.counts)
+      for (const name of Object.keys(sum) as Array<keyof Pipeline.Counts>) sum[name] += counts[name]
+    }
+    return sum
+  }
+
+  readonly health: Millrace["health"] = async (pipeline) => {
+    const all: Array<Pipeline.Health> = []
+    for (const running of await this.of(pipeline)) all.push(await Effect.runPromise(running.health))
+    if (all.length === 0) return { state: "stopped", since: 0 }
+    return all.sort((a, b) => worst.indexOf(a.state) - worst.indexOf(b.state))[0]!
+  }
+
+  readonly pause: Millrace["pause"] = async (pipeline) => {
+    for (const { pause } of await this.of(pipeline)) await Effect.runPromise(pause)
+  }
+
+  readonly resume: Millrace["resume"] = async (pipeline) => {
+    for (const { resume } of await this.of(pipeline)) await Effect.runPromise(resume)
+  }
+}
+
+/** Keeps the process until released: a broker in memory has no socket that does. Signals call `onSignal`. */
+const hold = (onSignal: (() => Promise<void>) | undefined): () => void => {
+  const timer = setInterval(() => {}, 2 ** 31 - 1)
+  let signals = 0
+  const listener = () => {
+    if (++signals > 1) process.exit(1)
+    void onSignal?.()
+  }
+  if (onSignal !== undefined) { for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, listener) }
+  return () => {
+    clearInterval(timer)
+    for (const signal of ["SIGINT", "SIGTERM"] as const) process.off(signal, listener)
+  }
+}

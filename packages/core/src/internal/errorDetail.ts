@@ -1,0 +1,188 @@
+import * as Cause from "effect/Cause"
+import * as Redacted from "effect/Redacted"
+
+/**
+ * A failure as data, for dead letters, logs and spans: the user's own error, within bounds.
+ *
+ * - `tag`: `_tag`, or the name of the error's class
+ * - `causes`: the chain of `cause`, and the other failures that happened with this one
+ * - `fields`: what else the error holds, as far as that is plain data; secrets are left out
+ */
+export interface ErrorDetail {
+  readonly tag: string
+  readonly message: string
+  readonly stack?: string
+  readonly causes: ReadonlyArray<string>
+  readonly fields?: { readonly [name: string]: unknown }
+}
+
+/** What of an error is recorded beside its name and its message. */
+export interface ErrorDetailOptions {
+  readonly stack: boolean
+  readonly fields: boolean
+}
+
+/** Describes a cause. Never throws, whatever was thrown. */
+export const describe = (cause: Cause.Cause<unknown>, options: ErrorDetailOptions): ErrorDetail => {
+  const [error, ...others] = errorsOf(cause)
+  const stack = options.stack ? stackOf(error) : undefined
+  const fields = options.fields ? fieldsOf(error) : undefined
+  return {
+    tag: tagOf(error),
+    message: messageOf(error),
+    ...(stack === undefined ? {} : { stack }),
+    causes: [...chain(error), ...others.slice(0, maxCauses).map((other) => `also ${summary(other)}`)].slice(0, maxCauses),
+    ...(fields === undefined ? {} : { fields })
+  }
+}
+
+/** One line: `Declined: card expired`. */
+export const summarize = (cause: Cause.Cause<unknown>): string => summary(errorsOf(cause)[0])
+
+/** The value of `error.type`: bounded in length; one error class gives one value. */
+export const typeOf = (cause: Cause.Cause<unknown>): string => {
+  const [error] = errorsOf(cause)
+  const tag = tagOf(error)
+  return /^[\w.$@/-]+$/.test(tag) ? tag : "_OTHER"
+}
+
+/** What failed, first of all what was raised as a failure; never empty. */
+const errorsOf = (cause: Cause.Cause<unknown>): ReadonlyArray<unknown> => {
+  const failures: Array<unknown> = []
+  const defects: Array<unknown> = []
+  for (const reason of cause.reasons) {
+    if (Cause.isFailReason(reason)) failures.push(reason.error)
+    if (Cause.isDieReason(reason)) defects.push(reason.defect)
+  }
+  const errors = [...failures, ...defects].map(own)
+  return errors.length > 0 ? errors : [safely(() => Cause.squash(cause), undefined)]
+}
+
+/** A rejection that the user gave no type is the error that was thrown, not the box around it. */
+const own = (error: unknown): unknown =>
+  safely(() => Cause.isUnknownError(error) && "cause" in error && error.cause !== undefined ? error.cause : error, error)
+
+const isError = (u: unknown): u is Error => safely(() => u instanceof Error, false)
+
+const property = (u: unknown, name: string): unknown =>
+  safely(() => (typeof u === "object" && u !== null) || typeof u === "function" ? Reflect.get(u, name) : undefined, undefined)
+
+const tagOf = (error: unknown): string => {
+  const tag = property(error, "_tag")
+  if (typeof tag === "string" && tag !== "") return bound(tag, 200)
+  const name = isError(error) ? property(error, "name") : undefined
+  return typeof name === "string" && name !== "" ? bound(name, 200) : error === null ? "null" : typeof error
+}
+
+const messageOf = (error: unknown): string => {
+  const message = property(error, "message")
+  if (typeof message === "string" && (message !== "" || isError(error))) return text(message, 1000)
+  return text(typeof error === "string" ? error : show(error), 1000)
+}
+
+const stackOf = (error: unknown): string | undefined => {
+  const stack = isError(error) ? property(error, "stack") : undefined
+  return typeof stack === "string" ? text(stack, 2000) : undefined
+}
+
+const summary = (error: unknown): string => {
+  const message = messageOf(error)
+  return message === "" ? tagOf(error) : bound(`${tagOf(error)}: ${message}`, 500)
+}
+
+const chain = (error: unknown): Array<string> => {
+  const causes: Array<string> = []
+  const seen = new Set<unknown>([error])
+  for (let next = own(property(error, "cause")); next !== undefined && next !== null; next = own(property(next, "cause"))) {
+    if (seen.has(next) || causes.length >= maxCauses) break
+    seen.add(next)
+    causes.push(summary(next))
+  }
+  return causes
+}
+
+const maxCauses = 5
+
+// --- fields
+
+const fieldsOf = (error: unknown): { readonly [name: string]: unknown } | undefined => {
+  if (typeof error !== "object" || error === null) return undefined
+  const fields: Record<string, unknown> = {}
+  let left = 2000
+  let count = 0
+  for (const name of safely(() => Object.keys(error), [])) {
+    if (known.has(name)) continue
+    const value = secret.test(name) ? "<redacted>" : plain(property(error, name), 0)
+    if (value === undefined) continue
+    left -= name.length + JSON.stringify(value).length
+    if (left < 0 || ++count > maxFields) break
+    Object.defineProperty(fields, bound(name, 100), { value, enumerable: true })
+  }
+  return count === 0 ? undefined : fields
+}
+
+const known = new Set(["_tag", "name", "message", "stack", "cause"])
+
+const maxFields = 20
+
+const secret = /pass(word|phrase)?|secret|token|authori[sz]ation|api[-_]?key|credential|cookie|private[-_]?key/i
+
+/** Data only: an instance of a class may hold anything, such as a connection with its password. */
+const plain = (value: unknown, depth: number): unknown => {
+  switch (typeof value) {
+    case "string":
+      return text(value, 500)
+    case "boolean":
+      return value
+    case "number":
+      return Number.isFinite(value) ? value : String(value)
+    case "bigint":
+      return bound(String(value), 500)
+    case "object":
+      return safely(() => plainObject(value, depth), undefined)
+    default:
+      return undefined
+  }
+}
+
+const plainObject = (value: object | null, depth: number): unknown => {
+  if (value === null) return null
+  if (Redacted.isRedacted(value)) return "<redacted>"
+  if (value instanceof Date) return Number.isNaN(value.getTime()) ? "Invalid Date" : value.toISOString()
+  if (depth >= 2) return undefined
+  if (Array.isArray(value)) return value.slice(0, maxFields).map((item) => plain(item, depth + 1) ?? null)
+  const prototype = Object.getPrototypeOf(value)
+  if (prototype !== Object.prototype && prototype !== null) return undefined
+  const data: Record<string, unknown> = {}
+  for (const name of Object.keys(value).slice(0, maxFields)) {
+    const item = secret.test(name) ? "<redacted>" : plain(property(value, name), depth + 1)
+    if (item !== undefined) Object.defineProperty(data, bound(name, 100), { value: item, enumerable: true })
+  }
+  return data
+}
+
+// --- text
+
+const safely = <A>(read: () => A, otherwise: A): A => {
+  try {
+    return read()
+  } catch {
+    return otherwise
+  }
+}
+
+const bound = (text: string, length: number): string => text.length > length ? `${text.slice(0, length - 1)}…` : text
+
+/** User and password of an address in a text are no part of what went wrong. */
+const text = (given: string, length: number): string =>
+  bound(given, length * 2).replace(/([a-z][a-z0-9+.-]*:\/\/)[^\s"'<>]*@/gi, "$1<redacted>@").slice(0, length)
+
+const show = (u: unknown): string => {
+  if (typeof u === "object" && u !== null) {
+    const data = plain(u, 0)
+    if (data !== undefined) return safely(() => JSON.stringify(data), unreadable)
+  }
+  return safely(() => typeof u === "object" && u !== null ? Object.prototype.toString.call(u) : String(u), unreadable)
+}
+
+const unreadable = "an error that cannot be read"

@@ -1,0 +1,43 @@
+import * as Duration from "effect/Duration"
+import { invalidOption, type TransportError } from "../TransportError.ts"
+
+/** Input that cannot work. Constructors keep it, starting or publishing fails with it: a value never throws. */
+export interface Invalid {
+  readonly option: string
+  readonly value: unknown
+  readonly remedy: string
+}
+
+export const toError = (transport: string, { option, remedy, value }: Invalid): TransportError =>
+  invalidOption(transport, option, value, remedy)
+
+/** A duration, or what is wrong with it: its type can be got round with a cast, and from JavaScript. */
+export const durationOf = (
+  option: string,
+  input: unknown
+): { readonly duration: Duration.Duration; readonly invalid: Invalid | undefined } => {
+  try {
+    const duration = Duration.fromInputUnsafe(input as Duration.Input)
+    if (!Duration.isNegative(duration)) return { duration, invalid: undefined }
+  } catch {
+    // not a duration
+  }
+  return {
+    duration: Duration.zero,
+    invalid: { option, value: input, remedy: "write a duration as \"5 seconds\" or as a number of milliseconds" }
+  }
+}
+
+/** The first option that `of` does not have. */
+export const unknownOption = (of: string, options: unknown, known: ReadonlyArray<string>): Invalid | undefined => {
+  if (typeof options !== "object" || options === null) {
+    return { option: of, value: options, remedy: `give an object with the options ${known.join(", ")}` }
+  }
+  const name = Object.keys(options).find((name) => !known.includes(name))
+  if (name === undefined) return undefined
+  return {
+    option: `${of}.${name}`,
+    value: (options as Record<string, unknown>)[name],
+    remedy: `there is no such option, there are ${known.join(", ")}`
+  }
+}

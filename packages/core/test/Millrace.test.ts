@@ -1,0 +1,109 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Millrace, Pipeline, Topic } from "@millrace/core"
+import { MemoryTransport } from "@millrace/testing"
+import { Effect, Layer, Schema } from "effect"
+import { execFile } from "node:child_process"
+import * as path from "node:path"
+import { promisify } from "node:util"
+
+const Numbers = Topic.make("numbers", { schema: Schema.Int })
+
+/** A worker that collects what it handles, and a promise of each. */
+const collecting = () => {
+  const seen: Array<number> = []
+  const waiters: Array<() => void> = []
+  const worker = Pipeline.from(Numbers, { group: "collecting", startFrom: "beginning" }).pipe(
+    Pipeline.tapPromise(async (n) => {
+      seen.push(n)
+      for (const wake of waiters.splice(0)) wake()
+    })
+  )
+  const until = async (count: number) => {
+    while (seen.length < count) await new Promise<void>((resolve) => waiters.push(resolve))
+  }
+  return { seen, until, worker }
+}
+
+describe("Millrace", () => {
+  it("starts, publishes, counts, pauses, stops and starts again", async () => {
+    const { seen, until, worker } = collecting()
+    const millrace = await Millrace.run(worker, { broker: MemoryTransport.layer(), signals: false })
+    assert.strictEqual((await millrace.health()).state, "consuming")
+    await millrace.publish(Numbers, 1)
+    await millrace.publishAll(Numbers, [2, 3])
+    await until(3)
+    assert.deepStrictEqual(seen, [1, 2, 3])
+    await millrace.pause(worker)
+    assert.strictEqual((await millrace.health(worker)).state, "paused")
+    await millrace.resume()
+    await millrace.stop()
+    assert.strictEqual((await millrace.health()).state, "stopped")
+    await millrace.closed
+    await millrace.start()
+    await millrace.publish(Numbers, 4)
+    await until(4)
+    await millrace.stop()
+  })
+
+  it("counts of one pipeline and of all", async () => {
+    const first = collecting()
+    const other = Pipeline.from(Numbers, { group: "other" }).pipe(Pipeline.filter((n) => n > 1))
+    const millrace = await Millrace.run([first.worker, other], { broker: MemoryTransport.layer(), signals: false })
+    await millrace.publishAll(Numbers, [1, 2])
+    await first.until(2)
+    while ((await millrace.counts(other)).handled + (await millrace.counts(other)).filtered < 2) await turn()
+    assert.strictEqual((await millrace.counts(other)).filtered, 1)
+    assert.strictEqual((await millrace.counts()).handled, 3)
+    await millrace.stop()
+  })
+
+  it("publishes without pipelines", async () => {
+    const millrace = Millrace.make({ broker: MemoryTransport.layer() })
+    assert.isFalse((await millrace.publish(Numbers, 1)).duplicate)
+    await millrace.stop()
+  })
+
+  it("rejects with the typed error: bad input, a value that does not fit, a Layer that fails", async () => {
+    const bad = Pipeline.from(Numbers, { group: "" })
+    const error = await Millrace.run(bad, { broker: MemoryTransport.layer(), signals: false }).catch((error) => error)
+    assert.strictEqual(error._tag, "TransportError")
+    assert.include(error.message, "group is \"\"")
+    const millrace = Millrace.make({ broker: MemoryTransport.layer() })
+    const refused = await millrace.publish(Numbers, 1.5).catch((error) => error)
+    assert.strictEqual(refused.reason._tag, "Unencodable")
+    await millrace.stop()
+    const broken = Millrace.make({
+      broker: Layer.effectDiscard(Effect.fail("no configuration")).pipe(Layer.provideMerge(MemoryTransport.layer()))
+    })
+    assert.strictEqual(await broken.publish(Numbers, 1).catch((error) => error), "no configuration")
+    await broken.stop()
+  })
+
+  it("stopping finishes the handler that runs", async () => {
+    const begun = Promise.withResolvers<void>()
+    const finish = Promise.withResolvers<void>()
+    let finished = false
+    const slow = Pipeline.from(Numbers, { group: "slow" }).pipe(
+      Pipeline.tapPromise(async () => {
+        begun.resolve()
+        await finish.promise
+        finished = true
+      })
+    )
+    const millrace = await Millrace.run(slow, { broker: MemoryTransport.layer(), signals: false })
+    await millrace.publish(Numbers, 1)
+    await begun.promise
+    const stopped = millrace.stop()
+    finish.resolve()
+    await stopped
+    assert.isTrue(finished)
+  })
+
+  it("SIGTERM drains; the process ends by itself with code 0", async () => {
+    const file = path.join(import.meta.dirname, "fixtures", "promises.main.ts")
+    const { stdout } = await promisify(execFile)(process.execPath, [file])
+    assert.strictEqual(stdout, "begun\nfinished\nclosed\n")
+  })
+})
+
+const turn = () => new Promise<void>((resolve) => setImmediate(resolve))
