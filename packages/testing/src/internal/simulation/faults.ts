@@ -1,0 +1,50 @@
+/**
+ * The faults of one simulated run, by name: each is decided by the seed, happens unless it is left out, and is on record.
+ *
+ * A decision draws the same random numbers whether or not its fault is left out, so that a run without some faults stays
+ * close to the run with them: a failing run can be made smaller, fault by fault.
+ */
+export class Faults {
+  /** Those that have happened, with what they were. */
+  readonly happened = new Map<string, string>()
+  private readonly without: ReadonlySet<string>
+
+  constructor(without: Iterable<string>) {
+    this.without = new Set(without)
+  }
+
+  /** `name` tells this decision from all others of the run. */
+  happens(name: string, isChosen: boolean, text = name): boolean {
+    if (!isChosen || this.without.has(name)) return false
+    this.happened.set(name, text)
+    return true
+  }
+}
+
+/**
+ * Makes a set smaller for as long as `fails` says that the rest still fails: halves, quarters, and so on down to single
+ * elements (delta debugging). `fails` is called at most `most` times.
+ */
+export const minimize = async <A>(
+  all: ReadonlyArray<A>,
+  fails: (left: ReadonlyArray<A>) => Promise<boolean>,
+  most: number
+): Promise<ReadonlyArray<A>> => {
+  let left = all
+  let calls = 0
+  for (let parts = 2; left.length > 0;) {
+    const size = Math.max(1, Math.ceil(left.length / parts))
+    let hasShrunk = false
+    for (let from = 0; from < left.length && calls < most; from += size) {
+      const rest = [...left.slice(0, from), ...left.slice(from + size)]
+      calls++
+      if (!(await fails(rest))) continue
+      left = rest
+      hasShrunk = true
+      from -= size
+    }
+    if (calls >= most || (size === 1 && !hasShrunk)) break
+    if (size > 1) parts *= 2
+  }
+  return left
+}
