@@ -66,7 +66,7 @@ const allFaults = [...episodes, "settle", "publish", "delay", "handler", "poison
  * - `minIdle`: how long an unsettled message stays with a process that does not keep it; default 30 seconds
  * - `kills`: which messages end the process that handles them, in place of a chance of three in a hundred
  * - `outputOf`: tells what a published message says, by which a second copy is found; default its id
- * - `without`: faults to leave out, by name: see {@link Run}
+ * - `only`: the faults that may happen, by name: see {@link Run}; default all
  * - `restWithin`: how long it may take, once no more faults happen, until all is settled; default 1 hour
  * - `connect`: changes the transport of each process: for faults of your own
  *
@@ -82,7 +82,7 @@ export interface Options<out A> {
   readonly minIdle?: Duration.Input | undefined
   readonly kills?: ((message: Message.Any) => boolean) | undefined
   readonly outputOf?: ((message: Outgoing) => string | undefined) | undefined
-  readonly without?: Iterable<string> | undefined
+  readonly only?: Iterable<string> | undefined
   readonly restWithin?: Duration.Input | undefined
   readonly connect?: ((transport: Transport["Service"]) => Transport["Service"]) | undefined
 }
@@ -101,7 +101,7 @@ export interface Violation {
 
 /**
  * What happened. `trace` has one line for each event, with the seconds since the beginning; `faults` has what went wrong,
- * by names that `Options.without` takes: publications of messages among them, for a smaller run has fewer.
+ * by names that `Options.only` takes: publications of messages among them, for a smaller run has fewer.
  *
  * @category models
  * @since 0.1.0
@@ -114,23 +114,22 @@ export interface Run {
 }
 
 /**
- * A law did not hold. `run` is the smallest that was found to violate the same law: the seed's, without the faults in
- * `without`. The message tells its history.
+ * A law did not hold. `run` is the smallest that was found to violate the same law: the seed's, with fewer faults. The
+ * message tells its history.
  *
  * @category errors
  * @since 0.1.0
  */
 export class Violated extends Data.TaggedError("Violated")<{
   readonly run: Run
-  readonly without: ReadonlyArray<string>
 }> {
   override get message(): string {
     const { faults, seed, trace, violations } = this.run
     const history = trace.slice(0, 1 + trace.findIndex((line) => line.includes("VIOLATION")))
     const left = history.length - mostLines
     return [
-      `${violations.length} violations with seed ${JSON.stringify(seed)}; Simulation.run with that seed, and ` +
-      `${this.without.length} faults left out, shows it again`,
+      `${violations.length} violations with seed ${JSON.stringify(seed)}; Simulation.run with that seed, and \`only\` the ` +
+      "names in `run.faults`, shows it again",
       ...violations.map(({ law, text }) => `  ${law}: ${text}`),
       "the faults:",
       ...[...faults.values()].filter((text) => !text.endsWith(" is published")).map((text) => `  ${text}`),
@@ -198,7 +197,7 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
     const random = yield* Random.withSeed(Random.Random, options.seed)
     const world = new World(() => random.nextDoubleUnsafe())
     const kinds = new Set<Fault>(options.faults ?? allFaults)
-    const faults = new Faults(options.without ?? [])
+    const faults = new Faults(options.only)
     const minIdle = Duration.fromInputUnsafe(options.minIdle ?? "30 seconds")
     const surroundings = (process: Process) =>
       Context.make(Clock.Clock, process.clock).pipe(
@@ -463,32 +462,31 @@ export const check = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
     const first = options.first ?? 1
     for (let seed = first; seed < first + (options.seeds ?? 100); seed++) {
       const result = yield* run(topic, pipeline, { ...options, seed })
-      if (result.violations.length > 0) return yield* shrink(result, (without) => run(topic, pipeline, { ...options, seed, without }))
+      if (result.violations.length > 0) {
+        return yield* shrink(result, (only) => run(topic, pipeline, { ...options, seed, only }))
+      }
     }
   })
 
-/** Runs again and again without some of the faults. */
+/** Runs again and again with fewer of the faults. */
 const shrink = <E, R>(
   failed: Run,
-  again: (without: ReadonlyArray<string>) => Effect.Effect<Run, E, R>
+  again: (only: Iterable<string>) => Effect.Effect<Run, E, R>
 ): Effect.Effect<never, Violated, R> =>
   Effect.flatMap(Effect.context<R>(), (context) =>
     Effect.flatMap(
       Effect.promise(async () => {
         const { law } = failed.violations[0]!
-        const all = [...failed.faults.keys()]
-        let smallest: Violated = new Violated({ run: failed, without: [] })
-        await minimize(all, async (left) => {
-          const kept = new Set(left)
-          const without = all.filter((name) => !kept.has(name))
-          const exit = await Effect.runPromiseExitWith(context)(again(without))
+        let smallest = failed
+        await minimize([...failed.faults.keys()], async (left) => {
+          const exit = await Effect.runPromiseExitWith(context)(again(left))
           if (Exit.isFailure(exit) || !exit.value.violations.some((violation) => violation.law === law)) return false
-          smallest = new Violated({ run: exit.value, without })
+          smallest = exit.value
           return true
         }, mostRuns)
         return smallest
       }),
-      (violated) => Effect.fail(violated)
+      (run) => Effect.fail(new Violated({ run }))
     ))
 
 /** The most runs in which a failing one is made smaller. */

@@ -1,21 +1,22 @@
 /**
- * The faults of one simulated run, by name: each is decided by the seed, happens unless it is left out, and is on record.
+ * The faults of one simulated run, by name: each is decided by the seed, and on record.
  *
- * A decision draws the same random numbers whether or not its fault is left out, so that a run without some faults stays
- * close to the run with them: a failing run can be made smaller, fault by fault.
+ * A decision draws the same random numbers whether or not its fault may happen, so that a run with fewer faults stays
+ * close to the run with all of them: a failing run can be made smaller, fault by fault.
  */
 export class Faults {
   /** Those that have happened, with what they were. */
   readonly happened = new Map<string, string>()
-  private readonly without: ReadonlySet<string>
+  private readonly only: ReadonlySet<string> | undefined
 
-  constructor(without: Iterable<string>) {
-    this.without = new Set(without)
+  /** `only`: the names of those that may happen; `undefined`: all. */
+  constructor(only: Iterable<string> | undefined) {
+    this.only = only === undefined ? undefined : new Set(only)
   }
 
   /** `name` tells this decision from all others of the run. */
   happens(name: string, isChosen: boolean, text = name): boolean {
-    if (!isChosen || this.without.has(name)) return false
+    if (!isChosen || this.only?.has(name) === false) return false
     this.happened.set(name, text)
     return true
   }
