@@ -341,7 +341,7 @@ export class Run {
     if (until <= this.restUntil) return
     this.restUntil = until
     this.cancelPause?.()
-    this.cancelPause = this.after(millis, () => {
+    this.cancelPause = this.after(millis + 1, () => {
       this.dispatcher.pump()
       this.demandChanged()
     })
@@ -369,7 +369,7 @@ export class Run {
 
   private leftIsolation(attempt: Attempt): void {
     const rest = this.intake.leftIsolation(attempt)
-    if (rest !== undefined) this.cancelRest = this.after(rest, () => this.demandChanged())
+    if (rest !== undefined) this.cancelRest = this.after(rest + 1, () => this.demandChanged())
   }
 
   // --- beginning
