@@ -13,6 +13,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as asyncapi from "./internal/commands/asyncapi.ts"
 import * as dead from "./internal/commands/dead.ts"
 import * as doctor from "./internal/commands/doctor.ts"
 import * as inspect from "./internal/commands/inspect.ts"
@@ -39,7 +40,8 @@ const command = millrace.pipe(
     messages.tailCommand,
     messages.publishCommand,
     dead.command,
-    doctor.command
+    doctor.command,
+    asyncapi.command
   ])
 )
 
