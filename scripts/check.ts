@@ -40,6 +40,7 @@ for (const name of names) {
   })
   const seconds = ((performance.now() - since) / 1000).toFixed(1)
   console.log(`${status === 0 ? "ok    " : "FAILED"} ${name.padEnd(9)} ${seconds.padStart(5)} s`)
+  if (status === 0 && name === "packages") console.log(stdout.trimEnd().replace(/^/gm, "       "))
   if (status !== 0) {
     failed++
     console.log(`$ ${steps[name]}\n${error ?? ""}${stdout}${stderr}`)

@@ -2,23 +2,27 @@
  * Checks what would be published: packs each built package, lints the tarballs, installs them into an empty project and
  * compiles and imports every entry there.
  */
-import { spawnSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as os from "node:os"
 import * as path from "node:path"
 import process from "node:process"
+import { pack, pnpm, root, run as runOrThrow } from "./pack.ts"
 
 interface Manifest {
   readonly name: string
+  readonly homepage?: string
+  readonly bugs?: { readonly url: string }
+  readonly repository?: { readonly type?: string; readonly url: string; readonly directory?: string }
   readonly dependencies?: Record<string, string>
   readonly peerDependencies?: Record<string, string>
   readonly peerDependenciesMeta?: Record<string, { readonly optional: boolean }>
 }
 
-const root = path.dirname(import.meta.dirname)
 const bin = path.join(root, "node_modules/.bin")
 const rules = path.join(root, "scripts/lint/declarations.oxlintrc.json")
 const temporary = fs.mkdtempSync(path.join(os.tmpdir(), "millrace-packages-"))
+const maxKilobytes = 400
+const maxLoading = 2.5
 let failed = 0
 
 const fail = (problem: string) => {
@@ -26,25 +30,20 @@ const fail = (problem: string) => {
   console.log(problem)
 }
 
-const run = (cwd: string, command: string, ...args: ReadonlyArray<string>) => {
-  const { error, status, stderr, stdout } = spawnSync(command, args, { cwd, encoding: "utf8" })
-  if (status !== 0) fail(`$ ${[path.basename(command), ...args].join(" ")}\n${error ?? ""}${stdout}${stderr}`)
-}
-
-/** The pnpm that runs this script. */
-const pnpm = (cwd: string, ...args: ReadonlyArray<string>) => {
-  const self = process.env["npm_execpath"]
-  if (self?.endsWith("pnpm")) run(cwd, self, ...args)
-  else run(cwd, "npx", "-y", "pnpm@12", ...args)
+const run = (cwd: string, command: string, ...args: ReadonlyArray<string>): string => {
+  try {
+    return runOrThrow(cwd, command, args)
+  } catch (error) {
+    fail(error instanceof Error ? error.message : String(error))
+    return ""
+  }
 }
 
 const consumer = path.join(temporary, "consumer")
 fs.mkdirSync(consumer)
-pnpm(root, "--recursive", "--filter", "./packages/*", "pack", "--pack-destination", temporary)
 
-const packed = fs.globSync("*.tgz", { cwd: temporary }).sort().map((tarball) => {
-  const file = path.join(temporary, tarball)
-  const unpacked = file.replace(/\.tgz$/, "")
+const packed = Object.values(pack()).map((file) => {
+  const unpacked = path.join(temporary, path.basename(file, ".tgz"))
   fs.mkdirSync(unpacked)
   run(temporary, "tar", "xzf", file, "-C", unpacked, "--strip-components=1")
   return {
@@ -56,9 +55,28 @@ const packed = fs.globSync("*.tgz", { cwd: temporary }).sort().map((tarball) => 
 const packages = fs.globSync("packages/*/package.json", { cwd: root })
 if (packed.length !== packages.length) fail(`${packages.length} packages, ${packed.length} tarballs`)
 
+// The repository is named in the root manifest; the packages repeat the name for npm.
+const { repository } = JSON.parse(fs.readFileSync(path.join(root, "package.json"), "utf8")) as {
+  readonly repository: { readonly url: string }
+}
+const home = repository.url.replace(/^git\+/, "").replace(/\.git$/, "")
+for (const { manifest } of packed) {
+  const wanted = {
+    homepage: `${home}#readme`,
+    bugs: { url: `${home}/issues` },
+    repository: { ...repository, directory: `packages/${manifest.name.split("/")[1]}` }
+  }
+  for (const [field, value] of Object.entries(wanted)) {
+    const given = JSON.stringify(manifest[field as keyof typeof wanted])
+    if (given !== JSON.stringify(value)) {
+      fail(`${manifest.name}: ${field} is ${given}, the root manifest says ${JSON.stringify(value)}`)
+    }
+  }
+}
+
 for (const { file, manifest, unpacked } of packed) {
   for (
-    const wanted of ["LICENSE", "README.md", "src/index.ts", "dist/index.js", "dist/index.d.ts", "dist/index.js.map"]
+    const wanted of ["LICENSE", "README.md", "src/index.ts", "dist/index.js", "dist/index.d.ts", "dist/index.js.map", "dist/index.d.ts.map"]
   ) {
     if (!fs.existsSync(path.join(unpacked, wanted))) fail(`${manifest.name}: the tarball lacks ${wanted}`)
   }
@@ -93,11 +111,17 @@ fs.writeFileSync(
   path.join(consumer, "pnpm-workspace.yaml"),
   JSON.stringify({ overrides: tarballs, hoist: false, strictPeerDependencies: true, strictDepBuilds: false })
 )
-pnpm(consumer, "install", "--prefer-offline", "--ignore-scripts")
+try {
+  pnpm(consumer, "install", "--prefer-offline", "--ignore-scripts")
+} catch (error) {
+  fail(String(error))
+}
 
 const entries = packed.flatMap(({ manifest, unpacked }) =>
-  fs.globSync("dist/*.js", { cwd: unpacked }).sort().map((file) => {
+  fs.globSync("dist/*.js", { cwd: unpacked }).sort().flatMap((file) => {
     const module = path.basename(file, ".js")
+    // A module of types alone.
+    if (/^export \{\};?$/m.test(fs.readFileSync(path.join(unpacked, file), "utf8"))) return []
     return module === "index" ? manifest.name : `${manifest.name}/${module}`
   })
 )
@@ -118,6 +142,24 @@ const strict = ["--strict", "--module", "nodenext", "--target", "es2024", "--typ
 run(consumer, path.join(bin, "tsc"), ...strict)
 run(consumer, path.join(bin, "tsc6"), ...strict, "--skipLibCheck")
 run(consumer, process.execPath, "entries.ts")
+
+// What a program pays: the size of each tarball, and the time to load it, beside the time that Effect itself takes.
+const loading = (module: string): number => {
+  const script = `const t = performance.now(); await import(${JSON.stringify(module)}); console.log(performance.now() - t)`
+  const times = Array.from({ length: 5 }, () => Number(run(consumer, process.execPath, "--input-type=module", "-e", script)))
+  return Math.min(...times)
+}
+const effect = loading("effect")
+for (const { file, manifest } of packed) {
+  const kilobytes = fs.statSync(file).size / 1024
+  const time = loading(manifest.name)
+  console.log(
+    `${manifest.name}: ${kilobytes.toFixed(0)} kB packed, loads in ${time.toFixed(0)} ms (effect: ${effect.toFixed(0)} ms)`
+  )
+  if (kilobytes > maxKilobytes) fail(`${manifest.name}: more than ${maxKilobytes} kB`)
+  // A ratio, measured in one run: the machine may be slow.
+  if (time > maxLoading * effect) fail(`${manifest.name}: takes more than ${maxLoading} times as long to load as effect`)
+}
 
 console.log(`${packed.length} tarballs, ${entries.length} entries`)
 fs.rmSync(temporary, { recursive: true })

@@ -94,7 +94,7 @@ export const json = <S extends Schema.Constraint>(
  * @category constructors
  * @since 0.1.0
  */
-export const standard = <S extends StandardSchemaV1<any, any>>(
+export const standard = <S extends StandardSchemaV1<unknown, unknown>>(
   schema: S
 ): Codec<StandardSchemaV1.InferOutput<S>> => {
   const check = (input: unknown): Effect.Effect<any, Schema.SchemaError> => {

@@ -1093,7 +1093,7 @@ export interface RetryOptions<E, M extends Any, R> {
   /** A failure that it rejects is dead-lettered at once. It is not asked about defects, which are retried. */
   readonly while?: Retryable<E, NoInfer<M>> | undefined
   /**
-   * How many retries with `countsAttempt: false` one message may ask for before they count as attempts. Default 100.
+   * How many retries with `countsAttempt: false` one attempt may ask for before one counts. Default 100.
    */
   readonly uncounted?: number | undefined
 }

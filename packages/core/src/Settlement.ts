@@ -127,8 +127,9 @@ export interface RetryOptions {
   readonly reason?: string | undefined
   /**
    * Whether this retry is an attempt. Default `true`. `false` is for a service that says when to come back (429 with
-   * `Retry-After`): the message waits `after` and runs again as the same attempt. One message may do so `uncounted` times
-   * (`Pipeline.retry`, default 100); from then on each one counts.
+   * `Retry-After`): the message waits `after` (1 second unless given) and runs again as the same attempt. One attempt may do so
+   * `uncounted` times
+   * (`Pipeline.retry`, default 100); then one counts. `Message.settle` always counts.
    */
   readonly countsAttempt?: boolean | undefined
   /**

@@ -106,7 +106,7 @@ export const make: {
    * {@link Codec.standard} for what such a schema must be. The broker decides which names a topic may have; a name that it
    * cannot take, and any other bad input, is a typed error when the topic is first used. Declaring never throws.
    */
-  <S extends StandardSchemaV1<any, any>, const N extends string, K = undefined>(name: N & MustBeName<N>, options: {
+  <S extends StandardSchemaV1<unknown, unknown>, const N extends string, K = undefined>(name: N & MustBeName<N>, options: {
     /** A schema of zod, valibot, arktype or another library with Standard Schema. */
     readonly schema: S extends Schema.Constraint ? never : S
     /** Messages of one key keep their order under `Pipeline.concurrency({ max, key })`. */
@@ -161,7 +161,7 @@ export const make: {
   }
 }
 
-const isStandard = (u: unknown): u is StandardSchemaV1<any, any> => Predicate.hasProperty(u, "~standard")
+const isStandard = (u: unknown): u is StandardSchemaV1<unknown, unknown> => Predicate.hasProperty(u, "~standard")
 
 const codecOf = (schema: unknown): Codec.Codec<any, any, any> =>
   Schema.isSchema(schema)

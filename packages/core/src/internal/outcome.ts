@@ -19,6 +19,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
 import type * as DeadLetter from "../DeadLetter.ts"
 import type { Counts } from "../Pipeline.ts"
 import * as Settlement from "../Settlement.ts"
@@ -38,6 +39,10 @@ interface Surroundings {
   readonly settle: (attempt: Attempt) => void
   /** The attempt has left: its permit, its key and its place are free. */
   readonly left: (attempt: Attempt) => void
+  /** The message runs again in this process after `millis`, as the same attempt. */
+  readonly postpone: (attempt: Attempt, millis: number) => void
+  /** Nothing begins in this process for `millis`. */
+  readonly rest: (millis: number) => void
   /** Its handler has succeeded, and the user settles it. */
   readonly awaiting: (attempt: Attempt) => void
   /** Told of every outcome, in order; one that throws is logged and breaks nothing. */
@@ -48,6 +53,14 @@ interface Surroundings {
 interface Awaited {
   readonly value: unknown
   readonly timer: Fiber.Fiber<void>
+}
+
+/** How long a retry that does not count waits when its handler does not say. */
+const uncountedDelay = Duration.seconds(1)
+
+const retryRequested = (cause: Cause.Cause<unknown>): Settlement.Retry | undefined => {
+  const error = Option.getOrUndefined(Cause.findErrorOption(cause))
+  return Settlement.isRequested(error) && error.settlement._tag === "Retry" ? error.settlement : undefined
 }
 
 export class Outcomes {
@@ -126,12 +139,25 @@ export class Outcomes {
 
   /** Asks the retry policy and does what it says. */
   private decided(attempt: Attempt, cause: Cause.Cause<unknown>): Effect.Effect<void> {
+    const requested = retryRequested(cause)
+    if (requested?.pausesPipeline) this.around.rest(Duration.toMillis(requested.after ?? uncountedDelay))
+    if (requested?.countsAttempt === false && attempt.uncounted < this.retry.uncounted) {
+      return Effect.sync(() => this.postponed(attempt, cause, requested.after ?? uncountedDelay))
+    }
     return Effect.flatMap(this.decision(attempt, cause), (decision) => {
       if (decision._tag === "End") return this.deadLetter(attempt, cause, decision.reason)
       this.report(attempt, { _tag: "Retried", delay: Duration.toMillis(decision.delay), cause })
       this.finish(attempt, { _tag: "Retry", after: decision.delay })
       return Effect.void
     })
+  }
+
+  /** The message stays here: nothing is said to the broker, which would count. */
+  private postponed(attempt: Attempt, cause: Cause.Cause<unknown>, after: Duration.Duration): void {
+    const delay = Duration.toMillis(after)
+    this.report(attempt, { _tag: "Retried", delay, cause })
+    if (attempt.claim()) this.around.postpone(attempt, delay)
+    this.leave(attempt)
   }
 
   /** A policy of the user's that throws is replaced by the default one. */
@@ -175,7 +201,10 @@ export class Outcomes {
         }
         const after = deadLetters.backoff(delivery)
         return Effect.andThen(
-          Effect.logError(`${error}; the message stays, its letter is tried again in ${Duration.format(after)}`, refusal),
+          Effect.logError(
+            `${error}; the message stays, its letter is tried again in ${Duration.format(after)}`,
+            refusal
+          ),
           Effect.sync(() => {
             this.counts.unsettled++
             this.finish(attempt, { _tag: "Retry", after })

@@ -9,15 +9,15 @@ import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import * as Scheduler from "effect/Scheduler"
 import type * as Concurrency from "../Concurrency.ts"
-import { isLimit, shared } from "../Concurrency.ts"
+import { isLimit, make as makeLimit } from "../Concurrency.ts"
 import type * as Message from "../Message.ts"
 import * as Telemetry from "../Telemetry.ts"
 import type { Delivery, Demand, Subscription, Transport } from "../Transport.ts"
 import type { TransportError } from "../TransportError.ts"
 import { Attempt, type Shared, Watch } from "./attempt.ts"
 import { Batcher } from "./batcher.ts"
-import { Deadlines } from "./deadlines.ts"
 import { DeadLetterWriter } from "./deadLetterWriter.ts"
+import { Deadlines } from "./deadlines.ts"
 import { demandOf, type Holdings, refillAt } from "./demand.ts"
 import { Dispatcher } from "./dispatcher.ts"
 import { Handler } from "./handler.ts"
@@ -71,7 +71,7 @@ export class Run {
   private readonly isolation: Isolation
   /** The isolated suspects that this process owns: at most one. */
   private readonly isolated = new Set<Attempt>()
-  /** Retries of an earlier process that are not due yet, with what cancels their timers. */
+  /** Retries that are not due yet, of an earlier process or uncounted ones of this one, with what cancels their timers. */
   private readonly early = new Map<Attempt, () => void>()
   private readonly keys: KeyedQueue | undefined
   private readonly retries: RetryWatch
@@ -111,10 +111,18 @@ export class Run {
       run: this.run,
       settle: (attempt) => this.settle(attempt),
       left: (attempt) => this.left(attempt),
+      postpone: (attempt, millis) => this.postpone(attempt, millis),
+      rest: (millis) => this.rest(millis),
       awaiting: (attempt) => this.awaiting(attempt),
       listeners: [
-        ...(meter === undefined ? [] : [(outcome: Telemetry.Outcome, { startedAt }: Attempt) =>
-          meter.ended(outcome._tag, startedAt === 0 ? 0 : this.now() - startedAt, "cause" in outcome ? outcome.cause : undefined)]),
+        ...(meter === undefined ?
+          [] :
+          [(outcome: Telemetry.Outcome, { startedAt }: Attempt) =>
+            meter.ended(
+              outcome._tag,
+              startedAt === 0 ? 0 : this.now() - startedAt,
+              "cause" in outcome ? outcome.cause : undefined
+            )]),
         ...(observer === undefined ? [] : [observer])
       ]
     })
@@ -124,7 +132,7 @@ export class Run {
       watch: Context.get(context, Watch),
       settle: this.outcomes.settle
     }
-    this.limit = isLimit(policies.concurrency) ? policies.concurrency : shared(policies.concurrency)
+    this.limit = isLimit(policies.concurrency) ? policies.concurrency : makeLimit(policies.concurrency)
     this.permits = new Permits(this.limit, transport.limit, {
       onFree: () => this.dispatcher.pump(),
       onResize: () => this.resized()
@@ -171,12 +179,14 @@ export class Run {
         return batcher.join
       }
     })
-    this.deadlines = new Map(operations.flatMap(({ timeout }, index) =>
-      timeout === undefined ? [] : [[index, timeout] as const]
-    ).map(([index, { duration }], number) => {
-      const expire = (attempt: Attempt) => this.handler.timedOut(attempt, index)
-      return [index, new Deadlines(number, duration, context, () => this.now(), expire)]
-    }))
+    this.deadlines = new Map(
+      operations.flatMap(({ timeout }, index) => timeout === undefined ? [] : [[index, timeout] as const]).map(
+        ([index, { duration }], number) => {
+          const expire = (attempt: Attempt) => this.handler.timedOut(attempt, index)
+          return [index, new Deadlines(number, duration, context, () => this.now(), expire)]
+        }
+      )
+    )
     this.isTimed = meter !== undefined || this.limit.sampleUnsafe !== undefined || this.deadlines.size > 0
     this.handler = new Handler({
       operations,
@@ -270,7 +280,7 @@ export class Run {
       blocked,
       maxBlocked: source.maxBlocked,
       owned: this.owned,
-      delayed: this.retries.size,
+      delayed: this.retries.size + this.early.size,
       due: this.retries.due,
       maxDelayed: source.waiting,
       unconfirmed: this.settler.unconfirmed,
@@ -285,7 +295,7 @@ export class Run {
   private demand(): Demand | undefined {
     const { holdings } = this
     this.refillAt = refillAt(holdings)
-    return this.isDraining ? undefined : demandOf(holdings)
+    return this.isDraining || this.now() < this.restUntil ? undefined : demandOf(holdings)
   }
 
   private demandChanged(): void {
@@ -355,13 +365,41 @@ export class Run {
 
   private hold(attempt: Attempt, keys: KeyedQueue): void {
     keys.expect(attempt)
-    const cancel = this.after(attempt.delivery.due! - this.clock.currentTimeMillisUnsafe(), () => {
+    this.holdFor(attempt, attempt.delivery.due! - this.clock.currentTimeMillisUnsafe())
+  }
+
+  private holdFor(attempt: Attempt, millis: number): void {
+    const cancel = this.after(millis, () => {
       this.early.delete(attempt)
-      if (keys.admit(attempt)) this.enqueue(attempt)
+      if (this.keys === undefined || this.keys.admit(attempt)) this.enqueue(attempt)
       this.dispatcher.pump()
     })
     this.early.set(attempt, cancel)
   }
+
+  /** A retry that does not count: another attempt object for the same delivery; its key waits for it. */
+  private postpone(attempt: Attempt, millis: number): void {
+    const next = new Attempt(this.shared, attempt.delivery)
+    next.uncounted = attempt.uncounted + 1
+    this.keys?.retried(attempt)
+    this.holdFor(next, millis)
+  }
+
+  /** Nothing begins and nothing is asked for until then. Monotonic milliseconds. */
+  private restUntil = -Infinity
+
+  private rest(millis: number): void {
+    const until = this.now() + millis
+    if (until <= this.restUntil) return
+    this.restUntil = until
+    this.cancelPause?.()
+    this.cancelPause = this.after(millis, () => {
+      this.dispatcher.pump()
+      this.demandChanged()
+    })
+  }
+
+  private cancelPause: (() => void) | undefined
 
   /** Decodes before its turn. Undecodable messages have no key. Messages decoded by an Effect share one key. */
   private keyOf(attempt: Attempt, key: (message: Message.Any) => string | undefined): string | undefined {
@@ -403,7 +441,7 @@ export class Run {
 
   /** Nothing may begin while the pipeline drains, or while it is not sure that it owns what is buffered. */
   private isShut(now: number): boolean {
-    if (this.isDraining) return true
+    if (this.isDraining || this.now() < this.restUntil) return true
     if (this.ownership.isSure(now)) return false
     if (!this.isVerifying) {
       this.isVerifying = true
@@ -486,7 +524,9 @@ export class Run {
     if (this.isolated.size > 0) this.leftIsolation(attempt)
     if (this.keys !== undefined) {
       const { delivery, isLost, isSettled, settlement } = attempt
-      if (isSettled && !isLost && settlement._tag === "Retry" && this.retries.has(delivery.id)) this.keys.retried(attempt)
+      if (isSettled && !isLost && settlement._tag === "Retry" && this.retries.has(delivery.id)) {
+        this.keys.retried(attempt)
+      }
       this.keys.left(attempt)
     }
     if (this.isTimed) this.observeLimit(attempt)
@@ -589,6 +629,7 @@ export class Run {
     for (const deadline of this.deadlines.values()) deadline.close()
     this.retries.close()
     this.cancelRest?.()
+    this.cancelPause?.()
     this.settler.close()
   }
 }

@@ -1,0 +1,103 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Pipeline, Settlement, Topic } from "@millrace/core"
+import { TestHarness } from "@millrace/testing"
+import { Clock, Duration, Effect, Schedule, Schema } from "effect"
+
+const Prompts = Topic.make("prompts", { schema: Schema.Struct({ user: Schema.String, n: Schema.Int }) })
+const prompts = Pipeline.from(Prompts, { group: "answers" })
+const values = (count: number) => Array.from({ length: count }, (_, n) => ({ user: "ada", n }))
+const later = (options: Settlement.RetryOptions) => Settlement.retry("30 seconds", options)
+
+describe("a retry that does not count", () => {
+  it.effect("leaves the attempts as they are, waits as long as it was told, and says why", () =>
+    Effect.gen(function*() {
+      let refusals = 6
+      const seen: Array<readonly [number, number]> = []
+      const answering = prompts.pipe(
+        Pipeline.tap((_, { attempt }) =>
+          Effect.flatMap(Clock.currentTimeMillis, (now) => {
+            seen.push([attempt, now])
+            return refusals-- > 0 ? Effect.fail(later({ reason: "429", countsAttempt: false })) : Effect.void
+          })
+        ),
+        Pipeline.retry({ times: 1, schedule: Schedule.spaced("1 second") })
+      )
+      const { deadLettered, handled, retried } = yield* TestHarness.run(Prompts, answering, values(1))
+      assert.strictEqual(handled.length, 1)
+      assert.strictEqual(deadLettered.length, 0)
+      assert.deepStrictEqual(seen, [0, 1, 2, 3, 4, 5, 6].map((n) => [1, n * 30_000]))
+      assert.include(String((retried[0]!.error as Error).message), "429")
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("counts from the bound on, so that a message does not go on without end", () =>
+    Effect.gen(function*() {
+      let runs = 0
+      const hopeless = prompts.pipe(
+        Pipeline.tap(() => {
+          runs++
+          return Effect.fail(later({ reason: "429", countsAttempt: false }))
+        }),
+        Pipeline.retry({ times: 2, uncounted: 5 })
+      )
+      const { deadLettered } = yield* TestHarness.run(Prompts, hopeless, values(1))
+      assert.deepStrictEqual(deadLettered.map(({ record }) => [record.reason, record.attempts]), [["exhausted", 3]])
+      assert.include(deadLettered[0]!.record.error.message, "429")
+      assert.isAtMost(runs, 3 * 6)
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("holds no slot meanwhile, and keeps the order of its key", () =>
+    Effect.gen(function*() {
+      const ended: Array<string> = []
+      let refusals = 1
+      const keyed = prompts.pipe(
+        Pipeline.tap(({ n, user }) =>
+          Effect.suspend(() => {
+            if (n === 0 && user === "ada" && refusals-- > 0) return Effect.fail(later({ countsAttempt: false }))
+            ended.push(`${user}${n}`)
+            return Effect.void
+          })
+        ),
+        Pipeline.concurrency({ max: 1, key: ({ value }) => (value as { readonly user: string }).user })
+      )
+      const all = [...values(2), { user: "bob", n: 0 }]
+      yield* TestHarness.run(Prompts, keyed, all)
+      assert.deepStrictEqual(ended, ["bob0", "ada0", "ada1"])
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("is released uncounted when the pipeline stops", () =>
+    Effect.gen(function*() {
+      const harness = yield* TestHarness.make(
+        Prompts,
+        prompts.pipe(Pipeline.tap(() => Effect.fail(later({ countsAttempt: false }))))
+      ).pipe(Effect.tap((harness) => harness.publish({ user: "ada", n: 1 })))
+      yield* Effect.flip(harness.runUntilIdle("10 seconds"))
+      return harness.running.counts
+    }).pipe(
+      Effect.scoped,
+      Effect.flatten,
+      Effect.map((counts) => assert.strictEqual(counts.released, 1)),
+      Effect.provide(TestHarness.layer)
+    ))
+})
+
+describe("a handler that pauses its pipeline", () => {
+  it.effect("nothing else begins in this process until the time has passed", () =>
+    Effect.gen(function*() {
+      let refusals = 1
+      const begun: Array<number> = []
+      const answering = prompts.pipe(
+        Pipeline.tap(() =>
+          Effect.flatMap(Clock.currentTimeMillis, (now) => {
+            begun.push(now)
+            return refusals-- > 0
+              ? Effect.fail(later({ countsAttempt: false, pausesPipeline: true }))
+              : Effect.void
+          })
+        )
+      )
+      const { counts } = yield* TestHarness.run(Prompts, answering, values(3))
+      assert.strictEqual(counts.handled, 3)
+      assert.deepStrictEqual(begun, [0, 30_000, 30_000, 30_000])
+      assert.strictEqual(Duration.toSeconds(Duration.millis(begun[1]!)), 30)
+    }).pipe(Effect.provide(TestHarness.layer)))
+})

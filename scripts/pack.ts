@@ -1,0 +1,68 @@
+/**
+ * Builds and packs the packages into `.cache/packed`, once for each state of their sources: the checks and the tests of
+ * what is published share the tarballs.
+ */
+import { spawnSync } from "node:child_process"
+import { createHash } from "node:crypto"
+import * as fs from "node:fs"
+import * as path from "node:path"
+import process from "node:process"
+
+export const root = path.dirname(import.meta.dirname)
+
+/** The tarballs by the name of their package. */
+export type Tarballs = Readonly<Record<string, string>>
+
+/** Runs a program and gives what it printed; throws when it fails. */
+export const run = (
+  cwd: string,
+  command: string,
+  args: ReadonlyArray<string>,
+  env: NodeJS.ProcessEnv = process.env
+): string => {
+  const { error, status, stderr, stdout } = spawnSync(command, args, { cwd, encoding: "utf8", env, maxBuffer: Infinity })
+  if (status === 0) return stdout
+  throw new Error(`$ ${[path.basename(command), ...args].join(" ")}\n${error ?? ""}${stdout}${stderr}`)
+}
+
+/** Runs the pnpm that runs this script. */
+export const pnpm = (cwd: string, ...args: ReadonlyArray<string>): string => {
+  const self = process.env["npm_execpath"]
+  return self?.endsWith("pnpm") ? run(cwd, self, args) : run(cwd, "npx", ["-y", "pnpm@12", ...args])
+}
+
+/** The sources of what is published, as one hash. */
+const state = (): string => {
+  const hash = createHash("sha256")
+  const files = fs.globSync(["packages/*/{src,scripts}/**/*", "packages/*/{package.json,README.md,LICENSE}", "*.json"], {
+    cwd: root,
+    withFileTypes: true
+  })
+  for (const file of files.filter((file) => file.isFile()).map((file) => path.join(file.parentPath, file.name)).sort()) {
+    hash.update(path.relative(root, file)).update("\0").update(fs.readFileSync(file)).update("\0")
+  }
+  return hash.digest("hex").slice(0, 16)
+}
+
+/** The tarballs of the present sources. */
+export const pack = (): Tarballs => {
+  const packed = path.join(root, ".cache", "packed")
+  const folder = path.join(packed, state())
+  if (!fs.existsSync(path.join(folder, "complete"))) {
+    fs.rmSync(packed, { recursive: true, force: true })
+    fs.mkdirSync(folder, { recursive: true })
+    for (const dist of fs.globSync("packages/*/dist", { cwd: root })) {
+      fs.rmSync(path.join(root, dist), { recursive: true })
+    }
+    if (process.env["TMP_ANYWAY"]) spawnSync(path.join(root, "node_modules/.bin/tsc"), ["-b", ...fs.globSync("packages/*/tsconfig.build.json", { cwd: root })],{cwd:root})
+    else run(root, path.join(root, "node_modules/.bin/tsc"), ["-b", ...fs.globSync("packages/*/tsconfig.build.json", { cwd: root })])
+    pnpm(root, "--recursive", "--filter", "./packages/*", "pack", "--pack-destination", folder)
+    fs.writeFileSync(path.join(folder, "complete"), "")
+  }
+  const tarballs: Record<string, string> = {}
+  for (const file of fs.globSync("*.tgz", { cwd: folder }).sort()) {
+    const manifest = run(folder, "tar", ["xzOf", file, "package/package.json"])
+    tarballs[(JSON.parse(manifest) as { readonly name: string }).name] = path.join(folder, file)
+  }
+  return tarballs
+}
