@@ -18,6 +18,7 @@ import * as dead from "./internal/commands/dead.ts"
 import * as doctor from "./internal/commands/doctor.ts"
 import * as inspect from "./internal/commands/inspect.ts"
 import * as messages from "./internal/commands/messages.ts"
+import * as view from "./internal/commands/view.ts"
 import { Failure, Output } from "./internal/Output.ts"
 import { connectedBy, millrace } from "./internal/target.ts"
 import { clean, width, wrap } from "./internal/text.ts"
@@ -41,7 +42,8 @@ const command = millrace.pipe(
     messages.publishCommand,
     dead.command,
     doctor.command,
-    asyncapi.command
+    asyncapi.command,
+    view.command
   ])
 )
 

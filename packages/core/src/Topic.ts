@@ -106,12 +106,15 @@ export const make: {
    * {@link Codec.standard} for what such a schema must be. The broker decides which names a topic may have; a name that it
    * cannot take, and any other bad input, is a typed error when the topic is first used. Declaring never throws.
    */
-  <S extends StandardSchemaV1<unknown, unknown>, const N extends string, K = undefined>(name: N & MustBeName<N>, options: {
-    /** A schema of zod, valibot, arktype or another library with Standard Schema. */
-    readonly schema: S extends Schema.Constraint ? never : S
-    /** Messages of one key keep their order under `Pipeline.concurrency({ max, key })`. */
-    readonly key?: ((value: StandardSchemaV1.InferOutput<S>) => K & MustBeKey<K>) | undefined
-  }): Topic<StandardSchemaV1.InferOutput<S>>
+  <S extends StandardSchemaV1<unknown, unknown>, const N extends string, K = undefined>(
+    name: N & MustBeName<N>,
+    options: {
+      /** A schema of zod, valibot, arktype or another library with Standard Schema. */
+      readonly schema: S extends Schema.Constraint ? never : S
+      /** Messages of one key keep their order under `Pipeline.concurrency({ max, key })`. */
+      readonly key?: ((value: StandardSchemaV1.InferOutput<S>) => K & MustBeKey<K>) | undefined
+    }
+  ): Topic<StandardSchemaV1.InferOutput<S>>
   /**
    * Declares a topic. `schema` is JSON through that schema; anything else is a `codec`.
    *
