@@ -37,6 +37,8 @@ export interface Topic<in out A, out RD = never, out RE = never> extends Pipeabl
   readonly name: string
   /** How a value becomes bytes and comes back. */
   readonly codec: Codec.Codec<A, RD, RE>
+  /** The schema whose JSON form is on the wire, for documents about it; absent where the wire holds no JSON. */
+  readonly schema: Codec.Codec<A, RD, RE>["schema"]
   /** The key of a value, where the topic has one. */
   readonly key: Key<A>
 }
@@ -104,12 +106,15 @@ export const make: {
    * {@link Codec.standard} for what such a schema must be. The broker decides which names a topic may have; a name that it
    * cannot take, and any other bad input, is a typed error when the topic is first used. Declaring never throws.
    */
-  <S extends StandardSchemaV1<unknown, unknown>, const N extends string, K = undefined>(name: N & MustBeName<N>, options: {
-    /** A schema of zod, valibot, arktype or another library with Standard Schema. */
-    readonly schema: S extends Schema.Constraint ? never : S
-    /** Messages of one key keep their order under `Pipeline.concurrency({ max, key })`. */
-    readonly key?: ((value: StandardSchemaV1.InferOutput<S>) => K & MustBeKey<K>) | undefined
-  }): Topic<StandardSchemaV1.InferOutput<S>>
+  <S extends StandardSchemaV1<unknown, unknown>, const N extends string, K = undefined>(
+    name: N & MustBeName<N>,
+    options: {
+      /** A schema of zod, valibot, arktype or another library with Standard Schema. */
+      readonly schema: S extends Schema.Constraint ? never : S
+      /** Messages of one key keep their order under `Pipeline.concurrency({ max, key })`. */
+      readonly key?: ((value: StandardSchemaV1.InferOutput<S>) => K & MustBeKey<K>) | undefined
+    }
+  ): Topic<StandardSchemaV1.InferOutput<S>>
   /**
    * Declares a topic. `schema` is JSON through that schema; anything else is a `codec`.
    *
@@ -144,11 +149,13 @@ export const make: {
   }): Topic<S["Type"], S["DecodingServices"], S["EncodingServices"]>
 } = (name: string, options: any): any => {
   const invalid = invalidTopic(name, options)
+  const codec = options?.codec ?? codecOf(options?.schema)
   return {
     [TypeId]: (_: never) => _,
     [InvalidId]: invalid,
     name,
-    codec: options?.codec ?? codecOf(options?.schema),
+    codec,
+    schema: codec.schema,
     key: options?.key,
     headers: options?.headers,
     pipe() {
