@@ -43,10 +43,14 @@ import {
   watch
 } from "./internal/connection.ts"
 import { JetStreamDelivery } from "./internal/delivery.ts"
+import { groups } from "./internal/groups.ts"
+import { Condition } from "./internal/health.ts"
+import { AttemptLedger } from "./internal/ledger.ts"
+import { idOf } from "./internal/life.ts"
 import * as names from "./internal/names.ts"
-import { openNotes } from "./internal/notes.ts"
 import * as publishing from "./internal/publishing.ts"
 import * as resources from "./internal/resources.ts"
+import { atLeast } from "./internal/server.ts"
 import * as settings from "./internal/settings.ts"
 import { confirmAll } from "./internal/settling.ts"
 import { subscribe } from "./internal/subscription.ts"
@@ -178,7 +182,7 @@ const make = Effect.fnUntraced(function*(
       "give a whole number of handlers, 1 or more, or leave it out"
     )
   }
-  if (!resources.atLeast(client.info?.version, 2, 9)) {
+  if (!atLeast(client.info?.version, 2, 9)) {
     return yield* failure(
       new TransportError.Unsupported({
         operation: `nats-server ${client.info?.version}`,
@@ -200,7 +204,18 @@ const make = Effect.fnUntraced(function*(
     ackWait: options.ackWait,
     ...options.stream
   }
-  const mayKeepNotes = openNotes(connection, declaring)
+  const context = yield* Effect.context<never>()
+  const ledger = yield* Effect.acquireRelease(
+    Effect.sync(() =>
+      new AttemptLedger({
+        connection,
+        manage: declaring.manage,
+        run: Effect.runForkWith(context),
+        runPromise: Effect.runPromiseWith(context)
+      })
+    ),
+    (ledger) => Effect.sync(() => ledger.close())
+  )
   const declared = new Set<string>()
   const declare = Effect.fnUntraced(function*(topic: string): Effect.fn.Return<void, TransportError.TransportError> {
     const badName = names.validateTopic(topic)
@@ -253,22 +268,54 @@ const make = Effect.fnUntraced(function*(
     })
     return results
   })
+  /** A sequence is unique within one life of its stream only. */
+  const identified = Effect.fnUntraced(function*(
+    answers: ReadonlyArray<Result.Result<publishing.Confirmed, Publisher.PublishError>>
+  ) {
+    const results: Array<Result.Result<publishing.Confirmed, Publisher.PublishError>> = []
+    for (const answer of answers) {
+      if (Result.isFailure(answer)) {
+        results.push(answer)
+        continue
+      }
+      const { duplicate, sequence, stream } = answer.success
+      const life = connection.lives.ofPublished(stream, sequence, duplicate) ??
+        (yield* Effect.orElseSucceed(
+          Effect.map(connection.call(`looking for stream ${stream}`, (jsm) => jsm.streams.info(stream)), (info) => {
+            const life = connection.lives.note(info)
+            connection.lives.ofPublished(stream, sequence, duplicate)
+            return life
+          }),
+          () => undefined
+        ))
+      // A user that may not look for the stream gets the bare sequence, which `get` and `remove` take too.
+      results.push(life === undefined ? answer : Result.succeed({ ...answer.success, id: idOf(life, sequence) }))
+    }
+    return results
+  })
+  const condition = new Condition(Date.now)
   const transport: Transport["Service"] = {
     name: transportName,
+    address,
     capabilities: {
       deduplication: true,
-      delayedPublish: resources.atLeast(client.info?.version, 2, 12),
+      delayedPublish: atLeast(client.info?.version, 2, 12),
       uncountedRelease: declaring.manage !== "none",
       ownership: true,
       maxBody: undefined
     },
     limit: Concurrency.make(concurrency),
-    subscribe: (wish) => subscribe(connection, declaring, mayKeepNotes, inboxPrefix, wish),
+    nameRemedy: names.remedy,
+    subscribe: (wish) => subscribe(connection, declaring, ledger, inboxPrefix, wish),
     declare,
-    publish: publishOnce,
-    browse: (topic) => browsing.browse(connection, topic),
+    publish: (messages) => Effect.flatMap(publishOnce(messages), identified),
+    browse: (topic, options) => browsing.browse(connection, topic, options),
+    get: (topic, id) => browsing.get(connection, topic, id),
+    groups: (topic) => groups(connection, topic),
     remove: (topic, ids) => browsing.remove(connection, topic, ids),
-    health: Effect.sync(() => connection.state() === "connected" ? "consuming" : "reconnecting")
+    health: Effect.sync(() =>
+      connection.state() === "connected" ? condition.connected() : condition.reconnecting("there is no connection")
+    )
   }
   const service = { transport, client }
   parts.set(service, { connection, declaring, send: publish, declared })
@@ -494,7 +541,7 @@ export const ackSync = Effect.fnUntraced(function*(
     Effect.timeout(options?.timeout ?? "5 seconds"),
     Effect.ensuring(ended),
     Effect.filterOrFail(
-      () => delivery.owner?.ended(delivery, "done") !== false,
+      () => delivery.ended("done"),
       () => new Error("it came again before the server confirmed, and is being handled again")
     ),
     Effect.as(true),
@@ -612,7 +659,7 @@ export const publishBatch = <A, RD, RE>(
     const { connection, declared } = yield* partsOf
     const fail = (reason: Publisher.Reason) => new Publisher.PublishError({ topic: topic.name, reason })
     if (!declared.has(topic.name)) {
-      yield* JetStream.use(({ transport }) => transport.declare(topic.name)).pipe(
+      yield* JetStream.use(({ transport }) => transport.declare(topic.name, "output")).pipe(
         Effect.mapError((error) => fail(new Publisher.NotSent({ detail: error.message })))
       )
     }
@@ -648,7 +695,7 @@ export const to: {
     Effect.gen(function*() {
       const all = yield* partsOf
       if (!all.declared.has(topic.name)) {
-        yield* JetStream.use(({ transport }) => transport.declare(topic.name)).pipe(
+        yield* JetStream.use(({ transport }) => transport.declare(topic.name, "output")).pipe(
           Effect.retry({ schedule: resources.backoff, while: (error) => error.reason._tag === "Interrupted" }),
           Effect.mapError((error) =>
             new Publisher.PublishError({ topic: topic.name, reason: new Publisher.Refused({ detail: error.message }) })
@@ -701,6 +748,7 @@ export const read = <A, RD, RE>(
     const stream = yield* resources.whenReady(
       resources.ensureStream(connection, declaring, topic.name, Arr.of(subject))
     )
+    const life = connection.lives.note(stream)
     const messages = yield* connection.call(
       `reading ${subject}`,
       (jsm) =>
@@ -712,7 +760,7 @@ export const read = <A, RD, RE>(
     yield* Effect.addFinalizer(() => Effect.promise(() => messages.close()).pipe(Effect.ignore))
     return Stream.fromAsyncIterable(messages, (cause) => interrupted(`reading ${subject}`, cause)).pipe(
       Stream.mapEffect((message) => {
-        const delivery = new JetStreamDelivery(message)
+        const delivery = new JetStreamDelivery(message, life)
         return Effect.map(topic.codec.decode(delivery), (value): Read<A> => ({
           value,
           id: delivery.id,

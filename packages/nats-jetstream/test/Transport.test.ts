@@ -11,7 +11,7 @@ import * as Result from "effect/Result"
 import * as Stream from "effect/Stream"
 import * as settings from "../src/internal/settings.ts"
 import * as JetStream from "../src/JetStream.ts"
-import { onNats, outgoing, publish, settle, subscribe, take, text, until, versions } from "./nats.ts"
+import { demand, onNats, outgoing, publish, settle, subscribe, take, text, until, versions } from "./nats.ts"
 
 const failureOf = (results: ReadonlyArray<Result.Result<unknown, PublishError>>) =>
   results.map((result) => Result.isFailure(result) ? result.failure.reason._tag : "stored")
@@ -57,7 +57,7 @@ describe.each(versions)("on nats-server %s", (version) => {
       on(() =>
         Effect.gen(function*() {
           const results = yield* publish("orders", Arr.makeBy(5000, String))
-          assert.deepStrictEqual(results.map(({ id }) => id), Arr.makeBy(5000, (i) => String(i + 1)))
+          assert.deepStrictEqual(results.map(({ id }) => Number(id.split("-")[1])), Arr.makeBy(5000, (i) => i + 1))
         })
       ))
 
@@ -95,7 +95,7 @@ describe.each(versions)("on nats-server %s", (version) => {
       on(() =>
         Effect.gen(function*() {
           const transport = yield* Transport
-          yield* transport.declare("orders")
+          yield* transport.declare("orders", "output")
           const [result] = yield* transport.publish([outgoing("orders", "later", { delay: Duration.millis(600) })])
           if (!transport.capabilities.delayedPublish) {
             assert.match(
@@ -115,12 +115,12 @@ describe.each(versions)("on nats-server %s", (version) => {
       on(() =>
         Effect.gen(function*() {
           const transport = yield* Transport
-          yield* publish("orders", ["a", "b", "c"])
+          const [a, b, c] = yield* publish("orders", ["a", "b", "c"])
           const subscription = yield* subscribe("orders")
           yield* take(subscription, 1)
-          assert.strictEqual(yield* transport.remove("orders", ["2", "2000"]), 1)
+          assert.strictEqual(yield* transport.remove("orders", [b!.id, "2000"]), 1)
           const left = yield* Stream.runCollect(transport.browse("orders"))
-          assert.deepStrictEqual(left.map((delivery) => [delivery.id, text(delivery)]), [["1", "a"], ["3", "c"]])
+          assert.deepStrictEqual(left.map((delivery) => [delivery.id, text(delivery)]), [[a!.id, "a"], [c!.id, "c"]])
           assert.deepStrictEqual(yield* Stream.runCollect(transport.browse("nothing.here")), [])
         }), { layer: { retention: "until-acked" } }))
   })
@@ -189,7 +189,7 @@ describe.each(versions)("on nats-server %s", (version) => {
         Effect.gen(function*() {
           const idle = yield* Effect.scoped(Effect.gen(function*() {
             const subscription = yield* subscribe("orders")
-            const asking = yield* Effect.forkScoped(subscription.pull(50))
+            const asking = yield* Effect.forkScoped(subscription.pull(demand(50)))
             yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.waiting > 0)
             yield* publish("orders", ["a", "b", "c"])
             return yield* Fiber.join(asking)
@@ -204,7 +204,7 @@ describe.each(versions)("on nats-server %s", (version) => {
       on(() =>
         Effect.gen(function*() {
           yield* publish("orders", ["a"])
-          const step = (settlement: Settlement.Settlement) =>
+          const step = (settlement: Settlement.Settlement | Settlement.SettlementRequested) =>
             Effect.scoped(Effect.gen(function*() {
               const subscription = yield* subscribe("orders")
               const [delivery] = yield* take(subscription, 1)
@@ -226,25 +226,52 @@ describe.each(versions)("on nats-server %s", (version) => {
         })
       ))
 
-    it.live("a message whose consumer vanished comes back as a suspect, one at a time", () =>
+    it.live("isolated suspects come as many at a time as are wanted; the others are kept and not counted", () =>
       on(() =>
         Effect.gen(function*() {
           yield* publish("orders", ["a", "b", "c"])
-          yield* Effect.gen(function*() {
-            const vanished = yield* subscribe("orders", { ackWait: "1 second" })
-            yield* take(vanished, 3)
-          })
+          const vanished = yield* subscribe("orders", { ackWait: "1 second" })
+          yield* take(vanished, 3)
           const subscription = yield* subscribe("orders", { ackWait: "1 second" })
-          const first = yield* subscription.pull(10)
-          assert.deepStrictEqual(first.map(({ attempt, suspect }) => [attempt, suspect]), [[2, true]])
-          // Neither of the others may have been what it died of, while this one is not settled.
-          const next = yield* Effect.forkScoped(subscription.pull(10))
-          yield* settle(subscription, first, Settlement.ack)
-          const second = yield* Fiber.join(next)
-          assert.strictEqual(second.length, 1)
-          yield* settle(subscription, second, Settlement.ack)
-          yield* settle(subscription, yield* subscription.pull(10), Settlement.ack)
+          const seen: Array<readonly [number, boolean]> = []
+          for (let i = 0; i < 3; i++) {
+            const taken = yield* subscription.pull(demand(10))
+            seen.push(...taken.map(({ attempt, suspect }) => [attempt, suspect] as const))
+            assert.isTrue(yield* subscription.begin(taken[0]!))
+            // In all longer than the lease: the others are extended meanwhile.
+            yield* Effect.sleep("500 millis")
+            yield* settle(subscription, taken, Settlement.ack)
+          }
+          assert.deepStrictEqual(seen, [[2, true], [2, true], [2, true]])
           yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.lag === 0)
+        })
+      ))
+
+    it.live("suspects below the attempt from which they are isolated come together, each counted", () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* publish("orders", Arr.makeBy(50, String))
+          yield* take(yield* subscribe("orders", { ackWait: "1 second", isolateFrom: 4 }), 50)
+          const subscription = yield* subscribe("orders", { ackWait: "1 second", isolateFrom: 4 })
+          const taken: Array<Delivery> = []
+          while (taken.length < 50) taken.push(...yield* subscription.pull(demand(50, { suspects: 0 })))
+          assert.isTrue(taken.every(({ attempt, suspect }) => attempt === 2 && suspect))
+        })
+      ))
+
+    it.live("an isolated suspect counts from the moment its handler begins, wherever it goes", () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* publish("orders", ["a"])
+          const seen: Array<number> = []
+          for (const begins of [false, false, true, true, false]) {
+            const subscription = yield* subscribe("orders", { ackWait: "600 millis" })
+            const [delivery] = yield* subscription.pull(demand(1))
+            seen.push(delivery!.attempt)
+            if (begins) yield* subscription.begin(delivery!)
+          }
+          // The first delivery is no suspect; it counts at once.
+          assert.deepStrictEqual(seen, [1, 2, 2, 3, 4])
         })
       ))
 
@@ -256,7 +283,7 @@ describe.each(versions)("on nats-server %s", (version) => {
           for (let i = 0; i < 2; i++) {
             const [suspect] = yield* Effect.scoped(Effect.gen(function*() {
               const subscription = yield* subscribe("orders", { ackWait: "1 second" })
-              const taken = yield* subscription.pull(1)
+              const taken = yield* subscription.pull(demand(1))
               yield* settle(subscription, taken, Settlement.release)
               return taken
             }))
@@ -272,7 +299,7 @@ describe.each(versions)("on nats-server %s", (version) => {
           const subscription = yield* subscribe("orders", { ackWait: "800 millis" })
           const [kept] = yield* take(subscription, 1)
           const peer = yield* subscribe("orders", { ackWait: "800 millis" })
-          const stolen = yield* Effect.forkScoped(peer.pull(1))
+          const stolen = yield* Effect.forkScoped(peer.pull(demand(1)))
           for (let i = 0; i < 8; i++) {
             assert.deepStrictEqual(yield* Effect.delay(subscription.extend([kept!]), "250 millis"), [])
           }
@@ -306,7 +333,7 @@ describe.each(versions)("on nats-server %s", (version) => {
           const most = 50
           const owned: Array<Delivery> = []
           for (let round = 0; round < 60; round++) {
-            owned.push(...yield* subscription.pull(most - owned.length))
+            owned.push(...yield* subscription.pull(demand(most - owned.length)))
             const done = Math.min(owned.length, 1 + (round * 7) % 23)
             assert.isAtMost((yield* JetStream.consumerInfo("orders", "group")).ackPending, most)
             yield* settle(subscription, owned.splice(0, done), Settlement.ack)
@@ -318,11 +345,12 @@ describe.each(versions)("on nats-server %s", (version) => {
       on(() =>
         Effect.gen(function*() {
           const subscription = yield* subscribe("orders")
-          const large = yield* Effect.forkScoped(subscription.pull(100))
+          const large = yield* Effect.forkScoped(subscription.pull(demand(100)))
           yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.waiting === 1)
           yield* Fiber.interrupt(large)
+          yield* subscription.withdraw
           yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.waiting === 0)
-          const small = yield* Effect.forkScoped(subscription.pull(3))
+          const small = yield* Effect.forkScoped(subscription.pull(demand(3)))
           yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.waiting === 1)
           yield* publish("orders", Arr.makeBy(50, String))
           yield* Fiber.join(small)
@@ -336,8 +364,8 @@ describe.each(versions)("on nats-server %s", (version) => {
           yield* publish("orders", ["first"])
           const subscription = yield* subscribe("orders")
           // 99 are still asked for.
-          assert.strictEqual((yield* subscription.pull(100)).length, 1)
-          const small = yield* Effect.forkScoped(subscription.pull(3))
+          assert.strictEqual((yield* subscription.pull(demand(100))).length, 1)
+          const small = yield* Effect.forkScoped(subscription.pull(demand(3)))
           yield* publish("orders", Arr.makeBy(50, String))
           yield* Fiber.join(small)
           // While messages come nothing is taken back, the server would count those on their way: they are handed back.
@@ -353,10 +381,11 @@ describe.each(versions)("on nats-server %s", (version) => {
           const owner = yield* subscribe("orders")
           yield* publish("orders", Arr.makeBy(20, String))
           const owned = yield* take(owner, 20)
-          const asking = yield* Effect.forkScoped(idle.pull(20))
+          const asking = yield* Effect.forkScoped(idle.pull(demand(20)))
           yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.waiting > 0)
           yield* settle(owner, owned, Settlement.release)
           yield* Fiber.interrupt(asking)
+          yield* idle.withdraw
           const taken = yield* take(owner, 20).pipe(Effect.timeout("2 seconds"))
           assert.deepStrictEqual(taken.filter(({ attempt, suspect }) => attempt > 1 || suspect).map(({ id }) => id), [])
         })
@@ -367,10 +396,10 @@ describe.each(versions)("on nats-server %s", (version) => {
         Effect.gen(function*() {
           yield* publish("orders", ["first"])
           const idle = yield* subscribe("orders")
-          yield* idle.pull(10)
+          yield* idle.pull(demand(10))
           yield* publish("orders", Arr.makeBy(9, String))
           // One of them is given, eight are left.
-          assert.strictEqual((yield* idle.pull(1)).length, 1)
+          assert.strictEqual((yield* idle.pull(demand(1))).length, 1)
           const taken = yield* take(yield* subscribe("orders"), 8).pipe(Effect.timeout("2 seconds"))
           assert.isTrue(taken.every(({ attempt, suspect }) => attempt === 1 && !suspect))
         })
@@ -381,11 +410,11 @@ describe.each(versions)("on nats-server %s", (version) => {
         Effect.gen(function*() {
           const subscription = yield* subscribe("orders", { ackWait: "1 second" })
           yield* publish("orders", ["first"])
-          yield* subscription.pull(10)
+          yield* subscription.pull(demand(10))
           yield* publish("orders", Arr.makeBy(9, String))
           yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.ackPending === 10)
           Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 2000)
-          const taken = yield* subscription.pull(10)
+          const taken = yield* subscription.pull(demand(10))
           assert.isTrue(taken.every(({ redelivered }) => redelivered))
         })
       ))
@@ -396,7 +425,7 @@ describe.each(versions)("on nats-server %s", (version) => {
           const shares: Array<number> = [0, 0]
           for (const index of [0, 1]) {
             const subscription = yield* subscribe("orders", { maxOwned: 500 })
-            const pulling = Effect.map(subscription.pull(500), (taken) => void (shares[index]! += taken.length))
+            const pulling = Effect.map(subscription.pull(demand(500)), (taken) => void (shares[index]! += taken.length))
             yield* Effect.forkScoped(Effect.forever(pulling))
             yield* until(JetStream.consumerInfo("orders", "group"), ({ waiting }) => waiting > index)
           }
@@ -410,7 +439,7 @@ describe.each(versions)("on nats-server %s", (version) => {
       on(() =>
         Effect.gen(function*() {
           const { client } = yield* JetStream.JetStream
-          yield* Transport.use((transport) => transport.declare("orders"))
+          yield* Transport.use((transport) => transport.declare("orders", "output"))
           const { jetstreamManager } = yield* Effect.promise(() => import("@nats-io/jetstream"))
           const jsm = yield* Effect.promise(() => jetstreamManager(client))
           yield* Effect.promise(() =>
@@ -432,15 +461,34 @@ describe.each(versions)("on nats-server %s", (version) => {
         })
       ))
 
-    it.live("pulling stops while too many retries wait, and goes on when they are due", () =>
+    it.live("a pull without fresh demand returns due retries only", () =>
       on(() =>
         Effect.gen(function*() {
           yield* publish("orders", Arr.makeBy(10, String))
-          const subscription = yield* subscribe("orders", { waiting: 3 })
-          yield* settle(subscription, yield* take(subscription, 4), Settlement.retry("700 millis"))
-          const asked = performance.now()
-          yield* subscription.pull(10)
-          assert.isAtLeast(performance.now() - asked, 500)
+          const subscription = yield* subscribe("orders")
+          const taken = yield* take(subscription, 4)
+          yield* subscription.withdraw
+          yield* settle(subscription, taken, Settlement.retry("700 millis"))
+          const again: Array<Delivery> = []
+          while (again.length < 4) again.push(...yield* subscription.pull(demand(4 - again.length, { fresh: 0 })))
+          assert.deepStrictEqual(again.map(({ attempt }) => attempt), [2, 2, 2, 2])
+        })
+      ))
+
+    it.live("a pull stays within the bytes that are wanted, and a message beyond them comes alone", () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* publish("orders", ["x".repeat(50_000), ...Arr.makeBy(20, () => "y".repeat(10_000))])
+          const subscription = yield* subscribe("orders")
+          const sizes: Array<ReadonlyArray<number>> = []
+          for (let left = 21; left > 0;) {
+            const taken = yield* subscription.pull(demand(left, { bytes: 35_000 }))
+            sizes.push(taken.map(({ body }) => body.length))
+            left -= taken.length
+            yield* settle(subscription, taken, Settlement.ack)
+          }
+          assert.deepStrictEqual(sizes[0], [50_000])
+          assert.isTrue(sizes.slice(1).every((page) => page.length <= 4), JSON.stringify(sizes))
         })
       ))
   })

@@ -99,7 +99,7 @@ describe.skipIf(await skipsInContainers("three nodes")).each(versions)("three no
         yield* until(Effect.sync(() => producing.pollUnsafe()), (exit) => exit !== undefined)
         yield* until(Effect.sync(() => seen.size), (size) => size === published, "30 seconds")
         yield* until(patiently(JetStream.consumerInfo(Jobs, "workers")), (info) => info.lag === 0, "30 seconds")
-        assert.strictEqual(yield* running.health, "consuming")
+        assert.strictEqual((yield* running.health).state, "consuming")
       }).pipe(
         Effect.scoped,
         Effect.provide(JetStream.layer({ url: nodes.map(({ url }) => url).join(","), stream: { replicas: 3 } }))

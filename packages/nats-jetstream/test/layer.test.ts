@@ -17,7 +17,7 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import { createServer } from "node:net"
 import * as JetStream from "../src/JetStream.ts"
-import { before, onNats, outgoing, publish, subscribe, take, until, versions } from "./nats.ts"
+import { before, demand, onNats, outgoing, publish, subscribe, take, until, versions } from "./nats.ts"
 
 const failing = (options: JetStream.Options) =>
   Effect.flip(Effect.scoped(Layer.build(JetStream.layer(options)))) as Effect.Effect<TransportError>
@@ -97,7 +97,7 @@ describe("connecting", () => {
   it.live("a server without JetStream is reported when it is needed, with the remedy", () =>
     Effect.gen(function*() {
       const broker = yield* Brokers.nats({ config: "accounts { A: { users: [{ user: a, password: a }] } }" })
-      const error = yield* Transport.use((transport) => transport.declare("orders")).pipe(
+      const error = yield* Transport.use((transport) => transport.declare("orders", "output")).pipe(
         Effect.provide(JetStream.layer({ url: `nats://a:a@${broker.host}:${broker.port}` })),
         Effect.flip
       )
@@ -247,7 +247,7 @@ describe.each(versions)("declaring on nats-server %s", (version) => {
       Effect.gen(function*() {
         const jsm = yield* manager
         yield* Effect.promise(() => jsm.streams.add({ name: "orders", subjects: ["orders"], max_msgs: 5 }))
-        const error = yield* Effect.flip(Transport.use((transport) => transport.declare("orders")))
+        const error = yield* Effect.flip(Transport.use((transport) => transport.declare("orders", "output")))
         assert.strictEqual(error.message, "nats: max_msgs of stream orders is 5, expected 10")
         assert.strictEqual((yield* Effect.promise(() => jsm.streams.info("orders"))).config.max_msgs, 5)
       }), { stream: { maxMessages: 10 } }))
@@ -360,7 +360,7 @@ describe.each(versions)("declaring on nats-server %s", (version) => {
         const subscription = yield* subscribe("orders")
         const taken = yield* take(subscription, 1)
         yield* subscription.settle([{ delivery: taken[0]!, settlement: { _tag: "Ack" } }])
-        return yield* Effect.flip(subscription.pull(1))
+        return yield* Effect.flip(subscription.pull(demand(1)))
       })).pipe(Effect.provide(as("mute:c")))
       assert.strictEqual(silenced.reason._tag, "Unauthorized")
     }))
@@ -404,7 +404,7 @@ describe.each(versions)("declaring on nats-server %s", (version) => {
       on((broker) =>
         Effect.gen(function*() {
           const declaring = (config: object) =>
-            Transport.use((transport) => transport.declare("orders")).pipe(
+            Transport.use((transport) => transport.declare("orders", "output")).pipe(
               Effect.provide(Layer.fresh(JetStream.layer({ url: broker.url, stream: { config } })))
             )
           const known = yield* Effect.flip(declaring({ persist_mode: "async" }))
@@ -422,7 +422,9 @@ describe.each(versions)("declaring on nats-server %s", (version) => {
     on((broker) =>
       Effect.gen(function*() {
         const layer = JetStream.layer({ url: broker.url, stream: { config: { max_msgs_per_subject: 5 } } })
-        yield* Transport.use((transport) => transport.declare("orders")).pipe(Effect.provide(Layer.fresh(layer)))
+        yield* Transport.use((transport) => transport.declare("orders", "output")).pipe(
+          Effect.provide(Layer.fresh(layer))
+        )
         const { client } = yield* JetStream.JetStream
         const { config } = yield* Effect.promise(() =>
           jetstreamManager(client).then((jsm) => jsm.streams.info("orders"))

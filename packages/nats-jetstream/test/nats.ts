@@ -47,7 +47,7 @@ export const subscribe = (
       group: "group",
       startFrom: "beginning",
       maxOwned: 100,
-      waiting: 1000,
+      isolateFrom: 2,
       timeout: undefined,
       settings: options.ackWait === undefined
         ? Context.empty()
@@ -82,20 +82,34 @@ export const publish = (topic: string, bodies: ReadonlyArray<string>) =>
       : Effect.succeed([])
   )
 
+/** The demand for a number of messages of any kind, with one isolated suspect at a time. */
+export const demand = (total: number, more: Partial<Delivery.Demand> = {}): Delivery.Demand => ({
+  total,
+  fresh: total,
+  suspects: 1,
+  bytes: Infinity,
+  ...more
+})
+
 /** Pulls until there are `count`. */
 export const take = Effect.fnUntraced(function*(subscription: Delivery.Subscription, count: number) {
   const taken: Array<Delivery.Delivery> = []
-  while (taken.length < count) taken.push(...yield* subscription.pull(count - taken.length))
+  while (taken.length < count) {
+    taken.push(...yield* subscription.pull(demand(count - taken.length, { suspects: count - taken.length })))
+  }
   return taken
 })
 
 export const settle = (
   subscription: Delivery.Subscription,
   deliveries: ReadonlyArray<Delivery.Delivery>,
-  settlement: Settlement.Settlement
+  settlement: Settlement.Settlement | Settlement.SettlementRequested
 ) =>
   Arr.isReadonlyArrayNonEmpty(deliveries)
-    ? subscription.settle(Arr.map(deliveries, (delivery) => ({ delivery, settlement })))
+    ? subscription.settle(Arr.map(deliveries, (delivery) => ({
+      delivery,
+      settlement: settlement._tag === "SettlementRequested" ? settlement.settlement : settlement
+    })))
     : Effect.succeed([])
 
 /** Asks again until the answer is right; a deadline names what it was instead. */

@@ -112,7 +112,7 @@ describe.each(versions)("on nats-server %s", (version) => {
     () =>
       onNats((broker) =>
         Effect.gen(function*() {
-          yield* Transport.use((transport) => transport.declare("jobs"))
+          yield* Transport.use((transport) => transport.declare("jobs", "output"))
           const { file, lines } = yield* journal
           const zombie = yield* keepWorking([broker.url, file])
           yield* keepWorking([broker.url, file])

@@ -51,7 +51,7 @@ describe("P9", () => {
           )
           const delay = monitorEventLoopDelay({ resolution: 10 })
           yield* broker.kill
-          yield* until(running.health, (health) => health === "reconnecting")
+          yield* until(running.health, ({ state }) => state === "reconnecting")
           delay.enable()
           const cpu = process.cpuUsage()
           yield* until(Effect.sync(() => tries), (tries) => tries > 11, "60 seconds")
@@ -64,7 +64,7 @@ describe("P9", () => {
           yield* broker.start
           yield* publishJobs(10, 10)
           yield* until(Effect.sync(() => seen.size), (size) => size === 20)
-          yield* until(running.health, (health) => health === "consuming")
+          yield* until(running.health, ({ state }) => state === "consuming")
         }), { sync: "always" }),
     90_000
   )
@@ -91,7 +91,7 @@ describe("P11", () => {
         yield* Deferred.await(begun)
         // The server writes down what it has delivered now and then; one that is asked to stop has done so.
         yield* broker.stop
-        yield* until(running.health, (health) => health === "reconnecting")
+        yield* until(running.health, ({ state }) => state === "reconnecting")
         Deferred.doneUnsafe(go, Effect.void)
         yield* until(running.counts, (counts) => counts.handled === 1)
         yield* broker.start
@@ -120,7 +120,7 @@ describe("P12", () => {
         yield* publishJobs(1)
         yield* Deferred.await(begun)
         yield* broker.stop
-        yield* until(running.health, (health) => health === "reconnecting")
+        yield* until(running.health, ({ state }) => state === "reconnecting")
         Deferred.doneUnsafe(go, Effect.void)
         yield* Effect.sleep("1500 millis")
         yield* broker.start
@@ -156,7 +156,7 @@ describe("P13", () => {
         ))
         yield* until(Effect.sync(() => started), (started) => started >= 4)
         // Prefetch is measured in time: 200 ms of work that takes two seconds each is less than one message.
-        assert.isAtMost((yield* info).ackPending, 3)
+        yield* until(info, ({ ackPending }) => ackPending <= 3, "1 second")
       })
     ))
 })

@@ -190,7 +190,7 @@ describe.each(versions)("on nats-server %s", (version) => {
           config: `${domain("spoke", leafFolder)}
 leafnodes { remotes: [{ url: "nats://127.0.0.1:${leafPort}" }], reconnect: 1 }`
         })
-        const declared = Transport.use((transport) => transport.declare("orders")).pipe(
+        const declared = Transport.use((transport) => transport.declare("orders", "output")).pipe(
           Effect.provide(Layer.fresh(JetStream.layer({ url: leaf.url, domain: "hub" })))
         )
         yield* Effect.retry(declared, { times: 5 })

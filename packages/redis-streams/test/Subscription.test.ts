@@ -9,12 +9,12 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
 import { Source } from "../src/internal/source.ts"
-import { fresh, noting, outgoing, Server, servers, serving, subscribing, textOf, transport, until } from "./redis.ts"
+import { demand, fresh, noting, outgoing, retry, Server, servers, serving, subscribing, textOf, transport, until } from "./redis.ts"
 
 const pullAll = (subscription: Subscription, n: number): Effect.Effect<ReadonlyArray<Delivery>, unknown> =>
   Effect.gen(function*() {
     const got: Array<Delivery> = []
-    while (got.length < n) got.push(...yield* subscription.pull(n - got.length))
+    while (got.length < n) got.push(...yield* subscription.pull(demand(n - got.length)))
     return got
   })
 
@@ -23,6 +23,10 @@ const settleAll = (
   deliveries: ReadonlyArray<Delivery>,
   settlement: Settlement.Settlement
 ) => subscription.settle(deliveries.map((delivery) => ({ delivery, settlement })) as any)
+
+/** Also those that `Duration` itself would not make. */
+const durationOf = (millis: number): Duration.Duration =>
+  Number.isFinite(millis) && millis >= 0 ? Duration.millis(millis) : millis === Infinity ? Duration.infinity : Object.assign(Object.create(Duration.zero), { value: { _tag: "Millis", millis } })
 
 const idle = { claim: { minIdle: "300 millis" } } as const
 
@@ -63,7 +67,7 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         const redis = yield* transport()
         const topic = fresh("foreign")
         yield* run("XADD", topic, "*", "user_id", "1", "action", "login")
-        const [delivery] = yield* (yield* redis.subscribe(subscribing(topic))).pull(1)
+        const [delivery] = yield* (yield* redis.subscribe(subscribing(topic))).pull(demand(1))
         assert.strictEqual(delivery!.body.length, 0)
         assert.deepStrictEqual(
           [...delivery!.fields!].map(([name, bytes]) => [name, new TextDecoder().decode(bytes)]),
@@ -112,11 +116,11 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         const topic = fresh("block")
         const other = fresh("other")
         const subscription = yield* redis.subscribe(subscribing(topic))
-        const pulling = yield* Effect.forkChild(subscription.pull(10))
+        const pulling = yield* Effect.forkChild(subscription.pull(demand(10)))
         yield* Effect.sleep(50)
         const second = yield* redis.subscribe(subscribing(other))
         yield* redis.publish([outgoing(other, "other")])
-        assert.strictEqual(textOf((yield* second.pull(10).pipe(Effect.timeout("20 seconds")))[0]), "other")
+        assert.strictEqual(textOf((yield* second.pull(demand(10)).pipe(Effect.timeout("20 seconds")))[0]), "other")
         yield* redis.publish([outgoing(topic, "mine")])
         assert.strictEqual(textOf((yield* Fiber.join(pulling).pipe(Effect.timeout("20 seconds")))[0]), "mine")
       }))
@@ -143,26 +147,38 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         assert.isAtMost(after - before, 2)
       }))
 
-    it.effect("takes its asking back when a pull is interrupted, and hands back what came all the same", () =>
+    it.effect("withdraw: what arrives anyway is given by the next pull, or released when that does not come", () =>
       Effect.gen(function*() {
         const { run } = yield* Server
         const redis = yield* transport()
         const topic = fresh("withdrawn")
         const subscription = yield* redis.subscribe(subscribing(topic))
-        yield* Fiber.interrupt(yield* Effect.forkChild(subscription.pull(5), { startImmediately: true }))
+        for (const wait of [0, 5, 50]) {
+          yield* Fiber.interrupt(yield* Effect.forkChild(subscription.pull(demand(5)), { startImmediately: true }))
+          yield* Effect.sleep(wait)
+          yield* subscription.withdraw
+          yield* redis.publish([outgoing(topic, "1")])
+          yield* Effect.sleep(20)
+          assert.deepStrictEqual(yield* run("XPENDING", topic, "g", "-", "+", "10"), [])
+          const [delivery] = yield* subscription.pull(demand(1))
+          yield* settleAll(subscription, [delivery], Settlement.ack)
+        }
+        // An interrupted pull cancels nothing: its message is released once the engine wants nothing any more.
+        yield* Fiber.interrupt(yield* Effect.forkChild(subscription.pull(demand(5)), { startImmediately: true }))
         yield* Effect.sleep(20)
-        yield* Fiber.interrupt(yield* Effect.forkChild(Effect.andThen(Effect.sleep(5), subscription.pull(5))))
-        yield* redis.publish([outgoing(topic, "1")])
+        yield* redis.publish([outgoing(topic, "2")])
+        yield* until("read", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 1))
+        yield* subscription.withdraw
         yield* until(
-          "nobody has it",
+          "released",
           Effect.map(
             run("XPENDING", topic, "g", "-", "+", "10"),
             (page) => page.every(([, , idle, count]: [string, string, number, number]) => count === 0 && idle > 1e12)
           )
         )
         const peer = yield* (yield* transport()).subscribe(subscribing(topic))
-        const [delivery] = yield* peer.pull(1)
-        assert.strictEqual(delivery!.attempt, 1)
+        const [delivery] = yield* peer.pull(demand(1))
+        assert.strictEqual(delivery.attempt, 1)
       }))
 
     it.effect("an acknowledged message is not given again", () =>
@@ -186,17 +202,17 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         const peer = yield* (yield* transport({ claim: { minIdle: "600 millis" } })).subscribe(subscribing(topic))
         yield* redis.publish([outgoing(topic, "1")])
         for (const [attempt, delay] of [[1, 0], [2, 50], [3, 1500]] as const) {
-          const [delivery] = yield* subscription.pull(1)
+          const [delivery] = yield* subscription.pull(demand(1))
           assert.strictEqual(delivery!.attempt, attempt)
           assert.strictEqual(delivery!.redelivered, attempt > 1)
           assert.isFalse(delivery!.suspect)
           const since = performance.now()
-          const stolen = yield* Effect.forkChild(peer.pull(1))
+          const stolen = yield* Effect.forkChild(peer.pull(demand(1)))
           assert.deepStrictEqual(
-            yield* settleAll(subscription, [delivery!], Settlement.retry(Duration.millis(delay))),
+            yield* settleAll(subscription, [delivery!], retry(Duration.millis(delay))),
             []
           )
-          const [again] = yield* subscription.pull(1)
+          const [again] = yield* subscription.pull(demand(1))
           yield* Fiber.interrupt(stolen)
           assert.isAtLeast(performance.now() - since, delay - 1)
           assert.strictEqual(again!.attempt, attempt + 1)
@@ -211,9 +227,9 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         const subscription = yield* redis.subscribe(subscribing(topic))
         const peer = yield* (yield* transport(idle)).subscribe(subscribing(topic))
         yield* redis.publish([outgoing(topic, "waits")])
-        yield* settleAll(subscription, yield* subscription.pull(1), Settlement.retry("2500 millis"))
+        yield* settleAll(subscription, yield* subscription.pull(demand(1)), retry("2500 millis"))
         const taking = (from: Subscription, texts: Array<string>) =>
-          Effect.forkScoped(Effect.forever(Effect.flatMap(from.pull(1), (deliveries) => {
+          Effect.forkScoped(Effect.forever(Effect.flatMap(from.pull(demand(1)), (deliveries) => {
             texts.push(...deliveries.map((delivery) => `${textOf(delivery)} ${delivery.attempt}`))
             return settleAll(from, deliveries, Settlement.ack)
           })))
@@ -239,7 +255,7 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         const subscription = yield* redis.subscribe(subscribing(topic))
         let suspect: Delivery | undefined
         while (suspect === undefined) {
-          const [delivery] = yield* subscription.pull(1)
+          const [delivery] = yield* subscription.pull(demand(1))
           if (delivery.suspect) suspect = delivery
           else yield* settleAll(subscription, [delivery], Settlement.ack)
         }
@@ -247,7 +263,7 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
           yield* Effect.forkChild(settleAll(subscription, [suspect], Settlement.ack), { startImmediately: true })
         )
         yield* redis.publish([outgoing(topic, "3")])
-        assert.strictEqual(textOf((yield* subscription.pull(1))[0]), "3")
+        assert.strictEqual(textOf((yield* subscription.pull(demand(1)))[0]), "3")
       }))
 
     it.effect("a waiting retry keeps its due time and count when its process closes or dies", () =>
@@ -258,14 +274,14 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
           const first = yield* Scope.provide(transport(idle), scope)
           const subscription = yield* Scope.provide(first.subscribe(subscribing(topic)), scope)
           yield* first.publish([outgoing(topic, how)])
-          const [delivery] = yield* subscription.pull(1)
+          const [delivery] = yield* subscription.pull(demand(1))
           const due = Date.now() + 2_500
-          yield* settleAll(subscription, [delivery!], Settlement.retry("2500 millis"))
+          yield* settleAll(subscription, [delivery!], retry("2500 millis"))
           const { run } = yield* Server
           if (how === "closes") yield* Scope.close(scope, Exit.void)
           else yield* run("XCLAIM", topic, "g", "dead", "0", delivery!.id, "JUSTID")
           const peer = yield* (yield* transport(idle)).subscribe(subscribing(topic))
-          const [again] = yield* peer.pull(1)
+          const [again] = yield* peer.pull(demand(1))
           assert.isAtLeast(Date.now(), due - 20, how)
           assert.strictEqual(again!.attempt, 2, how)
           assert.isFalse(again!.suspect, how)
@@ -290,27 +306,167 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         }
       }))
 
-    it.effect("what a dead consumer had is given as suspect, one at a time, and counted only when it is", () =>
+    it.effect("suspects below isolateFrom are claimed in bulk, each counted", () =>
       Effect.gen(function*() {
         const { run } = yield* Server
         const redis = yield* transport(idle)
         const topic = fresh("dead")
+        yield* redis.publish(Arr.makeBy(100, (i) => outgoing(topic, String(i))))
+        yield* run("XGROUP", "CREATE", topic, "g", "0")
+        yield* run("XREADGROUP", "GROUP", "g", "dead", "COUNT", "100", "STREAMS", topic, ">")
+        const subscription = yield* redis.subscribe(subscribing(topic, { isolateFrom: 3 }))
+        const deliveries = yield* subscription.pull(demand(1000, { suspects: 0 }))
+        assert.deepStrictEqual(deliveries.map(textOf), Arr.makeBy(100, String))
+        for (const { attempt, suspect } of deliveries) assert.deepStrictEqual([attempt, suspect], [2, true])
+        yield* settleAll(subscription, deliveries, Settlement.release)
+        // A release keeps the flag, and the count of the attempt that was never settled.
+        const again = yield* subscription.pull(demand(1000, { suspects: 0 }))
+        for (const { attempt, suspect } of again) assert.deepStrictEqual([attempt, suspect], [2, true])
+      }))
+
+    it.effect("from isolateFrom on no more suspects are given than asked for, each counted when it begins", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const redis = yield* transport(idle)
+        const topic = fresh("isolated")
         yield* redis.publish(Arr.makeBy(5, (i) => outgoing(topic, String(i))))
         yield* run("XGROUP", "CREATE", topic, "g", "0")
-        yield* run("XREADGROUP", "GROUP", "g", "dead", "COUNT", "5", "STREAMS", topic, ">")
-        const subscription = yield* redis.subscribe(subscribing(topic))
-        for (let i = 0; i < 5; i++) {
-          const [delivery, ...rest] = yield* subscription.pull(100)
-          assert.deepStrictEqual([delivery!.attempt, delivery!.suspect, rest.length, textOf(delivery!)], [
-            2,
-            true,
-            0,
-            String(i)
-          ])
-          const counts = (yield* run("XPENDING", topic, "g", "-", "+", "10")).map((entry: any) => entry[3])
-          assert.deepStrictEqual(counts, [2, ...Array(4 - i).fill(1)])
-          yield* settleAll(subscription, [delivery!], Settlement.ack)
+        yield* run("XREADGROUP", "GROUP", "g", "dead", "COUNT", "4", "STREAMS", topic, ">")
+        const counts = Effect.map(
+          run("XPENDING", topic, "g", "-", "+", "10"),
+          (page) => page.map(([, , , count]: [string, string, number, number]) => count)
+        )
+        const subscription = yield* redis.subscribe(subscribing(topic, { isolateFrom: 2 }))
+        // They do not hold up what is unread.
+        const [unread] = yield* subscription.pull(demand(10, { suspects: 0 }))
+        assert.strictEqual(textOf(unread), "4")
+        yield* settleAll(subscription, [unread], Settlement.ack)
+        for (let i = 0; i < 4; i++) {
+          const [delivery, ...rest] = yield* subscription.pull(demand(100, { suspects: 1 }))
+          assert.deepStrictEqual([delivery.attempt, delivery.suspect, rest.length, textOf(delivery)], [2, true, 0, String(i)])
+          assert.deepStrictEqual(yield* counts, Array(4 - i).fill(1))
+          if (i === 1) {
+            yield* settleAll(subscription, [delivery], Settlement.release)
+            const [same] = yield* subscription.pull(demand(100, { suspects: 1 }))
+            assert.deepStrictEqual([same.attempt, same.suspect, textOf(same)], [2, true, "1"])
+            assert.isTrue(yield* subscription.begin(same))
+            assert.isTrue(yield* subscription.begin(same))
+            assert.deepStrictEqual(yield* subscription.extend([same]), [])
+            assert.deepStrictEqual(yield* settleAll(subscription, [same], Settlement.ack), [])
+            continue
+          }
+          assert.isTrue(yield* subscription.begin(delivery))
+          assert.deepStrictEqual(yield* counts, [2, ...Array(3 - i).fill(1)])
+          yield* settleAll(subscription, [delivery], Settlement.ack)
         }
+      }))
+
+    it.effect("what is neither settled nor extended comes again to its only consumer, counted; the first one is fenced", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const redis = yield* transport(idle)
+        const topic = fresh("unsettled")
+        yield* redis.publish([outgoing(topic, "1")])
+        for (const isolateFrom of [9, 2]) {
+          const subscription = yield* redis.subscribe(subscribing(topic, { group: `g${isolateFrom}`, isolateFrom }))
+          const [first] = yield* subscription.pull(demand(5))
+          const [second] = yield* subscription.pull(demand(5))
+          assert.deepStrictEqual([second.attempt, second.suspect, second.redelivered], [2, true, true])
+          for (const settlement of [retry(0), Settlement.release, { _tag: "Terminate", reason: "no" } as const]) {
+            assert.deepStrictEqual(yield* settleAll(subscription, [first], settlement), [first])
+          }
+          assert.deepStrictEqual(yield* subscription.extend([first, second]), [first])
+          assert.deepStrictEqual(yield* settleAll(subscription, [second], Settlement.ack), [])
+          assert.strictEqual(Number((yield* run("XPENDING", topic, `g${isolateFrom}`))[0]), 0)
+        }
+      }))
+
+    it.effect("a retry that is sent again after its next attempt has begun changes nothing", () =>
+      Effect.gen(function*() {
+        const redis = yield* transport()
+        const topic = fresh("fenced")
+        yield* redis.publish([outgoing(topic, "1")])
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        const [first] = yield* subscription.pull(demand(1))
+        yield* settleAll(subscription, [first], retry(0))
+        const [second] = yield* subscription.pull(demand(1))
+        assert.strictEqual(second.attempt, 2)
+        assert.deepStrictEqual(yield* settleAll(subscription, [first], retry(0)), [first])
+        assert.deepStrictEqual(yield* subscription.extend([second]), [])
+        assert.deepStrictEqual(yield* settleAll(subscription, [second], retry(0)), [])
+        const [third] = yield* subscription.pull(demand(1))
+        assert.strictEqual(third.attempt, 3)
+      }))
+
+    it.effect("the origin is the same after a restart and for each group, and another one for each life and database", () =>
+      Effect.gen(function*() {
+        const { run, url } = yield* Server
+        const topic = fresh("origin")
+        const originOf = (options?: Parameters<typeof transport>[0], group = "g") =>
+          Effect.scoped(Effect.gen(function*() {
+            const redis = yield* transport(options)
+            const subscription = yield* redis.subscribe(subscribing(topic, { group }))
+            yield* redis.publish([outgoing(topic, "1")])
+            const [delivery] = yield* subscription.pull(demand(1))
+            yield* settleAll(subscription, [delivery], Settlement.ack)
+            return delivery.origin
+          }))
+        const first = yield* originOf()
+        assert.strictEqual(yield* originOf(), first)
+        assert.strictEqual(yield* originOf({}, "h"), first)
+        assert.notStrictEqual(yield* originOf({ url: `${url}/1` }), first)
+        assert.notStrictEqual(yield* originOf({ keyPrefix: "p:" }), first)
+        yield* run("DEL", topic)
+        const second = yield* originOf()
+        assert.notStrictEqual(second, first)
+        // Deleted while it is consumed.
+        const redis = yield* transport()
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        yield* run("DEL", topic)
+        yield* redis.publish([outgoing(topic, "1")])
+        const [delivery] = yield* subscription.pull(demand(1))
+        assert.notInclude([first, second], delivery.origin)
+      }))
+
+    it.effect("what was released is given before anything unread, at start and later", () =>
+      Effect.gen(function*() {
+        const topic = fresh("order")
+        const publisher = yield* transport()
+        yield* publisher.publish(Arr.makeBy(40, (i) => outgoing(topic, String(i))))
+        const got: Array<string> = []
+        while (got.length < 40) {
+          yield* Effect.scoped(Effect.gen(function*() {
+            const subscription = yield* (yield* transport()).subscribe(subscribing(topic))
+            const [first, ...rest] = yield* subscription.pull(demand(7))
+            yield* settleAll(subscription, rest, Settlement.release)
+            yield* settleAll(subscription, [first], Settlement.ack)
+            got.push(textOf(first))
+            const again = yield* subscription.pull(demand(3))
+            assert.strictEqual(textOf(again[0]), String(got.length))
+            yield* settleAll(subscription, again, Settlement.release)
+          })).pipe(Effect.when(Effect.sync(() => got.length < 39)))
+          if (got.length === 39) break
+        }
+        assert.deepStrictEqual(got, Arr.makeBy(39, String))
+      }))
+
+    it.effect("a delay that is negative, infinite or huge settles like any other and holds up no neighbour", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const redis = yield* transport()
+        const topic = fresh("delays")
+        const delays = [-1_000, Infinity, 1e21, NaN, 0.4]
+        yield* redis.publish(Arr.makeBy(6, (i) => outgoing(topic, String(i))))
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        const deliveries = yield* pullAll(subscription, 6)
+        const settlements = deliveries.map((delivery, i) => ({
+          delivery,
+          settlement: i === 5 ? Settlement.ack : { _tag: "Retry" as const, after: durationOf(delays[i]!) }
+        }))
+        assert.deepStrictEqual(yield* subscription.settle(settlements as any), [])
+        assert.strictEqual(Number((yield* run("XPENDING", topic, "g"))[0]), 5)
+        const again = yield* pullAll(subscription, 3)
+        assert.deepStrictEqual(again.map(textOf).sort(), ["0", "3", "4"])
       }))
 
     it.effect("what was lost on its way to us, with a connection, is no suspect and counts no attempt", () =>
@@ -321,7 +477,7 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         yield* redis.publish([outgoing(topic, "1")])
         const subscription = yield* redis.subscribe(subscribing(topic))
         yield* run("XREADGROUP", "GROUP", "g", topic, "COUNT", "1", "STREAMS", topic, ">")
-        const [delivery] = yield* subscription.pull(1)
+        const [delivery] = yield* subscription.pull(demand(1))
         assert.deepStrictEqual([delivery.attempt, delivery.redelivered, delivery.suspect], [1, true, false])
       }))
 
@@ -332,11 +488,11 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         yield* redis.publish([outgoing(topic, "1")])
         const subscription = yield* redis.subscribe(subscribing(topic))
         const peer = yield* (yield* transport(idle)).subscribe(subscribing(topic))
-        const deliveries = yield* subscription.pull(1)
-        const stolen = yield* Effect.forkChild(peer.pull(1))
-        const own = yield* Effect.forkChild(subscription.pull(1))
+        const deliveries = yield* subscription.pull(demand(1))
+        const stolen = yield* Effect.forkChild(peer.pull(demand(1)))
+        const own = yield* Effect.forkChild(subscription.pull(demand(1)))
         for (let i = 0; i < 30; i++) {
-          yield* Effect.sleep(subscription.extendEvery!)
+          yield* Effect.sleep(Duration.times(subscription.lease!, 1 / 3))
           assert.deepStrictEqual(yield* subscription.extend(deliveries), [])
         }
         assert.isUndefined(stolen.pollUnsafe())
@@ -350,11 +506,11 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         const topic = fresh("former")
         yield* redis.publish([outgoing(topic, "1")])
         const subscription = yield* redis.subscribe(subscribing(topic))
-        const [delivery] = yield* subscription.pull(1)
+        const [delivery] = yield* subscription.pull(demand(1))
         yield* run("XCLAIM", topic, "g", "peer", "0", delivery!.id)
         const before = yield* run("XPENDING", topic, "g", "-", "+", "1")
         assert.deepStrictEqual(yield* subscription.extend([delivery!]), [delivery!])
-        for (const settlement of [Settlement.retry("1 second"), Settlement.release, Settlement.terminate("no")]) {
+        for (const settlement of [retry("1 second"), Settlement.release, { _tag: "Terminate", reason: "no" } as const]) {
           assert.deepStrictEqual(yield* settleAll(subscription, [delivery!], settlement), [delivery!])
         }
         const after = yield* run("XPENDING", topic, "g", "-", "+", "1")
@@ -374,23 +530,39 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         const [[, [[first]]]] = yield* run("XREADGROUP", "GROUP", "g", "dead", "COUNT", "2", "STREAMS", topic, ">")
         yield* run("XDEL", topic, first)
         const subscription = yield* redis.subscribe(subscribing(topic))
-        const [delivery] = yield* subscription.pull(5)
+        const [delivery] = yield* subscription.pull(demand(5))
         assert.strictEqual(textOf(delivery!), "2")
         yield* settleAll(subscription, [delivery!], Settlement.ack)
         assert.strictEqual(Number((yield* run("XPENDING", topic, "g"))[0]), 0)
         assert.strictEqual(said.filter((line) => line.includes("deleted before") && line.includes(first)).length, 1)
       }))
 
-    it.effect("takes nothing new while as many retries wait as may", () =>
+    it.effect("with no demand for fresh messages only due retries are given", () =>
       Effect.gen(function*() {
         const redis = yield* transport()
         const topic = fresh("waiting")
         yield* redis.publish(Arr.makeBy(5, (i) => outgoing(topic, String(i))))
-        const subscription = yield* redis.subscribe(subscribing(topic, { waiting: 2 }))
+        const subscription = yield* redis.subscribe(subscribing(topic))
         const two = yield* pullAll(subscription, 2)
-        yield* settleAll(subscription, two, Settlement.retry("1 second"))
-        const [next] = yield* subscription.pull(5)
+        yield* settleAll(subscription, two, retry("1 second"))
+        const [next] = yield* subscription.pull(demand(5, { fresh: 0 }))
         assert.strictEqual(next!.attempt, 2)
+      }))
+
+    it.effect("a pull is bounded in bytes, and gives at least one message", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const redis = yield* transport()
+        const topic = fresh("bytes")
+        for (let i = 0; i < 20; i++) yield* redis.publish([outgoing(topic, new Uint8Array(500_000))])
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        const first = yield* subscription.pull(demand(100, { bytes: 1_000_000 }))
+        assert.isAtMost(first.length, 3)
+        const second = yield* subscription.pull(demand(100, { bytes: 1_000_000 }))
+        assert.isAtMost(second.length, 3)
+        const third = yield* subscription.pull(demand(100, { bytes: 1 }))
+        assert.strictEqual(third.length, 1)
+        assert.isAtMost(Number((yield* run("XPENDING", topic, "g"))[0]), 20)
       }))
 
     it.effect("close hands back what was fetched and not pulled, and deletes a consumer that owns nothing", () =>
@@ -401,9 +573,10 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         yield* Effect.scoped(Effect.gen(function*() {
           const subscription = yield* redis.subscribe(subscribing(topic))
           yield* redis.publish([outgoing(topic, "1")])
-          yield* settleAll(subscription, yield* subscription.pull(1), Settlement.ack)
+          yield* settleAll(subscription, yield* subscription.pull(demand(1)), Settlement.ack)
         }))
-        assert.strictEqual((yield* run("XINFO", "CONSUMERS", topic, "g")).length, 0)
+        const names = (yield* run("XINFO", "CONSUMERS", topic, "g")).map(([, name]: [string, string]) => name)
+        assert.deepStrictEqual(names.filter((name: string) => !name.startsWith("millrace:")), [])
       }))
 
     it.effect("an entry that came while its subscription closed was not handed back, and counted an attempt", () =>
@@ -415,7 +588,7 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         for (let round = 0; round < 50; round++) {
           const scope = yield* Scope.make()
           const subscription = yield* Scope.provide(redis.subscribe(subscribing(topic)), scope)
-          const pulling = yield* Effect.forkChild(subscription.pull(10), { startImmediately: true })
+          const pulling = yield* Effect.forkChild(subscription.pull(demand(10)), { startImmediately: true })
           yield* Effect.sleep(5)
           const publishing = yield* Effect.forkChild(publisher.publish([outgoing(topic, "1")]), {
             startImmediately: true

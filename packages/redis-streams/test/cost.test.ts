@@ -3,7 +3,7 @@ import * as Settlement from "@millrace/core/Settlement"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import { fresh, outgoing, Server, serving, subscribing, transport, until } from "./redis.ts"
+import { demand, fresh, outgoing, Server, serving, subscribing, transport, until } from "./redis.ts"
 
 const calls = (stats: unknown): ReadonlyMap<string, number> =>
   new Map([...String(stats).matchAll(/cmdstat_([^:]+):calls=(\d+)/g)].map(([, name, n]) => [name!, Number(n)]))
@@ -14,7 +14,7 @@ layer(serving("redis"), { excludeTestServices: true })("what it costs", (it) => 
       const { run } = yield* Server
       const redis = yield* transport()
       for (let i = 0; i < 200; i++) {
-        yield* Effect.forkChild((yield* redis.subscribe(subscribing(fresh("idle")))).pull(10))
+        yield* Effect.forkChild((yield* redis.subscribe(subscribing(fresh("idle")))).pull(demand(10)))
       }
       yield* Effect.sleep(1_200)
       yield* run("CONFIG", "RESETSTAT")
@@ -41,7 +41,7 @@ layer(serving("redis"), { excludeTestServices: true })("what it costs", (it) => 
       const subscription = yield* redis.subscribe(subscribing(topic))
       yield* run("CONFIG", "RESETSTAT")
       for (let got = 0; got < n;) {
-        const deliveries = yield* subscription.pull(256)
+        const deliveries = yield* subscription.pull(demand(256))
         got += deliveries.length
         yield* subscription.settle(Arr.map(deliveries, (delivery) => ({ delivery, settlement: Settlement.ack })))
       }
@@ -62,7 +62,7 @@ layer(serving("redis"), { excludeTestServices: true })("what it costs", (it) => 
         const pulls: Array<Fiber.Fiber<unknown, unknown>> = []
         for (let i = 0; i < 1_000; i++) {
           const subscription = yield* redis.subscribe(subscribing(topic, { group: `g${i}` }))
-          pulls.push(yield* Effect.forkChild(subscription.pull(10)))
+          pulls.push(yield* Effect.forkChild(subscription.pull(demand(10))))
         }
         assert.isAtMost((yield* clients) - before, 20)
         yield* redis.publish([outgoing(topic, "for all")])

@@ -14,7 +14,7 @@ import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import { connect as connectTo, createServer } from "node:net"
-import { connect, fresh, noting, outgoing, Server, serving, subscribing, textOf, transport, until } from "./redis.ts"
+import { connect, demand, fresh, noting, outgoing, retry, Server, serving, subscribing, textOf, transport, until } from "./redis.ts"
 
 const onServer = <A, E>(
   options: Parameters<typeof serving>[1],
@@ -103,7 +103,7 @@ describe("what a server does to a consumer", () => {
         yield* Effect.sleep(1_000)
         const reads = /cmdstat_xreadgroup:calls=(\d+)/.exec(String(yield* run("INFO", "commandstats")))
         assert.isAtMost(Number(reads?.[1] ?? 0), 10, "a hot loop")
-        assert.strictEqual(yield* running.health, "consuming")
+        assert.strictEqual((yield* running.health).state, "consuming")
       })
     ))
 
@@ -119,7 +119,7 @@ describe("what a server does to a consumer", () => {
           yield* run("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         }
         yield* until("all handled", Effect.sync(() => handled.size === 1_000))
-        yield* until("healthy", Effect.map(running.health, (health) => health === "consuming"))
+        yield* until("healthy", Effect.map(running.health, ({ state }) => state === "consuming"))
       })
     ))
 
@@ -133,11 +133,11 @@ describe("what a server does to a consumer", () => {
         yield* redis.publish([json(topic, "before")])
         yield* until("before", Effect.sync(() => handled.has("before")))
         yield* broker.kill
-        yield* until("noticed", Effect.map(running.health, (health) => health === "reconnecting"))
+        yield* until("noticed", Effect.map(running.health, ({ state }) => state === "reconnecting"))
         yield* broker.start
         yield* redis.publish([json(topic, "after")])
         yield* until("after", Effect.sync(() => handled.has("after")))
-        assert.strictEqual(yield* running.health, "consuming")
+        assert.strictEqual((yield* running.health).state, "consuming")
       })
     ))
 
@@ -194,14 +194,14 @@ describe("what a server does to a consumer", () => {
         const said: Array<string> = []
         const { handled, redis, running } = yield* consuming(topic).pipe(Effect.provide(noting(said)))
         yield* broker.kill
-        yield* until("noticed", Effect.map(running.health, (health) => health === "reconnecting"))
+        yield* until("noticed", Effect.map(running.health, ({ state }) => state === "reconnecting"))
         yield* Effect.forkChild(broker.start)
         yield* until(
           "published",
           Effect.map(redis.publish([json(topic, "after")]), ([outcome]) => Result.isSuccess(outcome!))
         )
         yield* until("after", Effect.sync(() => handled.has("after")))
-        yield* until("healthy", Effect.map(running.health, (health) => health === "consuming"))
+        yield* until("healthy", Effect.map(running.health, ({ state }) => state === "consuming"))
         assert.isAtMost(said.filter((line) => line.includes("lost")).length, 3, said.join("\n"))
         assert.isAtMost(said.filter((line) => line.includes("connected again")).length, 3, said.join("\n"))
       })
@@ -215,9 +215,9 @@ describe("what a server does to a consumer", () => {
         const topic = fresh("frozen")
         const { handled, redis, running } = yield* consuming(topic, { block: "500 millis" })
         yield* broker.pause
-        yield* until("noticed", Effect.map(running.health, (health) => health === "reconnecting"))
+        yield* until("noticed", Effect.map(running.health, ({ state }) => state === "reconnecting"))
         yield* broker.resume
-        yield* until("healthy", Effect.map(running.health, (health) => health === "consuming"))
+        yield* until("healthy", Effect.map(running.health, ({ state }) => state === "consuming"))
         yield* redis.publish([json(topic, "after")])
         yield* until("after", Effect.sync(() => handled.has("after")))
       })
@@ -233,8 +233,8 @@ describe("what a server does to a consumer", () => {
         const { redis, running } = yield* Scope.provide(consuming(topic), scope)
         const subscription = yield* Scope.provide(redis.subscribe(subscribing(topic, { group: "other" })), scope)
         yield* redis.publish([json(topic, "1")])
-        const [delivery] = yield* subscription.pull(1)
-        yield* subscription.settle([{ delivery, settlement: Settlement.retry("1 hour") }])
+        const [delivery] = yield* subscription.pull(demand(1))
+        yield* subscription.settle([{ delivery, settlement: retry("1 hour") }])
         yield* until("handled", Effect.map(running.counts, ({ handled }) => handled === 1))
         yield* broker.pause
         const closing = yield* Scope.close(scope, Exit.void).pipe(Effect.timeout("20 seconds"), Effect.exit)
@@ -291,7 +291,7 @@ describe("what a server does to a consumer", () => {
         const { handled, redis, running } = yield* consuming(topic, {
           url: `redis://app:secret-1@127.0.0.1:${broker.port}`
         }).pipe(Effect.provide(noting(said)))
-        const is = (expected: string) => until(expected, Effect.map(running.health, (health) => health === expected))
+        const is = (expected: string) => until(expected, Effect.map(running.health, ({ state }) => state === expected))
         const about = (what: RegExp) => said.filter((line) => what.test(line))
 
         yield* allow("-xack")
@@ -341,7 +341,7 @@ describe("what a server does to a consumer", () => {
         socket.destroy()
       })
       yield* Effect.callback<void>((resume) => void door.listen(broker.port, "127.0.0.1", () => resume(Effect.void)))
-      yield* until("noticed", Effect.map(running.health, (health) => health === "reconnecting"))
+      yield* until("noticed", Effect.map(running.health, ({ state }) => state === "reconnecting"))
       yield* Effect.sleep(3_000)
       // Three connections, each after 50, 100, 200, ... ms at first.
       assert.isAtMost(asked, 27)
@@ -384,7 +384,7 @@ describe("what a server does to a consumer", () => {
         const [outcome] = yield* redis.publish([json(topic, "meanwhile")])
         assert.strictEqual(Result.isFailure(outcome!) && outcome.failure.reason._tag, "NotSent")
         yield* Effect.sleep(4_000)
-        assert.strictEqual(yield* running.health, "reconnecting")
+        assert.strictEqual((yield* running.health).state, "reconnecting")
         assert.isAtMost(said.filter((line) => line.includes("lost")).length, 6, said.join("\n"))
         yield* run("REPLICAOF", "NO", "ONE")
         yield* until(
@@ -412,10 +412,10 @@ describe("what a consumer's connection does to a message", () => {
         yield* redis.publish([outgoing(topic, "1")])
         // The first time only makes the server know the scripts.
         for (const delay of ["1 millis", "300 millis"] as const) {
-          const [delivery] = yield* subscription.pull(1)
-          yield* subscription.settle([{ delivery, settlement: Settlement.retry(delay) }])
+          const [delivery] = yield* subscription.pull(demand(1))
+          yield* subscription.settle([{ delivery, settlement: retry(delay) }])
         }
-        const pulling = yield* Effect.forkChild(subscription.pull(1), { startImmediately: true })
+        const pulling = yield* Effect.forkChild(subscription.pull(demand(1)), { startImmediately: true })
         mute()
         const count = Effect.map(run("XPENDING", topic, "g", "-", "+", "1"), ([[, , , count]]) => Number(count))
         yield* until("counted at the server", Effect.map(count, (n) => n === 3))
@@ -434,12 +434,12 @@ describe("what a consumer's connection does to a message", () => {
         const subscription = yield* redis.subscribe(subscribing(topic))
         yield* redis.publish(Arr.makeBy(4, (i) => outgoing(topic, String(i))) as any)
         const deliveries: Array<any> = []
-        while (deliveries.length < 4) deliveries.push(...yield* subscription.pull(4 - deliveries.length))
+        while (deliveries.length < 4) deliveries.push(...yield* subscription.pull(demand(4 - deliveries.length)))
         const settlements = [
           Settlement.ack,
-          Settlement.retry("1 millis"),
+          retry("1 millis"),
           Settlement.release,
-          Settlement.terminate("no")
+          { _tag: "Terminate", reason: "no" } as const
         ]
         const batch = deliveries.map((delivery, i) => ({ delivery, settlement: settlements[i]! })) as any
         yield* broker.kill
@@ -465,7 +465,7 @@ describe("what a consumer's connection does to a message", () => {
         const topic = fresh("offline")
         yield* redis.publish([outgoing(topic, "first")])
         yield* broker.kill
-        yield* until("noticed", Effect.map(redis.health, (health) => health === "reconnecting"))
+        yield* until("noticed", Effect.map(redis.health, ({ state }) => state === "reconnecting"))
         const waiting = yield* Effect.forkChild(redis.publish(Arr.makeBy(3, (i) => outgoing(topic, String(i))) as any))
         yield* Effect.sleep(10)
         const [refused] = yield* redis.publish([outgoing(topic, "4")])
@@ -488,7 +488,7 @@ describe("what a consumer's connection does to a message", () => {
         yield* broker.resume
         assert.strictEqual(Result.isFailure(outcome!) && outcome.failure.reason._tag, "OutcomeUnknown")
         const subscription = yield* redis.subscribe(subscribing(topic))
-        assert.strictEqual(textOf((yield* subscription.pull(1))[0]), "first")
+        assert.strictEqual(textOf((yield* subscription.pull(demand(1)))[0]), "first")
       })
     ))
 
@@ -501,16 +501,16 @@ describe("what a consumer's connection does to a message", () => {
         const redis = yield* transport({ url: `redis://app:pw@127.0.0.1:${broker.port}`, block: "1 minute" })
         const [a, b] = [fresh("a"), fresh("b")]
         const one = yield* redis.subscribe(subscribing(a))
-        const pulling = yield* Effect.forkChild(one.pull(1))
+        const pulling = yield* Effect.forkChild(one.pull(demand(1)))
         yield* Effect.sleep(50)
         const other = yield* redis.subscribe(subscribing(b))
         yield* redis.publish([outgoing(b, "b")])
         // The first read is as long as asked for: its end cannot be forced, and only then is it known.
         yield* redis.publish([outgoing(a, "a")])
         assert.strictEqual(textOf((yield* Fiber.join(pulling))[0]), "a")
-        assert.strictEqual(textOf((yield* other.pull(1))[0]), "b")
+        assert.strictEqual(textOf((yield* other.pull(demand(1)))[0]), "b")
         yield* redis.publish([outgoing(b, "c")])
-        assert.strictEqual(textOf((yield* other.pull(1))[0]), "c")
+        assert.strictEqual(textOf((yield* other.pull(demand(1)))[0]), "c")
       })
     ))
 })

@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import * as Fs from "node:fs"
 import * as Path from "node:path"
-import { fresh, outgoing, Server, servers, serving, subscribing, textOf, transport } from "./redis.ts"
+import { demand, fresh, outgoing, retry, Server, servers, serving, subscribing, textOf, transport } from "./redis.ts"
 
 const docs = Path.join(import.meta.dirname, "..", "..", "..", "docs", "redis-streams.md")
 
@@ -47,11 +47,11 @@ servers.forEach(({ kind, version }) =>
         yield* run("CONFIG", "RESETSTAT")
 
         yield* redis.publish([outgoing(topic, "a")])
-        for (const settlement of [Settlement.retry("1 millis"), Settlement.release]) {
-          const [delivery] = yield* subscription.pull(1)
+        for (const settlement of [retry("1 millis"), Settlement.release]) {
+          const [delivery] = yield* subscription.pull(demand(1))
           yield* subscription.settle([{ delivery, settlement }])
         }
-        const [claimed] = yield* subscription.pull(1)
+        const [claimed] = yield* subscription.pull(demand(1))
         assert.strictEqual(claimed.attempt, 2)
         const settles = yield* does("xnack", "xclaim")
 
@@ -67,9 +67,9 @@ servers.forEach(({ kind, version }) =>
           [false, true]
         )
         const deduplicates = yield* does("xcfgset", "hset")
-        yield* subscription.settle([{ delivery: (yield* subscription.pull(1))[0], settlement: Settlement.ack }])
+        yield* subscription.settle([{ delivery: (yield* subscription.pull(demand(1)))[0], settlement: Settlement.ack }])
         yield* redis.publish([outgoing(topic, "c", { delay: Duration.millis(10) })])
-        const [late] = yield* subscription.pull(1)
+        const [late] = yield* subscription.pull(demand(1))
         assert.strictEqual(late.attempt, 1)
         const delays = yield* does("none", "zadd")
         yield* subscription.settle([{ delivery: late, settlement: Settlement.ack }])
@@ -78,7 +78,7 @@ servers.forEach(({ kind, version }) =>
         yield* run("XREADGROUP", "GROUP", "g", "dead", "COUNT", "2", "STREAMS", topic, ">")
         yield* run("XDEL", topic, Result.getOrThrow(gone!).id)
         yield* run("CONFIG", "RESETSTAT")
-        const [left] = yield* subscription.pull(1)
+        const [left] = yield* subscription.pull(demand(1))
         assert.deepStrictEqual([textOf(left), left.attempt], ["kept", 2])
         assert.strictEqual((yield* run("XPENDING", topic, "g"))[0], 1)
         const claims = yield* does("xautoclaim", "xclaim")

@@ -4,7 +4,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import * as Stream from "effect/Stream"
-import { fresh, outgoing, Server, servers, serving, subscribing, textOf, transport } from "./redis.ts"
+import { demand, fresh, outgoing, Server, servers, serving, subscribing, textOf, transport } from "./redis.ts"
 
 const reasonOf = (result: Result.Result<unknown, { readonly reason: { readonly _tag: string } }>) =>
   Result.isFailure(result) ? result.failure.reason._tag : "published"
@@ -82,8 +82,8 @@ servers.forEach(({ kind, version }) =>
             outgoing(topic, "now")
           ])))
         const subscription = yield* redis.subscribe(subscribing(topic))
-        assert.strictEqual(textOf((yield* subscription.pull(5))[0]), "now")
-        const [late, ...rest] = yield* subscription.pull(5)
+        assert.strictEqual(textOf((yield* subscription.pull(demand(5)))[0]), "now")
+        const [late, ...rest] = yield* subscription.pull(demand(5))
         assert.isAtLeast(performance.now() - since, 499)
         assert.strictEqual(textOf(late!), "late")
         assert.strictEqual(late!.attempt, 1)

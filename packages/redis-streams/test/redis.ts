@@ -1,8 +1,10 @@
-import { type Outgoing, type SubscribeOptions, Transport } from "@millrace/core/Transport"
+import type * as Settlement from "@millrace/core/Settlement"
+import { type Demand, type Outgoing, type SubscribeOptions, Transport } from "@millrace/core/Transport"
 import { RedisStreams } from "@millrace/redis-streams"
 import { Brokers } from "@millrace/testing"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
@@ -85,10 +87,24 @@ export const subscribing = (topic: string, options?: Partial<SubscribeOptions>):
   group: "g",
   startFrom: "beginning",
   maxOwned: 1000,
-  waiting: 1000,
+  isolateFrom: 3,
   timeout: undefined,
   settings: Context.empty(),
   ...options
+})
+
+/** Whatever there is, `total` at most. */
+export const demand = (total: number, more?: Partial<Demand>): Demand => ({
+  total,
+  fresh: total,
+  suspects: total,
+  bytes: Infinity,
+  ...more
+})
+
+export const retry = (after: Duration.Input): Settlement.Retry => ({
+  _tag: "Retry",
+  after: Duration.fromInputUnsafe(after)
 })
 
 export const outgoing = (topic: string, body: string | Uint8Array, more?: Partial<Outgoing>): Outgoing => ({

@@ -3,7 +3,7 @@ import { assert, layer } from "@effect/vitest"
 import * as Settlement from "@millrace/core/Settlement"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import { fresh, outgoing, Server, serving, subscribing, textOf, transport, until } from "./redis.ts"
+import { demand, fresh, outgoing, Server, serving, subscribing, textOf, transport, until } from "./redis.ts"
 
 const times = Number(process.env["MILLRACE_TAKEOVER"] ?? 10)
 
@@ -24,10 +24,10 @@ layer(serving("redis"), { excludeTestServices: true })("what is handed back", (i
                 // Each pair is two processes of its own: what one finds must not be another's luck.
                 const [one, other] = [yield* transport(), yield* transport()]
                 const subscription = yield* one.subscribe(subscribing(topic))
-                const first = yield* Effect.forkChild(subscription.pull(1), { startImmediately: true })
-                yield* until("it reads", Effect.map(run("XINFO", "CONSUMERS", topic, "g"), (all) => all.length === 1))
+                const first = yield* Effect.forkChild(subscription.pull(demand(1)), { startImmediately: true })
+                yield* until("it reads", Effect.map(run("XINFO", "CONSUMERS", topic, "g"), (all) => all.length === 2))
                 const peer = yield* other.subscribe(subscribing(topic))
-                const pulling = yield* Effect.forkChild(peer.pull(1), { startImmediately: true })
+                const pulling = yield* Effect.forkChild(peer.pull(demand(1)), { startImmediately: true })
                 yield* Effect.sleep(Math.random() * 1_000)
                 yield* one.publish([outgoing(topic, "1")])
                 const [delivery] = yield* Fiber.join(first)

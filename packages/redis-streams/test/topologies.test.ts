@@ -204,7 +204,7 @@ describe("sentinel", () => {
           60
         )
         yield* until("after", Effect.sync(() => handled.has("after")))
-        yield* until("consuming", Effect.map(running.health, (health) => health === "consuming"))
+        yield* until("consuming", Effect.map(running.health, ({ state }) => state === "consuming"))
       }).pipe(Effect.scoped),
     120_000
   )
@@ -286,7 +286,7 @@ describe("ACL", () => {
         assert.isDefined(yield* Effect.provide(RedisStreams.groupInfo(topic, "g"), context))
         const other = yield* redis.publish([json("other", "x")])
         assert.strictEqual(Result.isFailure(other[0]!) && other[0].failure.reason._tag, "Unauthorized")
-        assert.strictEqual((yield* Effect.flip(redis.declare("other"))).reason._tag, "Unauthorized")
+        assert.strictEqual((yield* Effect.flip(redis.declare("other", "output"))).reason._tag, "Unauthorized")
       }
     }).pipe(Effect.scoped))
 })

@@ -6,7 +6,9 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { record } from "./conformanceTable.ts"
 
-class Server extends Context.Service<Server, { readonly broker: Brokers.Broker; readonly proxy: Proxy.Proxy }>()("test/Server") {}
+class Server
+  extends Context.Service<Server, { readonly broker: Brokers.Broker; readonly proxy: Proxy.Proxy }>()("test/Server")
+{}
 
 const open = Server.use(({ proxy }) =>
   Layer.build(Layer.fresh(JetStream.layer({ url: `nats://127.0.0.1:${proxy.port}`, ackWait: "1 second" })))

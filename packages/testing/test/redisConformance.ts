@@ -6,7 +6,9 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { record } from "./conformanceTable.ts"
 
-class Server extends Context.Service<Server, { readonly broker: Brokers.Broker; readonly proxy: Proxy.Proxy }>()("test/Server") {}
+class Server
+  extends Context.Service<Server, { readonly broker: Brokers.Broker; readonly proxy: Proxy.Proxy }>()("test/Server")
+{}
 
 const open = Server.use(({ proxy }) =>
   RedisStreams.make({ url: `redis://127.0.0.1:${proxy.port}`, claim: { minIdle: "1 second" } })

@@ -77,7 +77,7 @@ describe("simulation", () => {
         "Lost",
         "undecodable",
         "exhausted",
-        "killer"
+        "crashed"
       ].filter((text) => !traces.some((line) => line.includes(text)))
       assert.deepStrictEqual(seen, [])
       const calm = yield* Simulation.run(Events, keyed, { ...ofKeys, faults: [], seed: 1 })

@@ -19,6 +19,8 @@ export interface Finding {
 /** What the operator says about the programs, for checks that compare. Milliseconds. */
 export interface Given {
   readonly topic: string | undefined
+  /** NATS: the address of the server's monitoring, `http://host:8222`. */
+  readonly monitor: string | undefined
   readonly handlerTimeout: number | undefined
   readonly drainTimeout: number
   readonly gracePeriod: number | undefined

@@ -44,16 +44,6 @@ export interface Permit {
   readonly release: () => void
 }
 
-/** What an attempt needs once its handler waits for something; the handler's runner is its only writer. */
-export interface Flight {
-  /** Goes up when the attempt is taken from a step: a late promise or fiber then finds that it is not waited for. */
-  epoch: number
-  /** Ends the waiting and calls `stopped` when nothing works on the message; a promise cannot be stopped. */
-  stop: ((stopped: () => void) => void) | undefined
-  context: Context.Context<never> | undefined
-  scope: Scope.Closeable | undefined
-}
-
 /** What all attempts of one running pipeline share. */
 export interface Shared {
   readonly group: string
@@ -132,7 +122,12 @@ export class Attempt implements Settling, Message.Received {
   places: Array<number> = none
   /** Called with the broker's answer: `false` when this consumer no longer owned the delivery. */
   onSettled: ((owned: boolean) => void) | undefined
-  flight: Flight | undefined
+  /** Goes up when the attempt is taken from a step: a late promise or fiber then finds that it is not waited for. */
+  epoch = 0
+  /** Ends the waiting and calls `stopped` when nothing works on the message; a promise cannot be stopped. */
+  stop: ((stopped: () => void) => void) | undefined
+  context: Context.Context<never> | undefined
+  scope: Scope.Closeable | undefined
   private controller: AbortController | undefined
   private aborted: Error | undefined
 

@@ -7,7 +7,7 @@ import * as Scope from "effect/Scope"
 import type * as Codec from "../Codec.ts"
 import type * as Message from "../Message.ts"
 import type { Delivery } from "../Transport.ts"
-import { type Attempt, type Flight, MessageImpl } from "./attempt.ts"
+import { type Attempt, MessageImpl } from "./attempt.ts"
 import type { Deadlines } from "./deadlines.ts"
 import { exitOf } from "./exit.ts"
 import { Slots } from "./slots.ts"
@@ -89,13 +89,15 @@ export class Handler {
 
   begin(attempt: Attempt): void {
     attempt.to("running")
-    if (this.deadlines.size > 0) attempt.places = []
-    for (const deadline of this.deadlines.values()) deadline.add(attempt)
+    if (this.deadlines.size > 0) {
+      attempt.places = []
+      for (const deadline of this.deadlines.values()) deadline.add(attempt)
+    }
     if (attempt.message !== undefined) return this.advance(attempt, 0, attempt.message.value)
-    const decoding = this.decoding(attempt)
-    const exit = exitOf(decoding)
+    const effect = this.decoding(attempt)
+    const exit = exitOf(effect)
     if (exit !== undefined) return this.decoded(attempt, this.prepared(attempt, exit))
-    this.fork(attempt, decoding, (exit) => this.decoded(attempt, this.prepared(attempt, exit)))
+    this.fork(attempt, effect, decoding, false, undefined)
   }
 
   /** Bytes that do not fit will never fit; a decoder that breaks is a defect like any other. */
@@ -123,10 +125,8 @@ export class Handler {
         return this.recover(attempt, index + 1, pending.cause)
       case "Filtered":
         return this.end(attempt, "filtered", undefined)
-      case "Run": {
-        const { keep } = pending
-        return this.fork(attempt, pending.effect, (exit) => this.resume(attempt, index, exit, keep, value))
-      }
+      case "Run":
+        return this.fork(attempt, pending.effect, index, pending.keep, value)
       case "Await": {
         const epoch = this.wait(attempt, undefined)
         pending.promise.then(
@@ -152,23 +152,24 @@ export class Handler {
   private fork(
     attempt: Attempt,
     effect: Effect.Effect<unknown, unknown>,
-    resume: (exit: Exit.Exit<unknown, unknown>) => void
+    index: number,
+    keep: boolean,
+    value: unknown
   ): void {
-    const flight = this.flight(attempt)
-    if (flight.context === undefined) {
-      flight.scope = Scope.makeUnsafe()
-      flight.context = Context.add(this.context, Scope.Scope, flight.scope)
+    if (attempt.context === undefined) {
+      attempt.scope = Scope.makeUnsafe()
+      attempt.context = Context.add(this.context, Scope.Scope, attempt.scope)
     }
-    const fiber: Fiber.Fiber<unknown, unknown> = Effect.runForkWith(flight.context)(effect)
+    const fiber: Fiber.Fiber<unknown, unknown> = Effect.runForkWith(attempt.context)(effect)
     const exit = fiber.pollUnsafe()
-    if (exit !== undefined) return resume(exit)
+    if (exit !== undefined) return this.resume(attempt, index, exit, keep, value)
     let stopped: (() => void) | undefined
     const epoch = this.wait(attempt, (then) => {
       stopped = then
       fiber.interruptUnsafe()
     })
     fiber.addObserver((exit) => {
-      if (this.isAt(attempt, epoch)) resume(exit)
+      if (this.isAt(attempt, epoch)) this.resume(attempt, index, exit, keep, value)
       else stopped?.()
     })
   }
@@ -180,7 +181,8 @@ export class Handler {
     keep: boolean,
     value: unknown
   ): void {
-    if (Exit.isFailure(exit)) this.recover(attempt, index + 1, exit.cause)
+    if (index === decoding) this.decoded(attempt, this.prepared(attempt, exit))
+    else if (Exit.isFailure(exit)) this.recover(attempt, index + 1, exit.cause)
     else this.advance(attempt, index + 1, keep ? value : exit.value)
   }
 
@@ -197,29 +199,23 @@ export class Handler {
 
   // --- waiting
 
-  private flight(attempt: Attempt): Flight {
-    return attempt.flight ??= { epoch: 0, stop: undefined, context: undefined, scope: undefined }
-  }
-
-  private wait(attempt: Attempt, stop: Flight["stop"]): number {
-    const flight = this.flight(attempt)
-    flight.stop = stop
+  private wait(attempt: Attempt, stop: Attempt["stop"]): number {
+    attempt.stop = stop
     this.waiting.add(attempt)
-    return flight.epoch
+    return attempt.epoch
   }
 
   private isAt(attempt: Attempt, epoch: number): boolean {
-    return attempt.state === "running" && attempt.flight!.epoch === epoch
+    return attempt.state === "running" && attempt.epoch === epoch
   }
 
   // --- being stopped
 
   /** Takes the attempt from the step it waits for, and calls `then` when that step works on it no more. */
   private stop(attempt: Attempt, reason: Error, then: () => void): void {
-    const flight = this.flight(attempt)
-    const { stop } = flight
-    flight.epoch++
-    flight.stop = undefined
+    const { stop } = attempt
+    attempt.epoch++
+    attempt.stop = undefined
     attempt.to("stopping")
     attempt.abort(reason)
     if (stop === undefined) then()
@@ -248,9 +244,9 @@ export class Handler {
 
   /** No step of it runs any more, and no timeout concerns it. A scope that fails to close fails the attempt. */
   private end(attempt: Attempt, end: End, payload: unknown): void {
-    for (const deadline of this.deadlines.values()) deadline.delete(attempt)
+    if (this.deadlines.size > 0) { for (const deadline of this.deadlines.values()) deadline.delete(attempt) }
     attempt.to("concluding")
-    const scope = attempt.flight?.scope
+    const { scope } = attempt
     if (scope === undefined) return this.ended(attempt, end, payload)
     const exit = end === "failed" || end === "undecodable"
       ? Exit.failCause(payload as Cause.Cause<unknown>)
@@ -267,3 +263,6 @@ export class Handler {
     })
   }
 }
+
+/** The index of what comes before the first step. */
+const decoding = -1

@@ -87,9 +87,10 @@ export class RetryWatch {
     this.cancelDue = undefined
     const next = this.upcoming.at(-1)
     if (next === undefined || this.isClosed) return
-    this.cancelDue = this.options.after(Math.max(0, next.due - this.options.now()), () => {
+    this.cancelDue = this.options.after(Math.max(1, Math.ceil(next.due - this.options.now())), () => {
       this.cancelDue = undefined
-      const now = this.options.now()
+      // A timer may fire a fraction of a millisecond early.
+      const now = this.options.now() + 1
       while (this.upcoming.length > 0 && this.upcoming.at(-1)!.due <= now) this.dueNow.add(this.upcoming.pop()!)
       this.arm()
       this.watchDue()

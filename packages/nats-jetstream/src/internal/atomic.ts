@@ -4,7 +4,7 @@ import * as TransportError from "@millrace/core/TransportError"
 import * as Effect from "effect/Effect"
 import type { Connection } from "./connection.ts"
 import { encodeHeaders, type PubAck, sizeOf } from "./publishing.ts"
-import { atLeast } from "./resources.ts"
+import { atLeast } from "./server.ts"
 
 /** The server's own limit. */
 const most = 1000

@@ -11,6 +11,7 @@ import * as Effect from "effect/Effect"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import { Lives } from "./life.ts"
 
 /** What happens to a connection. `lost` comes before `closed`; a closed connection never comes back. */
 export interface Listener {
@@ -27,6 +28,7 @@ export interface Connection {
   readonly nc: NatsConnection
   readonly jsm: JetStreamManager
   readonly apiPrefix: string
+  readonly lives: Lives
   readonly state: () => "connected" | "reconnecting" | "closed"
   readonly listen: (listener: Listener) => () => void
   /** Succeeds when the server has read everything written before. */
@@ -207,6 +209,7 @@ export const watch = Effect.fnUntraced(function*(
   return {
     nc,
     jsm,
+    lives: new Lives(),
     apiPrefix: apiOptions.apiPrefix ?? (apiOptions.domain === undefined ? "$JS.API" : `$JS.${apiOptions.domain}.API`),
     // A connection that is being drained takes no more.
     state: () => nc.isClosed() || nc.isDraining() ? "closed" : state,

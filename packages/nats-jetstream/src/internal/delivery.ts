@@ -2,8 +2,8 @@ import type * as Message from "@millrace/core/Message"
 import * as Publisher from "@millrace/core/Publisher"
 import type * as Transport from "@millrace/core/Transport"
 import type { MsgHdrs } from "@nats-io/nats-core"
-import type { Arrivals } from "./arrivals.ts"
 import { headersOf } from "./headers.ts"
+import { idOf, type Life } from "./life.ts"
 
 /** As clients give it, with or without JetStream. */
 interface Msg {
@@ -13,35 +13,53 @@ interface Msg {
   readonly headers?: MsgHdrs | undefined
 }
 
+/** `done`: settled for good. `again`: it will be delivered again. `lost`: a peer may own it. */
+export type Ending = "done" | "again" | "lost"
+
+/** Told when a delivery is settled, or lost. Returns `false` when a newer delivery of a message that is done is running. */
+export interface Owner {
+  readonly ended: (delivery: JetStreamDelivery, how: Ending, time?: number) => boolean
+}
+
 /**
- * A message as it came. What the server says about it is in its reply subject,
+ * A message as the client received it. The server's metadata is in the reply subject,
  * `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<timestamp>.<pending>`, with domain and account
  * before the stream on newer servers' request.
+ *
+ * The client's message and the owner hold the connection, and with it passwords: both are private, so that no inspection
+ * of a delivery shows them.
  */
 export class JetStreamDelivery implements Transport.Delivery {
-  private readonly msg: Msg
+  readonly #msg: Msg
+  #owner: Owner | undefined
+  #headers: Message.Headers | undefined
+  #body: Uint8Array | undefined
+  readonly life: Life
   readonly reply: string
-  readonly id: string
+  /** In the stream; as text, the way it arrived. */
+  readonly sequence: string
   /** How often the server has delivered it. */
   readonly delivered: number
   /** Where the timestamp begins. */
   private readonly time: number
-  private decoded: Message.Headers | undefined
-  /** Deliveries that were handed back untouched. */
+  /** Deliveries that do not count: released, or never begun. */
   released = 0
   suspect = false
+  /** This process requested the retry. */
+  isOwnRetry = false
   firstFailedAt: number | undefined
-  /** Monotonic milliseconds after which a peer may have it. */
+  /** In milliseconds since the epoch: see `Transport.Delivery.due`. */
+  due: number | undefined
+  /** Monotonic milliseconds after which a peer may own it. */
   heldUntil = 0
-  /** The server's confirmation is waited for: until then it has not ended, and is kept alive with what nobody was given. */
+  /** The server's confirmation is awaited: until then it has not ended, and is extended like buffered deliveries. */
   confirming = false
-  /** Where it stands among those that were given and are not settled. */
+  /** Its place among the deliveries that were given and are not settled. */
   slot = -1
-  /** Told when it is settled, or somebody else's. */
-  owner: Pick<Arrivals, "ended"> | undefined
 
-  constructor(msg: Msg) {
-    this.msg = msg
+  constructor(msg: Msg, life: Life) {
+    this.#msg = msg
+    this.life = life
     const reply = msg.reply ?? ""
     this.reply = reply
     // A consumer's messages all begin with the same.
@@ -49,17 +67,23 @@ export class JetStreamDelivery implements Transport.Delivery {
     const afterDelivered = reply.indexOf(".", prefix.length)
     const afterSequence = reply.indexOf(".", afterDelivered + 1)
     this.delivered = Number(reply.slice(prefix.length, afterDelivered))
-    this.id = reply.slice(afterDelivered + 1, afterSequence)
+    this.sequence = reply.slice(afterDelivered + 1, afterSequence)
     this.time = reply.indexOf(".", afterSequence + 1) + 1
   }
+  get id(): string {
+    return idOf(this.life, this.sequence)
+  }
+  get origin(): string {
+    return this.life.origin
+  }
   get body(): Uint8Array {
-    return this.msg.data
+    return this.#body ??= this.#msg.data
   }
   get topic(): string {
-    return this.msg.subject
+    return this.#msg.subject
   }
   get headers(): Message.Headers {
-    return this.decoded ??= headersOf(this.msg)
+    return this.#headers ??= headersOf(this.#msg)
   }
   get key(): string | undefined {
     return Publisher.keyOf(this.headers)
@@ -73,9 +97,18 @@ export class JetStreamDelivery implements Transport.Delivery {
   get publishedAt(): number {
     return Math.floor(Number(this.timestamp) / 1e6)
   }
-  /** In nanoseconds. Tells two messages apart that have the same number in two streams of the same name. */
+  /** In nanoseconds. */
   get timestamp(): string {
     return this.reply.slice(this.time, this.reply.indexOf(".", this.time))
+  }
+  ownedBy(owner: Owner): void {
+    this.#owner = owner
+  }
+  ended(how: Ending, time?: number): boolean {
+    return this.#owner?.ended(this, how, time) ?? true
+  }
+  isSameMessage(other: JetStreamDelivery): boolean {
+    return this.sequence === other.sequence && this.life === other.life
   }
 }
 

@@ -17,27 +17,27 @@ export const delayedSubject = (topic: string, id: string): string => `millrace-d
 
 const isDelayed = (subject: string) => subject.startsWith("millrace-delayed.")
 
-/** A topic is a subject without wildcards: no empty token, none of the server's own. */
-export const validateTopic = (topic: string): TransportError.TransportError | undefined =>
-  Topic.validateName(transport, topic) ??
-    (topic.split(".").includes("")
-      ? TransportError.invalidOption(
-        transport,
-        "topic",
-        topic,
-        "a NATS subject has no empty part: no dot at either end, no two in a row"
-      )
-      : undefined)
+/** Says how to mend a name that NATS cannot take; `undefined` when the name is fine. */
+export const remedy = (kind: "topic" | "group", name: string): string | undefined => {
+  if (kind === "group") {
+    return /^[A-Za-z0-9_-]+$/.test(name) ? undefined : "a group name is made of letters, digits and the signs _ -"
+  }
+  const bad = Topic.validateName(transport, name)
+  if (bad !== undefined) return bad.reason._tag === "InvalidOption" ? bad.reason.remedy : bad.message
+  return name.split(".").includes("")
+    ? "a NATS subject has no empty part: no dot at either end, no two in a row"
+    : undefined
+}
 
-export const validateGroup = (group: string): TransportError.TransportError | undefined =>
-  /^[A-Za-z0-9_-]+$/.test(group)
-    ? undefined
-    : TransportError.invalidOption(
-      transport,
-      "group",
-      group,
-      "a group name is made of letters, digits and the signs _ -"
-    )
+const validate = (kind: "topic" | "group", name: string): TransportError.TransportError | undefined => {
+  const mended = remedy(kind, name)
+  return mended === undefined ? undefined : TransportError.invalidOption(transport, kind, name, mended)
+}
+
+/** A topic is a subject without wildcards: no empty token, none of the server's own. */
+export const validateTopic = (topic: string) => validate("topic", topic)
+
+export const validateGroup = (group: string) => validate("group", group)
 
 /** A subject with wildcards. */
 export const validateFilter = (subject: string): TransportError.TransportError | undefined =>
@@ -59,4 +59,10 @@ export const covers = (filter: string, subject: string): boolean => {
     if (given[i] === undefined || given[i] === ">" || (wanted[i] !== "*" && wanted[i] !== given[i])) return false
   }
   return wanted.length === given.length
+}
+
+/** The group of a durable consumer. */
+export const groupOf = (topic: string, durable: string): string => {
+  const suffix = `_${streamOf(topic)}`
+  return durable.endsWith(suffix) && durable.length > suffix.length ? durable.slice(0, -suffix.length) : durable
 }

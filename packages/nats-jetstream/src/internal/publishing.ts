@@ -10,7 +10,7 @@ import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import type { Connection } from "./connection.ts"
 import { delayedSubject, validateTopic } from "./names.ts"
-import { atLeast } from "./resources.ts"
+import { atLeast } from "./server.ts"
 
 /** What JetStream can be told beside what every broker can. */
 export interface Expectations {

@@ -18,6 +18,7 @@ import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import { type Connection, failure, NoAnswer, notConnected, transport, unexpected } from "./connection.ts"
 import * as names from "./names.ts"
+import { atLeast } from "./server.ts"
 import type { StartFrom } from "./settings.ts"
 
 /** What a layer says about the streams and consumers it needs. */
@@ -51,11 +52,6 @@ const isCode = (error: unknown, ...codes: ReadonlyArray<number>) =>
 
 const mismatch = (name: string, expected: string, found: string) =>
   failure(new TransportError.Mismatch({ name, expected, found }))
-
-export const atLeast = (version: string | undefined, major: number, minor: number): boolean => {
-  const [a = 0, b = 0] = (version ?? "").split(".").map(Number)
-  return a > major || (a === major && b >= minor)
-}
 
 /** The stream that takes what is published on a subject, if there is one. */
 export const findStream = (connection: Connection, subject: string) =>

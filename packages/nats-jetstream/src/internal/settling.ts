@@ -5,16 +5,22 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { type Connection, interrupted, notConnected, unexpected } from "./connection.ts"
 import { JetStreamDelivery } from "./delivery.ts"
-import type { Notes } from "./notes.ts"
-import { atLeast } from "./resources.ts"
+import type { AttemptLedger } from "./ledger.ts"
+import { atLeast } from "./server.ts"
 
 const encoder = new TextEncoder()
 const ack = encoder.encode("+ACK")
 const working = encoder.encode("+WPI")
 
-/** Never a bare one: the server would deliver again at once, ten thousand times a second. */
-const nak = (delay: number) => encoder.encode(`-NAK {"delay":${Math.round(Math.max(1, delay) * 1e6)}}`)
-const handBackNow = encoder.encode("-NAK")
+/** The server counts in nanoseconds; longer delays are cut. */
+const maxDelay = 365 * 24 * 3600_000
+
+/** Never without a delay, and never with one that the server cannot read: it would deliver again at once, in a hot loop. */
+const nak = (delay: number) => {
+  const millis = Number.isNaN(delay) ? 1 : Math.min(maxDelay, Math.max(1, delay))
+  return encoder.encode(`-NAK {"delay":${Math.round(millis * 1e6)}}`)
+}
+const releaseNow = encoder.encode("-NAK")
 
 const term = (version: string | undefined, reason: string): Uint8Array =>
   // 2.9 leaves a terminated message in a work queue, and knows no reasons.
@@ -24,8 +30,8 @@ const term = (version: string | undefined, reason: string): Uint8Array =>
     ? encoder.encode("+TERM")
     : ack
 
-/** How long a settlement waits for the connection before it is given back, to be sent again. */
-const patience = Duration.seconds(1)
+/** How long a settlement waits for the connection before the engine is told to send it again. */
+const connectionTimeout = Duration.seconds(1)
 
 /** How long a confirmation may take. */
 export const confirmTimeout = 5000
@@ -35,35 +41,35 @@ const defaultDelay = 1000
 
 export interface SettlingOptions {
   readonly connection: Connection
-  readonly notes: Notes | undefined
+  readonly ledger: AttemptLedger
   readonly now: () => number
   /** Milliseconds since the epoch. */
   readonly date: () => number
   /** How long a delivery is surely ours after a sign of life, in milliseconds. */
   readonly lease: number
   readonly confirm: boolean
-  /** Milliseconds for which what is handed back would come back here. */
-  readonly elsewhereAfter: () => number
+  /** Milliseconds during which a released message would come back to this process. */
+  readonly releaseDelay: () => number
   readonly onRetry: (delivery: JetStreamDelivery, delay: number) => void
 }
 
 /**
  * Tells the server about deliveries.
  *
- * What is said is not answered: it has arrived when the server has answered a flush that was written behind it. The
- * server does not check who says it, so that is done here: what has not been kept alive in time may be a peer's by now,
- * and nothing but an acknowledgement is said about it.
+ * The server answers none of it: it has arrived when the server has answered a flush that was written behind it. The
+ * server does not check who speaks, so that is done here: a delivery that was not extended in time may be a peer's, and
+ * gets nothing but an acknowledgement.
  */
 export const settling = (options: SettlingOptions) => {
-  const { confirm, connection, date, elsewhereAfter, lease, notes, now, onRetry } = options
-  /** When the server acts on what was said and not confirmed: after that it is not said again. */
+  const { confirm, connection, date, lease, ledger, now, onRetry, releaseDelay } = options
+  /** When the server acts on a settlement that was written and not confirmed: after that it is not written again. */
   const due = new WeakMap<JetStreamDelivery, number>()
 
-  const say = (delivery: JetStreamDelivery, words: Uint8Array) => connection.nc.publish(delivery.reply, words)
+  const write = (delivery: JetStreamDelivery, payload: Uint8Array) => connection.nc.publish(delivery.reply, payload)
 
-  const connected = connection.whenConnected.pipe(
+  const whenConnected = connection.whenConnected.pipe(
     Effect.timeoutOrElse({
-      duration: patience,
+      duration: connectionTimeout,
       orElse: () => Effect.fail(interrupted("settle", notConnected))
     })
   )
@@ -71,7 +77,9 @@ export const settling = (options: SettlingOptions) => {
   const settle = (
     batch: Arr.NonEmptyReadonlyArray<Transport.Settling>
   ): Effect.Effect<ReadonlyArray<Transport.Delivery>, TransportError.TransportError> =>
-    Effect.suspend(() => connection.state() === "connected" ? send(batch) : Effect.andThen(connected, settle(batch)))
+    Effect.suspend(() =>
+      connection.state() === "connected" ? send(batch) : Effect.andThen(whenConnected, settle(batch))
+    )
 
   const send = (
     batch: Arr.NonEmptyReadonlyArray<Transport.Settling>
@@ -82,56 +90,64 @@ export const settling = (options: SettlingOptions) => {
     const releases: Array<JetStreamDelivery> = []
     for (const { delivery, settlement } of batch) {
       if (!(delivery instanceof JetStreamDelivery)) continue
-      const ours = time < delivery.heldUntil
-      if (!ours) lost.push(delivery)
+      const isOurs = time < delivery.heldUntil
+      if (!isOurs) lost.push(delivery)
       switch (settlement._tag) {
         case "Ack":
           if (confirm) acks.push(delivery)
-          else say(delivery, ack)
+          else write(delivery, ack)
           break
         case "Release":
-          if (ours) releases.push(delivery)
+          if (isOurs) releases.push(delivery)
           break
-        case "@millrace/Retry": {
+        case "Retry": {
           const delay = settlement.after === undefined ? defaultDelay : Duration.toMillis(settlement.after)
-          if (ours && time < (due.get(delivery) ?? Infinity)) {
+          if (isOurs && time < (due.get(delivery) ?? Infinity)) {
             due.set(delivery, time + delay)
             delivery.firstFailedAt ??= date()
             onRetry(delivery, delay)
-            notes?.retried(delivery)
-            say(delivery, nak(delay))
+            ledger.retried(delivery)
+            write(delivery, nak(delay))
           }
           break
         }
-        case "@millrace/Terminate":
-          if (ours) say(delivery, term(connection.nc.info?.version, settlement.reason))
+        case "Terminate":
+          if (isOurs) write(delivery, term(connection.nc.info?.version, settlement.reason))
+          break
+        default:
+          settlement satisfies never
       }
     }
     const confirmed = acks.length > 0 ? confirmAll(connection, acks) : Effect.void
     return Effect.map(
-      Effect.andThen(Effect.andThen(confirmed, giveBack(releases)), connection.flush),
+      Effect.andThen(Effect.andThen(confirmed, release(releases)), connection.flush),
       () => {
         const heard = now()
         for (const { delivery, settlement } of batch) {
           if (!(delivery instanceof JetStreamDelivery)) continue
           const how = settlement._tag === "Ack" ? "done" : lost.includes(delivery) ? "lost" : "again"
-          delivery.owner?.ended(delivery, how, heard)
+          delivery.ended(how, heard)
         }
         return lost
       }
     )
   }
 
-  const giveBack = (releases: ReadonlyArray<JetStreamDelivery>): Effect.Effect<void, TransportError.TransportError> => {
+  const release = (releases: ReadonlyArray<JetStreamDelivery>): Effect.Effect<void> => {
     const ours = releases.filter((delivery) => !due.has(delivery))
     if (ours.length === 0) return Effect.void
-    return Effect.map(notes === undefined ? Effect.void : notes.released(ours), () => {
-      const wait = elsewhereAfter()
+    return Effect.map(Effect.promise(() => ledger.released(ours)), () => {
+      const delay = releaseDelay()
       for (const delivery of ours) {
+        if (connection.state() !== "connected") return
         due.set(delivery, 0)
-        say(delivery, wait > 0 ? nak(wait) : handBackNow)
+        write(delivery, delay > 0 ? nak(delay) : releaseNow)
       }
     })
+  }
+
+  const lose = (deliveries: ReadonlyArray<Transport.Delivery>) => {
+    for (const delivery of deliveries) if (delivery instanceof JetStreamDelivery) delivery.ended("lost")
   }
 
   const extend = (
@@ -146,13 +162,14 @@ export const settling = (options: SettlingOptions) => {
         else extended.push(delivery)
       }
       if (connection.state() !== "connected") {
-        for (const delivery of lost) if (delivery instanceof JetStreamDelivery) delivery.owner?.ended(delivery, "lost")
+        lose(lost)
         return lost.length > 0 ? Effect.succeed(lost) : Effect.fail(interrupted("extend", notConnected))
       }
-      for (const delivery of extended) say(delivery, working)
+      for (const delivery of extended) write(delivery, working)
       return Effect.map(connection.flush, () => {
-        for (const delivery of extended) delivery.heldUntil = time + lease
-        for (const delivery of lost) if (delivery instanceof JetStreamDelivery) delivery.owner?.ended(delivery, "lost")
+        // A redelivery that arrived meanwhile has ended the lease.
+        for (const delivery of extended) if (now() < delivery.heldUntil) delivery.heldUntil = time + lease
+        lose(lost)
         return lost
       })
     })
@@ -160,15 +177,35 @@ export const settling = (options: SettlingOptions) => {
   return {
     settle,
     extend,
-    /** Of a message that is done; unheard, it is said again when it comes again. */
+    begin: (delivery: Transport.Delivery): Effect.Effect<boolean, TransportError.TransportError> =>
+      Effect.suspend(() => {
+        if (!(delivery instanceof JetStreamDelivery)) return Effect.succeed(false)
+        const stillOurs = Effect.sync(() => {
+          if (now() < delivery.heldUntil) return true
+          delivery.ended("lost")
+          return false
+        })
+        return now() >= delivery.heldUntil
+          ? stillOurs
+          : Effect.andThen(
+            Effect.andThen(whenConnected, Effect.promise(() => ledger.begin(delivery))),
+            stillOurs
+          )
+      }),
+    /** Acknowledges a message that is done; unheard, it is acknowledged when it comes again. */
     acknowledge(delivery: JetStreamDelivery) {
-      if (connection.state() === "connected") say(delivery, ack)
+      if (connection.state() === "connected") write(delivery, ack)
     },
-    /** Gives back what no handler has seen, on the way out. */
-    handBack: (deliveries: ReadonlyArray<JetStreamDelivery>) =>
+    /** Releases a suspect that finds no room: it stays a suspect, and comes again after a while. */
+    postpone(delivery: JetStreamDelivery, delay: number) {
+      ledger.arrived(delivery)
+      if (connection.state() === "connected") write(delivery, nak(delay))
+    },
+    /** Releases deliveries that no handler has begun. */
+    release: (deliveries: ReadonlyArray<JetStreamDelivery>) =>
       Effect.suspend(() => {
         const time = now()
-        return Effect.andThen(giveBack(deliveries.filter((delivery) => time < delivery.heldUntil)), connection.flush)
+        return Effect.andThen(release(deliveries.filter((delivery) => time < delivery.heldUntil)), connection.flush)
       })
   }
 }

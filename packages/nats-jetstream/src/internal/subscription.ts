@@ -9,12 +9,13 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
-import { Arrivals } from "./arrivals.ts"
 import { type Connection, transport, unauthorized } from "./connection.ts"
 import type { JetStreamDelivery } from "./delivery.ts"
+import { Condition } from "./health.ts"
+import { Inbox } from "./inbox.ts"
+import type { AttemptLedger } from "./ledger.ts"
 import * as names from "./names.ts"
-import { Notes } from "./notes.ts"
-import { Reader, type Trouble } from "./reader.ts"
+import { PullLoop, type Trouble } from "./pullLoop.ts"
 import * as resources from "./resources.ts"
 import * as settings from "./settings.ts"
 import { settling } from "./settling.ts"
@@ -30,7 +31,7 @@ const answersWithin = Duration.seconds(1)
 export const subscribe = Effect.fnUntraced(function*(
   connection: Connection,
   declaring: resources.Declaring,
-  mayKeepNotes: Effect.Effect<boolean>,
+  ledger: AttemptLedger,
   inboxPrefix: string,
   options: Transport.SubscribeOptions
 ): Effect.fn.Return<Transport.Subscription, TransportFailure, Scope.Scope> {
@@ -67,9 +68,7 @@ export const subscribe = Effect.fnUntraced(function*(
       return { stream, consumer: yield* resources.ensureConsumer(connection, declaring, stream, wish) }
     })
   )
-  const notes = (yield* mayKeepNotes)
-    ? new Notes(connection, consumer.stream_name, consumer.name)
-    : undefined
+  yield* ledger.serve(stream.config)
   if (resources.isUnbounded(stream.config)) {
     yield* Effect.logInfo(
       `stream ${stream.config.name} keeps every message for ever: bound it with maxAge, maxMessages or maxBytes, or use retention "until-acked"`
@@ -85,72 +84,91 @@ export const subscribe = Effect.fnUntraced(function*(
   const ackPrefix = `$JS.ACK.${consumer.stream_name}.${consumer.name}.`
   /** A little less than the server gives: its clock started before the message arrived. */
   const lease = ackWait * 0.9
-  const maxAckPending = consumer.config.max_ack_pending ?? -1
-  // Waiting retries are pending at the server: they must leave room for what runs.
-  const mostWaiting = maxAckPending > 0
-    ? Math.max(1, Math.min(options.waiting, maxAckPending - options.maxOwned))
-    : options.waiting
-
   /** What was sent to us when the connection was lost comes again within that time. */
   let interruptedUntil = 0
 
   // --- asking
 
-  let wanted = 0
+  /** What is still wanted; a pull replaces it, what is given reduces it. */
+  let wanted: Transport.Demand = nothing
   let waiter: ((exit: Exit.Exit<Arr.NonEmptyReadonlyArray<JetStreamDelivery>, TransportFailure>) => void) | undefined
   let failure: TransportFailure | undefined
   let closed = false
   let healing = false
-  /** The engine took its asking back. */
+  /** The engine has withdrawn its demand. */
   let withdrawn = false
+  const withdrawals: Array<() => void> = []
+  let releaseTimer: NodeJS.Timeout | undefined
   /** Something arrived since the last look at the consumer. */
   let active = false
   let dueTimer: NodeJS.Timeout | undefined
+  /** Of recent messages, in bytes. */
+  let averageSize = 0
 
-  const waitingIsFull = () => {
-    const wait = arrivals.fullFor(mostWaiting)
-    if (wait === 0) return false
-    dueTimer ??= setTimeout(() => {
-      dueTimer = undefined
-      ask()
-    }, wait)
-    return true
+  /** The server chooses what it sends: beyond `fresh` it is asked for as many messages as there are due retries. */
+  const credit = (): number => {
+    if (wanted.fresh >= wanted.total) return wanted.total
+    const due = inbox.due
+    clearTimeout(dueTimer)
+    dueTimer = undefined
+    const { nextDue } = inbox
+    if (Number.isFinite(nextDue)) dueTimer = setTimeout(wake, nextDue)
+    return Math.min(wanted.total, wanted.fresh + due)
   }
-  const isTooMuch = () => arrivals.ready > wanted || reader.asked > 0 && arrivals.size + reader.asked > wanted
+  const isTooMuch = () => inbox.size > wanted.total || loop.asked > 0 && inbox.size + loop.asked > wanted.total
   const ask = () => {
-    if (closed || healing || !reader.open) return
-    if (isTooMuch()) return retire()
+    if (closed || healing || !loop.open) return
+    if (withdrawn || isTooMuch()) return retire()
     if (waiter === undefined) return
-    reader.stay()
-    const open = arrivals.size + reader.asked
+    loop.stay()
+    const most = credit()
+    const open = inbox.size + loop.asked
     // Small requests cost as much as large ones: while some are open, wait for a quarter to be missing.
-    const missing = wanted - open
-    if (missing > 0 && (open === 0 || missing * 4 >= wanted) && !waitingIsFull()) reader.ask(missing)
+    const missing = most - open
+    if (missing <= 0 || (open > 0 && missing * 4 < most)) return
+    if (wanted.bytes === Infinity) return loop.ask(missing)
+    const bytes = wanted.bytes - inbox.bytes - loop.asked * averageSize
+    if (bytes > 0 || open === 0) loop.ask(missing, bytes)
   }
-  /** Takes the asking back, and gives back what came all the same. */
+  /** Ends requests that are open beyond what is wanted, and releases deliveries beyond it. */
   const retire = () => {
-    if (closed || !reader.open) return
-    reader.retire(() => withdrawn, () => {
-      handBack(arrivals.takeOut(wanted, withdrawn))
+    if (closed || !loop.open) return
+    loop.retire(() => withdrawn, () => {
+      if (withdrawn) return withdrawalEnded()
+      release(inbox.takeOut(wanted.total, false))
       if (closed || healing || connection.state() !== "connected") return
-      if (!reader.open) reader.begin()
+      if (!loop.open) loop.begin()
       ask()
     })
   }
-  let handedBack = Promise.resolve()
-  const handBack = (deliveries: ReadonlyArray<JetStreamDelivery>) => {
+  const withdrawalEnded = () => {
+    for (const resume of withdrawals.splice(0)) resume()
+    // What has arrived is for the next pull, if there is one soon; else for a peer.
+    clearTimeout(releaseTimer)
+    if (withdrawn && !closed) releaseTimer = setTimeout(() => release(inbox.takeOut(0, true)), keepAfterWithdrawal)
+  }
+  let released = Promise.resolve()
+  const release = (deliveries: ReadonlyArray<JetStreamDelivery>) => {
     if (deliveries.length === 0) return
-    const unheard = Effect.catch(voice.handBack(deliveries), () => Effect.sync(() => arrivals.admit(deliveries)))
-    handedBack = handedBack.then(() => runPromise(unheard))
+    const unheard = Effect.catch(settle.release(deliveries), () => Effect.sync(() => inbox.admit(deliveries)))
+    released = released.then(() => runPromise(unheard))
   }
   const give = (): Arr.NonEmptyReadonlyArray<JetStreamDelivery> | undefined => {
-    const given = arrivals.give(wanted)
-    wanted -= given.length
-    return Arr.isArrayNonEmpty(given) ? given : undefined
+    const given = inbox.give(wanted)
+    if (!Arr.isArrayNonEmpty(given)) return undefined
+    let { bytes, fresh, suspects } = wanted
+    for (const delivery of given) {
+      bytes -= delivery.body.length
+      if (!delivery.isOwnRetry) fresh--
+      if (delivery.suspect && delivery.attempt >= options.isolateFrom) suspects--
+    }
+    averageSize = 0.8 * averageSize + 0.2 * (wanted.bytes - bytes) / given.length
+    wanted = { total: wanted.total - given.length, fresh: Math.max(0, fresh), suspects, bytes: Math.max(0, bytes) }
+    return given
   }
   const wake = () => {
     const given = waiter === undefined ? undefined : give()
-    if (waiter === undefined || given === undefined) return withdrawn ? retire() : ask()
+    if (waiter === undefined || given === undefined) return ask()
     const resume = waiter
     waiter = undefined
     resume(Exit.succeed(given))
@@ -162,11 +180,13 @@ export const subscribe = Effect.fnUntraced(function*(
     resume?.(Exit.fail(failure))
   }
 
-  const pull = (max: number) =>
+  const pull = (demand: Transport.Demand) =>
     Effect.callback<Arr.NonEmptyReadonlyArray<JetStreamDelivery>, TransportFailure>((resume) => {
       if (failure !== undefined) return resume(Exit.fail(failure))
-      wanted = max
+      wanted = demand
       withdrawn = false
+      clearTimeout(releaseTimer)
+      if (!loop.open && !healing && !closed) loop.begin()
       const given = give()
       waiter = resume
       ask()
@@ -176,16 +196,27 @@ export const subscribe = Effect.fnUntraced(function*(
       }
       return Effect.sync(() => {
         waiter = undefined
-        wanted = 0
-        withdrawn = true
-        if (arrivals.size + reader.asked > 0) retire()
       })
     })
 
+  const withdraw = Effect.callback<void>((resume) => {
+    withdrawn = true
+    wanted = nothing
+    clearTimeout(dueTimer)
+    if (closed || healing || !loop.open || connection.state() !== "connected") {
+      withdrawalEnded()
+      return resume(Effect.void)
+    }
+    withdrawals.push(() => resume(Effect.void))
+    retire()
+  })
+
   // --- healing
 
+  const condition = new Condition(() => clock.currentTimeMillisUnsafe())
   let floor = consumer.ack_floor.stream_seq
   let created = stream.created
+  let life = connection.lives.note(stream)
 
   const remember = (info: ConsumerInfo) => {
     floor = info.ack_floor.stream_seq
@@ -202,42 +233,61 @@ export const subscribe = Effect.fnUntraced(function*(
         startFrom: sameStream ? { sequence: floor + 1 } : "beginning"
       })
     )
-    created = found.created
+    if (!sameStream) {
+      created = found.created
+      life = connection.lives.note(found)
+      inbox.renew()
+    }
     yield* Effect.logWarning(
       `consumer ${consumer.name} of stream ${consumer.stream_name} was gone and has been created again`
     )
   })
+  /** Consecutive troubles without a message in between. */
+  let troubles = 0
   const heal = (trouble: Trouble) => {
     if (healing || closed || failure !== undefined) return
     healing = true
+    troubles++
+    if (trouble._tag === "refused" && troubles === impairedAfter) {
+      condition.impair(`consumer ${consumer.name} refuses requests: ${trouble.detail}`)
+      runFork(Effect.logWarning(
+        `consumer ${consumer.name} of stream ${consumer.stream_name} refuses requests for messages: ${trouble.detail}`
+      ))
+    }
+    const delay = Math.min(maxHealDelay, 50 * 2 ** (troubles - 1)) * (0.5 + Math.random())
     const healed = Effect.gen(function*() {
-      yield* Effect.promise(() => reader.end())
+      yield* Effect.promise(() => loop.end())
       yield* connection.whenConnected
-      if (trouble !== "missing") yield* Effect.sleep(Duration.millis(50 + 100 * Math.random()))
+      if (trouble._tag !== "missing" || troubles > 1) yield* Effect.sleep(Duration.millis(delay))
       yield* resources.untilHealed(reopen)
     })
     runFork(healed).addObserver((exit) => {
       healing = false
-      if (closed) return
+      if (closed) return withdrawalEnded()
       if (Exit.isFailure(exit)) return Option.map(Exit.findErrorOption(exit), fail)
+      if (withdrawn) return withdrawalEnded()
       if (connection.state() !== "connected") return
-      reader.begin()
+      loop.begin()
       ask()
     })
   }
-  const reader = new Reader({
+  const loop = new PullLoop({
     connection,
     clock,
     subject: `${connection.apiPrefix}.CONSUMER.MSG.NEXT.${consumer.stream_name}.${consumer.name}`,
     inboxPrefix,
+    life: () => life,
     maxBatch: consumer.config.max_batch ?? Infinity,
+    maxBytes: consumer.config.max_bytes ?? Infinity,
     expires: Math.min(requestExpires, (consumer.config.max_expires ?? Infinity) / 1e6),
     onChunk(chunk) {
       if (chunk.length === 0) return ask()
       active = true
+      troubles = 0
+      condition.clear()
       const sentSince = connection.sentSince()
-      if (now() < sentSince + lease) return arrivals.receive(chunk, sentSince)
-      // A peer may have it by now, or else it comes again, and nobody died of it.
+      if (now() < sentSince + lease) return inbox.receive(chunk, sentSince)
+      // A peer may have it by now, or else it comes again, and no process died of it.
       interruptedUntil = Math.max(interruptedUntil, now() + ackWait * 1.5 + 1000)
       ask()
     },
@@ -247,7 +297,8 @@ export const subscribe = Effect.fnUntraced(function*(
   const stopListening = connection.listen({
     lost() {
       interruptedUntil = Infinity
-      reader.abandon()
+      loop.abandon()
+      withdrawalEnded()
       if (connection.state() === "closed") {
         runFork(Effect.flip(connection.whenConnected)).addObserver((exit) => {
           if (Exit.isSuccess(exit)) fail(exit.value)
@@ -256,47 +307,45 @@ export const subscribe = Effect.fnUntraced(function*(
     },
     refused({ operation, subject }) {
       if (operation !== "publish") return
-      if (subject === reader.options.subject) fail(unauthorized(connection, "reading", subject))
+      if (subject === loop.options.subject) fail(unauthorized(connection, "reading", subject))
       // Nothing would ever be settled.
       if (subject.startsWith(ackPrefix)) fail(unauthorized(connection, "settling", subject))
     },
     restored() {
       interruptedUntil = now() + ackWait * 1.5 + 1000
-      if (closed || healing) return
-      reader.begin()
+      if (closed || healing || withdrawn) return
+      loop.begin()
       ask()
     }
   })
 
-  // --- saying
+  // --- settling
 
-  const voice = settling({
+  const settle = settling({
     connection,
-    notes,
+    ledger,
     now,
     date: () => clock.currentTimeMillisUnsafe(),
     lease,
     confirm: Context.get(options.settings, settings.Acknowledge) === "confirm",
-    // What is open here would get them again.
-    elsewhereAfter: () => withdrawn || isTooMuch() ? reader.remaining : 0,
-    onRetry: (delivery, delay) => arrivals.retried(delivery, delay)
+    // Requests that are open here would be given the released messages.
+    releaseDelay: () => withdrawn || isTooMuch() ? loop.remaining : 0,
+    onRetry: (delivery, delay) => inbox.retried(delivery, delay)
   })
-  const arrivals = new Arrivals({
-    connection,
-    notes,
+  const inbox = new Inbox({
+    ledger,
     now,
     lease,
-    interrupted: () => now() < interruptedUntil,
-    run: runFork,
-    acknowledge: voice.acknowledge,
+    isolateFrom: options.isolateFrom,
+    isInterrupted: () => now() < interruptedUntil,
+    acknowledge: settle.acknowledge,
+    postpone: (suspect) => settle.postpone(suspect, ackWait / 2),
     onReady: wake
   })
-  const extendEvery = Duration.millis(ackWait / 3)
-  // What nobody has pulled is kept alive too; what could not be is no longer ours to give.
   const keeping = setInterval(() => {
-    const { kept } = arrivals
+    const kept = inbox.sweep()
     if (!Arr.isReadonlyArrayNonEmpty(kept)) return
-    runFork(Effect.ignore(Effect.map(voice.extend(kept), (lost) => arrivals.forget(lost))))
+    runFork(Effect.ignore(Effect.map(settle.extend(kept), (lost) => inbox.forget(lost))))
   }, ackWait / 3)
   // Where a consumer would begin, were it to be created again.
   const looking = setInterval(() => {
@@ -309,37 +358,57 @@ export const subscribe = Effect.fnUntraced(function*(
   yield* Effect.addFinalizer(() =>
     Effect.gen(function*() {
       closed = true
+      withdrawalEnded()
       stopListening()
       clearInterval(looking)
       clearTimeout(dueTimer)
-      if (reader.open && reader.asked > 0) {
+      clearTimeout(releaseTimer)
+      if (loop.open && loop.asked > 0) {
         yield* Effect.callback<void>((resume) => {
-          reader.stay()
-          reader.retire(() => true, () => resume(Effect.void))
+          loop.stay()
+          loop.retire(() => true, () => resume(Effect.void))
         })
       }
-      reader.close()
-      yield* Effect.promise(() => reader.end())
-      yield* Effect.promise(() => handedBack)
-      yield* voice.handBack(yield* Effect.promise(() => arrivals.close()))
+      loop.close()
+      yield* Effect.promise(() => loop.end())
+      yield* Effect.promise(() => released)
+      yield* settle.release(yield* Effect.promise(() => inbox.close()))
     }).pipe(
       Effect.timeoutOption(Duration.seconds(5)),
       Effect.ignore,
       Effect.ensuring(Effect.sync(() => clearInterval(keeping)))
     )
   )
-  reader.begin()
+  loop.begin()
 
   return {
     pull,
-    settle: (batch) => voice.settle(batch),
-    extend: (deliveries) => voice.extend(deliveries),
-    extendEvery,
+    withdraw,
+    settle: settle.settle,
+    extend: settle.extend,
+    begin: settle.begin,
+    lease: Duration.millis(lease),
     // A server that has stopped leaves the socket as it was.
-    health: Effect.suspend(() =>
-      connection.state() === "connected" && reader.open && !healing
-        ? Effect.as(Effect.timeout(connection.flush, answersWithin), "consuming" as const)
-        : Effect.succeed("reconnecting" as const)
-    ).pipe(Effect.orElseSucceed(() => "reconnecting" as const))
+    health: Effect.suspend(() => {
+      if (connection.state() !== "connected") return Effect.succeed(condition.reconnecting("the connection was lost"))
+      if (healing && condition.health.state === "consuming") {
+        return Effect.succeed(condition.reconnecting("what the pipeline reads is being created again"))
+      }
+      return Effect.match(Effect.timeout(connection.flush, answersWithin), {
+        onFailure: () => condition.reconnecting("the server does not answer"),
+        onSuccess: () => condition.connected()
+      })
+    })
   }
 })
+
+const nothing: Transport.Demand = { total: 0, fresh: 0, suspects: 0, bytes: 0 }
+
+/** Milliseconds for which arrivals are kept for a pull after the demand was withdrawn. */
+const keepAfterWithdrawal = 1000
+
+/** Refusals in a row before health and log say so. */
+const impairedAfter = 5
+
+/** Milliseconds between tries while the consumer refuses requests. */
+const maxHealDelay = 5000

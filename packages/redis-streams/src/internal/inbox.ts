@@ -20,6 +20,8 @@ export class Inbox {
   keptAt = 0
   /** Nothing may be requested: before the first pull, and after `withdraw`. */
   isWithdrawn = true
+  /** Something older was released: what is here goes back too, so that the order stays. Retries are not concerned. */
+  isHeld = false
   private buffer: Array<RedisDelivery> = []
   private waiter: { readonly resume: Resume; readonly demand: Demand } | undefined
   private total = 0
@@ -130,8 +132,8 @@ export class Inbox {
     let kept: Array<RedisDelivery> | undefined
     for (const delivery of buffer) {
       const { arrival } = RedisDelivery.state(delivery)
-      const fits = total > 0 && (bytes > 0 || given.length === 0) && (arrival === "retry" || fresh > 0) &&
-        (arrival !== "isolated" || suspects > 0)
+      const fits = total > 0 && (bytes > 0 || given.length === 0) &&
+        (arrival === "retry" || fresh > 0 && !this.isHeld) && (arrival !== "isolated" || suspects > 0)
       if (!fits) {
         ;(kept ??= []).push(delivery)
         continue
@@ -158,5 +160,18 @@ export class Inbox {
   /** Takes everything out. */
   clear(): ReadonlyArray<RedisDelivery> {
     return this.buffer.splice(0)
+  }
+
+  /** Takes everything out but the retries of this process, and has room for it again. */
+  clearHeld(): ReadonlyArray<RedisDelivery> {
+    const held = this.buffer.filter((delivery) => RedisDelivery.state(delivery).arrival !== "retry")
+    if (held.length > 0) this.buffer = this.buffer.filter((delivery) => RedisDelivery.state(delivery).arrival === "retry")
+    for (const delivery of held) {
+      this.total++
+      this.freshLeft++
+      if (RedisDelivery.state(delivery).arrival === "isolated") this.suspectsLeft++
+      this.bytesLeft += delivery.size
+    }
+    return held
   }
 }

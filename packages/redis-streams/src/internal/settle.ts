@@ -118,7 +118,7 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
           if (settlement._tag === "Retry" && !lost.has(delivery)) {
             subscription.wait(delivery.id, delayOf(settlement.after), RedisDelivery.state(delivery).isFirstHand)
           }
-          if (settlement._tag === "Release" && !lost.has(delivery)) subscription.reclaim.found()
+          if (settlement._tag === "Release" && !lost.has(delivery)) subscription.released()
           subscription.ended(delivery)
         }
         return Effect.succeed([...lost])
@@ -137,10 +137,14 @@ const lostOf = (reply: unknown, deliveries: ReadonlyArray<Delivery>): ReadonlyAr
 export const extending = (server: Server, subscription: RedisSubscription) => {
   const { key } = subscription.options
   const extend = (
-    deliveries: Arr.NonEmptyReadonlyArray<Delivery>
+    all: ReadonlyArray<Delivery>
   ): Effect.Effect<ReadonlyArray<Delivery>, TransportError> =>
     Effect.suspend(() => {
       const asked = subscription.now()
+      const isStale = (delivery: Delivery) =>
+        subscription.isMine(delivery) && !RedisDelivery.state(delivery).isOut
+      const stale = all.filter(isStale)
+      const deliveries = stale.length === 0 ? all : all.filter((delivery) => !isStale(delivery))
       const operations = deliveries.map((delivery): Operation => [
         "extend",
         delivery.id,
@@ -167,7 +171,7 @@ export const extending = (server: Server, subscription: RedisSubscription) => {
             state.unsettledAt = 0
           }
         }
-        return Effect.succeed(lost)
+        return Effect.succeed([...stale, ...lost])
       })
     })
   return (deliveries: Arr.NonEmptyReadonlyArray<Delivery>) => Effect.uninterruptible(extend(deliveries))
@@ -178,6 +182,7 @@ export const beginning = (server: Server, subscription: RedisSubscription) => {
   const { key } = subscription.options
   return (delivery: Delivery): Effect.Effect<boolean, TransportError> =>
     Effect.suspend(() => {
+      if (subscription.isMine(delivery) && !RedisDelivery.state(delivery).isOut) return Effect.succeed(false)
       const command = subscription.commands([["begin", delivery.id, countOf(delivery), "0", String(delivery.attempt)]])
       return Effect.matchEffect(server.keep.one(key, command[0]!), {
         onFailure: (error) =>

@@ -143,7 +143,8 @@ export class RedisSubscription {
 
   /** Can take due retries, or something that was released or abandoned. */
   get wantsOld(): boolean {
-    return this.isOpen && (this.own.isDue && this.inbox.retryRoom > 0 || this.hasInherited || this.reclaim.isReady)
+    if (!this.isOpen) return false
+    return this.inbox.isHeld || this.own.isDue && this.inbox.retryRoom > 0 || this.hasInherited || this.reclaim.isReady
   }
 
   private get hasInherited(): boolean {
@@ -176,6 +177,7 @@ export class RedisSubscription {
   /** Due retries first, then what was released or abandoned. */
   readonly takeOld: Effect.Effect<void, Error> = Effect.suspend(() => {
     this.nothingUnderWay.closeUnsafe()
+    if (this.inbox.isHeld) return this.releaseHeld
     if (this.own.isDue && this.inbox.retryRoom > 0) return this.takeDue(this.own, this.inbox.retryRoom, "retry")
     if (this.hasInherited) return this.takeDue(this.inherited, this.inbox.freshRoom, "fresh")
     return this.reclaim.isReady ? Effect.flatMap(this.reclaim.take, this.reportGone) : Effect.void
@@ -307,13 +309,26 @@ export class RedisSubscription {
     )
   }
 
-  private readonly releaseInbox: Effect.Effect<void> = Effect.suspend(() => {
-    const released = this.inbox.clear().map(releaseOf)
+  /** This process has released something: it comes again before anything that is unread. */
+  released(): void {
     this.reclaim.found()
-    return released.length === 0
-      ? Effect.void
-      : Effect.asVoid(this.server.keep.send(this.options.key, this.commands(released)))
+    this.inbox.isHeld = true
+    this.readLoop.wake(this, true)
+  }
+
+  private readonly releaseHeld: Effect.Effect<void> = Effect.suspend(() => {
+    this.inbox.isHeld = false
+    return this.release(this.inbox.clearHeld())
   })
+
+  private readonly releaseInbox: Effect.Effect<void> = Effect.suspend(() => this.release(this.inbox.clear()))
+
+  private release(deliveries: ReadonlyArray<RedisDelivery>): Effect.Effect<void> {
+    this.reclaim.found()
+    return deliveries.length === 0
+      ? Effect.void
+      : Effect.asVoid(this.server.keep.send(this.options.key, this.commands(deliveries.map(releaseOf))))
+  }
 
   /** Releases everything: arrived entries uncounted, retries that wait with their due time and count. */
   readonly close: Effect.Effect<void> = Effect.suspend(() => {

@@ -67,6 +67,10 @@ export const command = Command.make(
   "doctor",
   {
     topic: optional(Flag.String("topic"), "Examine only this topic's stream and groups, beside the server"),
+    monitor: optional(
+      Flag.String("monitor").pipe(Flag.withMetavar("URL")),
+      "NATS: the server's monitoring, http://host:8222, for what JetStream does not tell"
+    ),
     handlerTimeout: optional(
       shared.duration("handler-timeout"),
       "Longest that a handler takes, to compare with claim times"

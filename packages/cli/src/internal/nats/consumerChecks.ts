@@ -23,10 +23,12 @@ export const covers = (filter: string, subject: string): boolean => {
   return wanted.length === given.length
 }
 
-const edit = (at: string, option: string): string => {
+const command = (verb: string, at: string, option = ""): string => {
   const [stream, consumer] = at.split("/")
-  return `nats consumer edit ${stream} ${consumer} ${option}`
+  return `nats consumer ${verb} ${stream} ${consumer} ${option}`.trim()
 }
+
+const edit = (at: string, option: string): string => command("edit", at, option)
 
 const deliveries = ({ config }: ConsumerInfo, at: string): ReadonlyArray<Finding> => {
   const findings: Array<Finding> = []
@@ -161,7 +163,7 @@ const progress = (info: ConsumerInfo, at: string, now: number): ReadonlyArray<Fi
         "nats/paused",
         "the consumer is paused",
         "nothing of this group is handled until then",
-        edit(at, "").replace("edit", "resume").trim(),
+        command("resume", at),
         at
       )
     )
@@ -192,7 +194,7 @@ const progress = (info: ConsumerInfo, at: string, now: number): ReadonlyArray<Fi
         duration(now - last)
       } ago`,
       "nothing of this group is handled",
-      `start its pipeline, or, if the group is given up: ${edit(at, "").replace("edit", "rm").trim()}`,
+      `start its pipeline, or, if the group is given up: ${command("rm", at)}`,
       at
     ))
   } else findings.push(ok("nats/no-consumers", num_waiting > 0 ? `${num_waiting} open requests` : "nothing to do", at))

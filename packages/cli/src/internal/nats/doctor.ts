@@ -17,7 +17,7 @@ export const examine = Effect.fnUntraced(
     given: Given
   ): Effect.fn.Return<ReadonlyArray<Finding>, Error> {
     const found = yield* Effect.tryPromise({
-      try: () => facts(client, jsm, given.topic),
+      try: () => facts(client, jsm, given),
       catch: (cause) => cause instanceof Error ? cause : new Error(String(cause))
     })
     const now = yield* Clock.currentTimeMillis

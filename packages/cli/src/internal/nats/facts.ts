@@ -6,6 +6,7 @@ import {
   type StreamInfo
 } from "@nats-io/jetstream"
 import type { NatsConnection } from "@nats-io/nats-core"
+import type { Given } from "../findings.ts"
 
 /** A stream with its consumers. */
 export interface StreamFacts {
@@ -19,7 +20,7 @@ export interface Facts {
   readonly clustered: boolean
   readonly maxPayload: number | undefined
   readonly account: JetStreamAccountStats | undefined
-  /** Milliseconds between two syncs, 0 for always. Only a user of the system account sees it. */
+  /** Milliseconds between two syncs, 0 for always. Only monitoring tells it. */
   readonly syncInterval: number | undefined
   /** Milliseconds that the server's clock is ahead of ours. */
   readonly skew: number | undefined
@@ -33,19 +34,15 @@ const bucketName = "KV_millrace"
 const maxStreams = 2_000
 
 interface Varz {
-  readonly data?: {
-    readonly jetstream?: { readonly config?: { readonly sync_interval?: number; readonly sync_always?: boolean } }
-  }
+  readonly jetstream?: { readonly config?: { readonly sync_interval?: number; readonly sync_always?: boolean } }
 }
 
-const syncInterval = async (client: NatsConnection): Promise<number | undefined> => {
-  try {
-    const answer = await client.request("$SYS.REQ.SERVER.PING.VARZ", "", { timeout: 500 })
-    const config = answer.json<Varz>().data?.jetstream?.config
-    return config === undefined ? undefined : config.sync_always === true ? 0 : (config.sync_interval ?? 120e9) / 1e6
-  } catch {
-    return undefined
-  }
+const syncInterval = async (monitor: string | undefined): Promise<number | undefined> => {
+  if (monitor === undefined) return undefined
+  const answer = await fetch(new URL("/varz", monitor), { signal: AbortSignal.timeout(5000) })
+  const { jetstream } = await answer.json() as Varz
+  const { sync_always, sync_interval = 120e9 } = jetstream?.config ?? {}
+  return sync_always === true ? 0 : sync_interval / 1e6
 }
 
 const consumersOf = async (jsm: JetStreamManager, stream: string): Promise<ReadonlyArray<ConsumerInfo>> => {
@@ -90,7 +87,7 @@ const skewOf = (info: StreamInfo, before: number, after: number): number | undef
 export const facts = async (
   client: NatsConnection,
   jsm: JetStreamManager,
-  topic: string | undefined
+  { monitor, topic }: Given
 ): Promise<Facts> => {
   const streams = await streamFacts(jsm, topic)
   const found = await bucket(jsm)
@@ -105,7 +102,7 @@ export const facts = async (
     clustered: client.info?.cluster !== undefined || streams.some(({ info }) => info.cluster?.name !== undefined),
     maxPayload: client.info?.max_payload,
     account: await jsm.getAccountInfo().catch(() => undefined),
-    syncInterval: await syncInterval(client),
+    syncInterval: await syncInterval(monitor),
     skew,
     streams,
     bucket: found.info

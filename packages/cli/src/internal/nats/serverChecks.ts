@@ -37,9 +37,9 @@ const sync = ({ clustered, syncInterval }: Facts): Finding => {
   if (syncInterval === undefined) {
     return unknown(
       id,
-      "only a user of the system account sees it; the default is 2 minutes",
+      "only the server's monitoring tells it; the default is 2 minutes",
       "with the default, a power failure of every node loses what was confirmed since the last sync (Jepsen, 2.12.1: 14 % of confirmed messages)",
-      "in the server's configuration: jetstream { sync_interval: always }, or look with: curl http://<server>:8222/varz"
+      "give --monitor http://<server>:8222, or set jetstream { sync_interval: always } in the server's configuration"
     )
   }
   const seen = syncInterval === 0 ? "always" : duration(syncInterval)

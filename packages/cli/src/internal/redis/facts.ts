@@ -27,6 +27,8 @@ export interface GroupFacts {
   readonly name: string
   readonly pending: number
   readonly lastDelivered: string
+  /** Entries of the stream that the group has been given; `undefined`: the server cannot know. */
+  readonly entriesRead: number | undefined
   /** `undefined`: the server cannot know. */
   readonly lag: number | undefined
   readonly consumers: ReadonlyArray<{ readonly name: string; readonly pending: number; readonly idle: number }>
@@ -124,6 +126,7 @@ const groupFacts = Effect.fnUntraced(function*(admin: Admin, key: string, raw: u
     name,
     pending: Number(group.get("pending")),
     lastDelivered: String(group.get("last-delivered-id")),
+    entriesRead: number(group.get("entries-read")),
     lag: number(group.get("lag")),
     consumers,
     stuck: id === undefined ? undefined : { id: String(id), consumer: String(consumer), idle: Number(idle) }

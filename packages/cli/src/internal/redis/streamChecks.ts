@@ -92,29 +92,35 @@ const lag = ({ lag }: GroupFacts, at: string): Finding => {
     : ok(id, `lag ${count(lag)}`, at)
 }
 
-const unread = ({ added, first, length, maxDeleted }: StreamFacts, group: GroupFacts, at: string): Finding => {
+/** Messages that were deleted before the group saw them, as far as the server can tell. */
+const lost = ({ added, first, length, maxDeleted }: StreamFacts, { entriesRead, lastDelivered }: GroupFacts) => {
+  if (added !== undefined && entriesRead !== undefined && added - length > entriesRead) {
+    return added - length - entriesRead
+  }
+  // A deletion in the middle is somebody's own; one before the first entry is a bound.
+  const isBound = first === undefined || compare(maxDeleted, first) < 0
+  return isBound && compare(maxDeleted, lastDelivered) > 0 ? 1 : 0
+}
+
+const unread = (stream: StreamFacts, group: GroupFacts, at: string): Finding => {
   const id = "redis/unread-trimmed"
-  const isTrimmed = added !== undefined && added > length
-  if (isTrimmed && compare(maxDeleted, group.lastDelivered) > 0) {
+  const { added, first, length } = stream
+  const gone = lost(stream, group)
+  if (gone > 0) {
     return bad(
       "error",
       id,
-      `entries up to ${maxDeleted} were deleted, the group has read to ${group.lastDelivered}`,
-      "messages that this group never saw are gone",
+      `at least ${
+        count(gone)
+      } messages were deleted unread: the group has read to ${group.lastDelivered}, the stream begins at ${
+        first ?? "nothing"
+      }`,
+      "this group never handles them",
       "raise the bound of the layer, or use retention \"until-acked\"; add processes",
       at
     )
   }
-  if (isTrimmed && first !== undefined && compare(first, group.lastDelivered) > 0 && length > 0) {
-    return bad(
-      "error",
-      id,
-      `the group has read to ${group.lastDelivered}, the stream begins at ${first}`,
-      "messages between are gone",
-      "raise the bound of the layer; add processes",
-      at
-    )
-  }
+  const isTrimmed = added !== undefined && added > length
   if (isTrimmed && length >= 100 && (group.lag ?? 0) >= 0.8 * length) {
     return bad(
       "warning",

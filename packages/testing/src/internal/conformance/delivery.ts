@@ -382,53 +382,63 @@ export const delivery: ReadonlyArray<rig.Test> = [
     assert.equal(names.size, 4)
   }),
 
-  test("D18", "contract", "browsing goes from and to an id, forwards and back, and no further than its limit", function*() {
-    const { transport } = yield* rig.Rig
-    const topic = rig.numbers("d18")
-    const ids = (yield* rig.publish(transport, topic, rig.range(8))).map(({ id }) => id)
-    const shown = (options: Parameters<typeof transport.browse>[1]) =>
-      Effect.map(rig.browse(transport, topic.name, options), (all) => rig.texts(all).join(" "))
-    assert.deepEqual(
-      {
-        after: yield* shown({ after: ids[5] }),
-        before: yield* shown({ before: ids[2] }),
-        between: yield* shown({ after: ids[1], before: ids[4] }),
-        limit: yield* shown({ limit: 3 }),
-        page: yield* shown({ after: ids[2], limit: 2 }),
-        last: yield* shown({ reverse: true, limit: 2 }),
-        back: yield* shown({ reverse: true, before: ids[4], limit: 2 }),
-        backTo: yield* shown({ reverse: true, after: ids[5] })
-      },
-      {
-        after: "6 7",
-        before: "0 1",
-        between: "2 3",
-        limit: "0 1 2",
-        page: "3 4",
-        last: "7 6",
-        back: "3 2",
-        backTo: "7 6"
-      }
-    )
-    yield* rig.bounded("removing", transport.remove(topic.name, [ids[3]!]))
-    assert.equal(yield* shown({ after: ids[3] }), "4 5 6 7", "a bound need not exist any more")
-  }),
+  test(
+    "D18",
+    "contract",
+    "browsing goes from and to an id, forwards and back, and no further than its limit",
+    function*() {
+      const { transport } = yield* rig.Rig
+      const topic = rig.numbers("d18")
+      const ids = (yield* rig.publish(transport, topic, rig.range(8))).map(({ id }) => id)
+      const shown = (options: Parameters<typeof transport.browse>[1]) =>
+        Effect.map(rig.browse(transport, topic.name, options), (all) => rig.texts(all).join(" "))
+      assert.deepEqual(
+        {
+          after: yield* shown({ after: ids[5] }),
+          before: yield* shown({ before: ids[2] }),
+          between: yield* shown({ after: ids[1], before: ids[4] }),
+          limit: yield* shown({ limit: 3 }),
+          page: yield* shown({ after: ids[2], limit: 2 }),
+          last: yield* shown({ reverse: true, limit: 2 }),
+          back: yield* shown({ reverse: true, before: ids[4], limit: 2 }),
+          backTo: yield* shown({ reverse: true, after: ids[5] })
+        },
+        {
+          after: "6 7",
+          before: "0 1",
+          between: "2 3",
+          limit: "0 1 2",
+          page: "3 4",
+          last: "7 6",
+          back: "3 2",
+          backTo: "7 6"
+        }
+      )
+      yield* rig.bounded("removing", transport.remove(topic.name, [ids[3]!]))
+      assert.equal(yield* shown({ after: ids[3] }), "4 5 6 7", "a bound need not exist any more")
+    }
+  ),
 
-  test("D19", "contract", "one stored message is read by its id; none is there under an id that was removed", function*() {
-    const { transport } = yield* rig.Rig
-    const topic = rig.numbers("d19")
-    const [, second] = yield* rig.publish(transport, topic, [1, 2, 3], () => ({ headers: { note: "kept" } }))
-    const get = (name: string, id: string) => rig.bounded("reading a message", transport.get(name, id))
-    const found = yield* get(topic.name, second!.id)
-    assert.ok(Option.isSome(found))
-    assert.deepEqual(
-      { id: found.value.id, value: rig.textOf(found.value), note: found.value.headers["note"] },
-      { id: second!.id, value: "2", note: "kept" }
-    )
-    yield* rig.bounded("removing", transport.remove(topic.name, [second!.id]))
-    assert.ok(Option.isNone(yield* get(topic.name, second!.id)))
-    assert.ok(Option.isNone(yield* get(rig.fresh("d19-none"), second!.id)))
-  }),
+  test(
+    "D19",
+    "contract",
+    "one stored message is read by its id; none is there under an id that was removed",
+    function*() {
+      const { transport } = yield* rig.Rig
+      const topic = rig.numbers("d19")
+      const [, second] = yield* rig.publish(transport, topic, [1, 2, 3], () => ({ headers: { note: "kept" } }))
+      const get = (name: string, id: string) => rig.bounded("reading a message", transport.get(name, id))
+      const found = yield* get(topic.name, second!.id)
+      assert.ok(Option.isSome(found))
+      assert.deepEqual(
+        { id: found.value.id, value: rig.textOf(found.value), note: found.value.headers["note"] },
+        { id: second!.id, value: "2", note: "kept" }
+      )
+      yield* rig.bounded("removing", transport.remove(topic.name, [second!.id]))
+      assert.ok(Option.isNone(yield* get(topic.name, second!.id)))
+      assert.ok(Option.isNone(yield* get(rig.fresh("d19-none"), second!.id)))
+    }
+  ),
 
   test("D20", "contract", "the groups of a topic say what is left to do, and nothing that is not known", function*() {
     const { transport } = yield* rig.Rig

@@ -232,7 +232,9 @@ export const fault: ReadonlyArray<rig.Test> = [
     yield* Effect.ensuring(
       disturbed(
         "x6",
-        Effect.suspend(() => shape(strikes++ === 0 ? { latency: 50, bandwidth: Infinity } : { latency: 5, bandwidth: 50_000 }))
+        Effect.suspend(() =>
+          shape(strikes++ === 0 ? { latency: 50, bandwidth: Infinity } : { latency: 5, bandwidth: 50_000 })
+        )
       ),
       Effect.ignore(shape({ latency: 0, bandwidth: Infinity }))
     )
@@ -277,7 +279,11 @@ export const fault: ReadonlyArray<rig.Test> = [
     const { deadLettered, lost } = yield* running.counts
     yield* stop
     assert.deepEqual(handled.toSorted((a, b) => a - b), rig.range(60))
-    assert.deepEqual({ deadLettered, lost, most: Math.max(...attempts.values()) }, { deadLettered: 0, lost: 0, most: 1 })
+    assert.deepEqual({ deadLettered, lost, most: Math.max(...attempts.values()) }, {
+      deadLettered: 0,
+      lost: 0,
+      most: 1
+    })
   }, { needs: ["connect"], alone: true }),
 
   test(
@@ -325,22 +331,28 @@ export const fault: ReadonlyArray<rig.Test> = [
     { needs: ["changeLeader"], alone: true }
   ),
 
-  test("X11", "contract", "a group that is deleted while it is consumed is made again, and consumption goes on", function*() {
-    const { deleteGroup, transport } = yield* rig.Rig
-    const topic = rig.numbers("x11")
-    const seen = new Set<number>()
-    const { running, stop } = yield* rig.start(rig.from(transport, topic).pipe(Pipeline.map((n) => void seen.add(n))))
-    for (const n of [1, 2, 3]) {
-      yield* rig.publish(transport, topic, [n])
-      yield* rig.until(`${n} is handled`, () => seen.has(n))
-      yield* rig.bounded("the group is deleted", deleteGroup(topic.name, "g"))
-    }
-    yield* rig.publish(transport, topic, [4])
-    yield* rig.until("4 is handled", () => seen.has(4))
-    const health = yield* rig.eventually("it consumes", running.health, ({ state }) => state === "consuming")
-    assert.equal(health.state, "consuming")
-    yield* stop
-  }, { needs: ["deleteGroup"] }),
+  test(
+    "X11",
+    "contract",
+    "a group that is deleted while it is consumed is made again, and consumption goes on",
+    function*() {
+      const { deleteGroup, transport } = yield* rig.Rig
+      const topic = rig.numbers("x11")
+      const seen = new Set<number>()
+      const { running, stop } = yield* rig.start(rig.from(transport, topic).pipe(Pipeline.map((n) => void seen.add(n))))
+      for (const n of [1, 2, 3]) {
+        yield* rig.publish(transport, topic, [n])
+        yield* rig.until(`${n} is handled`, () => seen.has(n))
+        yield* rig.bounded("the group is deleted", deleteGroup(topic.name, "g"))
+      }
+      yield* rig.publish(transport, topic, [4])
+      yield* rig.until("4 is handled", () => seen.has(4))
+      const health = yield* rig.eventually("it consumes", running.health, ({ state }) => state === "consuming")
+      assert.equal(health.state, "consuming")
+      yield* stop
+    },
+    { needs: ["deleteGroup"] }
+  ),
 
   test(
     "X12",

@@ -177,6 +177,7 @@ export const subscribing = (topic: string, options?: Partial<SubscribeOptions>):
   startFrom: "beginning",
   maxOwned: 1000,
   isolateFrom: Infinity,
+  ordered: false,
   timeout: undefined,
   settings: Context.empty(),
   ...options

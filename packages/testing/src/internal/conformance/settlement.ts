@@ -567,26 +567,31 @@ export const settlement: ReadonlyArray<rig.Test> = [
     assert.deepEqual({ attempts, unsettled }, { attempts: [1, 2], unsettled: 1 })
   }),
 
-  test("S25", "law 2", "a settlement by hand follows the policies: limit, schedule, dead letter and counts", function*() {
-    const { transport } = yield* rig.Rig
-    const topic = rig.numbers("s25")
-    const attempts: Array<string> = []
-    const { running, stop } = yield* rig.start(
-      rig.from(transport, topic).pipe(
-        Pipeline.tap((n, message) => {
-          attempts.push(`${n}/${message.attempt}`)
-          return Message.settle(message, n === 1 ? Settlement.retry(20) : Settlement.terminate("no use"))
-        }),
-        Pipeline.retry({ times: 2, schedule: rig.after(20) })
+  test(
+    "S25",
+    "law 2",
+    "a settlement by hand follows the policies: limit, schedule, dead letter and counts",
+    function*() {
+      const { transport } = yield* rig.Rig
+      const topic = rig.numbers("s25")
+      const attempts: Array<string> = []
+      const { running, stop } = yield* rig.start(
+        rig.from(transport, topic).pipe(
+          Pipeline.tap((n, message) => {
+            attempts.push(`${n}/${message.attempt}`)
+            return Message.settle(message, n === 1 ? Settlement.retry(20) : Settlement.terminate("no use"))
+          }),
+          Pipeline.retry({ times: 2, schedule: rig.after(20) })
+        )
       )
-    )
-    yield* rig.publish(transport, topic, [1, 2])
-    yield* rig.eventually("both are dead-lettered", running.counts, ({ deadLettered }) => deadLettered === 2)
-    const { handled, retried } = yield* running.counts
-    yield* stop
-    assert.deepEqual(attempts.toSorted(), ["1/1", "1/2", "1/3", "2/1"])
-    assert.deepEqual({ handled, retried }, { handled: 0, retried: 2 })
-    const letters = yield* rig.browse(transport, `${topic.name}.dead`)
-    assert.deepEqual(rig.texts(letters).toSorted(), ["1", "2"])
-  })
+      yield* rig.publish(transport, topic, [1, 2])
+      yield* rig.eventually("both are dead-lettered", running.counts, ({ deadLettered }) => deadLettered === 2)
+      const { handled, retried } = yield* running.counts
+      yield* stop
+      assert.deepEqual(attempts.toSorted(), ["1/1", "1/2", "1/3", "2/1"])
+      assert.deepEqual({ handled, retried }, { handled: 0, retried: 2 })
+      const letters = yield* rig.browse(transport, `${topic.name}.dead`)
+      assert.deepEqual(rig.texts(letters).toSorted(), ["1", "2"])
+    }
+  )
 ]

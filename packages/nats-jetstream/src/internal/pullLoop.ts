@@ -4,18 +4,25 @@ import type * as Clock from "effect/Clock"
 import type { Connection } from "./connection.ts"
 import { fromCause } from "./connection.ts"
 import { JetStreamDelivery } from "./delivery.ts"
+import type { Life } from "./life.ts"
 
-/** Why reading cannot go on as it is. `missing`: nobody answers for the consumer. */
-export type Trouble = "missing" | "refused" | "silent"
+/** Why reading cannot go on as it is. `missing`: nothing answers for the consumer. `detail`: the server's words. */
+export interface Trouble {
+  readonly _tag: "missing" | "refused" | "silent"
+  readonly detail: string
+}
 
-export interface ReaderOptions {
+export interface PullLoopOptions {
   readonly connection: Connection
   readonly clock: Clock.Clock
   /** Where requests go. */
   readonly subject: string
   readonly inboxPrefix: string
+  /** The present life of the stream. */
+  readonly life: () => Life
   /** The consumer's own bound on one request. */
   readonly maxBatch: number
+  readonly maxBytes: number
   /** How long a request stays open at most, in milliseconds. */
   readonly expires: number
   /** Messages in the order in which they arrived; called once per chunk that was read from the socket. */
@@ -35,8 +42,8 @@ const shortest = 250
  * requests. But a message that it has picked one for and not sent yet then counts as delivered, and a peer takes it for a
  * suspect. So requests are short while messages come, and `retire` lets them be filled or expire.
  */
-export class Reader {
-  readonly options: ReaderOptions
+export class PullLoop {
+  readonly options: PullLoopOptions
   asked = 0
   private epoch: Subscription | undefined
   private chunk: Array<JetStreamDelivery> = []
@@ -52,8 +59,10 @@ export class Reader {
   private openUntil = 0n
   /** When the last message came. */
   private cameAt = 0n
+  /** The next message is larger than the last request allowed. */
+  private isOversized = false
 
-  constructor(options: ReaderOptions) {
+  constructor(options: PullLoopOptions) {
     this.options = options
     this.heartbeat = Math.min(5000, Math.floor(options.expires / 2.5))
     this.expires = Math.min(shortest, options.expires)
@@ -80,7 +89,8 @@ export class Reader {
     this.asked = 0
   }
 
-  ask(count: number): void {
+  /** `bytes`: about how many the messages may have together; a larger one comes alone, by a request without that bound. */
+  ask(count: number, bytes = Infinity): void {
     const { connection } = this.options
     if (this.epoch === undefined || connection.state() !== "connected") return
     const now = this.options.clock.monotonicTimeNanosUnsafe()
@@ -89,9 +99,20 @@ export class Reader {
     this.openUntil = now + BigInt(Math.round(expires * 1e6))
     // A short request answers soon enough by expiring.
     const heartbeat = expires > this.heartbeat ? Math.min(this.heartbeat, Math.floor(expires / 2.5)) : 0
+    if (this.isOversized) {
+      this.isOversized = false
+      count = 1
+      bytes = Infinity
+    }
+    bytes = Math.min(bytes, this.options.maxBytes)
     for (let rest = count; rest > 0; rest -= this.options.maxBatch) {
       const batch = Math.min(rest, this.options.maxBatch)
-      const request = { batch, expires: expires * 1e6, idle_heartbeat: heartbeat * 1e6 }
+      const request = {
+        batch,
+        expires: expires * 1e6,
+        idle_heartbeat: heartbeat * 1e6,
+        max_bytes: Number.isFinite(bytes) ? Math.max(1, Math.round(bytes)) : undefined
+      }
       connection.nc.publish(this.options.subject, JSON.stringify(request), { reply: this.epoch.getSubject() })
     }
     this.asked += count
@@ -179,7 +200,7 @@ export class Reader {
     if (this.asked > 0) this.asked--
     if (this.expires > shortest) this.expires = shortest
     // The client reads a chunk of the socket synchronously: what it held is handed on together.
-    if (this.chunk.push(new JetStreamDelivery(msg)) === 1) queueMicrotask(this.handOn)
+    if (this.chunk.push(new JetStreamDelivery(msg, this.options.life())) === 1) queueMicrotask(this.handOn)
   }
 
   private readonly handOn = (): void => {
@@ -191,14 +212,16 @@ export class Reader {
 
   private status(code: number, description: string, pending: string): void {
     if (code === 100) return
-    if (code === 503) return this.options.onTrouble("missing")
+    if (code === 503) return this.options.onTrouble({ _tag: "missing", detail: "nothing answers for the consumer" })
     if (pending !== "") {
       this.asked = Math.max(0, this.asked - Number(pending))
       if (code === 408 && this.isIdle) this.expires = Math.min(4 * this.expires, this.options.expires)
-      // Expired, or refused with the rest of it: ask again.
-      return this.options.onChunk([])
+      if (code === 409 && /exceeds maxbytes/i.test(description)) this.isOversized = true
+      // Completed, expired, or refused with the rest of it: ask again. Messages that came with it do that by themselves.
+      return this.chunk.length > 0 ? undefined : this.options.onChunk([])
     }
-    this.options.onTrouble(/consumer deleted/i.test(description) ? "missing" : "refused")
+    const _tag = /consumer deleted/i.test(description) ? "missing" : "refused"
+    this.options.onTrouble({ _tag, detail: `${description} (${code})` })
   }
 
   /** Two heartbeats that did not come: nobody serves the requests any more. */
@@ -211,7 +234,7 @@ export class Reader {
     if (this.silentSince === 0n) this.silentSince = now
     else if (now - this.silentSince > BigInt(2 * this.heartbeat) * 1_000_000n) {
       this.silentSince = now
-      this.options.onTrouble("silent")
+      this.options.onTrouble({ _tag: "silent", detail: "the server does not answer requests for messages" })
     }
   }
 }

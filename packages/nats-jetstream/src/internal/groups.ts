@@ -1,0 +1,46 @@
+import type * as Transport from "@millrace/core/Transport"
+import type * as TransportError from "@millrace/core/TransportError"
+import type { ConsumerInfo } from "@nats-io/jetstream"
+import * as Effect from "effect/Effect"
+import { firstFrom } from "./browsing.ts"
+import { type Connection, unexpected } from "./connection.ts"
+import * as names from "./names.ts"
+import { findStream } from "./resources.ts"
+
+/** What each group of a topic has still to do. A durable consumer is a group, whoever created it. */
+export const groups = Effect.fnUntraced(function*(
+  connection: Connection,
+  topic: string
+): Effect.fn.Return<ReadonlyArray<Transport.GroupInfo>, TransportError.TransportError> {
+  const info = yield* findStream(connection, topic)
+  if (info === undefined) return []
+  const stream = info.config.name
+  const all = yield* connection.call(`listing the consumers of ${stream}`, async (jsm) => {
+    const found: Array<ConsumerInfo> = []
+    for await (const consumer of jsm.consumers.list(stream)) found.push(consumer)
+    return found
+  }).pipe(Effect.mapError(unexpected(`listing the consumers of ${stream}`)))
+  const subjects = info.config.subjects ?? []
+  const reading = all.filter(({ config }) =>
+    config.durable_name !== undefined &&
+    filterOf(config.filter_subjects, config.filter_subject, subjects).some((filter) => names.covers(filter, topic))
+  )
+  return yield* Effect.forEach(reading, (consumer) =>
+    Effect.map(
+      consumer.num_pending + consumer.num_ack_pending === 0
+        ? Effect.succeed(undefined)
+        : firstFrom(connection, stream, topic, consumer.ack_floor.stream_seq + 1),
+      (oldest): Transport.GroupInfo => ({
+        group: names.groupOf(topic, consumer.name),
+        lag: consumer.num_pending,
+        pending: consumer.num_ack_pending,
+        ...oldest === undefined ? {} : { oldest }
+      })
+    ))
+})
+
+const filterOf = (
+  several: ReadonlyArray<string> | undefined,
+  one: string | undefined,
+  all: ReadonlyArray<string>
+): ReadonlyArray<string> => several ?? (one ? [one] : all)

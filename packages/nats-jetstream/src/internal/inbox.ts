@@ -1,0 +1,311 @@
+import type { Demand } from "@millrace/core/Transport"
+import type { Ending, JetStreamDelivery, Owner } from "./delivery.ts"
+import { type AttemptLedger, judge, judgeUnrecorded } from "./ledger.ts"
+
+export interface InboxOptions {
+  readonly ledger: AttemptLedger
+  /** Monotonic milliseconds. */
+  readonly now: () => number
+  /** How long a delivery is surely ours after a sign of life, in milliseconds. */
+  readonly lease: number
+  /** As in `Transport.SubscribeOptions`. */
+  readonly isolateFrom: number
+  /** The connection was lost not long ago: the server may have sent deliveries that did not arrive. */
+  readonly isInterrupted: () => boolean
+  /** Acknowledges the redelivery of a message that is done. */
+  readonly acknowledge: (copy: JetStreamDelivery) => void
+  /** Gives back a suspect that finds no room here. */
+  readonly postpone: (suspect: JetStreamDelivery) => void
+  /** There may be something to give. */
+  readonly onReady: () => void
+}
+
+/** A retry that this process requested: what has to be known of it, without its body. */
+interface OwnRetry {
+  readonly delivered: number
+  readonly released: number
+  readonly firstFailedAt: number | undefined
+  readonly due: number
+}
+
+/** The server's clock for a retry starts when its request arrives, and its timers run a little late. Milliseconds. */
+const dueMargin = 25
+
+/** Suspects that are kept here until the engine wants one; more are given back. */
+const maxIsolated = 64
+
+/**
+ * Deliveries that have arrived and are not settled: in order, with their attempts counted, no message twice at a time.
+ */
+export class Inbox implements Owner {
+  private readonly options: InboxOptions
+  /** In order of arrival, to be given to the next pull. */
+  private queue: Array<JetStreamDelivery> = []
+  /** Suspects from `isolateFrom` on: given as `Demand.suspects` allows. */
+  private isolated: Array<JetStreamDelivery> = []
+  private reading: Promise<void> | undefined
+  /** Deliveries behind a read of the ledger, their own or an earlier one. */
+  private readonly unread = new Set<Array<JetStreamDelivery>>()
+  /**
+   * Given and not settled, each at its `slot`. V8 keeps every old table of a Map that messages pass through, with what is
+   * in it, until the next major collection; an array that is written over has none.
+   */
+  private readonly given: Array<JetStreamDelivery | undefined> = []
+  private readonly free: Array<number> = []
+  /** The highest sequence that has arrived: beyond it nothing is a redelivery. */
+  private highest = 0
+  /** Redeliveries of given messages, by sequence, until the first delivery has ended: the server took us for dead. */
+  private readonly copies = new Map<string, JetStreamDelivery>()
+  /** Messages that were acknowledged so late that a redelivery may be on its way, and until when. */
+  private readonly late = new Map<string, number>()
+  /** By sequence. */
+  private readonly retries = new Map<string, OwnRetry>()
+  private isClosed = false
+
+  constructor(options: InboxOptions) {
+    this.options = options
+  }
+
+  /** Arrived, not given, and counted against the demand. Isolated suspects have a bound of their own. */
+  get size(): number {
+    let size = this.queue.length + this.copies.size
+    for (const waiting of this.unread) size += waiting.length
+    return size
+  }
+
+  /** Bodies of what has arrived and is not given, in bytes. */
+  get bytes(): number {
+    let bytes = 0
+    for (const delivery of this.queue) bytes += delivery.body.length
+    return bytes
+  }
+
+  /** Deliveries in the order in which they were read, sent no earlier than `sentSince`. */
+  receive(chunk: Array<JetStreamDelivery>, sentSince = this.options.now()): void {
+    const heldUntil = sentSince + this.options.lease
+    let toRead: Array<JetStreamDelivery> | undefined
+    let fresh = chunk
+    for (const delivery of chunk) {
+      delivery.heldUntil = heldUntil
+      delivery.ownedBy(this)
+      if (this.isCopy(delivery)) {
+        fresh = fresh === chunk ? chunk.slice() : fresh
+        fresh.splice(fresh.indexOf(delivery), 1)
+      } else if (delivery.delivered > 1 && !this.recall(delivery)) {
+        ;(toRead ??= []).push(delivery)
+      }
+    }
+    const read = toRead === undefined ? undefined : this.options.ledger.read(toRead)
+    if (toRead !== undefined && read === undefined) {
+      for (const delivery of toRead) judgeUnrecorded(delivery, this.options.isInterrupted())
+    }
+    if (read === undefined && this.reading === undefined) return this.admit(fresh)
+    // Later arrivals wait, so that the order of arrival is kept.
+    const waiting = fresh.slice()
+    this.unread.add(waiting)
+    const turn: Promise<void> = Promise.all([this.reading, read]).then(([, records]) => {
+      if (this.reading === turn) this.reading = undefined
+      if (!this.unread.delete(waiting)) return
+      if (read !== undefined) {
+        const isInterrupted = this.options.isInterrupted()
+        toRead?.forEach((delivery, index) =>
+          records === undefined
+            ? judgeUnrecorded(delivery, isInterrupted)
+            : judge(delivery, records[index], this.options.isolateFrom, isInterrupted)
+        )
+      }
+      this.admit(waiting)
+    })
+    this.reading = turn
+  }
+
+  /** Takes out what the demand allows. Isolated suspects come first: they were delivered before. */
+  give(demand: Demand): Array<JetStreamDelivery> {
+    this.dropExpired()
+    let given = this.isolated.splice(0, Math.min(demand.suspects, demand.total))
+    // The server chooses what it sends: for a due retry, another message may have come.
+    let fresh = demand.fresh >= demand.total ? Infinity : demand.fresh + this.due
+    let bytes = given.reduce((left, { body }) => left - body.length, demand.bytes)
+    if (given.length === 0 && fresh === Infinity && bytes === Infinity && demand.total >= this.queue.length) {
+      given = this.queue
+      this.queue = []
+    } else {
+      const rest: Array<JetStreamDelivery> = []
+      for (const delivery of this.queue) {
+        const isAllowed = given.length < demand.total && (bytes > 0 || given.length === 0) &&
+          (delivery.isOwnRetry || fresh > 0)
+        if (!isAllowed) {
+          rest.push(delivery)
+          continue
+        }
+        if (!delivery.isOwnRetry) fresh--
+        bytes -= delivery.body.length
+        given.push(delivery)
+      }
+      this.queue = rest
+    }
+    for (const delivery of given) {
+      delivery.slot = this.free.pop() ?? this.given.length
+      this.given[delivery.slot] = delivery
+    }
+    return given
+  }
+
+  /** Takes out what is buffered beyond `most`, or everything, to be released. */
+  takeOut(most: number, everything: boolean): Array<JetStreamDelivery> {
+    return everything ? [...this.queue.splice(0), ...this.isolated.splice(0)] : this.queue.splice(most)
+  }
+
+  /** Returns `false` when a redelivery of this message is already being handled. */
+  ended(delivery: JetStreamDelivery, how: Ending, time = this.options.now()): boolean {
+    if (delivery.confirming) return true
+    const isDone = how === "done"
+    const isFirst = delivery.slot >= 0
+    if (isFirst) {
+      // This process did not die of it.
+      if (how === "lost" && !delivery.suspect) this.retried(delivery, 0)
+      this.given[delivery.slot] = undefined
+      this.free.push(delivery.slot)
+      delivery.slot = -1
+    }
+    const copy = this.copies.size > 0 ? this.copies.get(delivery.sequence) : undefined
+    if (copy !== undefined) {
+      this.copies.delete(delivery.sequence)
+      if (isDone) this.options.acknowledge(copy)
+      else this.receive([copy])
+    } else if (isDone && time >= delivery.heldUntil - this.options.lease / 2) {
+      // The server answers a flush before it has taken up the acknowledgements written before that.
+      this.late.set(delivery.sequence, time + 60_000)
+    }
+    return isFirst || !this.given.some((given) => given?.isSameMessage(delivery))
+  }
+
+  retried(delivery: JetStreamDelivery, delay: number): void {
+    const { delivered, firstFailedAt, released } = delivery
+    const due = this.options.now() + delay + dueMargin
+    this.retries.set(delivery.sequence, { delivered, released, firstFailedAt, due })
+  }
+
+  /** How many retries of this process are due and have not come back. After the lease they have gone to a peer. */
+  get due(): number {
+    const time = this.options.now()
+    let due = 0
+    for (const retry of this.retries.values()) if (retry.due <= time && time < retry.due + this.options.lease) due++
+    return due
+  }
+
+  /** Milliseconds until the next retry of this process is due; `Infinity` when none waits. */
+  get nextDue(): number {
+    const time = this.options.now()
+    let next = Infinity
+    for (const { due } of this.retries.values()) if (due > time && due < next) next = due
+    return next - time
+  }
+
+  /** Deliveries that were not given: the transport extends them. Ends those that neither it nor the engine extended. */
+  sweep(): ReadonlyArray<JetStreamDelivery> {
+    const time = this.options.now()
+    const { lease } = this.options
+    const kept = [...this.queue, ...this.isolated, ...this.copies.values(), ...[...this.unread].flat()]
+    for (const delivery of this.given) {
+      if (delivery?.confirming) kept.push(delivery)
+      else if (delivery !== undefined) {
+        // The engine extends every third of the lease: a delivery that has come again is not its any more.
+        const grace = this.copies.has(delivery.sequence) ? lease / 2 : lease
+        if (time > delivery.heldUntil + grace) this.ended(delivery, "lost", time)
+      }
+    }
+    for (const [sequence, until] of this.late) if (time > until) this.late.delete(sequence)
+    for (const [sequence, { due }] of this.retries) if (time > due + 2 * lease) this.retries.delete(sequence)
+    return kept
+  }
+
+  forget(lost: ReadonlyArray<unknown>): void {
+    if (lost.length === 0) return
+    this.queue = this.queue.filter((delivery) => !lost.includes(delivery))
+    this.isolated = this.isolated.filter((delivery) => !lost.includes(delivery))
+    for (const [sequence, copy] of this.copies) if (lost.includes(copy)) this.copies.delete(sequence)
+  }
+
+  /** The stream was created again: sequences begin again, and deliveries of its earlier life are void. */
+  renew(): void {
+    this.queue = []
+    this.isolated = []
+    this.unread.clear()
+    this.copies.clear()
+    this.late.clear()
+    this.retries.clear()
+    this.highest = 0
+  }
+
+  /** Gives nothing more; resolves with what is left once the ledger has been read for the last of it. */
+  close(): Promise<ReadonlyArray<JetStreamDelivery>> {
+    this.isClosed = true
+    return (this.reading ?? Promise.resolve()).then(() => [...this.queue, ...this.isolated, ...this.copies.values()])
+  }
+
+  private isCopy(delivery: JetStreamDelivery): boolean {
+    const sequence = Number(delivery.sequence)
+    if (sequence > this.highest) {
+      this.highest = sequence
+      return false
+    }
+    const isSame = (other: JetStreamDelivery | undefined) => other?.isSameMessage(delivery) === true
+    const first = this.given.find(isSame)
+    if (first !== undefined) {
+      // Whatever the handler of the first does now, this one is what counts.
+      first.heldUntil = Math.min(first.heldUntil, this.options.now())
+      this.copies.set(delivery.sequence, delivery)
+      return true
+    }
+    for (const list of [this.queue, this.isolated, ...this.unread]) {
+      const index = list.findIndex(isSame)
+      // Nobody has been given that one, and nobody needs to be.
+      if (index >= 0) list.splice(index, 1)
+    }
+    return this.late.size > 0 && this.isDone(delivery)
+  }
+
+  /** Whether the message was done after it had been delivered again; then this delivery is acknowledged too. */
+  private isDone(delivery: JetStreamDelivery): boolean {
+    if (!this.late.has(delivery.sequence)) return false
+    this.options.acknowledge(delivery)
+    return true
+  }
+
+  /** Counts the attempts of a retry that this process requested; `false` where it did not. */
+  private recall(delivery: JetStreamDelivery): boolean {
+    const retry = this.retries.get(delivery.sequence)
+    if (retry === undefined) return false
+    this.retries.delete(delivery.sequence)
+    if (retry.delivered !== delivery.delivered - 1) return false
+    delivery.released = retry.released
+    delivery.firstFailedAt = retry.firstFailedAt
+    delivery.isOwnRetry = true
+    return true
+  }
+
+  /** Buffers deliveries in their order. */
+  admit(chunk: ReadonlyArray<JetStreamDelivery>): void {
+    for (const delivery of chunk) {
+      if (!delivery.suspect || delivery.attempt < this.options.isolateFrom) this.queue.push(delivery)
+      else if (this.isolated.length < maxIsolated) {
+        this.isolated.push(delivery)
+        this.options.ledger.arrived(delivery)
+      } else this.options.postpone(delivery)
+    }
+    if (!this.isClosed) this.options.onReady()
+  }
+
+  private dropExpired(): void {
+    if (this.late.size > 0) {
+      this.queue = this.queue.filter((delivery) => !this.isDone(delivery))
+      this.isolated = this.isolated.filter((delivery) => !this.isDone(delivery))
+    }
+    // This process stood still: a peer may own what came before.
+    const time = this.options.now()
+    const isOurs = (delivery: JetStreamDelivery) => delivery.heldUntil > time
+    if (this.queue.length > 0 && !isOurs(this.queue[0]!)) this.queue = this.queue.filter(isOurs)
+    if (this.isolated.length > 0 && !isOurs(this.isolated[0]!)) this.isolated = this.isolated.filter(isOurs)
+  }
+}
