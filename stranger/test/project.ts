@@ -1,6 +1,7 @@
 /** Empty projects outside of the workspace, with the packages as they would be published. */
 import { spawn } from "node:child_process"
 import * as fs from "node:fs"
+import { createRequire } from "node:module"
 import * as os from "node:os"
 import * as path from "node:path"
 import { pack, type Tarballs } from "../../scripts/pack.ts"
@@ -12,7 +13,9 @@ const bin = path.join(import.meta.dirname, "..", "node_modules", ".bin")
 
 /** The versions that the repository itself uses. */
 const version = (name: string): string =>
-  (JSON.parse(fs.readFileSync(path.join(import.meta.dirname, "..", "..", "node_modules", name, "package.json"), "utf8")) as {
+  (JSON.parse(
+    fs.readFileSync(path.join(import.meta.dirname, "..", "..", "node_modules", name, "package.json"), "utf8")
+  ) as {
     readonly version: string
   }).version
 export const effect = version("effect")
@@ -30,7 +33,12 @@ export interface Project {
 }
 
 /** A program of this workspace's own: a package manager, another runtime. */
-export const own = (name: string): string => path.join(bin, name)
+export const own = (name: string): string => {
+  if (name !== "bun") return path.join(bin, name)
+  // Its own link needs a script at install time.
+  const bun = createRequire(fs.realpathSync(path.join(bin, "..", "bun", "package.json")))
+  return bun.resolve(`@oven/bun-${process.platform}-${process.arch}/bin/bun`)
+}
 
 /** A new folder with a manifest and all programs. */
 export const project = (manifest: object): Project => {
@@ -42,12 +50,15 @@ export const project = (manifest: object): Project => {
     run: (command, args, env) => {
       // Nothing of the pnpm and the vitest that run this test.
       const clean = Object.fromEntries(
-        Object.entries(process.env).filter(([name]) => !/^(npm|pnpm|vitest|NODE_OPTIONS|VITE|NODE_ENV|TEST)/i.test(name))
+        Object.entries(process.env).filter(([name]) =>
+          !/^(npm|pnpm|vitest|NODE_OPTIONS|VITE|NODE_ENV|TEST)/i.test(name)
+        )
       )
       return new Promise((resolve, reject) => {
         const child = spawn(command, args, {
           cwd: folder,
-          env: { ...clean, NO_COLOR: "1", HOME: process.env["HOME"], ...env },
+          // `npm` and `npx` run on the node that is first on PATH.
+          env: { ...clean, PATH: `${path.dirname(process.execPath)}:${process.env["PATH"]}`, NO_COLOR: "1", ...env },
           stdio: ["ignore", "pipe", "pipe"]
         })
         let output = ""
