@@ -145,6 +145,7 @@ export const extending = (server: Server, subscription: RedisSubscription) => {
         subscription.isMine(delivery) && !RedisDelivery.state(delivery).isOut
       const stale = all.filter(isStale)
       const deliveries = stale.length === 0 ? all : all.filter((delivery) => !isStale(delivery))
+      if (deliveries.length === 0) return Effect.succeed(stale)
       const operations = deliveries.map((delivery): Operation => [
         "extend",
         delivery.id,

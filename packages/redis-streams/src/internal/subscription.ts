@@ -233,12 +233,14 @@ export class RedisSubscription {
       )
   }
 
-  /** Looks for own entries that were not settled, when it is time to. */
-  readonly lookAtOwn: Effect.Effect<void, Error> = Effect.suspend(() => {
-    this.reclaim.seeAllIfDue()
-    if (!this.reclaim.wantsOwnLook) return Effect.void
-    return Effect.map(this.reclaim.lookAtOwn(this.readLoop.isReadingSince(this.options.minIdle)), () => {
-      if (this.reclaim.isReady) this.readLoop.wake(this, true)
+  /** Looks for entries that live consumers have left behind, this one too, when it is time to. */
+  readonly lookFurther: Effect.Effect<void, Error> = Effect.suspend(() => {
+    const { reclaim } = this
+    const own = reclaim.wantsOwnLook
+      ? reclaim.lookAtOwn(this.readLoop.isReadingSince(this.options.minIdle))
+      : Effect.void
+    return Effect.map(Effect.andThen(own, reclaim.wantsFullLook ? reclaim.lookAtAll : Effect.void), () => {
+      if (reclaim.isReady) this.readLoop.wake(this, true)
     })
   })
 
