@@ -21,6 +21,7 @@ export interface ReclaimOptions {
   readonly consumer: string
   readonly minIdle: number
   readonly isolateFrom: number
+  readonly ordered: boolean
 }
 
 interface Candidate {
@@ -95,7 +96,7 @@ export class Reclaim {
   )
 
   private readonly claim: Effect.Effect<ReadonlyArray<string>, Error> = Effect.suspend(() => {
-    const { consumer, dues, group, isolateFrom, key, minIdle } = this.options
+    const { consumer, dues, group, isolateFrom, key, minIdle, ordered } = this.options
     const { byteRoom, freshRoom, suspectRoom } = this.inbox
     const command = evalsha(claims.claim, [key, dues], [
       group,
@@ -107,7 +108,8 @@ export class Reclaim {
       Number.isFinite(isolateFrom) ? String(isolateFrom) : "1e300",
       String(byteRoom),
       this.seesAll ? "1" : "0",
-      ...this.cursor
+      ...this.cursor,
+      ordered ? "1" : "0"
     ])
     return Effect.map(this.server.keep.one(key, command), (reply) => {
       const [, waiting, , left, consumer, id] = list(reply)
@@ -132,13 +134,14 @@ export class Reclaim {
   }
 
   private read(entry: unknown, now: number): RedisDelivery {
-    const [id, fields, attempt, suspect, failed, count] = list(entry)
+    const [id, fields, attempt, suspect, failed, count, left] = list(entry)
     const isSuspect = suspect === 1
     const facts: Facts = {
       attempt: Number(attempt),
       redelivered: true,
       suspect: isSuspect,
       firstFailedAt: firstFailure(failed),
+      due: left === undefined ? undefined : now + Number(left),
       count: Number(count),
       arrival: isSuspect && Number(attempt) >= this.options.isolateFrom ? "isolated" : "fresh",
       isFirstHand: false
