@@ -434,7 +434,8 @@ export class Run {
   private leftIsolation(attempt: Attempt): void {
     if (!this.isolated.delete(attempt) || this.isolation.current !== attempt) return
     const rest = this.isolation.leave(this.now())
-    this.cancelRest = this.after(rest, () => this.demandChanged())
+    // A timer may fire up to a millisecond early.
+    this.cancelRest = this.after(rest + 1, () => this.demandChanged())
   }
 
   // --- beginning
@@ -595,8 +596,10 @@ export class Run {
     for (const cancel of this.early.values()) cancel()
     const unbegun = [...this.dispatcher.buffer.takeAll(), ...this.early.keys()]
     this.early.clear()
+    // Taken first: a head that leaves would make the next one of its key ready.
+    const blocked = this.keys?.takeAll() ?? []
     for (const attempt of unbegun) this.keys?.left(attempt)
-    if (this.keys !== undefined) unbegun.push(...this.keys.takeAll())
+    unbegun.push(...blocked)
     for (const attempt of unbegun) {
       this.isolated.delete(attempt)
       this.outcomes.releaseUnbegun(attempt)
