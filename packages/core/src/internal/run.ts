@@ -369,7 +369,8 @@ export class Run {
 
   private leftIsolation(attempt: Attempt): void {
     const rest = this.intake.leftIsolation(attempt)
-    if (rest !== undefined) this.cancelRest = this.after(rest, () => this.demandChanged())
+    // A timer may fire up to a millisecond early.
+    if (rest !== undefined) this.cancelRest = this.after(rest + 1, () => this.demandChanged())
   }
 
   // --- beginning
