@@ -369,6 +369,7 @@ export class Run {
 
   private leftIsolation(attempt: Attempt): void {
     const rest = this.intake.leftIsolation(attempt)
+    // A timer may fire up to a millisecond early.
     if (rest !== undefined) this.cancelRest = this.after(rest + 1, () => this.demandChanged())
   }
 
