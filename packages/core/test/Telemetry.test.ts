@@ -46,6 +46,7 @@ describe("spans", () => {
         "messaging.destination.name": "numbers",
         "messaging.consumer.group.name": "test",
         "messaging.message.id": "1",
+        "server.address": "memory",
         "millrace.attempt": 1
       })
       const doubled = report.published.find(({ topic }) => topic === "doubled")!

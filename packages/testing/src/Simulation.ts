@@ -271,6 +271,8 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
           Context.add(Telemetry.Observer, (outcome) => {
             if (process.state !== "dead") laws.outcome(name, outcome)
           }),
+          Context.add(Telemetry.LookInterval, undefined),
+          Context.add(Telemetry.Logs, false),
           Context.add(Troubles, (message) => troubles(worker)(message))
         )
       }

@@ -57,6 +57,7 @@ export const start = Effect.fnUntraced(function*(
   const become = (next: typeof state) =>
     Effect.sync(() => {
       state = next
+      run.sight.became(next ?? "consuming")
       since = clock.currentTimeMillisUnsafe()
     })
   yield* drainedTogether(
@@ -69,6 +70,7 @@ export const start = Effect.fnUntraced(function*(
   yield* Effect.addFinalizer((exit) =>
     warnIfStoppedAtOnce(program, exit, { messages: run.buffered + run.begun + sum(run.outcomes.counts), startedAt })
   )
+  run.sight.started()
   yield* run.reader.start
   return {
     name: program.name,
@@ -80,7 +82,7 @@ export const start = Effect.fnUntraced(function*(
       state === undefined && run.stoppedAt !== undefined
         ? Effect.succeed({ state: "stopped", since: run.stoppedAt })
         : state === undefined
-        ? subscription.health
+        ? run.sight.health
         : Effect.succeed({ state, since })
     ),
     limit: run.limit,
