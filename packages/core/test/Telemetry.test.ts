@@ -35,7 +35,7 @@ describe("spans", () => {
       )
       yield* Effect.withSpan(harness.publish(21), "request")
       const report = yield* harness.runUntilIdle()
-      const [request, process] = spans as [Tracer.NativeSpan, Tracer.NativeSpan]
+      const [request, process, send] = spans as [Tracer.NativeSpan, Tracer.NativeSpan, Tracer.NativeSpan]
       assert.strictEqual(process.name, "process numbers")
       assert.strictEqual(process.kind, "consumer")
       assert.deepStrictEqual(process.links.map(({ span }) => span.spanId), [request.spanId])
@@ -50,7 +50,8 @@ describe("spans", () => {
         "millrace.attempt": 1
       })
       const doubled = report.published.find(({ topic }) => topic === "doubled")!
-      assert.strictEqual(doubled.headers["traceparent"], `00-${process.traceId}-${process.spanId}-01`)
+      assert.strictEqual(doubled.headers["traceparent"], `00-${send.traceId}-${send.spanId}-01`)
+      assert.strictEqual(send.traceId, process.traceId)
     }).pipe(Effect.scoped, Effect.provide(Layer.provideMerge(TestHarness.layer, layer)))
   })
 

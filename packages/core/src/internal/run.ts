@@ -20,6 +20,7 @@ import { DeadLetterWriter } from "./deadLetterWriter.ts"
 import { Deadlines } from "./deadlines.ts"
 import { demandOf, type Holdings, refillAt } from "./demand.ts"
 import { Dispatcher } from "./dispatcher.ts"
+import { summarize } from "./errorDetail.ts"
 import { Handler } from "./handler.ts"
 import { Isolation } from "./isolation.ts"
 import { KeyedQueue } from "./keyedQueue.ts"
@@ -55,6 +56,7 @@ export class Run {
   readonly failure = Deferred.makeUnsafe<never, TransportError>()
   /** When the pipeline could no longer run. Milliseconds since the epoch. */
   stoppedAt: number | undefined
+  stoppedBecause: string | undefined
   readonly run: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
   /** Set by drain: nothing that is buffered begins any more. */
   isDraining = false
@@ -256,6 +258,8 @@ export class Run {
 
   private fail(cause: Cause.Cause<TransportError>): void {
     this.stoppedAt = this.clock.currentTimeMillisUnsafe()
+    this.stoppedBecause = summarize(cause)
+    this.sight.became("stopped")
     Deferred.doneUnsafe(this.failure, Exit.failCause(cause))
     this.run(Effect.logError(`${this.program.name} can no longer run`, cause))
   }
