@@ -413,6 +413,18 @@ describe.each(versions)("on nats-server %s", (version) => {
         })
       ))
 
+    it.live("one id in two topics of a stream is two messages", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const transport = yield* Transport
+          const results = yield* transport.publish([
+            outgoing("orders.a", "a", { id: "same" }),
+            outgoing("orders.b", "b", { id: "same" }),
+            outgoing("orders.a", "a", { id: "same" })
+          ])
+          assert.deepStrictEqual(results.map((result) => Result.getOrThrow(result).duplicate), [false, false, true])
+        }), { layer: { stream: { name: "ORDERS", subjects: ["orders.>"] } } }))
+
     it.live("a header may have a name that objects have too", () =>
       on(() =>
         Effect.gen(function*() {
