@@ -136,6 +136,8 @@ export const watch = Effect.fnUntraced(function*(
   const runFork = Effect.runForkWith(yield* Effect.context<never>())
   /** Of the login; said once while it lasts. */
   let refusal: string | undefined
+  /** A subscription that the server refused: answers to requests may not arrive. */
+  let refusedInbox: InstanceType<typeof errors.PermissionViolationError> | undefined
   let state: "connected" | "reconnecting" | "closed" = nc.isClosed() ? "closed" : "connected"
 
   const lose = (next: "reconnecting" | "closed") => {
@@ -155,6 +157,7 @@ export const watch = Effect.fnUntraced(function*(
         if (state === "connected") return
         state = "connected"
         refusal = undefined
+        refusedInbox = undefined
         for (const listener of listeners) listener.restored?.()
         return
       case "error":
@@ -165,6 +168,7 @@ export const watch = Effect.fnUntraced(function*(
           refusal = `the server refuses the login: ${status.error.message}`
         }
         if (status.error instanceof errors.PermissionViolationError) {
+          if (status.error.operation === "subscription") refusedInbox = status.error
           for (const listener of listeners) listener.refused?.(status.error)
         }
     }
@@ -275,6 +279,16 @@ export const watch = Effect.fnUntraced(function*(
         if (cause instanceof JetStreamApiError) return cause
         const unheard = isNotEnabled(cause) && !(cause.cause instanceof JetStreamApiError) &&
           nc.info?.jetstream === true
+        if (refusedInbox !== undefined && (unheard || cause instanceof errors.TimeoutError)) {
+          return failure(
+            new TransportError.Unauthorized({
+              address,
+              operation,
+              detail:
+                `no permission to subscribe to ${refusedInbox.subject}, where answers arrive: allow it, or give inboxPrefix`
+            })
+          )
+        }
         return unheard || cause instanceof errors.TimeoutError
           ? interrupted(operation, new NoAnswer("JetStream does not answer: it may have no leader now"))
           : fromCause(address, operation, cause)
