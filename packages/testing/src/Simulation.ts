@@ -316,6 +316,8 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
             // A handler that is told has a moment to end.
             if (outcome._tag === "Lost") world.after(1000, process, () => laws.stopped(name, outcome.delivery))
           }),
+          Context.add(Telemetry.LookInterval, undefined),
+          Context.add(Telemetry.Logs, false),
           Context.add(Troubles, (message) => troubles(worker)(message))
         )
       }
