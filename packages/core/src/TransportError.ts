@@ -26,7 +26,7 @@ export class InvalidOption extends Schema.Error<InvalidOption>("@millrace/core/T
 }
 
 /**
- * The broker did not answer in time at `address`.
+ * There is no connection to the broker at `address`; `cause` says why.
  *
  * @category errors
  * @since 0.1.0
@@ -37,7 +37,8 @@ export class Unreachable extends Schema.Error<Unreachable>("@millrace/core/Trans
   cause: Schema.optional(Schema.Defect())
 }) {
   override get message(): string {
-    return `no broker answers at ${this.address}`
+    const { cause } = this
+    return `cannot connect to ${this.address}${cause instanceof Error ? `: ${cause.message}` : ""}`
   }
 }
 

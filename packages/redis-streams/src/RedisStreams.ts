@@ -22,7 +22,7 @@ import * as browsing from "./internal/browse.ts"
 import * as groups from "./internal/groups.ts"
 import { HealthRecord } from "./internal/health.ts"
 import * as Maintenance from "./internal/maintenance.ts"
-import * as options_ from "./internal/options.ts"
+import * as Settings from "./internal/settings.ts"
 import * as publish from "./internal/publish.ts"
 import * as removal from "./internal/removal.ts"
 import { transportError } from "./internal/reply.ts"
@@ -67,11 +67,12 @@ export const make: (
       if (typeof concurrency === "number" && !(Number.isInteger(concurrency) && concurrency >= 1)) {
         return yield* invalidOption("redis", "concurrency", concurrency, "give a whole number of at least 1")
       }
-      const settings = yield* Effect.fromResult(options_.check(options))
+      const settings = yield* Effect.fromResult(Settings.check(options))
       const server = yield* server_.make(settings)
       const keyOf = (topic: string) => settings.keyPrefix + topic
       const failing = (operation: string) => (error: Error) => transportError(operation, settings.label, error)
       const record = new HealthRecord()
+      const unbounded = new Set<string>()
       const maintenance = yield* Maintenance.make(server)
       const transport = Transport.Transport.of({
         name: "redis",
@@ -85,9 +86,12 @@ export const make: (
         },
         limit: Concurrency.isLimit(concurrency) ? concurrency : Concurrency.make(concurrency ?? Infinity),
         subscribe: yield* subscribe.make(server, maintenance),
-        nameRemedy: subscribe.nameRemedy,
-        declare: (topic) => groups.verify(server, keyOf(topic)),
-        publish: publish.make(server),
+        nameRemedy: Settings.nameRemedy(settings),
+        declare: (topic, purpose) => {
+          if (purpose === "deadLetter") unbounded.add(topic)
+          return groups.verify(server, keyOf(topic))
+        },
+        publish: publish.make(server, unbounded),
         browse: (topic, options) => browsing.browse(server, topic, options),
         get: (topic, id) => browsing.get(server, topic, id),
         groups: (topic) =>
@@ -100,7 +104,9 @@ export const make: (
         health: Effect.clockWith((clock) =>
           Effect.sync(() => {
             const trouble = server.write.trouble ?? server.keep.trouble
-            return record.note(trouble === undefined ? "consuming" : "reconnecting", trouble, clock.currentTimeMillisUnsafe())
+            const { reason } = server.refusals
+            const state = trouble !== undefined ? "reconnecting" : reason !== undefined ? "impaired" : "consuming"
+            return record.note(state, trouble ?? reason, clock.currentTimeMillisUnsafe())
           })
         )
       })

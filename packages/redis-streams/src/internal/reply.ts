@@ -29,13 +29,25 @@ const passing = new Set([
 /** Refused for now, by a server that starts, follows another or is not the one: nothing was done. */
 export const isPassing = (u: unknown): boolean => u instanceof ErrorReply && passing.has(codeOf(u))
 
-/** This user may not: nothing was done, nor will be before that changes. */
+/**
+ * This user may not: nothing was done, nor will be before that changes. Inside a script each server has words of its own.
+ */
 export const isRefusal = (u: unknown): boolean =>
-  u instanceof ErrorReply && ["NOPERM", "NOAUTH", "WRONGPASS"].includes(codeOf(u))
+  u instanceof Error && (
+    ["NOPERM", "NOAUTH", "WRONGPASS", "DENIED"].includes(codeOf(u)) ||
+    u instanceof ErrorReply &&
+      /ACL failure in script|user executing the script can't|no permissions to (run|access)|invalid (username-)?password|AUTH .*called|-NOPERM/i
+        .test(u.message)
+  )
 
-/** This server knows no such command or option. */
+/** The server has no room: `OOM`, also inside a script. */
+export const isFull = (u: unknown): boolean =>
+  u instanceof ErrorReply && (codeOf(u) === "OOM" || /\bOOM\b|used memory > 'maxmemory'/.test(u.message))
+
+/** This server knows no such command or option, also inside a script. */
 export const isUnknown = (u: unknown): boolean =>
-  u instanceof ErrorReply && /unknown (sub)?command|syntax error|wrong number of arguments/i.test(u.message)
+  u instanceof ErrorReply &&
+  /unknown (sub)?command|syntax error|wrong number of arguments|not supported|disabled|not allowed from script/i.test(u.message)
 
 export const text = (u: unknown): string => Buffer.isBuffer(u) ? u.toString() : String(u)
 

@@ -3,9 +3,10 @@ import { Interrupted, TransportError } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import { ErrorReply } from "redis"
 import { RedisDelivery } from "./entry.ts"
 import type { Command } from "./link.ts"
-import { codeOf, isRefusal, isUnknown, list, transportError } from "./reply.ts"
+import { codeOf, isPassing, isRefusal, isUnknown, list, transportError } from "./reply.ts"
 import { remove } from "./scripts/remove.ts"
 import { evalsha } from "./scripts/script.ts"
 import type { Server } from "./server.ts"
@@ -103,7 +104,8 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
           const error = isRefusal(reply)
             ? transportError(`settling in ${key}`, server.settings.label, reply)
             : failed(`settling in ${key}`, reply)
-          const isNews = subscription.refusals.add("settling", error.message)
+          const isNews = reply instanceof ErrorReply && !isPassing(reply) &&
+            subscription.refusals.add("settling", error.message)
           return isRefusal(reply) && !isNews
             ? Effect.andThen(Effect.interruptible(Effect.sleep("2 seconds")), settle(batch))
             : Effect.fail(error)

@@ -8,7 +8,7 @@ import * as RcMap from "effect/RcMap"
 import type * as Scope from "effect/Scope"
 import * as groups from "./groups.ts"
 import type { Maintenance } from "./maintenance.ts"
-import { checkDuration } from "./options.ts"
+import { checkDuration, nameRemedy } from "./settings.ts"
 import { ReadLoop } from "./readLoop.ts"
 import * as ReclaimScan from "./reclaimScan.ts"
 import { transportError } from "./reply.ts"
@@ -80,7 +80,7 @@ export const make = Effect.fnUntraced(function*(
 
   return Effect.fnUntraced(function*(options: SubscribeOptions) {
     for (const kind of ["topic", "group"] as const) {
-      const remedy = nameRemedy(kind, options[kind])
+      const remedy = nameRemedy(settings)(kind, options[kind])
       if (remedy !== undefined) return yield* invalidOption("redis", kind, options[kind], remedy)
     }
     const source = Context.get(options.settings, Source)
@@ -135,7 +135,3 @@ export const make = Effect.fnUntraced(function*(
     }
   })
 })
-
-/** Redis takes any name that is not empty. */
-export const nameRemedy = (kind: "topic" | "group", name: string): string | undefined =>
-  name === "" ? `give the ${kind} a name` : undefined

@@ -4,6 +4,7 @@ import type * as Arr from "effect/Array"
 import type * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
+import { ErrorReply } from "redis"
 import { DelayedRetries } from "./delayedRetries.ts"
 import { EntryReader, type Facts, type RawEntry, RedisDelivery } from "./entry.ts"
 import * as groups from "./groups.ts"
@@ -13,7 +14,7 @@ import * as keys from "./keys.ts"
 import type { Command } from "./link.ts"
 import type { ReadLoop } from "./readLoop.ts"
 import { firstFailure, rawEntry, Reclaim } from "./reclaim.ts"
-import { list, text } from "./reply.ts"
+import { codeOf, isPassing, list, text, transportError } from "./reply.ts"
 import { hand } from "./scripts/hand.ts"
 import { prune } from "./scripts/prune.ts"
 import { evalsha } from "./scripts/script.ts"
@@ -25,6 +26,15 @@ export const chunk = 500
 
 /** A pipeline that pauses keeps what has arrived for so long; then a peer may have it. */
 const keepsWithdrawn = 1_000
+
+/** How long an operation that is refused waits for its next turn. */
+const refusedFor = 1_000
+
+const reclaiming = "taking over entries of"
+
+/** A refusal that neither the connection nor the group can heal. */
+const isLasting = (error: Error): boolean =>
+  error instanceof ErrorReply && !isPassing(error) && codeOf(error) !== "NOGROUP"
 
 export interface SubscriptionOptions {
   readonly topic: string
@@ -110,7 +120,7 @@ export class RedisSubscription {
   readonly health: Effect.Effect<Health> = Effect.sync(() => {
     const { failure } = this.inbox
     const trouble = this.readLoop.trouble
-    const reason = failure?.message ?? this.refusals.reason
+    const reason = failure?.message ?? this.refusals.reason ?? this.server.refusals.reason
     return reason !== undefined
       ? this.record.note("impaired", reason, this.now())
       : this.record.note(trouble === undefined ? "consuming" : "reconnecting", trouble, this.now())
@@ -144,7 +154,7 @@ export class RedisSubscription {
 
   /** Can take due retries, or something that was released or abandoned. */
   get wantsOld(): boolean {
-    if (!this.isOpen) return false
+    if (!this.isOpen || performance.now() < this.refusedUntil) return false
     return this.inbox.isHeld || this.own.isDue && this.inbox.retryRoom > 0 || this.hasInherited || this.reclaim.isReady
   }
 
@@ -183,11 +193,31 @@ export class RedisSubscription {
     if (this.hasInherited) return this.takeDue(this.inherited, this.inbox.freshRoom, "fresh")
     return this.reclaim.isReady ? Effect.flatMap(this.reclaim.take, this.reportGone) : Effect.void
   }).pipe(
+    Effect.tap(Effect.sync(() => void this.refusals.clear(reclaiming))),
+    Effect.catchIf(isLasting, (error) => this.refuse(reclaiming, error)),
     Effect.ensuring(Effect.sync(() => {
       this.inbox.give()
       this.nothingUnderWay.openUnsafe()
     }))
   )
+
+  private refusedUntil = -Infinity
+
+  /** The server refuses an operation: says so once, and tries again a little later. Other topics go on meanwhile. */
+  refuse(operation: string, error: Error): Effect.Effect<void> {
+    return Effect.suspend(() => {
+      this.refusedUntil = performance.now() + refusedFor
+      const { message } = transportError(`${operation} ${this.options.key}`, this.server.settings.label, error)
+      return Effect.andThen(
+        this.refusals.add(operation, message) ? Effect.logError(message) : Effect.void,
+        Effect.sync(() => {
+          this.refusedTimer = setTimeout(() => this.readLoop.wake(this, true), refusedFor + 1)
+        })
+      )
+    })
+  }
+
+  private refusedTimer: ReturnType<typeof setTimeout> | undefined
 
   private takeDue(retries: DelayedRetries, room: number, arrival: Facts["arrival"]): Effect.Effect<void, Error> {
     const ids = retries.take(Math.min(room, chunk))
@@ -336,6 +366,7 @@ export class RedisSubscription {
 
   /** Releases everything: arrived entries uncounted, retries that wait with their due time and count. */
   readonly close: Effect.Effect<void> = Effect.suspend(() => {
+    clearTimeout(this.refusedTimer)
     const waiting = [...this.own.stop(), ...this.inherited.stop()]
     const { consumer, group, key } = this.options
     return this.releaseInbox.pipe(

@@ -1,5 +1,5 @@
-import * as Script from "./script.ts"
 import { now, released, releasedAt, releasedSuspectAt } from "./lua.ts"
+import * as Script from "./script.ts"
 
 /**
  * Does something to each delivery that this consumer still has, and replies with those that it has not: pairs of the
@@ -64,6 +64,9 @@ for i = 3, #ARGV, 5 do
 end
 -- Due times of entries that somebody else has settled must not stay.
 local keep = last - now + 86400000
-if last > 0 and redis.call('PTTL', dues) < keep then redis.call('PEXPIRE', dues, string.format('%.0f', keep)) end
+if last > 0 then
+  local left = redis.pcall('PTTL', dues)
+  if type(left) == 'number' and left < keep then redis.pcall('PEXPIRE', dues, string.format('%.0f', keep)) end
+end
 return lost
 `)
