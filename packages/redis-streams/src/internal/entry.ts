@@ -219,6 +219,12 @@ export class Outstanding {
     return true
   }
 
+  all(): ReadonlyArray<RedisDelivery> {
+    const all: Array<RedisDelivery> = []
+    for (let one = this.first; one !== undefined; one = RedisDelivery.state(one).next) all.push(one)
+    return all
+  }
+
   /** In proportion to how many there are. */
   find(id: string): RedisDelivery | undefined {
     let delivery = this.first

@@ -28,18 +28,18 @@ const countOf = (delivery: Delivery): string =>
 
 /** The operation that settles a delivery; `undefined` for an acknowledgement, which a former owner may give too. */
 const operationOf = (subscription: RedisSubscription, { delivery, settlement }: Settling): Operation | undefined => {
-  const sure = delivery instanceof RedisDelivery && subscription.isSure(delivery) ? "1" : "0"
+  const lease = delivery instanceof RedisDelivery ? subscription.leaseOf(delivery) : ""
   switch (settlement._tag) {
     case "Ack":
       return undefined
     case "Release":
       return delivery instanceof RedisDelivery
         ? releaseOf(delivery, subscription.now())
-        : ["release", delivery.id, countOf(delivery), "0", String(delivery.attempt - 1)]
+        : ["release", delivery.id, countOf(delivery), "", String(delivery.attempt - 1)]
     case "Terminate":
-      return ["end", delivery.id, countOf(delivery), sure, ""]
+      return ["end", delivery.id, countOf(delivery), lease, ""]
     case "Retry":
-      return ["retry", delivery.id, countOf(delivery), sure, `${delayOf(settlement.after)} ${delivery.firstFailedAt ?? ""}`]
+      return ["retry", delivery.id, countOf(delivery), lease, `${delayOf(settlement.after)} ${delivery.firstFailedAt ?? ""}`]
     default:
       return settlement satisfies never
   }
@@ -55,6 +55,7 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
       const operated: Array<Delivery> = []
       const ends: Array<Delivery> = []
       const lost = new Set<Delivery>()
+      const deleted: Array<Delivery> = []
       for (const settling of batch) {
         const { delivery } = settling
         if (subscription.isMine(delivery)) {
@@ -114,18 +115,24 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
         replies.slice(operationsAt, endsAt).forEach((reply, i) => {
           const first = i * chunk
           if (reply instanceof Error) operated.slice(first, first + chunk).forEach((one) => lost.add(one))
-          else lostOf(reply, operated.slice(first)).forEach((one) => lost.add(one))
+          else {
+            const { gone, lost: others } = matters(reply, operated.slice(first))
+            others.forEach((one) => lost.add(one))
+            deleted.push(...gone)
+          }
         })
         if (ends.length > 0) list(replies[endsAt]).forEach((reply, i) => reply === 3 && lost.add(ends[i]!))
+        // Nobody can have it any more: that is all right for what is done, and the end of what was to be tried again.
+        for (const delivery of deleted) lost.add(delivery)
         for (const { delivery, settlement } of batch) {
           if (!subscription.isMine(delivery)) continue
           if (settlement._tag === "Retry" && !lost.has(delivery)) {
-            subscription.wait(delivery.id, delayOf(settlement.after), RedisDelivery.state(delivery).isFirstHand)
+            subscription.wait(delivery, delayOf(settlement.after))
           }
           if (settlement._tag === "Release" && !lost.has(delivery)) subscription.released()
           subscription.ended(delivery)
         }
-        return Effect.succeed([...lost])
+        return Effect.as(subscription.reportGone(deleted.map(({ id }) => id)), [...lost])
       })
     })
   // What was sent has to be accounted for, whether the caller is still there or not.
@@ -133,9 +140,17 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
     Effect.uninterruptible(settle(batch))
 }
 
-/** Reads pairs of a position and what is the matter there. */
-const lostOf = (reply: unknown, deliveries: ReadonlyArray<Delivery>): ReadonlyArray<Delivery> =>
-  list(reply).filter((_, i) => i % 2 === 0).map((index) => deliveries[Number(index)]!)
+/** Reads pairs of a position and what is the matter there: 1 somebody else has it, 2 the entry was deleted. */
+const matters = (
+  reply: unknown,
+  deliveries: ReadonlyArray<Delivery>
+): { readonly lost: ReadonlyArray<Delivery>; readonly gone: ReadonlyArray<Delivery> } => {
+  const pairs = list(reply).map(Number)
+  const lost: Array<Delivery> = []
+  const gone: Array<Delivery> = []
+  for (let i = 0; i < pairs.length; i += 2) (pairs[i + 1] === 2 ? gone : lost).push(deliveries[pairs[i]!]!)
+  return { lost, gone }
+}
 
 /** Renews the lease of what the engine works on. */
 export const extending = (server: Server, subscription: RedisSubscription) => {
@@ -147,14 +162,16 @@ export const extending = (server: Server, subscription: RedisSubscription) => {
       const asked = subscription.now()
       const isStale = (delivery: Delivery) =>
         subscription.isMine(delivery) && !RedisDelivery.state(delivery).isOut
+      // The entry was deleted: nobody else can have it, and its handler finishes.
+      const isGone = (delivery: Delivery) => subscription.isMine(delivery) && RedisDelivery.state(delivery).isGone
       const stale = all.filter(isStale)
-      const deliveries = stale.length === 0 ? all : all.filter((delivery) => !isStale(delivery))
+      const deliveries = all.filter((delivery) => !isStale(delivery) && !isGone(delivery))
       if (deliveries.length === 0) return Effect.succeed(stale)
       const operations = deliveries.map((delivery): Operation => [
         "extend",
         delivery.id,
         countOf(delivery),
-        delivery instanceof RedisDelivery && subscription.isSure(delivery) ? "1" : "0",
+        delivery instanceof RedisDelivery ? subscription.leaseOf(delivery) : "",
         ""
       ])
       return Effect.flatMap(server.keep.send(key, subscription.commands(operations)), (replies) => {
@@ -162,21 +179,28 @@ export const extending = (server: Server, subscription: RedisSubscription) => {
         if (error instanceof Error) {
           return Effect.fail(transportError(`extending in ${key}`, server.settings.label, error))
         }
-        const lost = replies.flatMap((reply, i) => {
-          const some = deliveries.slice(i * chunk, (i + 1) * chunk)
-          return reply instanceof Error ? some : lostOf(reply, some)
+        const lost = new Set<Delivery>()
+        const gone: Array<string> = []
+        replies.forEach((reply, i) => {
+          // A group that was deleted is created again, and gives everything out from its beginning: nothing is lost to others.
+          if (reply instanceof Error) return
+          const found = matters(reply, deliveries.slice(i * chunk, (i + 1) * chunk))
+          found.lost.forEach((delivery) => lost.add(delivery))
+          for (const delivery of found.gone) {
+            if (subscription.isMine(delivery)) RedisDelivery.state(delivery).isGone = true
+            gone.push(delivery.id)
+          }
         })
-        const isLost = new Set(lost)
         for (const delivery of deliveries) {
           if (!subscription.isMine(delivery)) continue
-          if (isLost.has(delivery)) subscription.ended(delivery)
+          if (lost.has(delivery)) subscription.ended(delivery)
           else {
             const state = RedisDelivery.state(delivery)
             state.keptAt = asked
             state.unsettledAt = 0
           }
         }
-        return Effect.succeed([...stale, ...lost])
+        return Effect.as(subscription.reportGone(gone), [...stale, ...lost])
       })
     })
   return (deliveries: Arr.NonEmptyReadonlyArray<Delivery>) => Effect.uninterruptible(extend(deliveries))
@@ -188,7 +212,7 @@ export const beginning = (server: Server, subscription: RedisSubscription) => {
   return (delivery: Delivery): Effect.Effect<boolean, TransportError> =>
     Effect.suspend(() => {
       if (subscription.isMine(delivery) && !RedisDelivery.state(delivery).isOut) return Effect.succeed(false)
-      const command = subscription.commands([["begin", delivery.id, countOf(delivery), "0", String(delivery.attempt)]])
+      const command = subscription.commands([["begin", delivery.id, countOf(delivery), "", String(delivery.attempt)]])
       return Effect.matchEffect(server.keep.one(key, command[0]!), {
         onFailure: (error) =>
           error.message.startsWith("NOGROUP")
