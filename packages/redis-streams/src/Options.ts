@@ -138,3 +138,17 @@ export interface GroupInfo {
   readonly lastDeliveredId: string
   readonly consumers: ReadonlyArray<ConsumerInfo>
 }
+
+/**
+ * Which stored entries `RedisStreams.read` gives: from one id to another, both included, oldest first; newest first with
+ * `reverse`; `limit` at most. An id may be only its milliseconds, which makes times of the server's clock bounds too.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ReadOptions {
+  readonly from?: string | undefined
+  readonly to?: string | undefined
+  readonly reverse?: boolean | undefined
+  readonly limit?: number | undefined
+}

@@ -9,7 +9,7 @@ import { ErrorReply } from "redis"
 import { fieldsOf } from "./entry.ts"
 import * as keys from "./keys.ts"
 import { type Argument, type Command, Lost } from "./link.ts"
-import { asError, isFull, isPassing, isRefusal, list, text } from "./reply.ts"
+import { asError, codeOf, isFull, isPassing, isRedirect, isRefusal, list, text } from "./reply.ts"
 import * as adds from "./scripts/add.ts"
 import { evalsha } from "./scripts/script.ts"
 import type { Server } from "./server.ts"
@@ -196,7 +196,9 @@ const reasonOf = (server: Server, error: Error): Reason => {
   }
   if (isPassing(error)) return new NotSent({ detail: error.message })
   return new Refused({
-    detail: isFull(error)
+    detail: isRedirect(error)
+      ? `this server is a node of a cluster and names another one, give cluster: true (${codeOf(error)})`
+      : isFull(error)
       ? `${full}: let consumers catch up, delete entries, or raise maxmemory (${error.message})`
       : error instanceof ErrorReply
       ? error.message

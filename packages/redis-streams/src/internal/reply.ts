@@ -1,4 +1,4 @@
-import { Interrupted, Mismatch, TransportError, Unauthorized, Unsupported } from "@millrace/core/TransportError"
+import { Interrupted, InvalidOption, Mismatch, TransportError, Unauthorized, Unsupported } from "@millrace/core/TransportError"
 import { ErrorReply } from "redis"
 
 export const asError = (u: unknown): Error => u instanceof Error ? u : new Error(String(u))
@@ -16,8 +16,6 @@ const passing = new Set([
   "MASTERDOWN",
   "CLUSTERDOWN",
   "TRYAGAIN",
-  "MOVED",
-  "ASK",
   "BUSY",
   "NOREPLICAS",
   "UNBLOCKED",
@@ -39,6 +37,9 @@ export const isRefusal = (u: unknown): boolean =>
       /ACL failure in script|user executing the script can't|no permissions to (run|access)|invalid (username-)?password|AUTH .*called|-NOPERM/i
         .test(u.message)
   )
+
+/** Names another node: followed where a cluster was asked for, and nowhere else. */
+export const isRedirect = (u: unknown): boolean => u instanceof ErrorReply && ["MOVED", "ASK"].includes(codeOf(u))
 
 /** The server has no room: `OOM`, also inside a script. */
 export const isFull = (u: unknown): boolean =>
@@ -62,7 +63,13 @@ export const entriesOf = (u: unknown): Map<string, unknown> => {
 
 export const transportError = (operation: string, address: string, error: Error): TransportError => {
   const code = codeOf(error)
-  const reason = isRefusal(error)
+  const reason = isRedirect(error)
+    ? new InvalidOption({
+      option: "cluster",
+      value: "not given",
+      remedy: `this server is a node of a cluster and names another one (${code}), give cluster: true`
+    })
+    : isRefusal(error)
     ? new Unauthorized({
       address,
       operation,

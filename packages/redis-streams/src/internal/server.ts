@@ -154,7 +154,7 @@ export class Channel {
       if (code === "NOSCRIPT") {
         const evaluated = asEval(command)
         if (evaluated !== undefined) again.push({ index, command: evaluated })
-      } else if (code === "MOVED" || code === "ASK") {
+      } else if ((code === "MOVED" || code === "ASK") && this.settings.topology === "cluster") {
         const redirected = redirection(reply.message, connected.address)
         if (redirected === undefined) continue
         target = redirected.address

@@ -16,7 +16,7 @@ import type { ReadLoop } from "./readLoop.ts"
 import { firstFailure, rawEntry, Reclaim } from "./reclaim.ts"
 import { codeOf, isPassing, list, text, transportError } from "./reply.ts"
 import { hand } from "./scripts/hand.ts"
-import { prune } from "./scripts/prune.ts"
+import { leave } from "./scripts/prune.ts"
 import { evalsha } from "./scripts/script.ts"
 import { settle } from "./scripts/settle.ts"
 import type { Server } from "./server.ts"
@@ -418,7 +418,7 @@ export class RedisSubscription {
     return this.releaseInbox.pipe(
       Effect.andThen(this.server.keep.send(key, [
         ...this.commands(waiting.map((id) => ["leave", id, "", "", ""])),
-        evalsha(prune, [key], [group, consumer, "0"])
+        evalsha(leave, [key], [group, consumer])
       ])),
       Effect.asVoid
     )
