@@ -60,12 +60,13 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
         const { delivery } = settling
         if (subscription.isMine(delivery)) {
           const state = RedisDelivery.state(delivery)
-          // Settled before, or given again: an acknowledgement stands, everything else is too late.
-          if (!state.isOut && settling.settlement._tag !== "Ack") {
+          // Given again: an acknowledgement stands, everything else is too late.
+          if (state.isSuperseded && settling.settlement._tag !== "Ack") {
             lost.add(delivery)
             continue
           }
           state.isSettling = true
+          if (settling.settlement._tag === "Ack") state.isAcknowledged = true
         }
         const operation = operationOf(subscription, settling)
         if (operation === undefined) acks.push(delivery.id)
@@ -140,16 +141,17 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
     Effect.uninterruptible(settle(batch))
 }
 
-/** Reads pairs of a position and what is the matter there: 1 somebody else has it, 2 the entry was deleted. */
-const matters = (
-  reply: unknown,
-  deliveries: ReadonlyArray<Delivery>
-): { readonly lost: ReadonlyArray<Delivery>; readonly gone: ReadonlyArray<Delivery> } => {
+/** Reads pairs of a position and what is the matter there, see the script `settle`. */
+const matters = (reply: unknown, deliveries: ReadonlyArray<Delivery>) => {
   const pairs = list(reply).map(Number)
   const lost: Array<Delivery> = []
   const gone: Array<Delivery> = []
-  for (let i = 0; i < pairs.length; i += 2) (pairs[i + 1] === 2 ? gone : lost).push(deliveries[pairs[i]!]!)
-  return { lost, gone }
+  const unowned: Array<Delivery> = []
+  for (let i = 0; i < pairs.length; i += 2) {
+    const kind = pairs[i + 1] === 1 ? lost : pairs[i + 1] === 2 ? gone : unowned
+    kind.push(deliveries[pairs[i]!]!)
+  }
+  return { lost, gone, unowned }
 }
 
 /** Renews the lease of what the engine works on. */
@@ -161,7 +163,7 @@ export const extending = (server: Server, subscription: RedisSubscription) => {
     Effect.suspend(() => {
       const asked = subscription.now()
       const isStale = (delivery: Delivery) =>
-        subscription.isMine(delivery) && !RedisDelivery.state(delivery).isOut
+        subscription.isMine(delivery) && RedisDelivery.state(delivery).isSuperseded
       // The entry was deleted: nobody else can have it, and its handler finishes.
       const isGone = (delivery: Delivery) => subscription.isMine(delivery) && RedisDelivery.state(delivery).isGone
       const stale = all.filter(isStale)
@@ -181,11 +183,13 @@ export const extending = (server: Server, subscription: RedisSubscription) => {
         }
         const lost = new Set<Delivery>()
         const gone: Array<string> = []
+        const unowned: Array<RedisDelivery> = []
         replies.forEach((reply, i) => {
           // A group that was deleted is created again, and gives everything out from its beginning: nothing is lost to others.
           if (reply instanceof Error) return
           const found = matters(reply, deliveries.slice(i * chunk, (i + 1) * chunk))
           found.lost.forEach((delivery) => lost.add(delivery))
+          unowned.push(...found.unowned.filter(subscription.isMine))
           for (const delivery of found.gone) {
             if (subscription.isMine(delivery)) RedisDelivery.state(delivery).isGone = true
             gone.push(delivery.id)
@@ -200,7 +204,10 @@ export const extending = (server: Server, subscription: RedisSubscription) => {
             state.unsettledAt = 0
           }
         }
-        return Effect.as(subscription.reportGone(gone), [...stale, ...lost])
+        return subscription.reportGone(gone).pipe(
+          Effect.andThen(subscription.takeUnowned(unowned)),
+          Effect.as([...stale, ...lost])
+        )
       })
     })
   return (deliveries: Arr.NonEmptyReadonlyArray<Delivery>) => Effect.uninterruptible(extend(deliveries))
@@ -211,7 +218,7 @@ export const beginning = (server: Server, subscription: RedisSubscription) => {
   const { key } = subscription.options
   return (delivery: Delivery): Effect.Effect<boolean, TransportError> =>
     Effect.suspend(() => {
-      if (subscription.isMine(delivery) && !RedisDelivery.state(delivery).isOut) return Effect.succeed(false)
+      if (subscription.isMine(delivery) && RedisDelivery.state(delivery).isSuperseded) return Effect.succeed(false)
       const command = subscription.commands([["begin", delivery.id, countOf(delivery), "", String(delivery.attempt)]])
       return Effect.matchEffect(server.keep.one(key, command[0]!), {
         onFailure: (error) =>

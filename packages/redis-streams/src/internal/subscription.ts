@@ -350,7 +350,8 @@ export class RedisSubscription {
 
   private keepAll(now: number): Effect.Effect<void> {
     const operations: Array<Operation> = []
-    for (const delivery of this.inbox.deliveries) {
+    const buffered = this.inbox.deliveries.slice()
+    for (const delivery of buffered) {
       const { count } = RedisDelivery.state(delivery)
       operations.push(["extend", delivery.id, String(count), this.leaseOf(delivery), ""])
     }
@@ -368,25 +369,60 @@ export class RedisSubscription {
         if (this.inbox.size > 0) this.inbox.keptAt = now
         const lost = new Set<string>()
         const gone: Array<string> = []
+        const unowned: Array<string> = []
         replies.forEach((reply, i) => {
           const pairs = list(reply).map(Number)
           for (let j = 0; j < pairs.length; j += 2) {
             const id = operations[i * chunk + pairs[j]!]![1]
-            lost.add(id)
+            if (pairs[j + 1] === 3) unowned.push(id)
+            else lost.add(id)
             if (pairs[j + 1] === 2) gone.push(id)
           }
         })
+        const take = Effect.suspend(() =>
+          Effect.andThen(
+            this.takeUnowned(buffered.filter(({ id }) => unowned.includes(id))),
+            this.takeWaiting(unowned.filter((id) => this.own.has(id)))
+          )
+        )
         if (lost.size === 0) {
-          for (const delivery of this.inbox.deliveries) RedisDelivery.state(delivery).keptAt = now
-          return Effect.void
+          for (const delivery of buffered) RedisDelivery.state(delivery).keptAt = now
+          return unowned.length === 0 ? Effect.void : take
         }
         this.inbox.drop(lost)
         this.own.forget(lost)
         this.inherited.forget(lost)
         for (const id of lost) this.firstHand.delete(id)
-        return this.reportGone(gone)
+        return Effect.andThen(this.reportGone(gone), take)
       }
     )
+  }
+
+  /**
+   * Takes back deliveries that nobody has: their consumer was deleted. Not what is being settled: that has left on
+   * purpose. An acknowledgement that overtook it is sent again.
+   */
+  takeUnowned(deliveries: ReadonlyArray<RedisDelivery>): Effect.Effect<void> {
+    const taken = deliveries.filter((delivery) => !RedisDelivery.state(delivery).isSettling)
+    if (taken.length === 0) return Effect.void
+    const { group, key } = this.options
+    const operations = taken.map((delivery): Operation => {
+      const { count } = RedisDelivery.state(delivery)
+      return ["take", delivery.id, String(count), this.leaseOf(delivery), ""]
+    })
+    return Effect.flatMap(this.server.keep.send(key, this.commands(operations)), () => {
+      const acknowledged = taken.filter((delivery) => RedisDelivery.state(delivery).isAcknowledged)
+      return acknowledged.length === 0
+        ? Effect.void
+        : Effect.asVoid(this.server.keep.send(key, [["XACK", key, group, ...acknowledged.map(({ id }) => id)]]))
+    })
+  }
+
+  private takeWaiting(ids: ReadonlyArray<string>): Effect.Effect<void> {
+    const operations = ids.map((id): Operation => ["take", id, String(this.firstHand.get(id) ?? 1), "own", ""])
+    return ids.length === 0
+      ? Effect.void
+      : Effect.asVoid(this.server.keep.send(this.options.key, this.commands(operations)))
   }
 
   /** This process has released something: it comes again before anything that is unread. */
