@@ -395,13 +395,13 @@ export const redrive = Effect.fnUntraced(function*(
       topic: letter.record.topic,
       group: letter.record.group,
       messages: redrivenMessages(letter, group)
-    })),
-    Stream.rechunk(rate === undefined ? 32 : Math.min(32, Math.max(1, Math.floor(rate / 10))))
+    }))
   )
-  const step = (items: Arr.NonEmptyReadonlyArray<redriving.Item>) =>
-    Effect.andThen(run.step(items), () => onProgress?.(sofar()) ?? Effect.void)
-  const pace = redriving.pacer(dryRun ? undefined : rate)
-  yield* Stream.runForEachArray(selected, (items) => Effect.andThen(pace(items.length), step(items)))
+  yield* redriving.inSteps(
+    selected,
+    dryRun ? undefined : rate,
+    (items) => Effect.andThen(run.step(items), () => onProgress?.(sofar()) ?? Effect.void)
+  )
   return sofar()
 })
 
