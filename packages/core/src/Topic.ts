@@ -9,7 +9,9 @@ import * as Schema from "effect/Schema"
 import type { StandardSchemaV1 } from "effect/StandardSchema"
 import type * as Types from "effect/Types"
 import * as Codec from "./Codec.ts"
+import { describeTopic } from "./internal/describeTopic.ts"
 import type { Hint } from "./internal/hint.ts"
+import { inspectedAs } from "./internal/inspection.ts"
 import { type Invalid, unknownOption } from "./internal/invalid.ts"
 import { InvalidId, isTopic as isTopicInternal, TypeId } from "./internal/topic.ts"
 import type * as Message from "./Message.ts"
@@ -150,19 +152,25 @@ export const make: {
 } = (name: string, options: any): any => {
   const invalid = invalidTopic(name, options)
   const codec = options?.codec ?? codecOf(options?.schema)
-  return {
+  return Object.assign(Object.create(Prototype), {
     [TypeId]: (_: never) => _,
     [InvalidId]: invalid,
     name,
     codec,
     schema: codec.schema,
     key: options?.key,
-    headers: options?.headers,
-    pipe() {
-      return pipeArguments(this, arguments)
-    }
-  }
+    headers: options?.headers
+  })
 }
+
+const Prototype = Object.assign(inspectedAs("Topic"), {
+  pipe() {
+    return pipeArguments(this, arguments)
+  },
+  toJSON(this: Topic<unknown>) {
+    return describeTopic(this)
+  }
+})
 
 const isStandard = (u: unknown): u is StandardSchemaV1<unknown, unknown> => Predicate.hasProperty(u, "~standard")
 

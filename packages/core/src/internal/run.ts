@@ -19,10 +19,10 @@ import { DeadLetterWriter } from "./deadLetterWriter.ts"
 import { Deadlines } from "./deadlines.ts"
 import { demandOf, type Holdings, refillAt } from "./demand.ts"
 import { Dispatcher } from "./dispatcher.ts"
+import { summarize } from "./errorDetail.ts"
 import { Handler } from "./handler.ts"
 import { Intake, isFor } from "./intake.ts"
 import type { Isolation } from "./isolation.ts"
-import { Meter } from "./meter.ts"
 import { Outcomes } from "./outcome.ts"
 import { Ownership } from "./ownership.ts"
 import { Permits } from "./permit.ts"
@@ -33,6 +33,7 @@ import { publishStep } from "./publish.ts"
 import { Reader } from "./reader.ts"
 import { RetryWatch } from "./retryWatch.ts"
 import { settleBackoff, Settler } from "./settler.ts"
+import { Sight } from "./sight.ts"
 import { compile } from "./steps.ts"
 import { batchSize } from "./validate.ts"
 
@@ -49,10 +50,12 @@ export class Run {
   readonly settler: Settler<Attempt>
   readonly reader: Reader
   readonly ownership: Ownership
+  readonly sight: Sight
   /** Ends only when the pipeline can no longer run. */
   readonly failure = Deferred.makeUnsafe<never, TransportError>()
   /** When the pipeline could no longer run. Milliseconds since the epoch. */
   stoppedAt: number | undefined
+  stoppedBecause: string | undefined
   readonly run: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
   /** Set by drain: nothing that is buffered begins any more. */
   isDraining = false
@@ -95,33 +98,32 @@ export class Run {
     const { policies, source } = program
     const lease = subscription.lease === undefined ? undefined : Duration.toMillis(subscription.lease)
 
-    const meter = Context.get(context, Telemetry.Metrics)
-      ? new Meter(context, transport.name, source.topic.name, source.group)
-      : undefined
-    const observer = Context.get(context, Telemetry.Observer)
+    this.sight = new Sight(program, transport, subscription, context, {
+      now: () => this.now(),
+      run: this.run,
+      concurrency: () => this.limit.max,
+      buffered: () => this.buffered,
+      running: () => this.begun,
+      waiting: () => this.handler.waiting.all(),
+      isPulling: () => this.reader.isAskingForFresh,
+      unconfirmed: () => this.settler.unconfirmed,
+      counts: () => ({ ...this.outcomes.counts })
+    })
     this.outcomes = new Outcomes({
       program,
-      deadLetters: DeadLetterWriter.of(program, transport, clock),
+      deadLetters: DeadLetterWriter.of(program, transport, clock, Context.get(context, Telemetry.ErrorDetails)),
       run: this.run,
       settle: (attempt) => this.settle(attempt),
       left: (attempt) => this.left(attempt),
       postpone: (attempt, millis) => this.intake.postpone(attempt, millis),
       rest: (millis) => this.rest(millis),
       awaiting: (attempt) => this.awaiting(attempt),
-      listeners: [
-        ...(meter === undefined ?
-          [] :
-          [(outcome: Telemetry.Outcome, { startedAt }: Attempt) =>
-            meter.ended(
-              outcome._tag,
-              startedAt === 0 ? 0 : this.now() - startedAt,
-              "cause" in outcome ? outcome.cause : undefined
-            )]),
-        ...(observer === undefined ? [] : [observer])
-      ]
+      listeners: [this.sight.outcome]
     })
     this.shared = {
+      source: source.topic.name,
       group: source.group,
+      clientId: subscription.clientId,
       transport,
       watch: Context.get(context, Watch),
       settle: this.outcomes.settle
@@ -140,6 +142,7 @@ export class Run {
       dispatcher: scheduler,
       onHandedOver: () => this.handedOver(),
       onSettled: (attempt, owned) => this.settled(attempt, owned),
+      onConfirmed: (millis) => this.sight.settled(millis),
       onResend: (size) => void (this.outcomes.counts.resettled += size)
     })
 
@@ -179,6 +182,7 @@ export class Run {
           ready: this.dispatcher.batchReady,
           joined: (attempt) => this.intake.keys?.joined(attempt),
           closed: (key) => this.intake.keys?.closed(key),
+          now: () => this.isTimed ? this.now() : 0,
           isHurried: () => this.isDraining || this.isolation.current !== undefined,
           isInterrupting: () => this.isInterrupting
         })
@@ -194,14 +198,21 @@ export class Run {
         }
       )
     )
-    this.isTimed = meter !== undefined || this.limit.sampleUnsafe !== undefined || this.deadlines.size > 0
+    this.isTimed = this.sight.isMetered || this.limit.sampleUnsafe !== undefined || this.deadlines.size > 0
     this.handler = new Handler({
       operations,
       codec: source.topic.codec,
       prepare: preparation(program),
       context,
       deadlines: this.deadlines,
-      ended: this.outcomes.ended
+      ended: this.sight.isMetered
+        ? (attempt, end, payload) => {
+          if (end !== "interrupted" && end !== "undecodable") {
+            this.sight.handled(attempt, end === "failed" ? payload as Cause.Cause<unknown> : undefined)
+          }
+          this.outcomes.ended(attempt, end, payload)
+        }
+        : this.outcomes.ended
     })
     this.ownership = new Ownership({
       name: program.name,
@@ -245,6 +256,8 @@ export class Run {
 
   private fail(cause: Cause.Cause<TransportError>): void {
     this.stoppedAt = this.clock.currentTimeMillisUnsafe()
+    this.stoppedBecause = summarize(cause)
+    this.sight.became("stopped")
     Deferred.doneUnsafe(this.failure, Exit.failCause(cause))
     this.run(Effect.logError(`${this.program.name} can no longer run`, cause))
   }
@@ -315,6 +328,7 @@ export class Run {
   // --- taking
 
   private take(deliveries: Arr.NonEmptyReadonlyArray<Delivery>): void {
+    this.sight.delivered(deliveries)
     if (this.owned === 0) this.prefetch.began(this.now())
     this.ownership.pulled(this.buffered === 0)
     this.prefetch.sampled(deliveries[0].body.byteLength)
@@ -341,7 +355,7 @@ export class Run {
     if (until <= this.restUntil) return
     this.restUntil = until
     this.cancelPause?.()
-    this.cancelPause = this.after(millis, () => {
+    this.cancelPause = this.after(millis + 1, () => {
       this.dispatcher.pump()
       this.demandChanged()
     })
@@ -369,7 +383,8 @@ export class Run {
 
   private leftIsolation(attempt: Attempt): void {
     const rest = this.intake.leftIsolation(attempt)
-    if (rest !== undefined) this.cancelRest = this.after(rest, () => this.demandChanged())
+    // A timer may fire up to a millisecond early.
+    if (rest !== undefined) this.cancelRest = this.after(rest + 1, () => this.demandChanged())
   }
 
   // --- beginning
@@ -391,7 +406,10 @@ export class Run {
   private begin(attempt: Attempt): void {
     this.inFlight++
     attempt.permit = this.permits
-    if (this.isTimed) attempt.startedAt = this.now()
+    if (this.isTimed) {
+      attempt.startedAt = this.now()
+      this.sight.begun(attempt)
+    }
     const { delivery } = attempt
     if (!isFor(delivery, this.shared.group)) return this.outcomes.filtered(attempt)
     if (delivery.redelivered && this.outcomes.endSpent(attempt, this.isolation.isExhausted(delivery))) return
@@ -543,6 +561,7 @@ export class Run {
   })
 
   close(): void {
+    this.sight.close()
     this.permits.close()
     for (const deadline of this.deadlines.values()) deadline.close()
     this.retries.close()
