@@ -102,7 +102,7 @@ class Redrive {
     })
   }
 
-  /** What was published is deleted before an interruption takes effect; only the wait for the broker is interrupted. */
+  /** Published letters are deleted before an interruption takes effect; only the wait for the broker is interrupted. */
   private publish(
     items: ReadonlyArray<{ readonly item: Item; readonly size: number }>,
     attempt: number
