@@ -4,7 +4,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as DeadLetter from "../DeadLetter.ts"
 import type { PublishError } from "../Publisher.ts"
-import type { Delivery, Transport } from "../Transport.ts"
+import type { Delivery, Outgoing, Transport } from "../Transport.ts"
 import { describe, type ErrorDetailOptions } from "./errorDetail.ts"
 import type { Program } from "./program.ts"
 import { publishUntilAnswered } from "./publish.ts"
@@ -55,8 +55,8 @@ export class DeadLetterWriter {
   }
 
   /**
-   * Ends when the broker has confirmed the letter, in two pieces where one would be too large. While the broker cannot
-   * be reached it waits. Fails when the broker refuses the letter, and remembers that.
+   * Ends when the broker has confirmed the letter, which shrinks until it fits. While the broker cannot be reached it
+   * waits. Fails when the broker refuses the letter, and remembers that.
    */
   write(
     delivery: Delivery,
@@ -83,16 +83,12 @@ export class DeadLetterWriter {
       ...(trace === undefined ? {} : { trace }),
       history: DeadLetter.historyOf(delivery.headers)
     })
-    const letter = DeadLetter.outgoing(this.topic, delivery, record)
-    const publish = (part: typeof letter) => publishUntilAnswered(this.transport, part)
     const key = keyOf(delivery)
-    return Effect.catchReason(
-      publish(letter),
-      "PublishError",
-      "TooLarge",
-      () => Effect.forEach(DeadLetter.split(letter), publish, { discard: true })
+    const [whole, ...smaller] = DeadLetter.forms(this.topic, delivery, record)
+    return smaller.reduce(
+      (written, form) => Effect.catchReason(written, "PublishError", "TooLarge", () => this.publish(form)),
+      this.publish(whole)
     ).pipe(
-      Effect.asVoid,
       Effect.tap(() => Effect.sync(() => this.refused.delete(key))),
       Effect.tapError(() =>
         Effect.sync(() => {
@@ -103,6 +99,10 @@ export class DeadLetterWriter {
         })
       )
     )
+  }
+
+  private publish(form: ReadonlyArray<Outgoing>): Effect.Effect<void, PublishError> {
+    return Effect.forEach(form, (part) => publishUntilAnswered(this.transport, part), { discard: true })
   }
 
   /** The refused letter of a message that has come again. */
