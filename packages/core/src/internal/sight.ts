@@ -130,10 +130,13 @@ export class Sight {
     }
   }
 
-  readonly outcome = (outcome: Telemetry.Outcome): void => {
-    this.meter?.ended(outcome._tag)
+  /** The one event of an attempt; a message that was handled costs nothing where nothing looks at it. */
+  readonly outcome = ({ delivery, message }: Attempt, kind: Telemetry.OutcomeKind): void => {
+    this.meter?.ended(kind._tag)
+    if (this.observer === undefined && (this.log === undefined || kind._tag === "Handled")) return
+    const outcome: Telemetry.Outcome = { pipeline: this.program.name, delivery, message, ...kind }
     try {
-      if (this.log !== undefined && outcome._tag !== "Handled") this.log.ended(outcome, this.view.now())
+      if (this.log !== undefined && kind._tag !== "Handled") this.log.ended(outcome, this.view.now())
       this.observer?.(outcome)
     } catch (error) {
       if (this.hasBroken) return
