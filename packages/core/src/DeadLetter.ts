@@ -236,7 +236,11 @@ const assemble = (
         : {
           ...letter,
           ids: [delivery.id, rest.value.id],
-          message: { ...message, body: joined(delivery.body, rest.value.body) }
+          message: {
+            ...message,
+            headers: { ...letters.unwrap(rest.value).message.headers, ...message.headers },
+            body: joined(delivery.body, rest.value.body)
+          }
         }
   )
 }
@@ -523,15 +527,21 @@ export const outgoing = (topic: string, delivery: Delivery, record: Record): Out
 
 /**
  * The same letter in two pieces, for one that is too large with its record beside it. The second half is written first:
- * whoever finds the record finds all of it.
+ * whoever finds the record finds all of it. `headersApart`: the message's own headers are in the second piece, for headers
+ * that leave no room for a record.
  *
  * @category encoding
  * @since 0.1.0
  */
-export const split = (letter: Outgoing): readonly [rest: Outgoing, head: Outgoing] => {
+export const split = (
+  letter: Outgoing,
+  options?: { readonly headersApart?: boolean | undefined }
+): readonly [rest: Outgoing, head: Outgoing] => {
   const half = Math.floor(letter.body.byteLength / 2)
-  const rest = { [letters.restHeader]: letters.oneLine(letter.id!) }
-  const head = { ...letter.headers, [letters.splitHeader]: letters.oneLine(letter.id!) }
+  const { others, records } = letters.recordsOf(letter.headers)
+  const apart = options?.headersApart === true
+  const rest = { ...(apart ? others : {}), [letters.restHeader]: letters.oneLine(letter.id!) }
+  const head = { ...(apart ? records : letter.headers), [letters.splitHeader]: letters.oneLine(letter.id!) }
   return [
     { ...letter, body: letter.body.subarray(half), fields: undefined, headers: rest, id: `${letter.id}/rest` },
     { ...letter, body: letter.body.subarray(0, half), fields: undefined, headers: head }

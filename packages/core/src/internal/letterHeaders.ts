@@ -34,6 +34,16 @@ const shifted = (headers: Message.Headers, by: number): Record<string, string> =
   return all
 }
 
+/** The records of a letter, and its other headers. */
+export const recordsOf = (
+  headers: Message.Headers
+): { readonly records: Record<string, string>; readonly others: Record<string, string> } => {
+  const records: Record<string, string> = {}
+  const others: Record<string, string> = {}
+  for (const [name, text] of Object.entries(headers)) (depthOf(name) === undefined ? others : records)[name] = text
+  return { records, others }
+}
+
 /** The headers of the dead letter that a message becomes. */
 export const wrap = (headers: Message.Headers, record: string): Message.Headers => ({
   ...shifted(headers, 1),
