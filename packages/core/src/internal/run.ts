@@ -416,10 +416,22 @@ export class Run {
     if (delivery.redelivered && this.outcomes.endSpent(attempt, this.isolation.isExhausted(delivery))) return
     if (attempt.keyFailure !== undefined) return this.outcomes.keyFailed(attempt, attempt.keyFailure)
     if (this.intake.isIsolated(attempt)) {
-      return this.confirm(attempt, this.subscription.begin(delivery))
+      return this.confirm(attempt, this.recently(this.subscription.begin(delivery)))
     }
     if (this.program.policies.ackPolicy === "on-receive") return this.confirm(attempt, this.outcomes.receive(attempt))
     this.handler.begin(attempt)
+  }
+
+  /** Asks again when the answer is so old that the lease may have ended since. */
+  private recently(confirmation: Effect.Effect<boolean, TransportError>): Effect.Effect<boolean, TransportError> {
+    return Effect.suspend(() => {
+      const askedAt = this.now()
+      return Effect.flatMap(
+        confirmation,
+        (owned) =>
+          owned && this.now() - askedAt > this.ownership.goodFor ? this.recently(confirmation) : Effect.succeed(owned)
+      )
+    })
   }
 
   /** Begins when the broker has confirmed that it may: its attempt is recorded, or it is acknowledged. */
@@ -443,7 +455,7 @@ export class Run {
       const { id } = attempt.delivery
       const delay = settlement.after === undefined ? 0 : Duration.toMillis(settlement.after)
       const { keys } = this.intake
-      this.retries.add(id, delay, keys === undefined ? undefined : () => keys.gaveUp(id))
+      this.retries.add(id, delay, attempt, keys === undefined ? undefined : () => keys.gaveUp(id))
       // Now: settled by hand, the message may come back before its handler has ended.
       keys?.retried(attempt)
     }
@@ -509,7 +521,8 @@ export class Run {
     this.outcomes.lost(attempt)
     if (attempt.isSettled && attempt.settlement._tag === "Retry") {
       // Its retry is with the peer.
-      if (this.retries.seen(attempt.delivery.id)) this.intake.keys?.gaveUp(attempt.delivery.id)
+      const { id } = attempt.delivery
+      if (this.retries.isOf(id, attempt) && this.retries.seen(id)) this.intake.keys?.gaveUp(id)
     }
     switch (attempt.state) {
       case "buffered": {
