@@ -3,7 +3,6 @@ import * as Context from "effect/Context"
 import * as DateTime from "effect/DateTime"
 import type * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import type * as Tracer from "effect/Tracer"
 import type * as Message from "../Message.ts"
 import * as Settlement from "../Settlement.ts"
 import type { Delivery, Settling, Transport } from "../Transport.ts"
@@ -127,8 +126,8 @@ export class Attempt implements Settling, Message.Received {
   places: Array<number> = none
   /** Called with the broker's answer: `false` when this consumer no longer owned the delivery. */
   onSettled: ((owned: boolean) => void) | undefined
-  /** The span that its handlers run under, where none is opened for them. */
-  parentSpan: Tracer.AnySpan | undefined
+  /** Its message was decided to have no span. */
+  isUnsampled = false
   /** Goes up when the attempt is taken from a step: a late promise or fiber then finds that it is not waited for. */
   epoch = 0
   /** Ends the waiting and calls `stopped` when nothing works on the message; a promise cannot be stopped. */
