@@ -2,7 +2,7 @@ import { defineConfig } from "vitest/config"
 
 export default defineConfig({
   test: {
-    include: ["packages/*/test/**/*.test.ts", "examples/test/**/*.test.ts"],
+    include: ["packages/*/test/**/*.test.ts", "examples/test/**/*.test.ts", "stranger/test/*.test.ts"],
     // Brokers are started per file; two files at a time is what two cores take.
     maxWorkers: 2,
     testTimeout: 60_000,

@@ -20,7 +20,12 @@ export const run = (
   args: ReadonlyArray<string>,
   env: NodeJS.ProcessEnv = process.env
 ): string => {
-  const { error, status, stderr, stdout } = spawnSync(command, args, { cwd, encoding: "utf8", env, maxBuffer: Infinity })
+  const { error, status, stderr, stdout } = spawnSync(command, args, {
+    cwd,
+    encoding: "utf8",
+    env,
+    maxBuffer: Infinity
+  })
   if (status === 0) return stdout
   throw new Error(`$ ${[path.basename(command), ...args].join(" ")}\n${error ?? ""}${stdout}${stderr}`)
 }
@@ -34,11 +39,16 @@ export const pnpm = (cwd: string, ...args: ReadonlyArray<string>): string => {
 /** The sources of what is published, as one hash. */
 const state = (): string => {
   const hash = createHash("sha256")
-  const files = fs.globSync(["packages/*/{src,scripts}/**/*", "packages/*/{package.json,README.md,LICENSE}", "*.json"], {
-    cwd: root,
-    withFileTypes: true
-  })
-  for (const file of files.filter((file) => file.isFile()).map((file) => path.join(file.parentPath, file.name)).sort()) {
+  const files = fs.globSync(
+    ["packages/*/{src,scripts}/**/*", "packages/*/{package.json,README.md,LICENSE}", "*.json"],
+    {
+      cwd: root,
+      withFileTypes: true
+    }
+  )
+  for (
+    const file of files.filter((file) => file.isFile()).map((file) => path.join(file.parentPath, file.name)).sort()
+  ) {
     hash.update(path.relative(root, file)).update("\0").update(fs.readFileSync(file)).update("\0")
   }
   return hash.digest("hex").slice(0, 16)
@@ -54,8 +64,10 @@ export const pack = (): Tarballs => {
     for (const dist of fs.globSync("packages/*/dist", { cwd: root })) {
       fs.rmSync(path.join(root, dist), { recursive: true })
     }
-    if (process.env["TMP_ANYWAY"]) spawnSync(path.join(root, "node_modules/.bin/tsc"), ["-b", ...fs.globSync("packages/*/tsconfig.build.json", { cwd: root })],{cwd:root})
-    else run(root, path.join(root, "node_modules/.bin/tsc"), ["-b", ...fs.globSync("packages/*/tsconfig.build.json", { cwd: root })])
+    run(root, path.join(root, "node_modules/.bin/tsc"), [
+      "-b",
+      ...fs.globSync("packages/*/tsconfig.build.json", { cwd: root })
+    ])
     pnpm(root, "--recursive", "--filter", "./packages/*", "pack", "--pack-destination", folder)
     fs.writeFileSync(path.join(folder, "complete"), "")
   }

@@ -76,7 +76,15 @@ for (const { manifest } of packed) {
 
 for (const { file, manifest, unpacked } of packed) {
   for (
-    const wanted of ["LICENSE", "README.md", "src/index.ts", "dist/index.js", "dist/index.d.ts", "dist/index.js.map", "dist/index.d.ts.map"]
+    const wanted of [
+      "LICENSE",
+      "README.md",
+      "src/index.ts",
+      "dist/index.js",
+      "dist/index.d.ts",
+      "dist/index.js.map",
+      "dist/index.d.ts.map"
+    ]
   ) {
     if (!fs.existsSync(path.join(unpacked, wanted))) fail(`${manifest.name}: the tarball lacks ${wanted}`)
   }
@@ -145,8 +153,13 @@ run(consumer, process.execPath, "entries.ts")
 
 // What a program pays: the size of each tarball, and the time to load it, beside the time that Effect itself takes.
 const loading = (module: string): number => {
-  const script = `const t = performance.now(); await import(${JSON.stringify(module)}); console.log(performance.now() - t)`
-  const times = Array.from({ length: 5 }, () => Number(run(consumer, process.execPath, "--input-type=module", "-e", script)))
+  const script = `const t = performance.now(); await import(${
+    JSON.stringify(module)
+  }); console.log(performance.now() - t)`
+  const times = Array.from(
+    { length: 5 },
+    () => Number(run(consumer, process.execPath, "--input-type=module", "-e", script))
+  )
   return Math.min(...times)
 }
 const effect = loading("effect")
@@ -154,11 +167,15 @@ for (const { file, manifest } of packed) {
   const kilobytes = fs.statSync(file).size / 1024
   const time = loading(manifest.name)
   console.log(
-    `${manifest.name}: ${kilobytes.toFixed(0)} kB packed, loads in ${time.toFixed(0)} ms (effect: ${effect.toFixed(0)} ms)`
+    `${manifest.name}: ${kilobytes.toFixed(0)} kB packed, loads in ${time.toFixed(0)} ms (effect: ${
+      effect.toFixed(0)
+    } ms)`
   )
   if (kilobytes > maxKilobytes) fail(`${manifest.name}: more than ${maxKilobytes} kB`)
   // A ratio, measured in one run: the machine may be slow.
-  if (time > maxLoading * effect) fail(`${manifest.name}: takes more than ${maxLoading} times as long to load as effect`)
+  if (time > maxLoading * effect) {
+    fail(`${manifest.name}: takes more than ${maxLoading} times as long to load as effect`)
+  }
 }
 
 console.log(`${packed.length} tarballs, ${entries.length} entries`)

@@ -297,6 +297,7 @@ export const matching = (criteria: Criteria): (letter: DeadLetter) => boolean =>
 /**
  * Which dead letters an operation concerns.
  *
+ * - `ids`: only those with these ids in the dead-letter topic, in this order; read one by one instead of listed
  * - `filter`: default all
  * - `limit`: at most so many; default all
  * - `dryRun`: says what would be done and does nothing; default `false`
@@ -305,6 +306,7 @@ export const matching = (criteria: Criteria): (letter: DeadLetter) => boolean =>
  * @since 0.1.0
  */
 export interface SelectOptions {
+  readonly ids?: ReadonlyArray<string> | undefined
   readonly filter?: ((letter: DeadLetter) => boolean) | undefined
   readonly limit?: number | undefined
   readonly dryRun?: boolean | undefined
@@ -452,11 +454,18 @@ const select = (
   topic: string,
   options: SelectOptions | undefined,
   may: (letter: DeadLetter) => boolean = () => true
-): Stream.Stream<DeadLetter, TransportError, Transport> =>
-  list(topic, {
-    filter: (letter) => (options?.filter?.(letter) ?? true) && may(letter),
-    limit: options?.limit === Infinity ? undefined : options?.limit
-  })
+): Stream.Stream<DeadLetter, TransportError, Transport> => {
+  const filter = (letter: DeadLetter) => (options?.filter?.(letter) ?? true) && may(letter)
+  const limit = options?.limit === Infinity ? undefined : options?.limit
+  if (options?.ids === undefined) return list(topic, { filter, limit })
+  const letters = Stream.fromIterable(new Set(options.ids)).pipe(
+    Stream.mapEffect((id) => inspect(topic, id)),
+    Stream.filter(Option.isSome),
+    Stream.map(({ value }) => value),
+    Stream.filter(filter)
+  )
+  return limit === undefined ? letters : Stream.take(letters, limit)
+}
 
 /** The message to publish, with all of its history and, for one without room for that, with less and less. */
 const redrivenMessages = (

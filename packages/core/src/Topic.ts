@@ -39,6 +39,8 @@ export interface Topic<in out A, out RD = never, out RE = never> extends Pipeabl
   readonly name: string
   /** How a value becomes bytes and comes back. */
   readonly codec: Codec.Codec<A, RD, RE>
+  /** The schema whose JSON form is on the wire, for documents about it; absent where the wire holds no JSON. */
+  readonly schema: Codec.Codec<A, RD, RE>["schema"]
   /** The key of a value, where the topic has one. */
   readonly key: Key<A>
 }
@@ -149,11 +151,13 @@ export const make: {
   }): Topic<S["Type"], S["DecodingServices"], S["EncodingServices"]>
 } = (name: string, options: any): any => {
   const invalid = invalidTopic(name, options)
+  const codec = options?.codec ?? codecOf(options?.schema)
   return Object.assign(Object.create(Prototype), {
     [TypeId]: (_: never) => _,
     [InvalidId]: invalid,
     name,
-    codec: options?.codec ?? codecOf(options?.schema),
+    codec,
+    schema: codec.schema,
     key: options?.key,
     headers: options?.headers
   })

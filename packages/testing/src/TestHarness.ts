@@ -1,8 +1,7 @@
 /**
  * Runs a pipeline over given messages, on the broker in memory, and shows what became of each.
  *
- * Under `TestClock` time moves by itself, from one due instant to the next, until nothing is due: a retry of six minutes
- * costs nothing.
+ * Time moves by itself, from one due instant to the next, until nothing is due: a retry of six minutes costs nothing.
  *
  * @since 0.1.0
  */
@@ -20,7 +19,7 @@ import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import type * as Layer from "effect/Layer"
+import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 import * as MemoryTransport from "./MemoryTransport.ts"
@@ -83,16 +82,32 @@ export interface TestHarness<in A, out R> {
 }
 
 /**
- * Provides the broker in memory as the harness needs it: with history, and without claims.
+ * As {@link layer}, on whichever clock is there: for handlers that wait for something real, such as a server. Retries take
+ * the time that their schedule says.
  *
  * @category layers
  * @since 0.1.0
  */
-export const layer: Layer.Layer<MemoryTransport.MemoryTransport | Transport> = MemoryTransport.layer({
+export const layerLive: Layer.Layer<MemoryTransport.MemoryTransport | Transport> = MemoryTransport.layer({
   history: true,
   // Without a claim there is no heartbeat, so that nothing is due when nothing is left to do.
   minIdle: Duration.infinity
 })
+
+const isTestClock = (clock: Clock.Clock): boolean => "adjust" in clock
+
+/**
+ * Provides the broker in memory as the harness needs it, with history and without claims, and a clock of its own: time
+ * moves to the next instant at which something is due. Where a `TestClock` is provided already, that one is used.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<MemoryTransport.MemoryTransport | Transport> = Layer.unwrap(
+  Clock.clockWith((clock) =>
+    Effect.succeed(isTestClock(clock) ? layerLive : Layer.provideMerge(layerLive, TestClock.layer()))
+  )
+)
 
 /**
  * Starts a pipeline under test; `topic` is its source.
@@ -219,7 +234,8 @@ const untilIdle = (
 ): Effect.Effect<void, NotIdle> =>
   Effect.gen(function*() {
     const since = clock.currentTimeMillisUnsafe()
-    const isTestClock = "adjust" in clock
+    const moves = isTestClock(clock)
+    let told = false
     for (;;) {
       yield* rest(memory)
       const groups = (yield* memory.groups).filter(({ delayed, group, lag, pending, topic }) =>
@@ -230,13 +246,22 @@ const untilIdle = (
       const now = clock.currentTimeMillisUnsafe()
       const elapsed = Duration.millis(now - since)
       const due = Math.min(...[...sleeping].map((sleeper) => sleeper.due))
-      // A handler may be waiting for something real: it has 5 ms before the clock moves, or 2 s if nothing can move it.
-      const patience = Number.isFinite(due) ? 5 : 2000
+      // A handler may be waiting for something real: it has 20 ms before the clock moves, or 2 s if nothing can move it.
+      const patience = Number.isFinite(due) ? 20 : 2000
       if (held.running > 0 && (yield* liveActivity(memory, patience))) continue
-      if ((isTestClock && !Number.isFinite(due)) || Duration.isGreaterThan(elapsed, limit)) {
+      if ((moves && !Number.isFinite(due)) || Duration.isGreaterThan(elapsed, limit)) {
         return yield* new NotIdle({ elapsed, groups })
       }
-      if (isTestClock) yield* TestClock.adjust(Math.max(0, due - now))
+      if (moves) yield* TestClock.adjust(Math.max(0, due - now))
+      else if (!told && due - now > 1000) {
+        told = true
+        yield* Effect.logWarning(
+          `TestHarness waits ${
+            Duration.format(Duration.millis(due - now))
+          } for what ${running.name} is due to do next, ` +
+            "a retry for example: on TestHarness.layer, or under a TestClock, that takes no time"
+        )
+      }
     }
   })
 

@@ -10,7 +10,6 @@ import type * as Fiber from "effect/Fiber"
 import * as Scheduler from "effect/Scheduler"
 import type * as Concurrency from "../Concurrency.ts"
 import { isLimit, make as makeLimit } from "../Concurrency.ts"
-import type * as Message from "../Message.ts"
 import * as Telemetry from "../Telemetry.ts"
 import type { Delivery, Demand, Subscription, Transport } from "../Transport.ts"
 import type { TransportError } from "../TransportError.ts"
@@ -22,8 +21,8 @@ import { demandOf, type Holdings, refillAt } from "./demand.ts"
 import { Dispatcher } from "./dispatcher.ts"
 import { summarize } from "./errorDetail.ts"
 import { Handler } from "./handler.ts"
-import { Isolation } from "./isolation.ts"
-import { KeyedQueue } from "./keyedQueue.ts"
+import { Intake, isFor } from "./intake.ts"
+import type { Isolation } from "./isolation.ts"
 import { Outcomes } from "./outcome.ts"
 import { Ownership } from "./ownership.ts"
 import { Permits } from "./permit.ts"
@@ -71,12 +70,7 @@ export class Run {
   private readonly handler: Handler
   private readonly batchers: Array<Batcher> = []
   private readonly deadlines: ReadonlyMap<number, Deadlines<Attempt>>
-  private readonly isolation: Isolation
-  /** The isolated suspects that this process owns: at most one. */
-  private readonly isolated = new Set<Attempt>()
-  /** Retries that are not due yet, of an earlier process or uncounted ones of this one, with what cancels their timers. */
-  private readonly early = new Map<Attempt, () => void>()
-  private readonly keys: KeyedQueue | undefined
+  private readonly intake: Intake
   private readonly retries: RetryWatch
   private readonly prefetch: Prefetch
   /** Something wants to know how long handlers take. */
@@ -121,7 +115,7 @@ export class Run {
       run: this.run,
       settle: (attempt) => this.settle(attempt),
       left: (attempt) => this.left(attempt),
-      postpone: (attempt, millis) => this.postpone(attempt, millis),
+      postpone: (attempt, millis) => this.intake.postpone(attempt, millis),
       rest: (millis) => this.rest(millis),
       awaiting: (attempt) => this.awaiting(attempt),
       listeners: [this.sight.outcome]
@@ -141,7 +135,6 @@ export class Run {
     })
     this.perPermit = batchSize(program)
     this.prefetch = new Prefetch(source.prefetch)
-    this.isolation = new Isolation(this.outcomes.limit)
     this.settler = new Settler<Attempt>({
       subscription,
       clock,
@@ -153,8 +146,22 @@ export class Run {
       onResend: (size) => void (this.outcomes.counts.resettled += size)
     })
 
+    this.intake = new Intake({
+      shared: this.shared,
+      limit: this.outcomes.limit,
+      key: policies.key,
+      decode: (attempt) => this.handler.decode(attempt),
+      wallNow: () => clock.currentTimeMillisUnsafe(),
+      now: () => this.now(),
+      after: (millis, f) => this.after(millis, f),
+      release: (attempt) => this.outcomes.releaseUnbegun(attempt),
+      onReady: () => this.dispatcher.pump(),
+      onAlone: () => this.becomeAlone()
+    })
+
     this.dispatcher = new Dispatcher({
       clock,
+      buffer: this.intake.buffer,
       scheduler,
       gates: { isShut: (now) => this.isShut(now), admits: (attempt) => this.admits(attempt) },
       takePermit: () => this.permits.take(),
@@ -173,8 +180,8 @@ export class Run {
           context,
           permit: this.permits,
           ready: this.dispatcher.batchReady,
-          joined: (attempt) => this.keys?.joined(attempt),
-          closed: (key) => this.keys?.closed(key),
+          joined: (attempt) => this.intake.keys?.joined(attempt),
+          closed: (key) => this.intake.keys?.closed(key),
           now: () => this.isTimed ? this.now() : 0,
           isHurried: () => this.isDraining || this.isolation.current !== undefined,
           isInterrupting: () => this.isInterrupting
@@ -207,15 +214,6 @@ export class Run {
         }
         : this.outcomes.ended
     })
-    const { key } = policies
-    this.keys = key === undefined ? undefined : new KeyedQueue({
-      keyOf: (attempt) => this.keyOf(attempt, key),
-      onReady: (attempt) => {
-        this.enqueue(attempt)
-        this.dispatcher.pump()
-      }
-    })
-
     this.ownership = new Ownership({
       name: program.name,
       clock,
@@ -268,7 +266,7 @@ export class Run {
 
   /** Owned and not begun. */
   get buffered(): number {
-    return this.dispatcher.buffer.size + (this.keys?.blocked ?? 0)
+    return this.intake.size
   }
 
   /** Begun and not left; without those that are handled and wait for the user to settle them. */
@@ -282,22 +280,22 @@ export class Run {
 
   private get holdings(): Holdings {
     const { source } = this.program
-    const blocked = this.keys?.blocked ?? 0
+    const { intake } = this
     return {
       permits: this.permits.max,
       perPermit: this.perPermit,
       prefetch: this.prefetch.current(this.now()),
       prefetchBytes: source.prefetchBytes,
       averageBytes: this.prefetch.averageBytes,
-      buffered: this.dispatcher.buffer.size,
-      blocked,
+      buffered: intake.buffer.size,
+      blocked: intake.blocked + intake.earlyCount,
       maxBlocked: source.maxBlocked,
       owned: this.owned,
-      delayed: this.retries.size + this.early.size,
+      delayed: this.retries.size + intake.earlyCount,
       due: this.retries.due,
       maxDelayed: source.waiting,
       unconfirmed: this.settler.unconfirmed,
-      suspects: this.isolated.size > 0 ? 0 : this.isolation.demand(this.now()),
+      suspects: intake.suspects(this.now()),
       isIsolating: this.isolation.current !== undefined
     }
   }
@@ -312,7 +310,7 @@ export class Run {
   }
 
   private demandChanged(): void {
-    if (this.dispatcher.buffer.size <= this.refillAt) this.reader.demandChanged()
+    if (this.intake.buffer.size <= this.refillAt) this.reader.demandChanged()
   }
 
   /** A limit was raised or lowered while it is in use. */
@@ -322,9 +320,7 @@ export class Run {
   }
 
   private *held(): Iterable<Attempt> {
-    yield* this.dispatcher.buffer.toArray()
-    if (this.keys !== undefined) yield* this.keys.all()
-    yield* this.early.keys()
+    yield* this.intake.all()
     for (const attempt of this.handler.waiting.all()) if (!attempt.isSettled) yield attempt
     for (const attempt of this.outcomes.held) if (!attempt.isSettled) yield attempt
   }
@@ -338,11 +334,7 @@ export class Run {
     this.prefetch.sampled(deliveries[0].body.byteLength)
     for (const delivery of deliveries) {
       if (delivery.redelivered) this.redelivered(delivery)
-      const attempt = new Attempt(this.shared, delivery)
-      if (!this.accepts(attempt)) this.outcomes.releaseUnbegun(attempt)
-      else if (this.keys === undefined || !isFor(delivery, this.shared.group)) this.enqueue(attempt)
-      else if (this.isEarly(delivery)) this.hold(attempt, this.keys)
-      else if (this.keys.admit(attempt)) this.enqueue(attempt)
+      this.intake.take(delivery)
     }
     this.dispatcher.pump()
   }
@@ -355,50 +347,6 @@ export class Run {
     }
   }
 
-  /** Isolated suspects beyond the demand, and whatever arrives beside one that runs alone, are released. */
-  private accepts(attempt: Attempt): boolean {
-    if (this.isolation.current !== undefined) return false
-    if (this.isolation.degree(attempt.delivery) === "free") return true
-    if (this.isolated.size > 0) return false
-    this.isolated.add(attempt)
-    return true
-  }
-
-  private enqueue(attempt: Attempt): void {
-    if (this.isolated.size > 0 && this.isolated.has(attempt) && this.isolation.degree(attempt.delivery) === "alone") {
-      this.isolate(attempt)
-    } else {
-      this.dispatcher.buffer.push(attempt)
-    }
-  }
-
-  /** A retry of an earlier process that is not due yet: its key waits for it. */
-  private isEarly({ due }: Delivery): boolean {
-    return due !== undefined && due > this.clock.currentTimeMillisUnsafe()
-  }
-
-  private hold(attempt: Attempt, keys: KeyedQueue): void {
-    keys.expect(attempt)
-    this.holdFor(attempt, attempt.delivery.due! - this.clock.currentTimeMillisUnsafe())
-  }
-
-  private holdFor(attempt: Attempt, millis: number): void {
-    const cancel = this.after(millis, () => {
-      this.early.delete(attempt)
-      if (this.keys === undefined || this.keys.admit(attempt)) this.enqueue(attempt)
-      this.dispatcher.pump()
-    })
-    this.early.set(attempt, cancel)
-  }
-
-  /** A retry that does not count: another attempt object for the same delivery; its key waits for it. */
-  private postpone(attempt: Attempt, millis: number): void {
-    const next = new Attempt(this.shared, attempt.delivery)
-    next.uncounted = attempt.uncounted + 1
-    this.keys?.retried(attempt)
-    this.holdFor(next, millis)
-  }
-
   /** Nothing begins and nothing is asked for until then. Monotonic milliseconds. */
   private restUntil = -Infinity
 
@@ -407,7 +355,7 @@ export class Run {
     if (until <= this.restUntil) return
     this.restUntil = until
     this.cancelPause?.()
-    this.cancelPause = this.after(millis, () => {
+    this.cancelPause = this.after(millis + 1, () => {
       this.dispatcher.pump()
       this.demandChanged()
     })
@@ -415,27 +363,15 @@ export class Run {
 
   private cancelPause: (() => void) | undefined
 
-  /** Decodes before its turn. Undecodable messages have no key. Messages decoded by an Effect share one key. */
-  private keyOf(attempt: Attempt, key: (message: Message.Any) => string | undefined): string | undefined {
-    const exit = this.handler.decode(attempt)
-    if (exit === undefined) return ""
-    if (Exit.isFailure(exit)) return undefined
-    try {
-      return key(attempt.message!)
-    } catch (error) {
-      attempt.keyFailure = error
-      return undefined
-    }
-  }
-
   // --- isolation
 
-  /** This one runs alone: nothing else is buffered, no pull is open, nothing runs, all settlements are confirmed. */
-  private isolate(attempt: Attempt): void {
-    this.isolation.enter(attempt, this.now())
-    this.releaseUnbegun()
-    this.dispatcher.buffer.push(attempt)
-    for (const batcher of this.batchers) batcher.flushAll()
+  private get isolation(): Isolation {
+    return this.intake.isolation
+  }
+
+  /** A suspect runs alone once no pull is open, nothing runs, and all settlements are confirmed. */
+  private becomeAlone(): void {
+    this.flushBatches()
     this.reader.withdraw(() => this.dispatcher.pump())
   }
 
@@ -446,9 +382,9 @@ export class Run {
   }
 
   private leftIsolation(attempt: Attempt): void {
-    if (!this.isolated.delete(attempt) || this.isolation.current !== attempt) return
-    const rest = this.isolation.leave(this.now())
-    this.cancelRest = this.after(rest, () => this.demandChanged())
+    const rest = this.intake.leftIsolation(attempt)
+    // A timer may fire up to a millisecond early.
+    if (rest !== undefined) this.cancelRest = this.after(rest + 1, () => this.demandChanged())
   }
 
   // --- beginning
@@ -478,7 +414,7 @@ export class Run {
     if (!isFor(delivery, this.shared.group)) return this.outcomes.filtered(attempt)
     if (delivery.redelivered && this.outcomes.endSpent(attempt, this.isolation.isExhausted(delivery))) return
     if (attempt.keyFailure !== undefined) return this.outcomes.keyFailed(attempt, attempt.keyFailure)
-    if (this.isolated.size > 0 && this.isolated.has(attempt)) {
+    if (this.intake.isIsolated(attempt)) {
       return this.confirm(attempt, this.subscription.begin(delivery))
     }
     if (this.program.policies.ackPolicy === "on-receive") return this.confirm(attempt, this.outcomes.receive(attempt))
@@ -493,8 +429,7 @@ export class Run {
     this.run(confirmed).addObserver((exit) => {
       if (attempt.state !== "confirming" || Exit.isFailure(exit)) return
       if (!exit.value) return this.lost(attempt)
-      const next = this.isolated.has(attempt) && this.program.policies.ackPolicy === "on-receive" && !attempt.isSettled
-      if (next) return this.confirm(attempt, this.outcomes.receive(attempt))
+      if (this.program.policies.ackPolicy === "on-receive" && !attempt.isSettled) return this.confirm(attempt, this.outcomes.receive(attempt))
       this.handler.begin(attempt)
     })
   }
@@ -506,7 +441,7 @@ export class Run {
     if (settlement._tag === "Retry") {
       const { id } = attempt.delivery
       const delay = settlement.after === undefined ? 0 : Duration.toMillis(settlement.after)
-      this.retries.add(id, delay, this.keys === undefined ? undefined : () => this.keys!.gaveUp(id))
+      this.retries.add(id, delay, this.intake.keys === undefined ? undefined : () => this.intake.keys!.gaveUp(id))
     }
     this.settling++
     this.settler.add(attempt)
@@ -528,7 +463,7 @@ export class Run {
   /** Handled, for the user to settle: its permit and its key are free. */
   private awaiting(attempt: Attempt): void {
     attempt.releasePermit()
-    this.keys?.left(attempt)
+    this.intake.left(attempt, false)
     attempt.key = undefined
     this.progressed()
   }
@@ -538,14 +473,9 @@ export class Run {
     this.inFlight--
     this.prefetch.done()
     attempt.releasePermit()
-    if (this.isolated.size > 0) this.leftIsolation(attempt)
-    if (this.keys !== undefined) {
-      const { delivery, isLost, isSettled, settlement } = attempt
-      if (isSettled && !isLost && settlement._tag === "Retry" && this.retries.has(delivery.id)) {
-        this.keys.retried(attempt)
-      }
-      this.keys.left(attempt)
-    }
+    this.leftIsolation(attempt)
+    const { delivery, isLost, isSettled, settlement } = attempt
+    this.intake.left(attempt, isSettled && !isLost && settlement._tag === "Retry" && this.retries.has(delivery.id))
     if (this.isTimed) this.observeLimit(attempt)
     this.progressed()
   }
@@ -576,10 +506,7 @@ export class Run {
     this.outcomes.lost(attempt)
     switch (attempt.state) {
       case "buffered": {
-        if (this.dispatcher.buffer.delete(attempt)) this.keys?.left(attempt)
-        else this.keys?.forget(attempt)
-        this.early.get(attempt)?.()
-        this.early.delete(attempt)
+        this.intake.lost(attempt)
         attempt.to("left")
         this.leftIsolation(attempt)
         return this.dispatcher.pump()
@@ -590,7 +517,7 @@ export class Run {
         return this.handler.interrupt(attempt, new Error("another consumer owns this message"))
       case "left": {
         // Its retry is with the peer.
-        if (this.retries.seen(attempt.delivery.id)) this.keys?.gaveUp(attempt.delivery.id)
+        if (this.retries.seen(attempt.delivery.id)) this.intake.keys?.gaveUp(attempt.delivery.id)
       }
     }
   }
@@ -607,17 +534,9 @@ export class Run {
 
   // --- stopping: the order is in drain.ts
 
-  /** Releases what has not begun. */
+  /** Releases everything that has not begun. */
   releaseUnbegun(): void {
-    for (const cancel of this.early.values()) cancel()
-    const unbegun = [...this.dispatcher.buffer.takeAll(), ...this.early.keys()]
-    this.early.clear()
-    for (const attempt of unbegun) this.keys?.left(attempt)
-    if (this.keys !== undefined) unbegun.push(...this.keys.takeAll())
-    for (const attempt of unbegun) {
-      this.isolated.delete(attempt)
-      this.outcomes.releaseUnbegun(attempt)
-    }
+    this.intake.releaseAll()
   }
 
   flushBatches(): void {
@@ -650,12 +569,6 @@ export class Run {
     this.cancelPause?.()
     this.settler.close()
   }
-}
-
-/** A message that was redriven for one group is not for the others. */
-const isFor = (delivery: Delivery, group: string): boolean => {
-  const target = delivery.headers["millrace-group"]
-  return target === undefined || target === group
 }
 
 /** How long a key waits for a retry that is due, where ownership does not end. Milliseconds. */

