@@ -14,6 +14,7 @@ import * as Publisher from "@millrace/core/Publisher"
 import * as Settlement from "@millrace/core/Settlement"
 import type * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
+import { showAs } from "@millrace/core/TransportAuthor"
 import * as TransportError from "@millrace/core/TransportError"
 import type { StreamConfig } from "@nats-io/jetstream"
 import { type NatsConnection, nuid, type TlsOptions } from "@nats-io/nats-core"
@@ -317,7 +318,7 @@ const make = Effect.fnUntraced(function*(
       connection.state() === "connected" ? condition.connected() : condition.reconnecting("there is no connection")
     )
   }
-  const service = { transport, client }
+  const service = showAs({ transport, client }, "JetStream", { transport: transportName, address })
   parts.set(service, { connection, declaring, send: publish, declared })
   return service
 })

@@ -92,13 +92,14 @@ export class MessageImpl extends Inspected implements Message.Message<unknown> {
     return this[InFlight].signal
   }
   toJSON(): unknown {
-    const { attempt, headers, id, key, topic, value } = this
-    return { id, topic, key, headers, attempt, value }
+    const { attempt, headers, id, key, topic } = this
+    // Its value, and what its source adds: typed headers, parameters of a subject.
+    return { id, topic, key, headers, attempt, ...Object.fromEntries(Object.entries(this)) }
   }
 }
 
 /** One attempt at one message, from the moment this process owns the delivery until it is settled. */
-export class Attempt implements Settling, Message.Received {
+export class Attempt extends Inspected implements Settling, Message.Received {
   readonly shared: Shared
   readonly delivery: Delivery
   state: State = "buffered"
@@ -138,8 +139,14 @@ export class Attempt implements Settling, Message.Received {
   private aborted: Error | undefined
 
   constructor(shared: Shared, delivery: Delivery) {
+    super()
     this.shared = shared
     this.delivery = delivery
+  }
+
+  toJSON(): unknown {
+    const { delivery: { attempt, id, topic }, group, state } = this
+    return { id, topic, group, attempt, state }
   }
 
   /** The only writer of `state`. */
