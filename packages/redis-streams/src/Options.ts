@@ -7,6 +7,7 @@
 import type * as Concurrency from "@millrace/core/Concurrency"
 import type { ConsumerInfo } from "@millrace/core/Transport"
 import type * as Duration from "effect/Duration"
+import type * as Effect from "effect/Effect"
 import type * as Redacted from "effect/Redacted"
 import type { ConnectionOptions } from "node:tls"
 
@@ -28,11 +29,33 @@ export interface Bound {
 }
 
 /**
+ * What a server asks for before it answers.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Credentials {
+  readonly username?: string | undefined
+  readonly password: Redacted.Redacted<string>
+}
+
+/**
+ * Gives the credentials of this moment: an Effect, or a function that returns them or a promise of them.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type CredentialsSource = Effect.Effect<Credentials, unknown> | (() => Credentials | PromiseLike<Credentials>)
+
+/**
  * Options for `RedisStreams.layer`.
  *
- * - `url`: `redis://user:password@host:port/database`, `rediss://` for TLS. In a cluster any of its nodes; with Sentinel
- *   one of the Sentinels, while user, password and database are the master's
+ * - `url`: `redis://user:password@host:port/database`, `rediss://` for TLS (`valkey://` and `valkeys://` mean the same),
+ *   or `unix:///path/of/the.sock`. In a cluster any of its nodes; with Sentinel one of the Sentinels, while user, password
+ *   and database are the master's
  * - `username`, `password`: instead of those in the URL
+ * - `credentials`: asked for each connection that is made, for tokens that expire; instead of `username` and `password`
+ * - `database`: instead of the one in the URL
  * - `tls`: options of `node:tls`, such as `ca`, `cert`, `key`, `servername`
  * - `cluster`: `true`, or more nodes (`host:port`) to find the cluster by
  * - `sentinel`: the name of the master, more Sentinels, their password
@@ -59,6 +82,8 @@ export interface Options {
   readonly url: string | Redacted.Redacted<string>
   readonly username?: string | undefined
   readonly password?: Redacted.Redacted<string> | undefined
+  readonly credentials?: CredentialsSource | undefined
+  readonly database?: number | undefined
   readonly tls?: ConnectionOptions | undefined
   readonly cluster?: boolean | { readonly nodes: ReadonlyArray<string> } | undefined
   readonly sentinel?: {
@@ -112,4 +137,18 @@ export interface GroupInfo {
   readonly lag: number | null
   readonly lastDeliveredId: string
   readonly consumers: ReadonlyArray<ConsumerInfo>
+}
+
+/**
+ * Which stored entries `RedisStreams.read` gives: from one id to another, both included, oldest first; newest first with
+ * `reverse`; `limit` at most. An id may be only its milliseconds, which makes times of the server's clock bounds too.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ReadOptions {
+  readonly from?: string | undefined
+  readonly to?: string | undefined
+  readonly reverse?: boolean | undefined
+  readonly limit?: number | undefined
 }
