@@ -13,10 +13,12 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as asyncapi from "./internal/commands/asyncapi.ts"
 import * as dead from "./internal/commands/dead.ts"
 import * as doctor from "./internal/commands/doctor.ts"
 import * as inspect from "./internal/commands/inspect.ts"
 import * as messages from "./internal/commands/messages.ts"
+import * as view from "./internal/commands/view.ts"
 import { Failure, Output } from "./internal/Output.ts"
 import { connectedBy, millrace } from "./internal/target.ts"
 import { clean, width, wrap } from "./internal/text.ts"
@@ -39,7 +41,9 @@ const command = millrace.pipe(
     messages.tailCommand,
     messages.publishCommand,
     dead.command,
-    doctor.command
+    doctor.command,
+    asyncapi.command,
+    view.command
   ])
 )
 

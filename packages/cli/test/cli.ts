@@ -68,9 +68,10 @@ export const memory: Layers = Layer.effectContext(Effect.gen(function*() {
         const messages = sizes.get(topic)
         return messages === undefined
           ? undefined
-          : { topic, messages, bytes: undefined, first: undefined, last: undefined, bounds: [] }
+          : { topic, messages, added: undefined, bytes: undefined, first: undefined, last: undefined, bounds: [] }
       }),
     held: () => Effect.succeed(undefined),
+    retries: () => Effect.succeed(undefined),
     examine: () => Effect.succeed([])
   })
   const open = Layer.mergeAll(Layer.succeed(Broker, broker), Layer.succeed(Transport.Transport, transport))

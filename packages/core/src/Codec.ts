@@ -38,6 +38,8 @@ export interface Wire {
 export interface Codec<in out A, out RD = never, out RE = never> {
   /** The header `content-type` of published messages. */
   readonly contentType: string
+  /** The schema whose JSON form is on the wire, for documents about it; absent where the wire holds no JSON. */
+  readonly schema?: Schema.Constraint | StandardSchemaV1<any, any> | undefined
   /** Makes a value of what came; fails with what does not fit. */
   readonly decode: (wire: Wire) => Effect.Effect<A, Schema.SchemaError, RD>
   /** Makes what is sent of a value; fails with what does not fit. */
@@ -65,6 +67,7 @@ export const json = <S extends Schema.Constraint>(
   const encode = Schema.encodeEffect(Schema.fromJsonString(codec))
   return {
     contentType: "application/json",
+    schema,
     decode(wire) {
       let value: unknown
       try {
@@ -111,6 +114,7 @@ export const standard = <S extends StandardSchemaV1<unknown, unknown>>(
   }
   return {
     contentType: "application/json",
+    schema,
     decode(wire) {
       let text: string
       try {
@@ -166,6 +170,7 @@ export const fields = <S extends Schema.Constraint>(
   }
   return {
     contentType: "application/json",
+    schema: codec,
     decode(wire) {
       let record: unknown
       try {

@@ -6,12 +6,10 @@
  * @since 0.1.0
  */
 import * as Arr from "effect/Array"
-import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { dual } from "effect/Function"
 import * as Option from "effect/Option"
-import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import * as letters from "./internal/letterHeaders.ts"
@@ -71,6 +69,9 @@ export class Failure extends Schema.Class<Failure>("@millrace/core/DeadLetter/Fa
  * - `id`: of the message that failed; after a redrive a new one, `history` has the earlier ones
  * - `origin`: names the stream that held the message, and its life; `origin`, `group` and `id` are unique together
  * - `firstFailedAt`: absent when a later attempt ended with its process, or, on Redis, was handed back
+ * - `error`: `tag` is its `_tag` or its class, `causes` its chain of causes, `fields` its own fields as far as they are
+ *   plain data
+ * - `trace`: the span of the last attempt, else of the publisher, as in the header `traceparent`
  * - `history`: how it failed before each redrive, oldest first
  *
  * @category models
@@ -93,8 +94,10 @@ export class Record extends Schema.Class<Record>("@millrace/core/DeadLetter/Reco
     tag: Schema.String,
     message: Schema.String,
     stack: Schema.optionalKey(Schema.String),
-    causes: Schema.Array(Schema.String)
+    causes: Schema.Array(Schema.String),
+    fields: Schema.optionalKey(Schema.Record(Schema.String, Schema.Unknown))
   }),
+  trace: Schema.optionalKey(Schema.String),
   history: Schema.Array(Failure)
 }) {}
 
@@ -294,6 +297,7 @@ export const matching = (criteria: Criteria): (letter: DeadLetter) => boolean =>
 /**
  * Which dead letters an operation concerns.
  *
+ * - `ids`: only those with these ids in the dead-letter topic, in this order; read one by one instead of listed
  * - `filter`: default all
  * - `limit`: at most so many; default all
  * - `dryRun`: says what would be done and does nothing; default `false`
@@ -302,6 +306,7 @@ export const matching = (criteria: Criteria): (letter: DeadLetter) => boolean =>
  * @since 0.1.0
  */
 export interface SelectOptions {
+  readonly ids?: ReadonlyArray<string> | undefined
   readonly filter?: ((letter: DeadLetter) => boolean) | undefined
   readonly limit?: number | undefined
   readonly dryRun?: boolean | undefined
@@ -449,11 +454,18 @@ const select = (
   topic: string,
   options: SelectOptions | undefined,
   may: (letter: DeadLetter) => boolean = () => true
-): Stream.Stream<DeadLetter, TransportError, Transport> =>
-  list(topic, {
-    filter: (letter) => (options?.filter?.(letter) ?? true) && may(letter),
-    limit: options?.limit === Infinity ? undefined : options?.limit
-  })
+): Stream.Stream<DeadLetter, TransportError, Transport> => {
+  const filter = (letter: DeadLetter) => (options?.filter?.(letter) ?? true) && may(letter)
+  const limit = options?.limit === Infinity ? undefined : options?.limit
+  if (options?.ids === undefined) return list(topic, { filter, limit })
+  const letters = Stream.fromIterable(new Set(options.ids)).pipe(
+    Stream.mapEffect((id) => inspect(topic, id)),
+    Stream.filter(Option.isSome),
+    Stream.map(({ value }) => value),
+    Stream.filter(filter)
+  )
+  return limit === undefined ? letters : Stream.take(letters, limit)
+}
 
 /** The message to publish, with all of its history and, for one without room for that, with less and less. */
 const redrivenMessages = (
@@ -537,48 +549,4 @@ export const historyOf = (headers: Message.Headers): ReadonlyArray<Failure> => {
   if (text === undefined) return []
   const exit = decodeHistory(text)
   return Exit.isSuccess(exit) ? exit.value : []
-}
-
-/**
- * Describes a cause within bounds: a header has to hold it.
- *
- * @category constructors
- * @since 0.1.0
- */
-export const describe = (cause: Cause.Cause<unknown>): Record["error"] => {
-  const error = Cause.squash(cause)
-  try {
-    const stack = error instanceof Error && typeof error.stack === "string" ? { stack: error.stack.slice(0, 2000) } : {}
-    return { ...name(error), ...stack, causes: chain(error) }
-  } catch {
-    // A getter of the error's own throws.
-    return { tag: "unknown", message: "an error that cannot be shown", causes: [] }
-  }
-}
-
-const name = (error: unknown): { readonly tag: string; readonly message: string } => {
-  const tag = Predicate.hasProperty(error, "_tag") ? error._tag : error instanceof Error ? error.name : typeof error
-  const message = error instanceof Error ? error.message : error
-  return { tag: show(tag).slice(0, 200), message: show(message).slice(0, 1000) }
-}
-
-const chain = (error: unknown): Array<string> => {
-  const causes: Array<string> = []
-  for (let next = causeOf(error); next !== undefined && causes.length < 5; next = causeOf(next)) {
-    const { message, tag } = name(next)
-    causes.push(`${tag}: ${message}`.slice(0, 500))
-  }
-  return causes
-}
-
-const causeOf = (error: unknown): unknown => error instanceof Error ? error.cause : undefined
-
-/** Whatever was thrown can be shown. */
-const show = (u: unknown): string => {
-  if (typeof u === "string") return u
-  try {
-    return JSON.stringify(u) ?? String(u)
-  } catch {
-    return Object.prototype.toString.call(u)
-  }
 }

@@ -699,6 +699,13 @@ export interface BatchOptions {
   readonly size: number
   /** How long the first message of a batch waits for others. */
   readonly within: Duration.Input
+  /** Wraps the function, once for each batch: `Telemetry.spans()`, a transaction. It must not run the handler twice. */
+  readonly middleware?:
+    | (<A, E, R>(
+      handler: Effect.Effect<A, E, R>,
+      messages: Arr.NonEmptyReadonlyArray<Message.Any>
+    ) => Effect.Effect<A, E, R>)
+    | undefined
 }
 
 /**
@@ -897,10 +904,24 @@ export const batchEachPromise: {
   )
 })
 
+type BatchFunction = Extract<ProgramStep, { _tag: "Batch" }>["f"]
+
 const addBatch = (self: AnyPipeline, options: BatchOptions, each: boolean, f: any): any => {
   const { duration, invalid } = durationOf("batch.within", options?.within)
-  const unknown = unknownOption("batch", options, ["size", "within"])
-  return addStep(self, { _tag: "Batch", size: options?.size, within: duration, each, f }, invalid ?? unknown)
+  const unknown = unknownOption("batch", options, ["size", "within", "middleware"])
+  const step: ProgramStep = {
+    _tag: "Batch",
+    size: options?.size,
+    within: duration,
+    each,
+    f: options?.middleware === undefined ? f : wrapBatch(options.middleware, f)
+  }
+  return addStep(self, step, invalid ?? unknown)
+}
+
+const wrapBatch = (middleware: NonNullable<BatchOptions["middleware"]>, f: BatchFunction): BatchFunction => {
+  const wrapped: BatchFunction = (values, messages) => middleware(Effect.suspend(() => f(values, messages)), messages)
+  return Object.defineProperty(wrapped, "name", { value: f.name })
 }
 
 type AnyOpen = Open<Any, unknown, unknown, unknown>

@@ -7,14 +7,14 @@
  * @since 0.1.0
  */
 import * as Arr from "effect/Array"
-import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
-import * as Tracer from "effect/Tracer"
 import type { Invalid } from "./internal/invalid.ts"
+import { send } from "./internal/send.ts"
 import { invalidOf } from "./internal/topic.ts"
+import { inject } from "./internal/traceContext.ts"
 import type * as Message from "./Message.ts"
 import * as Topic from "./Topic.ts"
 import { type Outgoing, type Published, Transport } from "./Transport.ts"
@@ -176,7 +176,7 @@ export const publish = <A, RD, RE>(
     outgoing(topic, value, options),
     (message) =>
       Transport.use((transport) =>
-        Effect.flatMap(send(transport, topic.name, [message]), (results) => Effect.fromResult(results[0]!))
+        Effect.flatMap(give(transport, topic.name, [message]), (results) => Effect.fromResult(results[0]!))
       )
   )
 
@@ -200,7 +200,7 @@ export const publishAll = <A, RD, RE>(
     (messages) =>
       Arr.isReadonlyArrayNonEmpty(messages)
         ? Transport.use((transport) =>
-          Effect.flatMap(send(transport, topic.name, messages), (results) => Effect.fromResult(Result.all(results)))
+          Effect.flatMap(give(transport, topic.name, messages), (results) => Effect.fromResult(Result.all(results)))
         )
         : Effect.succeed([])
   )
@@ -216,14 +216,14 @@ const refuse = ({ option, remedy, value }: Invalid) =>
   })
 
 /** The broker decides which names a topic may have. */
-const send = (
+const give = (
   transport: Transport["Service"],
   topic: string,
   messages: Arr.NonEmptyReadonlyArray<Outgoing>
 ): Effect.Effect<ReadonlyArray<Result.Result<Published, PublishError>>, PublishError> => {
   const remedy = transport.nameRemedy("topic", topic)
   return remedy === undefined
-    ? transport.publish(messages)
+    ? send(transport, messages)
     : Effect.fail(refuse({ option: "topic", value: topic, remedy }))
 }
 
@@ -247,8 +247,7 @@ export const outgoing = <A, RD, RE>(
     if (invalid !== undefined) return Effect.fail(refuse(invalid))
     const headers: Record<string, string> = Object.create(null)
     headers["content-type"] = topic.codec.contentType
-    const span = Context.getOrUndefined(fiber.context, Tracer.ParentSpan)
-    if (span !== undefined) headers["traceparent"] = `00-${span.traceId}-${span.spanId}-${span.sampled ? "01" : "00"}`
+    inject(headers, fiber.context)
     for (const [given, text] of Object.entries(options?.headers ?? {})) {
       const name = given.toLowerCase()
       // The strictest of the brokers decides, so that a pipeline moves between them unchanged.

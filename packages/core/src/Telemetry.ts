@@ -1,30 +1,32 @@
 /**
- * Seeing what becomes of messages: outcomes, metrics, spans. All of it is off unless asked for.
+ * Seeing what becomes of messages: logs, outcomes, metrics, spans.
  *
- * Metric and span names follow the OpenTelemetry messaging conventions 1.44; what they have no name for is under
- * `millrace.`. `messaging.system` is the transport's name: `redis`, `nats`, `memory`.
+ * Logs are on, metrics and spans are off unless asked for. Metric and span names follow the OpenTelemetry messaging
+ * conventions 1.44; names that the conventions do not have begin with `millrace.`. `messaging.system` is the transport's
+ * name: `redis`, `nats`, `memory`.
  *
  * @since 0.1.0
  */
 import type * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
-import * as Effect from "effect/Effect"
+import * as Duration from "effect/Duration"
 import * as Layer from "effect/Layer"
-import * as Tracer from "effect/Tracer"
 import type * as DeadLetter from "./DeadLetter.ts"
-import * as Message from "./Message.ts"
+import { Metrics } from "./internal/instruments.ts"
+import * as prometheus from "./internal/prometheus.ts"
+import type * as Message from "./Message.ts"
 import type * as Transport from "./Transport.ts"
 
 /**
  * What became of one attempt at one message.
  *
  * - `Handled`: `value` is what the last step gave
- * - `Filtered`: a filter, or the group it was redriven for, said it is not for this pipeline
- * - `Retried`: it comes again after `delay` milliseconds
- * - `DeadLettered`, `Discarded`: it will not be tried again
- * - `Released`: handed back without counting, by drain
- * - `Lost`: another consumer has it
- * - `FailedAfterSettle`: it failed when it had been settled by hand
+ * - `Filtered`: a filter, or the group that a redriven message is for, said that it is not for this pipeline
+ * - `Retried`: the next attempt comes after `delay` milliseconds
+ * - `DeadLettered`, `Discarded`: no further attempt
+ * - `Released`: returned to the broker without counting an attempt, by drain
+ * - `Lost`: another consumer owns it
+ * - `FailedAfterSettle`: it failed after it had been settled by hand
  *
  * @category models
  * @since 0.1.0
@@ -54,7 +56,8 @@ export type OutcomeKind =
   | { readonly _tag: "FailedAfterSettle"; readonly cause: Cause.Cause<unknown> }
 
 /**
- * Called with every outcome of the pipelines started under it, synchronously: keep it cheap. Default: none.
+ * Called with every outcome of the pipelines started under it, synchronously: keep it cheap. An observer that throws
+ * breaks nothing; the first error is logged. Default: none.
  *
  * @category references
  * @since 0.1.0
@@ -64,17 +67,127 @@ export const Observer = Context.Reference<((outcome: Outcome) => void) | undefin
   { defaultValue: () => undefined }
 )
 
+// --- logs
+
 /**
- * Whether pipelines that are started keep metrics. Default: no.
+ * What pipelines log.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface LogOptions {
+  /** A handler that runs for longer is a warning, once. */
+  readonly longRunning: Duration.Duration
+  /** Warnings of one kind that a pipeline writes in a minute; the others are counted. */
+  readonly perMinute: number
+}
+
+/**
+ * What pipelines started under it log; `false`: nothing. Default: a handler of 5 minutes is long, 10 warnings of a kind a
+ * minute.
+ *
+ * **Details**
+ *
+ * One line when a pipeline starts and one when it stops. A warning for each message that is dead-lettered, discarded or
+ * undecodable. A warning when an outage begins, a line when it ends: once for each broker, not for each pipeline. Retries
+ * at debug; the 10th, 100th, … failure of one message is a warning.
  *
  * @category references
  * @since 0.1.0
  */
-export const Metrics = Context.Reference<boolean>("@millrace/core/Telemetry/Metrics", { defaultValue: () => false })
+export const Logs = Context.Reference<LogOptions | false>("@millrace/core/Telemetry/Logs", {
+  defaultValue: () => ({ longRunning: Duration.minutes(5), perMinute: 10 })
+})
 
 /**
- * Keeps metrics of the pipelines started under it, in Effect's own registry: `messaging.client.consumed.messages`,
- * `messaging.process.duration` (seconds) and `millrace.outcomes`. Export them with Effect's OTLP or Prometheus layers.
+ * Sets what the pipelines started under it log; `false`: nothing.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerLogs = (
+  options: {
+    readonly longRunning?: Duration.Input | undefined
+    readonly perMinute?: number | undefined
+  } | false
+): Layer.Layer<never> =>
+  Layer.succeed(
+    Logs,
+    options === false ? false : {
+      longRunning: Duration.fromInputUnsafe(options.longRunning ?? "5 minutes"),
+      perMinute: options.perMinute ?? 10
+    }
+  )
+
+/**
+ * What of an error is recorded beside its tag, its message and its causes, in dead letters and logs: its stack, its own
+ * fields. Fields named like a secret are never recorded. Default: both.
+ *
+ * @category references
+ * @since 0.1.0
+ */
+export const ErrorDetails = Context.Reference<{ readonly stack: boolean; readonly fields: boolean }>(
+  "@millrace/core/Telemetry/ErrorDetails",
+  { defaultValue: () => ({ stack: true, fields: true }) }
+)
+
+// --- health
+
+/**
+ * When a pipeline that says it consumes is impaired.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface WatchdogOptions {
+  /** A pull is open for so long without a message, and the broker, asked twice, has messages for the group. */
+  readonly silence: Duration.Duration
+  /** Settlements are sent and not confirmed for so long. */
+  readonly unconfirmed: Duration.Duration
+}
+
+/**
+ * The watchdog of the pipelines started under it; `false`: none. Default: 1 minute of silence, 30 seconds without a
+ * confirmation. An idle pipeline asks its broker once in `silence`.
+ *
+ * @category references
+ * @since 0.1.0
+ */
+export const Watchdog = Context.Reference<WatchdogOptions | false>("@millrace/core/Telemetry/Watchdog", {
+  defaultValue: () => ({ silence: Duration.minutes(1), unconfirmed: Duration.seconds(30) })
+})
+
+/**
+ * How often a pipeline looks at its health and its handlers, for logs and the watchdog; `undefined`: never. Default:
+ * every second.
+ *
+ * @category references
+ * @since 0.1.0
+ */
+export const LookInterval = Context.Reference<Duration.Duration | undefined>(
+  "@millrace/core/Telemetry/LookInterval",
+  { defaultValue: () => Duration.seconds(1) }
+)
+
+// --- metrics
+
+export { Metrics }
+
+/**
+ * How often a pipeline with metrics asks its broker for `millrace.lag`, `millrace.pending` and `millrace.oldest.age`;
+ * `undefined`: never. Default: never.
+ *
+ * @category references
+ * @since 0.1.0
+ */
+export const PollInterval = Context.Reference<Duration.Duration | undefined>(
+  "@millrace/core/Telemetry/PollInterval",
+  { defaultValue: () => undefined }
+)
+
+/**
+ * Keeps the metrics of pipelines and publishers under it, in Effect's own registry. Export them with Effect's OTLP or
+ * Prometheus layers; `docs/observability.md` has the list.
  *
  * @category layers
  * @since 0.1.0
@@ -82,48 +195,32 @@ export const Metrics = Context.Reference<boolean>("@millrace/core/Telemetry/Metr
 export const layerMetrics: Layer.Layer<never> = Layer.succeed(Metrics, true)
 
 /**
- * A middleware that opens a `process` span around everything that stands above it, one for each attempt.
+ * Keeps metrics like {@link layerMetrics}, and asks the broker about each group once in `interval`. Default interval:
+ * 15 seconds.
  *
- * **Details**
- *
- * `Pipeline.middleware(Telemetry.spans())`. The span is linked to the one that published the message, as the conventions
- * have it; with `parent` it becomes its child. What handlers publish carries this span on. A span costs more than the
- * engine does for the message.
- *
- * @category tracing
+ * @category layers
  * @since 0.1.0
  */
-export const spans = (options?: { readonly relation?: "link" | "parent" | undefined }) =>
-<A, E, R>(
-  handler: Effect.Effect<A, E, R>,
-  message: Message.Any
-): Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>> => {
-  const received = Message.received(message)
-  const publisher = publisherSpan(message.headers["traceparent"])
-  const asParent = options?.relation === "parent"
-  return Effect.useSpan(`process ${message.topic}`, {
-    kind: "consumer",
-    ...(publisher !== undefined && asParent ? { parent: publisher } : { root: true }),
-    links: publisher === undefined || asParent ? [] : [{ span: publisher, attributes: {} }],
-    attributes: {
-      "messaging.operation.name": "process",
-      "messaging.operation.type": "process",
-      "messaging.system": received?.transport.name ?? "unknown",
-      "messaging.destination.name": message.topic,
-      "messaging.consumer.group.name": received?.group ?? "unknown",
-      "messaging.message.id": message.id,
-      "millrace.attempt": message.attempt
-    }
-  }, (span) => Effect.withParentSpan(handler, span, { captureStackTrace: false }))
-}
+export const layerPolledMetrics = (interval: Duration.Input = "15 seconds"): Layer.Layer<never> =>
+  Layer.merge(layerMetrics, Layer.succeed(PollInterval, Duration.fromInputUnsafe(interval)))
 
-/** Version 00 of the W3C header; what is anything else starts a new trace. */
-const publisherSpan = (traceparent: string | undefined): Tracer.ExternalSpan | undefined => {
-  const match = /^00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})$/.exec(traceparent ?? "")
-  if (match === null || /^0+$/.test(match[1]!) || /^0+$/.test(match[2]!)) return undefined
-  return Tracer.externalSpan({
-    traceId: match[1]!,
-    spanId: match[2]!,
-    sampled: (Number.parseInt(match[3]!, 16) & 1) === 1
-  })
-}
+/**
+ * The name of a metric in Prometheus, by the rule of the OpenTelemetry Collector: unit and `_total` are appended. Give it
+ * to Effect's Prometheus layer, so that one dashboard fits both ways.
+ *
+ * **Example** (Naming a metric)
+ *
+ * ```ts import.meta.vitest
+ * import { Telemetry } from "@millrace/core"
+ *
+ * Telemetry.prometheusName("messaging.process.duration") // => "messaging_process_duration_seconds"
+ * ```
+ *
+ * @category metrics
+ * @since 0.1.0
+ */
+export const prometheusName: (name: string) => string = prometheus.prometheusName
+
+// --- traces
+
+export { type SpanOptions, spans } from "./internal/spans.ts"

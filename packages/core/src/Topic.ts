@@ -9,7 +9,9 @@ import * as Schema from "effect/Schema"
 import type { StandardSchemaV1 } from "effect/StandardSchema"
 import type * as Types from "effect/Types"
 import * as Codec from "./Codec.ts"
+import { describeTopic } from "./internal/describeTopic.ts"
 import type { Hint } from "./internal/hint.ts"
+import { inspectedAs } from "./internal/inspection.ts"
 import { type Invalid, unknownOption } from "./internal/invalid.ts"
 import { InvalidId, isTopic as isTopicInternal, TypeId } from "./internal/topic.ts"
 import type * as Message from "./Message.ts"
@@ -37,6 +39,8 @@ export interface Topic<in out A, out RD = never, out RE = never> extends Pipeabl
   readonly name: string
   /** How a value becomes bytes and comes back. */
   readonly codec: Codec.Codec<A, RD, RE>
+  /** The schema whose JSON form is on the wire, for documents about it; absent where the wire holds no JSON. */
+  readonly schema: Codec.Codec<A, RD, RE>["schema"]
   /** The key of a value, where the topic has one. */
   readonly key: Key<A>
 }
@@ -104,12 +108,15 @@ export const make: {
    * {@link Codec.standard} for what such a schema must be. The broker decides which names a topic may have; a name that it
    * cannot take, and any other bad input, is a typed error when the topic is first used. Declaring never throws.
    */
-  <S extends StandardSchemaV1<unknown, unknown>, const N extends string, K = undefined>(name: N & MustBeName<N>, options: {
-    /** A schema of zod, valibot, arktype or another library with Standard Schema. */
-    readonly schema: S extends Schema.Constraint ? never : S
-    /** Messages of one key keep their order under `Pipeline.concurrency({ max, key })`. */
-    readonly key?: ((value: StandardSchemaV1.InferOutput<S>) => K & MustBeKey<K>) | undefined
-  }): Topic<StandardSchemaV1.InferOutput<S>>
+  <S extends StandardSchemaV1<unknown, unknown>, const N extends string, K = undefined>(
+    name: N & MustBeName<N>,
+    options: {
+      /** A schema of zod, valibot, arktype or another library with Standard Schema. */
+      readonly schema: S extends Schema.Constraint ? never : S
+      /** Messages of one key keep their order under `Pipeline.concurrency({ max, key })`. */
+      readonly key?: ((value: StandardSchemaV1.InferOutput<S>) => K & MustBeKey<K>) | undefined
+    }
+  ): Topic<StandardSchemaV1.InferOutput<S>>
   /**
    * Declares a topic. `schema` is JSON through that schema; anything else is a `codec`.
    *
@@ -144,18 +151,26 @@ export const make: {
   }): Topic<S["Type"], S["DecodingServices"], S["EncodingServices"]>
 } = (name: string, options: any): any => {
   const invalid = invalidTopic(name, options)
-  return {
+  const codec = options?.codec ?? codecOf(options?.schema)
+  return Object.assign(Object.create(Prototype), {
     [TypeId]: (_: never) => _,
     [InvalidId]: invalid,
     name,
-    codec: options?.codec ?? codecOf(options?.schema),
+    codec,
+    schema: codec.schema,
     key: options?.key,
-    headers: options?.headers,
-    pipe() {
-      return pipeArguments(this, arguments)
-    }
-  }
+    headers: options?.headers
+  })
 }
+
+const Prototype = Object.assign(inspectedAs("Topic"), {
+  pipe() {
+    return pipeArguments(this, arguments)
+  },
+  toJSON(this: Topic<unknown>) {
+    return describeTopic(this)
+  }
+})
 
 const isStandard = (u: unknown): u is StandardSchemaV1<unknown, unknown> => Predicate.hasProperty(u, "~standard")
 

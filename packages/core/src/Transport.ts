@@ -168,6 +168,8 @@ export interface Subscription {
   readonly lease: Duration.Duration | undefined
   /** Whether messages can be consumed now, not merely whether a socket answers. */
   readonly health: Effect.Effect<Health>
+  /** The name of this consumer at the broker: `messaging.client.id` of spans. Absent where it has none. */
+  readonly clientId?: string | undefined
 }
 
 /**

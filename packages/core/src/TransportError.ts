@@ -7,6 +7,8 @@
  * @since 0.1.0
  */
 import * as Schema from "effect/Schema"
+import { connectionDetail } from "./internal/connectionDetail.ts"
+import { plainText } from "./internal/errorDetail.ts"
 
 /**
  * An option that cannot work: names the option, the value and the remedy.
@@ -26,7 +28,8 @@ export class InvalidOption extends Schema.Error<InvalidOption>("@millrace/core/T
 }
 
 /**
- * The broker did not answer in time at `address`.
+ * No connection to the broker at `address`. The message says why: refused, unknown host, TLS, no such database, not
+ * JetStream, no such cluster, or the text of `cause`.
  *
  * @category errors
  * @since 0.1.0
@@ -36,8 +39,13 @@ export class Unreachable extends Schema.Error<Unreachable>("@millrace/core/Trans
   address: Schema.String,
   cause: Schema.optional(Schema.Defect())
 }) {
+  /** Why, in a few words and without a secret; `undefined` when the cause does not say. */
+  get detail(): string | undefined {
+    return connectionDetail(this.cause) ?? plainText(this.cause)
+  }
   override get message(): string {
-    return `no broker answers at ${this.address}`
+    const { detail } = this
+    return `no broker answers at ${this.address}${detail === undefined ? "" : `: ${detail}`}`
   }
 }
 
@@ -104,8 +112,8 @@ export class Interrupted extends Schema.Error<Interrupted>("@millrace/core/Trans
   cause: Schema.optional(Schema.Defect())
 }) {
   override get message(): string {
-    const cause = this.cause
-    return `${this.operation} failed${cause instanceof Error ? `: ${cause.message}` : ""}`
+    const text = plainText(this.cause)
+    return `${this.operation} failed${text === undefined ? "" : `: ${text}`}`
   }
 }
 
@@ -174,16 +182,38 @@ export const invalidOption = (transport: string, option: string, value: unknown,
   })
 
 /**
- * Renders an address without its user, password, path and query.
+ * Renders an address, or several with commas between, without user, password, path and query. An address that is not
+ * surely understood is not shown at all: a user or password with `/`, `?` or `#` in it reads like a host.
+ *
+ * **Example** (Hiding a password)
+ *
+ * ```ts import.meta.vitest
+ * import { TransportError } from "@millrace/core"
+ *
+ * TransportError.redactUrl("redis://app:secret@localhost:6379/1") // => "redis://localhost:6379"
+ * ```
  *
  * @category formatting
  * @since 0.1.0
  */
 export const redactUrl = (url: string): string => {
+  const shown = url.split(",").map(redactOne)
+  if (shown.every((address) => address !== undefined)) return shown.join(",")
+  return url.includes("@")
+    ? "the given address (not a URL; percent-encode special characters of user and password)"
+    : "the given address (not a URL)"
+}
+
+const redactOne = (given: string): string | undefined => {
+  const text = given.trim()
+  if (/^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):\d{1,5}$/.test(text)) return text
+  // Everything after the authority, where a stray part of a password would be.
+  const match = /^[A-Za-z][A-Za-z0-9+.-]*:\/\/([^/?#]*)(.*)$/s.exec(text)
+  if (match === null || match[2]!.includes("@") || match[1]!.split("@").length > 2) return undefined
   try {
-    const { host, protocol } = new URL(url)
+    const { host, protocol } = new URL(text)
     return `${protocol}//${host}`
   } catch {
-    return "the given address (not a URL)"
+    return undefined
   }
 }

@@ -35,7 +35,7 @@ describe("spans", () => {
       )
       yield* Effect.withSpan(harness.publish(21), "request")
       const report = yield* harness.runUntilIdle()
-      const [request, process] = spans as [Tracer.NativeSpan, Tracer.NativeSpan]
+      const [request, process, send] = spans as [Tracer.NativeSpan, Tracer.NativeSpan, Tracer.NativeSpan]
       assert.strictEqual(process.name, "process numbers")
       assert.strictEqual(process.kind, "consumer")
       assert.deepStrictEqual(process.links.map(({ span }) => span.spanId), [request.spanId])
@@ -46,10 +46,12 @@ describe("spans", () => {
         "messaging.destination.name": "numbers",
         "messaging.consumer.group.name": "test",
         "messaging.message.id": "1",
+        "server.address": "memory",
         "millrace.attempt": 1
       })
       const doubled = report.published.find(({ topic }) => topic === "doubled")!
-      assert.strictEqual(doubled.headers["traceparent"], `00-${process.traceId}-${process.spanId}-01`)
+      assert.strictEqual(doubled.headers["traceparent"], `00-${send.traceId}-${send.spanId}-01`)
+      assert.strictEqual(send.traceId, process.traceId)
     }).pipe(Effect.scoped, Effect.provide(Layer.provideMerge(TestHarness.layer, layer)))
   })
 

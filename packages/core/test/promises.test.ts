@@ -30,7 +30,7 @@ describe("steps with async functions", () => {
       const { deadLettered } = yield* report(failing, [0, 1, 2, 3])
       assert.deepStrictEqual(deadLettered.map(({ record }) => record.error.message), [
         "no such account",
-        "rejected with just a text",
+        "just a text",
         "rejected with undefined",
         "{\"code\":42}"
       ])

@@ -14,6 +14,7 @@ import * as Telemetry from "@millrace/core/Telemetry"
 import type * as Topic from "@millrace/core/Topic"
 import { type Outgoing, Transport } from "@millrace/core/Transport"
 import type { TransportError } from "@millrace/core/TransportError"
+import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
@@ -25,6 +26,7 @@ import * as References from "effect/References"
 import * as Result from "effect/Result"
 import * as Scheduler from "effect/Scheduler"
 import * as Scope from "effect/Scope"
+import { Faults, minimize } from "./internal/simulation/faults.ts"
 import { Laws } from "./internal/simulation/laws.ts"
 import { Line } from "./internal/simulation/network.ts"
 import { Process, World } from "./internal/simulation/world.ts"
@@ -62,6 +64,9 @@ const allFaults = [...episodes, "settle", "publish", "delay", "handler", "poison
  * - `keepsKeys`: the pipeline keeps the messages of one `Topic.key` in order; default `false`
  * - `attempts`: the most attempts that its retry policy allows; default: not checked
  * - `minIdle`: how long an unsettled message stays with a process that does not keep it; default 30 seconds
+ * - `kills`: which messages end the process that handles them, in place of a chance of three in a hundred
+ * - `outputOf`: tells what a published message says, by which a second copy is found; default its id
+ * - `only`: the faults that may happen, by name: see {@link Run}; default all
  * - `restWithin`: how long it may take, once no more faults happen, until all is settled; default 1 hour
  * - `connect`: changes the transport of each process: for faults of your own
  *
@@ -75,6 +80,9 @@ export interface Options<out A> {
   readonly keepsKeys?: boolean | undefined
   readonly attempts?: number | undefined
   readonly minIdle?: Duration.Input | undefined
+  readonly kills?: ((message: Message.Any) => boolean) | undefined
+  readonly outputOf?: ((message: Outgoing) => string | undefined) | undefined
+  readonly only?: Iterable<string> | undefined
   readonly restWithin?: Duration.Input | undefined
   readonly connect?: ((transport: Transport["Service"]) => Transport["Service"]) | undefined
 }
@@ -92,35 +100,47 @@ export interface Violation {
 }
 
 /**
- * What happened: one line for each event, with the seconds since the beginning.
+ * What happened. `trace` has one line for each event, with the seconds since the beginning; `faults` has what went wrong,
+ * by names that `Options.only` takes: publications of messages among them, for a smaller run has fewer.
  *
  * @category models
  * @since 0.1.0
  */
 export interface Run {
   readonly seed: number | string
+  readonly faults: ReadonlyMap<string, string>
   readonly trace: ReadonlyArray<string>
   readonly violations: ReadonlyArray<Violation>
 }
 
 /**
- * A law did not hold. The message names the seed, which gives the same run again.
+ * A law did not hold. `run` is the smallest that was found to violate the same law: the seed's, with fewer faults. The
+ * message tells its history.
  *
  * @category errors
  * @since 0.1.0
  */
-export class Violated extends Data.TaggedError("Violated")<{ readonly run: Run }> {
+export class Violated extends Data.TaggedError("Violated")<{
+  readonly run: Run
+}> {
   override get message(): string {
-    const { seed, trace, violations } = this.run
-    const last = trace.slice(0, 1 + trace.findIndex((line) => line.includes("VIOLATION"))).slice(-30)
+    const { faults, seed, trace, violations } = this.run
+    const history = trace.slice(0, 1 + trace.findIndex((line) => line.includes("VIOLATION")))
+    const left = history.length - mostLines
     return [
-      `${violations.length} violations with seed ${JSON.stringify(seed)}; Simulation.run with that seed shows it again`,
+      `${violations.length} violations with seed ${JSON.stringify(seed)}; Simulation.run with that seed, and \`only\` the ` +
+      "names in `run.faults`, shows it again",
       ...violations.map(({ law, text }) => `  ${law}: ${text}`),
-      "what happened before the first:",
-      ...last.map((line) => `  ${line}`)
+      "the faults:",
+      ...[...faults.values()].filter((text) => !text.endsWith(" is published")).map((text) => `  ${text}`),
+      "the history:",
+      ...(left > 0 ? [`  ... ${left} lines`] : []),
+      ...history.slice(-mostLines).map((line) => `  ${line}`)
     ].join("\n")
   }
 }
+
+const mostLines = 60
 
 /**
  * What {@link trouble} fails with.
@@ -176,7 +196,8 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
   Effect.gen(function*() {
     const random = yield* Random.withSeed(Random.Random, options.seed)
     const world = new World(() => random.nextDoubleUnsafe())
-    const faults = new Set<Fault>(options.faults ?? allFaults)
+    const kinds = new Set<Fault>(options.faults ?? allFaults)
+    const faults = new Faults(options.only)
     const minIdle = Duration.fromInputUnsafe(options.minIdle ?? "30 seconds")
     const surroundings = (process: Process) =>
       Context.make(Clock.Clock, process.clock).pipe(
@@ -192,6 +213,7 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
       minIdle: Duration.toMillis(minIdle),
       keepsKeys: options.keepsKeys ?? false,
       attempts: options.attempts ?? Infinity,
+      outputOf: options.outputOf ?? (({ id }) => id),
       published: () => published
     })
     const context = yield* Effect.context<any>()
@@ -213,18 +235,27 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
     }
 
     const fates = new Map<string, "fine" | "bad" | "killer">()
+    const fateOf = (message: Message.Any): "fine" | "bad" | "killer" => {
+      const { id } = message
+      const known = fates.get(id)
+      if (known !== undefined) return known
+      const kills = options.kills === undefined ? kinds.has("crash") && world.chance(0.03) : options.kills(message)
+      const fails = kinds.has("handler") && world.chance(0.05)
+      const fate = faults.happens(`kill ${id}`, kills, `${id} ends each process that handles it`)
+        ? "killer"
+        : faults.happens(`fail ${id}`, fails, `${id} always fails`)
+        ? "bad"
+        : "fine"
+      fates.set(id, fate)
+      return fate
+    }
     const troubles = (worker: Worker) => (message: Message.Any): Effect.Effect<void, Trouble> =>
       Effect.suspend(() => {
         const { delivery } = Message.received(message)!
         if (worker.process.state === "dead") return Effect.never
+        const fate = fateOf(message)
         const ended = laws.begun(worker.name, delivery)
-        const fate = fates.get(delivery.id) ??
-          (faults.has("crash") && world.chance(0.03)
-            ? "killer"
-            : faults.has("handler") && world.chance(0.05)
-            ? "bad"
-            : "fine")
-        fates.set(delivery.id, fate)
+        let isOwn = false
         const begin = world.chance(0.4) ? Effect.void : Effect.sleep(world.between(0, 200))
         const end = Effect.suspend((): Effect.Effect<void, Trouble> => {
           if (fate === "killer") {
@@ -233,16 +264,26 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
             return Effect.never
           }
           if (fate === "bad") return Effect.fail(new Trouble())
-          if (!faults.has("handler") || !world.chance(0.15)) return Effect.void
-          const kinds = [
-            Effect.fail(new Trouble()),
-            Effect.die(new Error("trouble")),
-            Effect.interrupt,
-            Effect.sleep(world.between(1, 100_000))
-          ]
-          return world.oneOf(kinds)!
+          const isTroubled = kinds.has("handler") && world.chance(0.15)
+          const [text, trouble] = world.oneOf(
+            [
+              ["fails", Effect.fail(new Trouble())],
+              ["throws", Effect.die(new Error("trouble"))],
+              ["interrupts itself", Effect.interrupt],
+              ["takes long", Effect.sleep(world.between(1, 100_000))]
+            ] as const
+          )!
+          const name = `${delivery.id}#${delivery.attempt} in ${worker.name}`
+          if (!faults.happens(`trouble ${name}`, isTroubled, `${name} ${text}`)) return Effect.void
+          isOwn = trouble === Effect.interrupt
+          return trouble
         })
-        return Effect.onExit(Effect.andThen(begin, end), () => Effect.sync(ended))
+        return Effect.onExit(Effect.andThen(begin, end), (exit) =>
+          Effect.sync(() => {
+            const isStopped = Exit.hasInterrupts(exit) && !isOwn
+            const isTimeout = isStopped && Cause.isTimeoutError(message.signal.reason)
+            ended(isStopped && !isTimeout)
+          }))
       })
 
     const launch = () => {
@@ -256,7 +297,8 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
         process,
         laws,
         atBroker: Effect.runForkWith(broker),
-        faults: { settle: faults.has("settle"), publish: faults.has("publish"), delay: faults.has("delay") }
+        faults,
+        kinds: { settle: kinds.has("settle"), publish: kinds.has("publish"), delay: kinds.has("delay") }
       })
       const worker: Worker = {
         name,
@@ -269,8 +311,13 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
           Context.add(Transport, line.transport(options.connect?.(bare) ?? bare)),
           Context.add(Scope.Scope, scope),
           Context.add(Telemetry.Observer, (outcome) => {
-            if (process.state !== "dead") laws.outcome(name, outcome)
+            if (process.state === "dead") return
+            laws.outcome(name, outcome)
+            // A handler that is told has a moment to end.
+            if (outcome._tag === "Lost") world.after(1000, process, () => laws.stopped(name, outcome.delivery))
           }),
+          Context.add(Telemetry.LookInterval, undefined),
+          Context.add(Telemetry.Logs, false),
           Context.add(Troubles, (message) => troubles(worker)(message))
         )
       }
@@ -290,7 +337,7 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
       if (!isOver) later(world.between(0, 10_000), launch)
     }
     const drain = (worker: Worker) => {
-      laws.note(`${worker.name} is told to stop`)
+      laws.stopping(worker.name)
       worker.isEnding = true
       const since = world.now
       Effect.runForkWith(worker.context)(Scope.close(worker.scope, Exit.void)).addObserver(() => {
@@ -298,21 +345,23 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
         crash(worker)
       })
     }
-    const strike = () => {
+    const strike = (name: string) => {
       const worker = world.oneOf(
         [...workers].filter((worker) =>
           !worker.isEnding && worker.running !== undefined && worker.process.state === "running"
         )
       )
-      const episode = world.oneOf(episodes.filter((episode) => faults.has(episode)))
+      const episode = world.oneOf(episodes.filter((episode) => kinds.has(episode)))
+      const spell = world.chance(0.5) ? world.between(0, 5000) : world.between(5000, 120_000)
       if (worker === undefined || episode === undefined) return
+      if (!faults.happens(name, true, `${worker.name}: ${episode} at ${(world.now / 1000).toFixed(3)}`)) return
       laws.note(`${worker.name}: ${episode}`)
       const { line, process, running } = worker
-      const spell = world.chance(0.5) ? world.between(0, 5000) : world.between(5000, 120_000)
       const tell = (effect: Effect.Effect<void>) =>
         void world.after(0, process, () => Effect.runForkWith(worker.context)(effect))
       switch (episode) {
         case "crash": {
+          laws.crashed(worker.name)
           return crash(worker)
         }
         case "drain": {
@@ -353,19 +402,28 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
     const source = () => {
       const isBurst = world.chance(0.5)
       let at = 0
-      for (const message of outgoing) {
+      for (const [n, message] of outgoing.entries()) {
         at += isBurst && world.chance(0.9) ? 0 : world.between(0, 2 * span / outgoing.length)
-        later(at, () => publish(message, false))
-        if (faults.has("poison") && world.chance(0.05)) later(at, () => publish(poison(message), true))
+        const isPoison = kinds.has("poison") && world.chance(0.05)
+        if (faults.happens(`message ${n}`, true, `value ${n} is published`)) later(at, () => publish(message, false))
+        if (faults.happens(`poison ${n}`, isPoison, `bytes that cannot be decoded follow value ${n}`)) {
+          later(at, () => publish(poison(message), true))
+        }
       }
     }
     const wait = () => workers.values().next().value?.running === undefined ? later(1, wait) : source()
     wait()
     open++
     const struck = Math.floor(world.between(0, 8))
-    for (let n = 0; n < struck; n++) later(world.between(0, span), strike)
+    for (let n = 0; n < struck; n++) later(world.between(0, span), () => strike(`episode ${n}`))
     world.after(span, undefined, () => open--)
 
+    const result = (): Run => ({
+      seed: options.seed,
+      faults: faults.happened,
+      trace: laws.trace,
+      violations: laws.violations
+    })
     let calmSince: number | undefined
     const patience = Duration.toMillis(Duration.fromInputUnsafe(options.restWithin ?? "1 hour"))
     yield* world.run(() => {
@@ -380,18 +438,19 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
       return isIdle || world.now - calmSince > patience
     }, 1_000_000)
     if (failure !== undefined) return yield* failure
-    if (laws.violations.length > 0) return { seed: options.seed, trace: laws.trace, violations: laws.violations }
+    if (laws.violations.length > 0) return result()
     isOver = true
     for (const worker of workers) if (!worker.isEnding) drain(worker)
     const haveEnded = yield* world.run(() => workers.size === 0, world.steps + 100_000)
     laws.ended(isIdle && haveEnded)
-    return { seed: options.seed, trace: laws.trace, violations: laws.violations }
+    return result()
   }) as any
 
 const poison = (message: Outgoing): Outgoing => ({ ...message, body: new Uint8Array([0xff, 0xfe]) })
 
 /**
- * Runs a pipeline with many seeds (default 100, from `first`, default 1) and fails with the first that violates a law.
+ * Runs a pipeline with many seeds (default 100, from `first`, default 1) and fails with the first that violates a law,
+ * after making it as small as it can: it leaves out messages and faults as long as the same law is violated.
  *
  * @category simulating
  * @since 0.1.0
@@ -405,6 +464,32 @@ export const check = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
     const first = options.first ?? 1
     for (let seed = first; seed < first + (options.seeds ?? 100); seed++) {
       const result = yield* run(topic, pipeline, { ...options, seed })
-      if (result.violations.length > 0) return yield* new Violated({ run: result })
+      if (result.violations.length > 0) {
+        return yield* shrink(result, (only) => run(topic, pipeline, { ...options, seed, only }))
+      }
     }
   })
+
+/** Runs again and again with fewer of the faults. */
+const shrink = <E, R>(
+  failed: Run,
+  again: (only: Iterable<string>) => Effect.Effect<Run, E, R>
+): Effect.Effect<never, Violated, R> =>
+  Effect.flatMap(Effect.context<R>(), (context) =>
+    Effect.flatMap(
+      Effect.promise(async () => {
+        const { law } = failed.violations[0]!
+        let smallest = failed
+        await minimize([...failed.faults.keys()], async (left) => {
+          const exit = await Effect.runPromiseExitWith(context)(again(left))
+          if (Exit.isFailure(exit) || !exit.value.violations.some((violation) => violation.law === law)) return false
+          smallest = exit.value
+          return true
+        }, mostRuns)
+        return smallest
+      }),
+      (run) => Effect.fail(new Violated({ run }))
+    ))
+
+/** The most runs in which a failing one is made smaller. */
+const mostRuns = 400

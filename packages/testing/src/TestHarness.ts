@@ -131,6 +131,8 @@ export const make = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
     const outcomes: Array<Telemetry.Outcome> = []
     const running = yield* Pipeline.start(pipeline).pipe(
       Effect.provideService(Telemetry.Observer, (outcome) => void outcomes.push(outcome)),
+      // Nothing is due when nothing is left to do.
+      Effect.provideService(Telemetry.LookInterval, undefined),
       Effect.provideService(Clock.Clock, watched(clock, sleeping))
     )
     const publish = (outgoing: Outgoing) =>

@@ -8,6 +8,8 @@ import type { Finding, Given } from "./findings.ts"
 export interface Stored {
   readonly topic: string
   readonly messages: number
+  /** Ever added; `undefined` where the server does not count. */
+  readonly added: number | undefined
   /** On JetStream of the whole stream, which may hold other topics. */
   readonly bytes: number | undefined
   readonly first: number | undefined
@@ -40,5 +42,7 @@ export class Broker extends Context.Service<Broker, {
     group: string,
     limit: number
   ) => Effect.Effect<ReadonlyArray<Held> | undefined, TransportError>
+  /** Retries that wait for their time; `undefined` where the server does not tell. */
+  readonly retries: (topic: string, group: string) => Effect.Effect<number | undefined, TransportError>
   readonly examine: (given: Given) => Effect.Effect<ReadonlyArray<Finding>, TransportError>
 }>()("@millrace/cli/internal/Broker") {}

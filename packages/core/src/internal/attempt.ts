@@ -3,10 +3,12 @@ import * as Context from "effect/Context"
 import * as DateTime from "effect/DateTime"
 import type * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import type * as Tracer from "effect/Tracer"
 import type * as Message from "../Message.ts"
 import * as Settlement from "../Settlement.ts"
 import type { Delivery, Settling, Transport } from "../Transport.ts"
 import { InFlight } from "./inFlight.ts"
+import { Inspected } from "./inspection.ts"
 
 /**
  * Where an attempt is.
@@ -46,7 +48,9 @@ export interface Permit {
 
 /** What all attempts of one running pipeline share. */
 export interface Shared {
+  readonly source: string
   readonly group: string
+  readonly clientId: string | undefined
   readonly transport: Transport["Service"]
   readonly watch: ((attempt: Attempt, next: State) => void) | undefined
   readonly settle: (
@@ -56,10 +60,11 @@ export interface Shared {
 }
 
 /** What a handler sees: everything but the value is read from the delivery when it is asked for. */
-export class MessageImpl implements Message.Message<unknown> {
+export class MessageImpl extends Inspected implements Message.Message<unknown> {
   readonly value: unknown
   readonly [InFlight]: Attempt
   constructor(value: unknown, attempt: Attempt) {
+    super()
     this.value = value
     this[InFlight] = attempt
   }
@@ -122,6 +127,8 @@ export class Attempt implements Settling, Message.Received {
   places: Array<number> = none
   /** Called with the broker's answer: `false` when this consumer no longer owned the delivery. */
   onSettled: ((owned: boolean) => void) | undefined
+  /** The span that its handlers run under, where none is opened for them. */
+  parentSpan: Tracer.AnySpan | undefined
   /** Goes up when the attempt is taken from a step: a late promise or fiber then finds that it is not waited for. */
   epoch = 0
   /** Ends the waiting and calls `stopped` when nothing works on the message; a promise cannot be stopped. */
@@ -142,8 +149,16 @@ export class Attempt implements Settling, Message.Received {
     this.state = next
   }
 
+  get source(): string {
+    return this.shared.source
+  }
+
   get group(): string {
     return this.shared.group
+  }
+
+  get clientId(): string | undefined {
+    return this.shared.clientId
   }
 
   get transport(): Transport["Service"] {

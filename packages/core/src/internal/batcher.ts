@@ -30,6 +30,8 @@ export interface Surroundings {
   /** The message waits in the open batch of its key, or the batch of a key is closed. */
   readonly joined: (attempt: Attempt) => void
   readonly closed: (key: string) => void
+  /** Monotonic milliseconds, 0 where no one measures. */
+  readonly now: () => number
   /** Messages wait for nothing: the pipeline drains, or one runs alone. */
   readonly isHurried: () => boolean
   /** The drain's deadline has passed: every message of a batch waits for the end of its function. */
@@ -151,6 +153,9 @@ export class Batcher {
       return this.ended(batch)
     }
     batch.hold()
+    // The handler of a batched message is the batch's function: it did not run while the message waited.
+    const now = this.around.now()
+    for (const { attempt } of members) attempt.startedAt = now
     const scope = Scope.makeUnsafe()
     const effect = Effect.suspend(() =>
       this.step.f(Arr.map(members, ({ value }) => value), Arr.map(members, ({ attempt }) => attempt.message!))

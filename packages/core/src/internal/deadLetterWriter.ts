@@ -5,8 +5,10 @@ import * as Effect from "effect/Effect"
 import * as DeadLetter from "../DeadLetter.ts"
 import type { PublishError } from "../Publisher.ts"
 import type { Delivery, Transport } from "../Transport.ts"
+import { describe, type ErrorDetailOptions } from "./errorDetail.ts"
 import type { Program } from "./program.ts"
 import { publishUntilAnswered } from "./publish.ts"
+import { traceOf } from "./traceContext.ts"
 import { deadLetterTopic } from "./validate.ts"
 import { sdk } from "./version.ts"
 
@@ -24,15 +26,28 @@ export class DeadLetterWriter {
   private readonly topic: string
   private readonly transport: Transport["Service"]
   private readonly clock: Clock.Clock
+  private readonly errors: ErrorDetailOptions
   /** Of this process, by origin and id; a bound keeps a broker that refuses everything from filling the memory. */
   private readonly refused = new Map<string, Refused>()
 
-  static of(program: Program, transport: Transport["Service"], clock: Clock.Clock): DeadLetterWriter | undefined {
+  static of(
+    program: Program,
+    transport: Transport["Service"],
+    clock: Clock.Clock,
+    errors: ErrorDetailOptions
+  ): DeadLetterWriter | undefined {
     const topic = deadLetterTopic(program)
-    return topic === undefined ? undefined : new DeadLetterWriter(program, topic, transport, clock)
+    return topic === undefined ? undefined : new DeadLetterWriter(program, topic, transport, clock, errors)
   }
 
-  private constructor(program: Program, topic: string, transport: Transport["Service"], clock: Clock.Clock) {
+  private constructor(
+    program: Program,
+    topic: string,
+    transport: Transport["Service"],
+    clock: Clock.Clock,
+    errors: ErrorDetailOptions
+  ) {
+    this.errors = errors
     this.program = program
     this.topic = topic
     this.transport = transport
@@ -51,6 +66,7 @@ export class DeadLetterWriter {
   ): Effect.Effect<void, PublishError> {
     const failedAt = this.clock.currentTimeMillisUnsafe()
     const firstFailedAt = delivery.firstFailedAt ?? (delivery.attempt === 1 ? failedAt : undefined)
+    const trace = traceOf(delivery)
     const record = new DeadLetter.Record({
       version: 1,
       sdk,
@@ -63,7 +79,8 @@ export class DeadLetterWriter {
       publishedAt: delivery.publishedAt,
       ...(firstFailedAt === undefined ? {} : { firstFailedAt }),
       failedAt,
-      error: DeadLetter.describe(cause),
+      error: describe(cause, this.errors),
+      ...(trace === undefined ? {} : { trace }),
       history: DeadLetter.historyOf(delivery.headers)
     })
     const letter = DeadLetter.outgoing(this.topic, delivery, record)

@@ -5,8 +5,9 @@ import * as Redacted from "effect/Redacted"
 import { isLimit } from "../Concurrency.ts"
 import type * as Description from "../Description.ts"
 import type * as Topic from "../Topic.ts"
-import { defaultRetry } from "./retryDecision.ts"
+import { describeTopic } from "./describeTopic.ts"
 import type { Policies, Program, Step } from "./program.ts"
+import { defaultRetry } from "./retryDecision.ts"
 import { deadLetterTopic } from "./validate.ts"
 
 /** A pipeline as plain data. */
@@ -15,7 +16,7 @@ export const describe = (program: Program): Description.Description => {
   return {
     name: program.name,
     source: {
-      ...topic(source.topic),
+      ...describeTopic(source.topic),
       group: source.group,
       startFrom: source.startFrom,
       prefetch: source.prefetch ?? "automatic",
@@ -45,13 +46,6 @@ export const topics = (program: Program): {
   return { source: program.source.topic, outputs: [...outputs.values()] }
 }
 
-const topic = (self: Topic.Topic<unknown>): Description.Topic => ({
-  topic: self.name,
-  contentType: self.codec.contentType,
-  headers: "headers" in self && self.headers !== undefined,
-  key: self.key !== undefined
-})
-
 const step = (self: Step): Description.Step => ({ ...kind(self), ...named("f" in self ? self.f : self) })
 
 const kind = (self: Step): Description.StepKind => {
@@ -67,7 +61,7 @@ const kind = (self: Step): Description.StepKind => {
     case "FilterMap":
       return { step: "filterMap" }
     case "To":
-      return { step: "to", value: self.f !== undefined, ...topic(self.topic) }
+      return { step: "to", value: self.f !== undefined, ...describeTopic(self.topic) }
     case "Timeout":
       return { step: "timeout", duration: millis(self.duration) }
     case "Catch":

@@ -18,9 +18,10 @@ export interface Gates {
  * goes on: a batch of cheap handlers must not block its neighbours.
  */
 export class Dispatcher {
-  readonly buffer = new Deque<Attempt>()
   private readonly options: {
     readonly clock: Clock.Clock
+    /** Attempts that are ready to begin. */
+    readonly buffer: Deque<Attempt>
     readonly scheduler: Scheduler.SchedulerDispatcher
     readonly gates: Gates
     readonly takePermit: () => boolean
@@ -42,7 +43,7 @@ export class Dispatcher {
   }
 
   get hasWork(): boolean {
-    return this.buffer.size > 0 || this.batches.size > 0
+    return this.options.buffer.size > 0 || this.batches.size > 0
   }
 
   /** Runs a batch as soon as there is a permit for it. */
@@ -72,16 +73,16 @@ export class Dispatcher {
 
   /** Starts what may start; `true` when there is more and the event loop must have its turn first. */
   private start(): boolean {
-    const { begin, clock, gates, onBegun, takePermit } = this.options
+    const { begin, buffer, clock, gates, onBegun, takePermit } = this.options
     const since = clock.currentTimeMillisUnsafe()
     for (let n = this.stride;; n--) {
       if (this.batches.size > 0) {
         if (!takePermit()) return false
         this.batches.shift()!()
       } else {
-        const next = this.buffer.peek()
+        const next = buffer.peek()
         if (next === undefined || gates.isShut(since) || !gates.admits(next) || !takePermit()) return false
-        this.buffer.shift()
+        buffer.shift()
         begin(next)
         // Half empty, the next ones are asked for, so that they come while these are handled.
         onBegun()

@@ -27,11 +27,16 @@ export const describe = (cause: Cause.Cause<unknown>, options: ErrorDetailOption
   const [error, ...others] = errorsOf(cause)
   const stack = options.stack ? stackOf(error) : undefined
   const fields = options.fields ? fieldsOf(error) : undefined
+  const message = messageOf(error)
   return {
     tag: tagOf(error),
-    message: messageOf(error),
+    // A tagged error often says all in its fields.
+    message: message === "" && fields !== undefined ? bound(JSON.stringify(fields), 1000) : message,
     ...(stack === undefined ? {} : { stack }),
-    causes: [...chain(error), ...others.slice(0, maxCauses).map((other) => `also ${summary(other)}`)].slice(0, maxCauses),
+    causes: [...chain(error), ...others.slice(0, maxCauses).map((other) => `also ${summary(other)}`)].slice(
+      0,
+      maxCauses
+    ),
     ...(fields === undefined ? {} : { fields })
   }
 }
@@ -60,12 +65,18 @@ const errorsOf = (cause: Cause.Cause<unknown>): ReadonlyArray<unknown> => {
 
 /** A rejection that the user gave no type is the error that was thrown, not the box around it. */
 const own = (error: unknown): unknown =>
-  safely(() => Cause.isUnknownError(error) && "cause" in error && error.cause !== undefined ? error.cause : error, error)
+  safely(
+    () => Cause.isUnknownError(error) && "cause" in error && error.cause !== undefined ? error.cause : error,
+    error
+  )
 
 const isError = (u: unknown): u is Error => safely(() => u instanceof Error, false)
 
 const property = (u: unknown, name: string): unknown =>
-  safely(() => (typeof u === "object" && u !== null) || typeof u === "function" ? Reflect.get(u, name) : undefined, undefined)
+  safely(
+    () => (typeof u === "object" && u !== null) || typeof u === "function" ? Reflect.get(u, name) : undefined,
+    undefined
+  )
 
 const tagOf = (error: unknown): string => {
   const tag = property(error, "_tag")
@@ -93,7 +104,11 @@ const summary = (error: unknown): string => {
 const chain = (error: unknown): Array<string> => {
   const causes: Array<string> = []
   const seen = new Set<unknown>([error])
-  for (let next = own(property(error, "cause")); next !== undefined && next !== null; next = own(property(next, "cause"))) {
+  for (
+    let next = own(property(error, "cause"));
+    next !== undefined && next !== null;
+    next = own(property(next, "cause"))
+  ) {
     if (seen.has(next) || causes.length >= maxCauses) break
     seen.add(next)
     causes.push(summary(next))
@@ -102,6 +117,13 @@ const chain = (error: unknown): Array<string> => {
 }
 
 const maxCauses = 5
+
+/** The text of an error, on one line and without a secret; `undefined` where it has none. */
+export const plainText = (error: unknown): string | undefined => {
+  if (error === undefined || error === null) return undefined
+  const message = messageOf(error).replace(/\s*[\r\n]+\s*/g, " ")
+  return message === "" ? undefined : bound(message, 300)
+}
 
 // --- fields
 

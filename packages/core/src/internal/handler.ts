@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
+import * as Tracer from "effect/Tracer"
 import type * as Codec from "../Codec.ts"
 import type * as Message from "../Message.ts"
 import type { Delivery } from "../Transport.ts"
@@ -12,6 +13,7 @@ import type { Deadlines } from "./deadlines.ts"
 import { exitOf } from "./exit.ts"
 import { Slots } from "./slots.ts"
 import * as Steps from "./steps.ts"
+import { Carried, carriesTrace } from "./traceContext.ts"
 
 /** How a handler ends. */
 export type End =
@@ -103,7 +105,11 @@ export class Handler {
   /** Bytes that do not fit will never fit; a decoder that breaks is a defect like any other. */
   private decoded(attempt: Attempt, exit: Exit.Exit<unknown, unknown>): void {
     if (Exit.isSuccess(exit)) return this.advance(attempt, 0, attempt.message!.value)
-    this.end(attempt, Cause.hasDies(exit.cause) || Cause.hasInterruptsOnly(exit.cause) ? "failed" : "undecodable", exit.cause)
+    this.end(
+      attempt,
+      Cause.hasDies(exit.cause) || Cause.hasInterruptsOnly(exit.cause) ? "failed" : "undecodable",
+      exit.cause
+    )
   }
 
   /** Runs steps from `index` on, until one has to be waited for. */
@@ -158,7 +164,7 @@ export class Handler {
   ): void {
     if (attempt.context === undefined) {
       attempt.scope = Scope.makeUnsafe()
-      attempt.context = Context.add(this.context, Scope.Scope, attempt.scope)
+      attempt.context = contextOf(attempt, Context.add(this.context, Scope.Scope, attempt.scope))
     }
     const fiber: Fiber.Fiber<unknown, unknown> = Effect.runForkWith(attempt.context)(effect)
     const exit = fiber.pollUnsafe()
@@ -266,3 +272,10 @@ export class Handler {
 
 /** The index of what comes before the first step. */
 const decoding = -1
+
+/** What an attempt's Effects find in their context: the trace that its message carries. */
+const contextOf = <R>(attempt: Attempt, context: Context.Context<R>): Context.Context<R> => {
+  const { delivery: { headers }, parentSpan } = attempt
+  const carried = carriesTrace(headers) ? Context.add(context, Carried, headers) : context
+  return parentSpan === undefined ? carried : Context.add(carried, Tracer.ParentSpan, parentSpan)
+}

@@ -1,4 +1,5 @@
 import type * as Effect from "effect/Effect"
+import type * as Tracer from "effect/Tracer"
 import type * as Message from "../Message.ts"
 import type * as Settlement from "../Settlement.ts"
 
@@ -6,6 +7,12 @@ import type * as Settlement from "../Settlement.ts"
 export const InFlight = Symbol.for("@millrace/core/InFlight")
 
 export interface InFlight extends Message.Received {
+  /** The topic that the pipeline declares: with wildcards, not the subject of the message. */
+  readonly source: string
+  /** The name of this consumer at the broker. */
+  readonly clientId: string | undefined
+  /** The span that handlers run under, where none is opened for them. */
+  parentSpan: Tracer.AnySpan | undefined
   readonly settle: (settlement: Settlement.Settlement) => Effect.Effect<boolean, Settlement.SettleError>
 }
 

@@ -100,6 +100,8 @@ export class KeyedQueue {
 
   /** A retry of an earlier process that is not due yet: its key waits until it is admitted. */
   expect(attempt: Attempt): void {
+    // This process may have requested the retry itself, which then went to the earlier process.
+    if (this.retrying.has(attempt.delivery.id)) return
     const key = this.keyOf(attempt)
     if (key === undefined) return
     const lane = this.laneFor(key)

@@ -1,14 +1,12 @@
-import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
-import * as Tracer from "effect/Tracer"
-import type * as Message from "../Message.ts"
 import * as Publisher from "../Publisher.ts"
-import type { Outgoing, Published, Transport } from "../Transport.ts"
 import * as Settlement from "../Settlement.ts"
+import type { Outgoing, Published, Transport } from "../Transport.ts"
 import type { Attempt } from "./attempt.ts"
 import type { Source, Step } from "./program.ts"
+import { send, store } from "./send.ts"
 
 /**
  * Publishes and, while the broker cannot be reached or has not answered, publishes again under the same id: an outage is
@@ -16,9 +14,10 @@ import type { Source, Step } from "./program.ts"
  */
 export const publishUntilAnswered = (
   transport: Transport["Service"],
-  message: Outgoing
+  message: Outgoing,
+  give: typeof send = store
 ): Effect.Effect<Published, Publisher.PublishError> =>
-  Effect.flatMap(transport.publish([message]), (results) => Effect.fromResult(results[0]!)).pipe(
+  Effect.flatMap(give(transport, [message]), (results) => Effect.fromResult(results[0]!)).pipe(
     Effect.retry({
       schedule: backoff,
       while: (error) => error.reason._tag === "NotSent" || error.reason._tag === "OutcomeUnknown"
@@ -36,17 +35,15 @@ export const publishStep = (
   path: string
 ) =>
 (value: unknown, attempt: Attempt): Effect.Effect<void, Publisher.PublishError> =>
-  Effect.withFiber((fiber) => {
+  Effect.suspend(() => {
     const { delivery } = attempt
     const message = attempt.message!
     const id = `${delivery.origin}/${message.topic}/${source.group}/${message.id}/${path}`
-    const spanned = Context.getOrUndefined(fiber.context, Tracer.ParentSpan) !== undefined
-    const headers = pick(message.headers, spanned ? ["baggage"] : ["traceparent", "tracestate", "baggage"])
     const target = step.transport ?? Effect.succeed(transport)
     const publish = (value: unknown, id: string) =>
       Effect.flatMap(
-        Publisher.outgoing(step.topic, value, { id, headers }),
-        (outgoing) => Effect.flatMap(target, (target) => Effect.asVoid(publishUntilAnswered(target, outgoing)))
+        Publisher.outgoing(step.topic, value, { id }),
+        (outgoing) => Effect.flatMap(target, (target) => Effect.asVoid(publishUntilAnswered(target, outgoing, send)))
       )
     let given: unknown
     try {
@@ -58,16 +55,6 @@ export const publishStep = (
       ? Effect.forEach(given, (value, i) => publish(value, `${id}/${i}`), { discard: true })
       : publish(given, id)
   })
-
-/** A trace goes on, as it came, through a pipeline that opens no span of its own. */
-const pick = (headers: Message.Headers, names: ReadonlyArray<string>): Message.Headers => {
-  const picked: Record<string, string> = {}
-  for (const name of names) {
-    const text = headers[name]
-    if (text !== undefined) picked[name] = text
-  }
-  return picked
-}
 
 const backoff = Schedule.min([
   Schedule.exponential(Duration.millis(50)),

@@ -37,6 +37,11 @@ export class Reader {
     return this.open !== undefined
   }
 
+  /** A pull is open that accepts messages which were never delivered. */
+  get isAskingForFresh(): boolean {
+    return this.open !== undefined && this.open.fresh > 0
+  }
+
   /** How long pulls have been open in all, in milliseconds. */
   get openFor(): number {
     return this.openBefore + (this.open === undefined ? 0 : this.options.now() - this.openSince)

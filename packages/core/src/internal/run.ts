@@ -10,7 +10,6 @@ import type * as Fiber from "effect/Fiber"
 import * as Scheduler from "effect/Scheduler"
 import type * as Concurrency from "../Concurrency.ts"
 import { isLimit, make as makeLimit } from "../Concurrency.ts"
-import type * as Message from "../Message.ts"
 import * as Telemetry from "../Telemetry.ts"
 import type { Delivery, Demand, Subscription, Transport } from "../Transport.ts"
 import type { TransportError } from "../TransportError.ts"
@@ -20,10 +19,10 @@ import { DeadLetterWriter } from "./deadLetterWriter.ts"
 import { Deadlines } from "./deadlines.ts"
 import { demandOf, type Holdings, refillAt } from "./demand.ts"
 import { Dispatcher } from "./dispatcher.ts"
+import { summarize } from "./errorDetail.ts"
 import { Handler } from "./handler.ts"
-import { Isolation } from "./isolation.ts"
-import { KeyedQueue } from "./keyedQueue.ts"
-import { Meter } from "./meter.ts"
+import { Intake, isFor } from "./intake.ts"
+import type { Isolation } from "./isolation.ts"
 import { Outcomes } from "./outcome.ts"
 import { Ownership } from "./ownership.ts"
 import { Permits } from "./permit.ts"
@@ -34,6 +33,7 @@ import { publishStep } from "./publish.ts"
 import { Reader } from "./reader.ts"
 import { RetryWatch } from "./retryWatch.ts"
 import { settleBackoff, Settler } from "./settler.ts"
+import { Sight } from "./sight.ts"
 import { compile } from "./steps.ts"
 import { batchSize } from "./validate.ts"
 
@@ -50,10 +50,12 @@ export class Run {
   readonly settler: Settler<Attempt>
   readonly reader: Reader
   readonly ownership: Ownership
+  readonly sight: Sight
   /** Ends only when the pipeline can no longer run. */
   readonly failure = Deferred.makeUnsafe<never, TransportError>()
   /** When the pipeline could no longer run. Milliseconds since the epoch. */
   stoppedAt: number | undefined
+  stoppedBecause: string | undefined
   readonly run: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
   /** Set by drain: nothing that is buffered begins any more. */
   isDraining = false
@@ -68,12 +70,7 @@ export class Run {
   private readonly handler: Handler
   private readonly batchers: Array<Batcher> = []
   private readonly deadlines: ReadonlyMap<number, Deadlines<Attempt>>
-  private readonly isolation: Isolation
-  /** The isolated suspects that this process owns: at most one. */
-  private readonly isolated = new Set<Attempt>()
-  /** Retries that are not due yet, of an earlier process or uncounted ones of this one, with what cancels their timers. */
-  private readonly early = new Map<Attempt, () => void>()
-  private readonly keys: KeyedQueue | undefined
+  private readonly intake: Intake
   private readonly retries: RetryWatch
   private readonly prefetch: Prefetch
   /** Something wants to know how long handlers take. */
@@ -101,33 +98,32 @@ export class Run {
     const { policies, source } = program
     const lease = subscription.lease === undefined ? undefined : Duration.toMillis(subscription.lease)
 
-    const meter = Context.get(context, Telemetry.Metrics)
-      ? new Meter(context, transport.name, source.topic.name, source.group)
-      : undefined
-    const observer = Context.get(context, Telemetry.Observer)
+    this.sight = new Sight(program, transport, subscription, context, {
+      now: () => this.now(),
+      run: this.run,
+      concurrency: () => this.limit.max,
+      buffered: () => this.buffered,
+      running: () => this.begun,
+      waiting: () => this.handler.waiting.all(),
+      isPulling: () => this.reader.isAskingForFresh,
+      unconfirmed: () => this.settler.unconfirmed,
+      counts: () => ({ ...this.outcomes.counts })
+    })
     this.outcomes = new Outcomes({
       program,
-      deadLetters: DeadLetterWriter.of(program, transport, clock),
+      deadLetters: DeadLetterWriter.of(program, transport, clock, Context.get(context, Telemetry.ErrorDetails)),
       run: this.run,
       settle: (attempt) => this.settle(attempt),
       left: (attempt) => this.left(attempt),
-      postpone: (attempt, millis) => this.postpone(attempt, millis),
+      postpone: (attempt, millis) => this.intake.postpone(attempt, millis),
       rest: (millis) => this.rest(millis),
       awaiting: (attempt) => this.awaiting(attempt),
-      listeners: [
-        ...(meter === undefined ?
-          [] :
-          [(outcome: Telemetry.Outcome, { startedAt }: Attempt) =>
-            meter.ended(
-              outcome._tag,
-              startedAt === 0 ? 0 : this.now() - startedAt,
-              "cause" in outcome ? outcome.cause : undefined
-            )]),
-        ...(observer === undefined ? [] : [observer])
-      ]
+      listeners: [this.sight.outcome]
     })
     this.shared = {
+      source: source.topic.name,
       group: source.group,
+      clientId: subscription.clientId,
       transport,
       watch: Context.get(context, Watch),
       settle: this.outcomes.settle
@@ -139,7 +135,6 @@ export class Run {
     })
     this.perPermit = batchSize(program)
     this.prefetch = new Prefetch(source.prefetch)
-    this.isolation = new Isolation(this.outcomes.limit)
     this.settler = new Settler<Attempt>({
       subscription,
       clock,
@@ -147,11 +142,26 @@ export class Run {
       dispatcher: scheduler,
       onHandedOver: () => this.handedOver(),
       onSettled: (attempt, owned) => this.settled(attempt, owned),
+      onConfirmed: (millis) => this.sight.settled(millis),
       onResend: (size) => void (this.outcomes.counts.resettled += size)
+    })
+
+    this.intake = new Intake({
+      shared: this.shared,
+      limit: this.outcomes.limit,
+      key: policies.key,
+      decode: (attempt) => this.handler.decode(attempt),
+      wallNow: () => clock.currentTimeMillisUnsafe(),
+      now: () => this.now(),
+      after: (millis, f) => this.after(millis, f),
+      release: (attempt) => this.outcomes.releaseUnbegun(attempt),
+      onReady: () => this.dispatcher.pump(),
+      onAlone: () => this.becomeAlone()
     })
 
     this.dispatcher = new Dispatcher({
       clock,
+      buffer: this.intake.buffer,
       scheduler,
       gates: { isShut: (now) => this.isShut(now), admits: (attempt) => this.admits(attempt) },
       takePermit: () => this.permits.take(),
@@ -170,8 +180,9 @@ export class Run {
           context,
           permit: this.permits,
           ready: this.dispatcher.batchReady,
-          joined: (attempt) => this.keys?.joined(attempt),
-          closed: (key) => this.keys?.closed(key),
+          joined: (attempt) => this.intake.keys?.joined(attempt),
+          closed: (key) => this.intake.keys?.closed(key),
+          now: () => this.isTimed ? this.now() : 0,
           isHurried: () => this.isDraining || this.isolation.current !== undefined,
           isInterrupting: () => this.isInterrupting
         })
@@ -187,24 +198,22 @@ export class Run {
         }
       )
     )
-    this.isTimed = meter !== undefined || this.limit.sampleUnsafe !== undefined || this.deadlines.size > 0
+    this.isTimed = this.sight.isMetered || this.limit.sampleUnsafe !== undefined || this.deadlines.size > 0
     this.handler = new Handler({
       operations,
       codec: source.topic.codec,
       prepare: preparation(program),
       context,
       deadlines: this.deadlines,
-      ended: this.outcomes.ended
+      ended: this.sight.isMetered
+        ? (attempt, end, payload) => {
+          if (end !== "interrupted" && end !== "undecodable") {
+            this.sight.handled(attempt, end === "failed" ? payload as Cause.Cause<unknown> : undefined)
+          }
+          this.outcomes.ended(attempt, end, payload)
+        }
+        : this.outcomes.ended
     })
-    const { key } = policies
-    this.keys = key === undefined ? undefined : new KeyedQueue({
-      keyOf: (attempt) => this.keyOf(attempt, key),
-      onReady: (attempt) => {
-        this.enqueue(attempt)
-        this.dispatcher.pump()
-      }
-    })
-
     this.ownership = new Ownership({
       name: program.name,
       clock,
@@ -247,6 +256,8 @@ export class Run {
 
   private fail(cause: Cause.Cause<TransportError>): void {
     this.stoppedAt = this.clock.currentTimeMillisUnsafe()
+    this.stoppedBecause = summarize(cause)
+    this.sight.became("stopped")
     Deferred.doneUnsafe(this.failure, Exit.failCause(cause))
     this.run(Effect.logError(`${this.program.name} can no longer run`, cause))
   }
@@ -255,7 +266,7 @@ export class Run {
 
   /** Owned and not begun. */
   get buffered(): number {
-    return this.dispatcher.buffer.size + (this.keys?.blocked ?? 0)
+    return this.intake.size
   }
 
   /** Begun and not left; without those that are handled and wait for the user to settle them. */
@@ -269,22 +280,22 @@ export class Run {
 
   private get holdings(): Holdings {
     const { source } = this.program
-    const blocked = this.keys?.blocked ?? 0
+    const { intake } = this
     return {
       permits: this.permits.max,
       perPermit: this.perPermit,
       prefetch: this.prefetch.current(this.now()),
       prefetchBytes: source.prefetchBytes,
       averageBytes: this.prefetch.averageBytes,
-      buffered: this.dispatcher.buffer.size,
-      blocked,
+      buffered: intake.buffer.size,
+      blocked: intake.blocked + intake.earlyCount,
       maxBlocked: source.maxBlocked,
       owned: this.owned,
-      delayed: this.retries.size + this.early.size,
+      delayed: this.retries.size + intake.earlyCount,
       due: this.retries.due,
       maxDelayed: source.waiting,
       unconfirmed: this.settler.unconfirmed,
-      suspects: this.isolated.size > 0 ? 0 : this.isolation.demand(this.now()),
+      suspects: intake.suspects(this.now()),
       isIsolating: this.isolation.current !== undefined
     }
   }
@@ -299,7 +310,7 @@ export class Run {
   }
 
   private demandChanged(): void {
-    if (this.dispatcher.buffer.size <= this.refillAt) this.reader.demandChanged()
+    if (this.intake.buffer.size <= this.refillAt) this.reader.demandChanged()
   }
 
   /** A limit was raised or lowered while it is in use. */
@@ -309,9 +320,7 @@ export class Run {
   }
 
   private *held(): Iterable<Attempt> {
-    yield* this.dispatcher.buffer.toArray()
-    if (this.keys !== undefined) yield* this.keys.all()
-    yield* this.early.keys()
+    yield* this.intake.all()
     for (const attempt of this.handler.waiting.all()) if (!attempt.isSettled) yield attempt
     for (const attempt of this.outcomes.held) if (!attempt.isSettled) yield attempt
   }
@@ -319,16 +328,13 @@ export class Run {
   // --- taking
 
   private take(deliveries: Arr.NonEmptyReadonlyArray<Delivery>): void {
+    this.sight.delivered(deliveries)
     if (this.owned === 0) this.prefetch.began(this.now())
     this.ownership.pulled(this.buffered === 0)
     this.prefetch.sampled(deliveries[0].body.byteLength)
     for (const delivery of deliveries) {
       if (delivery.redelivered) this.redelivered(delivery)
-      const attempt = new Attempt(this.shared, delivery)
-      if (!this.accepts(attempt)) this.outcomes.releaseUnbegun(attempt)
-      else if (this.keys === undefined || !isFor(delivery, this.shared.group)) this.enqueue(attempt)
-      else if (this.isEarly(delivery)) this.hold(attempt, this.keys)
-      else if (this.keys.admit(attempt)) this.enqueue(attempt)
+      this.intake.take(delivery)
     }
     this.dispatcher.pump()
   }
@@ -341,50 +347,6 @@ export class Run {
     }
   }
 
-  /** Isolated suspects beyond the demand, and whatever arrives beside one that runs alone, are released. */
-  private accepts(attempt: Attempt): boolean {
-    if (this.isolation.current !== undefined) return false
-    if (this.isolation.degree(attempt.delivery) === "free") return true
-    if (this.isolated.size > 0) return false
-    this.isolated.add(attempt)
-    return true
-  }
-
-  private enqueue(attempt: Attempt): void {
-    if (this.isolated.size > 0 && this.isolated.has(attempt) && this.isolation.degree(attempt.delivery) === "alone") {
-      this.isolate(attempt)
-    } else {
-      this.dispatcher.buffer.push(attempt)
-    }
-  }
-
-  /** A retry of an earlier process that is not due yet: its key waits for it. */
-  private isEarly({ due }: Delivery): boolean {
-    return due !== undefined && due > this.clock.currentTimeMillisUnsafe()
-  }
-
-  private hold(attempt: Attempt, keys: KeyedQueue): void {
-    keys.expect(attempt)
-    this.holdFor(attempt, attempt.delivery.due! - this.clock.currentTimeMillisUnsafe())
-  }
-
-  private holdFor(attempt: Attempt, millis: number): void {
-    const cancel = this.after(millis, () => {
-      this.early.delete(attempt)
-      if (this.keys === undefined || this.keys.admit(attempt)) this.enqueue(attempt)
-      this.dispatcher.pump()
-    })
-    this.early.set(attempt, cancel)
-  }
-
-  /** A retry that does not count: another attempt object for the same delivery; its key waits for it. */
-  private postpone(attempt: Attempt, millis: number): void {
-    const next = new Attempt(this.shared, attempt.delivery)
-    next.uncounted = attempt.uncounted + 1
-    this.keys?.retried(attempt)
-    this.holdFor(next, millis)
-  }
-
   /** Nothing begins and nothing is asked for until then. Monotonic milliseconds. */
   private restUntil = -Infinity
 
@@ -393,7 +355,7 @@ export class Run {
     if (until <= this.restUntil) return
     this.restUntil = until
     this.cancelPause?.()
-    this.cancelPause = this.after(millis, () => {
+    this.cancelPause = this.after(millis + 1, () => {
       this.dispatcher.pump()
       this.demandChanged()
     })
@@ -401,27 +363,15 @@ export class Run {
 
   private cancelPause: (() => void) | undefined
 
-  /** Decodes before its turn. Undecodable messages have no key. Messages decoded by an Effect share one key. */
-  private keyOf(attempt: Attempt, key: (message: Message.Any) => string | undefined): string | undefined {
-    const exit = this.handler.decode(attempt)
-    if (exit === undefined) return ""
-    if (Exit.isFailure(exit)) return undefined
-    try {
-      return key(attempt.message!)
-    } catch (error) {
-      attempt.keyFailure = error
-      return undefined
-    }
-  }
-
   // --- isolation
 
-  /** This one runs alone: nothing else is buffered, no pull is open, nothing runs, all settlements are confirmed. */
-  private isolate(attempt: Attempt): void {
-    this.isolation.enter(attempt, this.now())
-    this.releaseUnbegun()
-    this.dispatcher.buffer.push(attempt)
-    for (const batcher of this.batchers) batcher.flushAll()
+  private get isolation(): Isolation {
+    return this.intake.isolation
+  }
+
+  /** A suspect runs alone once no pull is open, nothing runs, and all settlements are confirmed. */
+  private becomeAlone(): void {
+    this.flushBatches()
     this.reader.withdraw(() => this.dispatcher.pump())
   }
 
@@ -432,9 +382,9 @@ export class Run {
   }
 
   private leftIsolation(attempt: Attempt): void {
-    if (!this.isolated.delete(attempt) || this.isolation.current !== attempt) return
-    const rest = this.isolation.leave(this.now())
-    this.cancelRest = this.after(rest, () => this.demandChanged())
+    const rest = this.intake.leftIsolation(attempt)
+    // A timer may fire up to a millisecond early.
+    if (rest !== undefined) this.cancelRest = this.after(rest + 1, () => this.demandChanged())
   }
 
   // --- beginning
@@ -456,12 +406,15 @@ export class Run {
   private begin(attempt: Attempt): void {
     this.inFlight++
     attempt.permit = this.permits
-    if (this.isTimed) attempt.startedAt = this.now()
+    if (this.isTimed) {
+      attempt.startedAt = this.now()
+      this.sight.begun(attempt)
+    }
     const { delivery } = attempt
     if (!isFor(delivery, this.shared.group)) return this.outcomes.filtered(attempt)
     if (delivery.redelivered && this.outcomes.endSpent(attempt, this.isolation.isExhausted(delivery))) return
     if (attempt.keyFailure !== undefined) return this.outcomes.keyFailed(attempt, attempt.keyFailure)
-    if (this.isolated.size > 0 && this.isolated.has(attempt)) {
+    if (this.intake.isIsolated(attempt)) {
       return this.confirm(attempt, this.subscription.begin(delivery))
     }
     if (this.program.policies.ackPolicy === "on-receive") return this.confirm(attempt, this.outcomes.receive(attempt))
@@ -476,8 +429,7 @@ export class Run {
     this.run(confirmed).addObserver((exit) => {
       if (attempt.state !== "confirming" || Exit.isFailure(exit)) return
       if (!exit.value) return this.lost(attempt)
-      const next = this.isolated.has(attempt) && this.program.policies.ackPolicy === "on-receive" && !attempt.isSettled
-      if (next) return this.confirm(attempt, this.outcomes.receive(attempt))
+      if (this.program.policies.ackPolicy === "on-receive" && !attempt.isSettled) return this.confirm(attempt, this.outcomes.receive(attempt))
       this.handler.begin(attempt)
     })
   }
@@ -489,7 +441,7 @@ export class Run {
     if (settlement._tag === "Retry") {
       const { id } = attempt.delivery
       const delay = settlement.after === undefined ? 0 : Duration.toMillis(settlement.after)
-      this.retries.add(id, delay, this.keys === undefined ? undefined : () => this.keys!.gaveUp(id))
+      this.retries.add(id, delay, this.intake.keys === undefined ? undefined : () => this.intake.keys!.gaveUp(id))
     }
     this.settling++
     this.settler.add(attempt)
@@ -511,7 +463,7 @@ export class Run {
   /** Handled, for the user to settle: its permit and its key are free. */
   private awaiting(attempt: Attempt): void {
     attempt.releasePermit()
-    this.keys?.left(attempt)
+    this.intake.left(attempt, false)
     attempt.key = undefined
     this.progressed()
   }
@@ -521,14 +473,9 @@ export class Run {
     this.inFlight--
     this.prefetch.done()
     attempt.releasePermit()
-    if (this.isolated.size > 0) this.leftIsolation(attempt)
-    if (this.keys !== undefined) {
-      const { delivery, isLost, isSettled, settlement } = attempt
-      if (isSettled && !isLost && settlement._tag === "Retry" && this.retries.has(delivery.id)) {
-        this.keys.retried(attempt)
-      }
-      this.keys.left(attempt)
-    }
+    this.leftIsolation(attempt)
+    const { delivery, isLost, isSettled, settlement } = attempt
+    this.intake.left(attempt, isSettled && !isLost && settlement._tag === "Retry" && this.retries.has(delivery.id))
     if (this.isTimed) this.observeLimit(attempt)
     this.progressed()
   }
@@ -559,10 +506,7 @@ export class Run {
     this.outcomes.lost(attempt)
     switch (attempt.state) {
       case "buffered": {
-        if (this.dispatcher.buffer.delete(attempt)) this.keys?.left(attempt)
-        else this.keys?.forget(attempt)
-        this.early.get(attempt)?.()
-        this.early.delete(attempt)
+        this.intake.lost(attempt)
         attempt.to("left")
         this.leftIsolation(attempt)
         return this.dispatcher.pump()
@@ -573,7 +517,7 @@ export class Run {
         return this.handler.interrupt(attempt, new Error("another consumer owns this message"))
       case "left": {
         // Its retry is with the peer.
-        if (this.retries.seen(attempt.delivery.id)) this.keys?.gaveUp(attempt.delivery.id)
+        if (this.retries.seen(attempt.delivery.id)) this.intake.keys?.gaveUp(attempt.delivery.id)
       }
     }
   }
@@ -590,17 +534,9 @@ export class Run {
 
   // --- stopping: the order is in drain.ts
 
-  /** Releases what has not begun. */
+  /** Releases everything that has not begun. */
   releaseUnbegun(): void {
-    for (const cancel of this.early.values()) cancel()
-    const unbegun = [...this.dispatcher.buffer.takeAll(), ...this.early.keys()]
-    this.early.clear()
-    for (const attempt of unbegun) this.keys?.left(attempt)
-    if (this.keys !== undefined) unbegun.push(...this.keys.takeAll())
-    for (const attempt of unbegun) {
-      this.isolated.delete(attempt)
-      this.outcomes.releaseUnbegun(attempt)
-    }
+    this.intake.releaseAll()
   }
 
   flushBatches(): void {
@@ -625,6 +561,7 @@ export class Run {
   })
 
   close(): void {
+    this.sight.close()
     this.permits.close()
     for (const deadline of this.deadlines.values()) deadline.close()
     this.retries.close()
@@ -632,12 +569,6 @@ export class Run {
     this.cancelPause?.()
     this.settler.close()
   }
-}
-
-/** A message that was redriven for one group is not for the others. */
-const isFor = (delivery: Delivery, group: string): boolean => {
-  const target = delivery.headers["millrace-group"]
-  return target === undefined || target === group
 }
 
 /** How long a key waits for a retry that is due, where ownership does not end. Milliseconds. */

@@ -27,6 +27,8 @@ export class Settler<E extends Settling> {
   readonly onHandedOver: () => void
   /** The broker has answered; `owned: false`: this consumer no longer owned the delivery. */
   readonly onSettled: (entry: E, owned: boolean) => void
+  /** Settlements were confirmed, so many milliseconds after they had been handed over. */
+  readonly onConfirmed: (millis: number) => void
   readonly onResend: (size: number) => void
   pending: Array<E> = []
   /** Handed to the transport and not yet confirmed. */
@@ -44,6 +46,7 @@ export class Settler<E extends Settling> {
     readonly dispatcher: Scheduler.SchedulerDispatcher
     readonly onHandedOver: () => void
     readonly onSettled: (entry: E, owned: boolean) => void
+    readonly onConfirmed: (millis: number) => void
     readonly onResend: (size: number) => void
   }) {
     this.subscription = options.subscription
@@ -52,6 +55,7 @@ export class Settler<E extends Settling> {
     this.dispatcher = options.dispatcher
     this.onHandedOver = options.onHandedOver
     this.onSettled = options.onSettled
+    this.onConfirmed = options.onConfirmed
     this.onResend = options.onResend
   }
 
@@ -97,13 +101,14 @@ export class Settler<E extends Settling> {
     const exit = exitOf(this.settle(batch))
     // An Exit at once is how a transport that only writes to a socket answers: no fiber is started for it.
     if (exit !== undefined && Exit.isSuccess(exit)) {
-      this.flushed(batch, exit.value)
+      this.flushed(batch, exit.value, this.lastFlush)
     } else {
+      const since = this.lastFlush
       const flush = this.run(this.untilSettled(batch, exit))
       this.flushing.add(flush)
       flush.addObserver((exit) => {
         this.flushing.delete(flush)
-        if (Exit.isSuccess(exit)) this.flushed(batch, exit.value)
+        if (Exit.isSuccess(exit)) this.flushed(batch, exit.value, since)
       })
     }
     this.onHandedOver()
@@ -137,8 +142,9 @@ export class Settler<E extends Settling> {
     )
   }
 
-  private flushed(batch: Arr.NonEmptyArray<E>, lost: ReadonlyArray<Delivery>): void {
+  private flushed(batch: Arr.NonEmptyArray<E>, lost: ReadonlyArray<Delivery>, since: bigint): void {
     this.unconfirmed -= batch.length
+    this.onConfirmed(Number(this.clock.monotonicTimeNanosUnsafe() - since) / 1e6)
     const notOurs = lost.length === 0 ? undefined : new Set(lost)
     for (const entry of batch) this.onSettled(entry, notOurs === undefined || !notOurs.has(entry.delivery))
     if (this.pending.length > 0) {

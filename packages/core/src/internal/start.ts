@@ -8,6 +8,7 @@ import * as Tracer from "effect/Tracer"
 import { isLimit } from "../Concurrency.ts"
 import type { TransportError } from "../TransportError.ts"
 import { drain } from "./drain.ts"
+import { inspectedAs } from "./inspection.ts"
 import { isolateFrom } from "./isolation.ts"
 import { Prefetch } from "./prefetch.ts"
 import type { Program } from "./program.ts"
@@ -57,6 +58,7 @@ export const start = Effect.fnUntraced(function*(
   const become = (next: typeof state) =>
     Effect.sync(() => {
       state = next
+      run.sight.became(next ?? "consuming")
       since = clock.currentTimeMillisUnsafe()
     })
   yield* drainedTogether(
@@ -69,26 +71,35 @@ export const start = Effect.fnUntraced(function*(
   yield* Effect.addFinalizer((exit) =>
     warnIfStoppedAtOnce(program, exit, { messages: run.buffered + run.begun + sum(run.outcomes.counts), startedAt })
   )
+  run.sight.started()
   yield* run.reader.start
-  return {
-    name: program.name,
-    topic: source.topic.name,
-    group: source.group,
+  const description = { name: program.name, topic: source.topic.name, group: source.group }
+  const owned = () => ({ waiting: run.buffered, running: run.begun })
+  const counts = () => ({ ...run.outcomes.counts })
+  return Object.assign(Object.create(inspectedAs("Running")), {
+    toJSON: () => ({ ...description, counts: counts(), owned: owned() }),
+    ...description,
     pause: Effect.andThen(become("paused"), run.reader.pause),
     resume: Effect.andThen(become(undefined), run.reader.resume),
     health: Effect.suspend((): Effect.Effect<Health> =>
       state === undefined && run.stoppedAt !== undefined
-        ? Effect.succeed({ state: "stopped", since: run.stoppedAt })
+        ? Effect.succeed({ state: "stopped", since: run.stoppedAt, reason: run.stoppedBecause })
         : state === undefined
-        ? subscription.health
-        : Effect.succeed({ state, since })
+        ? run.sight.health
+        : Effect.succeed({ state, since, reason: reasons[state] })
     ),
     limit: run.limit,
-    owned: Effect.sync(() => ({ waiting: run.buffered, running: run.begun })),
-    counts: Effect.sync(() => ({ ...run.outcomes.counts })),
+    owned: Effect.sync(owned),
+    counts: Effect.sync(counts),
     await: Deferred.await(run.failure)
-  }
+  })
 })
+
+const reasons = {
+  paused: "`pause` was called",
+  draining: "the pipeline's scope is closing: running handlers finish",
+  stopped: "the pipeline's scope was closed"
+}
 
 const sum = (counts: object): number => Object.values(counts).reduce((sum: number, n: number) => sum + n, 0)
 

@@ -189,9 +189,12 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
       const operations = compile(step.steps, environment, `${path}.`)
       const { f } = step
       return {
-        // Suspended: a middleware may run it again.
-        run: (value, attempt) =>
-          ofEffect(f(Effect.suspend(() => asEffect(operations, value, attempt)), attempt.message!), false, value)
+        run: (value, attempt) => {
+          // Suspended: a middleware may run it again. One that leaves it as it is costs no fiber.
+          const handler = Effect.suspend(() => asEffect(operations, value, attempt))
+          const wrapped = f(handler, attempt.message!)
+          return ofEffect(wrapped === handler ? asEffect(operations, value, attempt) : wrapped, false, value)
+        }
       }
     }
     case "Timeout":

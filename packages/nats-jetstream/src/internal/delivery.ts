@@ -13,8 +13,11 @@ interface Msg {
   readonly headers?: MsgHdrs | undefined
 }
 
-/** `done`: settled for good. `again`: it will be delivered again. `lost`: a peer may own it. */
-export type Ending = "done" | "again" | "lost"
+/**
+ * `done`: settled for good. `again`: it will be delivered again. `lost`: a peer may own it, and the engine knows.
+ * `neglected`: the engine neither settled nor extended it.
+ */
+export type Ending = "done" | "again" | "lost" | "neglected"
 
 /** Told when a delivery is settled, or lost. Returns `false` when a newer delivery of a message that is done is running. */
 export interface Owner {
@@ -40,8 +43,6 @@ export class JetStreamDelivery implements Transport.Delivery {
   readonly sequence: string
   /** How often the server has delivered it. */
   readonly delivered: number
-  /** Where the timestamp begins. */
-  private readonly time: number
   /** Deliveries that do not count: released, or never begun. */
   released = 0
   suspect = false
@@ -68,7 +69,6 @@ export class JetStreamDelivery implements Transport.Delivery {
     const afterSequence = reply.indexOf(".", afterDelivered + 1)
     this.delivered = Number(reply.slice(prefix.length, afterDelivered))
     this.sequence = reply.slice(afterDelivered + 1, afterSequence)
-    this.time = reply.indexOf(".", afterSequence + 1) + 1
   }
   get id(): string {
     return idOf(this.life, this.sequence)
@@ -99,7 +99,7 @@ export class JetStreamDelivery implements Transport.Delivery {
   }
   /** In nanoseconds. */
   get timestamp(): string {
-    return this.reply.slice(this.time, this.reply.indexOf(".", this.time))
+    return timestampIn(this.reply)
   }
   ownedBy(owner: Owner): void {
     this.#owner = owner
@@ -110,6 +110,12 @@ export class JetStreamDelivery implements Transport.Delivery {
   isSameMessage(other: JetStreamDelivery): boolean {
     return this.sequence === other.sequence && this.life === other.life
   }
+}
+
+/** The timestamp is the last but one of nine tokens, or of twelve where the last is random. */
+export const timestampIn = (reply: string): string => {
+  const tokens = reply.split(".")
+  return tokens[tokens.length === 9 ? 7 : 9] ?? ""
 }
 
 let prefix = "no message yet"

@@ -1,15 +1,18 @@
 import type { Demand } from "@millrace/core/Transport"
-import type { Ending, JetStreamDelivery, Owner } from "./delivery.ts"
-import { type AttemptLedger, judge, judgeUnrecorded } from "./ledger.ts"
+import { type Ending, type JetStreamDelivery, type Owner, timestampIn } from "./delivery.ts"
+import { type AttemptLedger, judge, judgeUnrecorded, type Recorded } from "./ledger.ts"
 
 export interface InboxOptions {
   readonly ledger: AttemptLedger
   /** Monotonic milliseconds. */
   readonly now: () => number
+  /** Milliseconds since the epoch. */
+  readonly date: () => number
   /** How long a delivery is surely ours after a sign of life, in milliseconds. */
   readonly lease: number
   /** As in `Transport.SubscribeOptions`. */
   readonly isolateFrom: number
+  readonly ordered: boolean
   /** The connection was lost not long ago: the server may have sent deliveries that did not arrive. */
   readonly isInterrupted: () => boolean
   /** Acknowledges the redelivery of a message that is done. */
@@ -26,6 +29,8 @@ interface OwnRetry {
   readonly released: number
   readonly firstFailedAt: number | undefined
   readonly due: number
+  /** Only where the retry may have to be handed over. */
+  readonly reply: string | undefined
 }
 
 /** The server's clock for a retry starts when its request arrives, and its timers run a little late. Milliseconds. */
@@ -183,7 +188,8 @@ export class Inbox implements Owner {
   retried(delivery: JetStreamDelivery, delay: number): void {
     const { delivered, firstFailedAt, released } = delivery
     const due = this.options.now() + delay + dueMargin
-    this.retries.set(delivery.sequence, { delivered, released, firstFailedAt, due })
+    const reply = this.options.ordered ? delivery.reply : undefined
+    this.retries.set(delivery.sequence, { delivered, released, firstFailedAt, due, reply })
   }
 
   /** How many retries of this process are due and have not come back. After the lease they have gone to a peer. */
@@ -202,6 +208,23 @@ export class Inbox implements Owner {
     return next - time
   }
 
+  /** Retries of this process that wait, for a peer that has to keep their order. */
+  get waitingRetries(): ReadonlyArray<Recorded> {
+    const time = this.options.now()
+    return [...this.retries].flatMap(([sequence, { due, reply, ...retry }]) =>
+      reply === undefined || due <= time
+        ? []
+        : [{
+          ...retry,
+          sequence,
+          reply,
+          timestamp: timestampIn(reply),
+          suspect: false,
+          due: Math.round(this.options.date() + due - dueMargin - time)
+        }]
+    )
+  }
+
   /** Deliveries that were not given: the transport extends them. Ends those that neither it nor the engine extended. */
   sweep(): ReadonlyArray<JetStreamDelivery> {
     const time = this.options.now()
@@ -212,7 +235,7 @@ export class Inbox implements Owner {
       else if (delivery !== undefined) {
         // The engine extends every third of the lease: a delivery that has come again is not its any more.
         const grace = this.copies.has(delivery.sequence) ? lease / 2 : lease
-        if (time > delivery.heldUntil + grace) this.ended(delivery, "lost", time)
+        if (time > delivery.heldUntil + grace) this.ended(delivery, "neglected", time)
       }
     }
     for (const [sequence, until] of this.late) if (time > until) this.late.delete(sequence)

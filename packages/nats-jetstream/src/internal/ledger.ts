@@ -22,6 +22,12 @@ export interface AttemptRecord {
   readonly timestamp: string
 }
 
+/** What a record says of a delivery. */
+export type Recorded = Pick<
+  JetStreamDelivery,
+  "reply" | "sequence" | "delivered" | "released" | "suspect" | "firstFailedAt" | "due" | "timestamp"
+>
+
 const bucket = "KV_millrace"
 
 /** A record outlives its message's redeliveries by far. */
@@ -158,18 +164,18 @@ export class AttemptLedger {
     return this.store(deliveries, { settled: true, released: 1 })
   }
 
-  /** A retry that waits is handed over before its time. */
-  handedOver(delivery: JetStreamDelivery, due: number): Promise<void> {
-    return this.store([delivery], { settled: true, released: 0, due })
+  /** Retries that wait are handed over before their time. */
+  handedOver(deliveries: ReadonlyArray<Recorded>): Promise<void> {
+    return this.store(deliveries, { settled: true, released: 0 })
   }
 
   private store(
-    deliveries: ReadonlyArray<JetStreamDelivery>,
-    how: { readonly settled: boolean; readonly released: number; readonly due?: number }
+    deliveries: ReadonlyArray<Recorded>,
+    how: { readonly settled: boolean; readonly released: number }
   ): Promise<void> {
     if (!this.isAvailable) return Promise.resolve()
     const { nc } = this.#connection
-    const storeOne = (delivery: JetStreamDelivery) => {
+    const storeOne = (delivery: Recorded) => {
       const text = textOf(delivery, {
         ...how,
         released: delivery.released + how.released,
@@ -296,7 +302,7 @@ interface Stored {
   readonly error?: ApiError
 }
 
-const subjectOf = (delivery: JetStreamDelivery): string => {
+const subjectOf = (delivery: Recorded): string => {
   // `$JS.ACK.<stream>.<consumer>.` and what comes before it on newer servers' request.
   const tokens = delivery.reply.split(".")
   const at = tokens.length === 9 ? 2 : 4
@@ -304,9 +310,9 @@ const subjectOf = (delivery: JetStreamDelivery): string => {
 }
 
 const textOf = (
-  { delivered, firstFailedAt, timestamp }: JetStreamDelivery,
-  how: { readonly released: number; readonly settled: boolean; readonly due?: number }
-): string => JSON.stringify({ delivered, firstFailedAt, timestamp, ...how } satisfies AttemptRecord)
+  { delivered, due, firstFailedAt, timestamp }: Recorded,
+  how: { readonly released: number; readonly settled: boolean }
+): string => JSON.stringify({ delivered, due, firstFailedAt, timestamp, ...how } satisfies AttemptRecord)
 
 const throwRefusal = (answer: { readonly json: <A>() => A }): void => {
   const { error } = answer.json<{ readonly error?: ApiError }>()

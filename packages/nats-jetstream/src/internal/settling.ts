@@ -5,7 +5,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { type Connection, interrupted, notConnected, unexpected } from "./connection.ts"
 import { JetStreamDelivery } from "./delivery.ts"
-import type { AttemptLedger } from "./ledger.ts"
+import type { AttemptLedger, Recorded } from "./ledger.ts"
 import { atLeast } from "./server.ts"
 
 const encoder = new TextEncoder()
@@ -48,6 +48,7 @@ export interface SettlingOptions {
   /** How long a delivery is surely ours after a sign of life, in milliseconds. */
   readonly lease: number
   readonly confirm: boolean
+  readonly ordered: boolean
   /** Milliseconds during which a released message would come back to this process. */
   readonly releaseDelay: () => number
   readonly onRetry: (delivery: JetStreamDelivery, delay: number) => void
@@ -61,11 +62,19 @@ export interface SettlingOptions {
  * gets nothing but an acknowledgement.
  */
 export const settling = (options: SettlingOptions) => {
-  const { confirm, connection, date, lease, ledger, now, onRetry, releaseDelay } = options
-  /** When the server acts on a settlement that was written and not confirmed: after that it is not written again. */
+  const { confirm, connection, date, lease, ledger, now, onRetry, ordered, releaseDelay } = options
+  /** When the server acts on a retry that was written: after that the delivery is nobody's. */
   const due = new WeakMap<JetStreamDelivery, number>()
+  const released = new WeakSet<JetStreamDelivery>()
+  /** Releases of an ordered subscription: the server delivers again in the order in which they are written. */
+  let held: Array<JetStreamDelivery> = []
+  let holding: NodeJS.Timeout | undefined
 
-  const write = (delivery: JetStreamDelivery, payload: Uint8Array) => connection.nc.publish(delivery.reply, payload)
+  /** Fenced: a delivery that was settled, or whose lease has ended, gets no settlement more. */
+  const isOurs = (delivery: JetStreamDelivery, time: number) =>
+    time < delivery.heldUntil && time < (due.get(delivery) ?? Infinity)
+
+  const write = (delivery: { readonly reply: string }, payload: Uint8Array) => connection.nc.publish(delivery.reply, payload)
 
   const whenConnected = connection.whenConnected.pipe(
     Effect.timeoutOrElse({
@@ -90,19 +99,20 @@ export const settling = (options: SettlingOptions) => {
     const releases: Array<JetStreamDelivery> = []
     for (const { delivery, settlement } of batch) {
       if (!(delivery instanceof JetStreamDelivery)) continue
-      const isOurs = time < delivery.heldUntil
-      if (!isOurs) lost.push(delivery)
+      const wasReleased = released.has(delivery)
+      const owned = isOurs(delivery, time) && (!wasReleased || settlement._tag === "Release")
+      if (!owned) lost.push(delivery)
       switch (settlement._tag) {
         case "Ack":
           if (confirm) acks.push(delivery)
           else write(delivery, ack)
           break
         case "Release":
-          if (isOurs) releases.push(delivery)
+          if (owned && !wasReleased) releases.push(delivery)
           break
         case "Retry": {
           const delay = settlement.after === undefined ? defaultDelay : Duration.toMillis(settlement.after)
-          if (isOurs && time < (due.get(delivery) ?? Infinity)) {
+          if (owned) {
             due.set(delivery, time + delay)
             delivery.firstFailedAt ??= date()
             onRetry(delivery, delay)
@@ -112,7 +122,7 @@ export const settling = (options: SettlingOptions) => {
           break
         }
         case "Terminate":
-          if (isOurs) write(delivery, term(connection.nc.info?.version, settlement.reason))
+          if (owned) write(delivery, term(connection.nc.info?.version, settlement.reason))
           break
         default:
           settlement satisfies never
@@ -133,17 +143,22 @@ export const settling = (options: SettlingOptions) => {
     )
   }
 
-  const release = (releases: ReadonlyArray<JetStreamDelivery>): Effect.Effect<void> => {
-    const ours = releases.filter((delivery) => !due.has(delivery))
-    if (ours.length === 0) return Effect.void
-    return Effect.map(Effect.promise(() => ledger.released(ours)), () => {
-      const delay = releaseDelay()
-      for (const delivery of ours) {
-        if (connection.state() !== "connected") return
-        due.set(delivery, 0)
-        write(delivery, delay > 0 ? nak(delay) : releaseNow)
-      }
+  const release = (releases: ReadonlyArray<JetStreamDelivery>): Effect.Effect<void> =>
+    releases.length === 0 ? Effect.void : Effect.map(Effect.promise(() => ledger.released(releases)), () => {
+      for (const delivery of releases) released.add(delivery)
+      held.push(...releases)
+      if (ordered) holding ??= setTimeout(writeReleases, holdReleases)
+      else writeReleases()
     })
+
+  const writeReleases = (more: ReadonlyArray<Addressed> = []) => {
+    clearTimeout(holding)
+    holding = undefined
+    const delay = releaseDelay()
+    const payload = delay > 0 ? nak(delay) : releaseNow
+    const all = [...held, ...more].sort((one, other) => Number(one.sequence) - Number(other.sequence))
+    held = []
+    if (connection.state() === "connected") { for (const delivery of all) write(delivery, payload) }
   }
 
   const lose = (deliveries: ReadonlyArray<Transport.Delivery>) => {
@@ -158,7 +173,9 @@ export const settling = (options: SettlingOptions) => {
       const lost: Array<Transport.Delivery> = []
       const extended: Array<JetStreamDelivery> = []
       for (const delivery of deliveries) {
-        if (!(delivery instanceof JetStreamDelivery) || time >= delivery.heldUntil) lost.push(delivery)
+        const owned = delivery instanceof JetStreamDelivery && isOurs(delivery, time) && !due.has(delivery) &&
+          !released.has(delivery)
+        if (!owned) lost.push(delivery)
         else extended.push(delivery)
       }
       if (connection.state() !== "connected") {
@@ -205,10 +222,26 @@ export const settling = (options: SettlingOptions) => {
     release: (deliveries: ReadonlyArray<JetStreamDelivery>) =>
       Effect.suspend(() => {
         const time = now()
-        return Effect.andThen(release(deliveries.filter((delivery) => time < delivery.heldUntil)), connection.flush)
+        return Effect.andThen(release(deliveries.filter((delivery) => isOurs(delivery, time))), connection.flush)
+      }),
+    /** Releases the last deliveries, and hands over retries that wait. */
+    close: (deliveries: ReadonlyArray<JetStreamDelivery>, retries: ReadonlyArray<Recorded>) =>
+      Effect.suspend(() => {
+        const time = now()
+        return release(deliveries.filter((delivery) => isOurs(delivery, time))).pipe(
+          Effect.andThen(retries.length === 0 ? Effect.void : Effect.promise(() => ledger.handedOver(retries))),
+          Effect.andThen(Effect.sync(() => writeReleases(retries))),
+          Effect.andThen(connection.flush)
+        )
       })
   }
 }
+
+/** A message that can be addressed: its reply subject, and its place in the stream. */
+type Addressed = Pick<Recorded, "reply" | "sequence">
+
+/** How long an ordered subscription waits for releases of earlier messages, in milliseconds. */
+const holdReleases = 250
 
 /** Acknowledges and waits until the server has confirmed each. */
 export const confirmAll = (

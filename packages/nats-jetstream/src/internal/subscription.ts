@@ -327,6 +327,7 @@ export const subscribe = Effect.fnUntraced(function*(
     now,
     date: () => clock.currentTimeMillisUnsafe(),
     lease,
+    ordered: options.ordered === true,
     confirm: Context.get(options.settings, settings.Acknowledge) === "confirm",
     // Requests that are open here would be given the released messages.
     releaseDelay: () => withdrawn || isTooMuch() ? loop.remaining : 0,
@@ -335,8 +336,10 @@ export const subscribe = Effect.fnUntraced(function*(
   const inbox = new Inbox({
     ledger,
     now,
+    date: () => clock.currentTimeMillisUnsafe(),
     lease,
     isolateFrom: options.isolateFrom,
+    ordered: options.ordered === true,
     isInterrupted: () => now() < interruptedUntil,
     acknowledge: settle.acknowledge,
     postpone: (suspect) => settle.postpone(suspect, ackWait / 2),
@@ -372,7 +375,7 @@ export const subscribe = Effect.fnUntraced(function*(
       loop.close()
       yield* Effect.promise(() => loop.end())
       yield* Effect.promise(() => released)
-      yield* settle.release(yield* Effect.promise(() => inbox.close()))
+      yield* settle.close(yield* Effect.promise(() => inbox.close()), inbox.waitingRetries)
     }).pipe(
       Effect.timeoutOption(Duration.seconds(5)),
       Effect.ignore,

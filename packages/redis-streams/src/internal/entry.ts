@@ -26,6 +26,8 @@ export interface Facts {
   readonly redelivered: boolean
   readonly suspect: boolean
   readonly firstFailedAt: number | undefined
+  /** When a retry may run that is given out early. */
+  readonly due: number | undefined
   /** The delivery count that the server has for it: an attempt that has not begun may not be counted yet. */
   readonly count: number
   readonly arrival: Arrival
@@ -38,6 +40,7 @@ const fresh: Facts = {
   redelivered: false,
   suspect: false,
   firstFailedAt: undefined,
+  due: undefined,
   count: 1,
   arrival: "fresh",
   isFirstHand: true
@@ -87,6 +90,7 @@ export class RedisDelivery implements Delivery {
   readonly suspect: boolean
   readonly redelivered: boolean
   readonly firstFailedAt: number | undefined
+  readonly due: number | undefined
   body: Uint8Array = nothing
   raw: ReadonlyArray<Buffer> | undefined
   readHeaders: Message.Headers | undefined
@@ -108,6 +112,7 @@ export class RedisDelivery implements Delivery {
     this.redelivered = facts.redelivered
     this.suspect = facts.suspect
     this.firstFailedAt = facts.firstFailedAt
+    this.due = facts.due
     this.#state = {
       source,
       count: facts.count,

@@ -160,6 +160,7 @@ export class Link {
         const lost = new Lost(false, this.cause)
         return resume(Effect.succeed(commands.map(() => lost)))
       }
+      if (commands.length === 0) return resume(Effect.succeed([]))
       const replies = new Array<unknown>(commands.length)
       let left = commands.length
       let answered = this.answered

@@ -21,6 +21,7 @@ export interface ReclaimOptions {
   readonly consumer: string
   readonly minIdle: number
   readonly isolateFrom: number
+  readonly ordered: boolean
 }
 
 interface Candidate {
@@ -40,7 +41,7 @@ export class Reclaim {
   private cursor: readonly [consumer: string, id: string] = ["", ""]
   private candidates: ReadonlyArray<Candidate> = []
   private lookedAtOwn = -Infinity
-  private lookedAtAll = performance.now()
+  private fullLookAt: number
   private seesAll = false
   private readonly options: ReclaimOptions
   private readonly server: Server
@@ -69,6 +70,7 @@ export class Reclaim {
     this.entries = entries
     this.origin = origin
     this.clock = clock
+    this.fullLookAt = performance.now() + options.minIdle * Math.random()
   }
 
   /** Something older than whatever is unread may be taken now. */
@@ -94,7 +96,7 @@ export class Reclaim {
   )
 
   private readonly claim: Effect.Effect<ReadonlyArray<string>, Error> = Effect.suspend(() => {
-    const { consumer, dues, group, isolateFrom, key, minIdle } = this.options
+    const { consumer, dues, group, isolateFrom, key, minIdle, ordered } = this.options
     const { byteRoom, freshRoom, suspectRoom } = this.inbox
     const command = evalsha(claims.claim, [key, dues], [
       group,
@@ -106,7 +108,8 @@ export class Reclaim {
       Number.isFinite(isolateFrom) ? String(isolateFrom) : "1e300",
       String(byteRoom),
       this.seesAll ? "1" : "0",
-      ...this.cursor
+      ...this.cursor,
+      ordered ? "1" : "0"
     ])
     return Effect.map(this.server.keep.one(key, command), (reply) => {
       const [, waiting, , left, consumer, id] = list(reply)
@@ -131,13 +134,14 @@ export class Reclaim {
   }
 
   private read(entry: unknown, now: number): RedisDelivery {
-    const [id, fields, attempt, suspect, failed, count] = list(entry)
+    const [id, fields, attempt, suspect, failed, count, left] = list(entry)
     const isSuspect = suspect === 1
     const facts: Facts = {
       attempt: Number(attempt),
       redelivered: true,
       suspect: isSuspect,
       firstFailedAt: firstFailure(failed),
+      due: left === undefined ? undefined : now + Number(left),
       count: Number(count),
       arrival: isSuspect && Number(attempt) >= this.options.isolateFrom ? "isolated" : "fresh",
       isFirstHand: false
@@ -153,13 +157,26 @@ export class Reclaim {
       performance.now() - this.lookedAtOwn > Math.max(100, this.options.minIdle / 3)
   }
 
-  /** Now and then the entries of consumers that live are looked at too: another framework may leave some behind. */
-  seeAllIfDue(): void {
-    const now = performance.now()
-    if (now - this.lookedAtAll < Math.max(60_000, 2 * this.options.minIdle) * (0.75 + Math.random() / 2)) return
-    this.lookedAtAll = now
-    this.seesAll = this.isClaimable = true
+  /** Whether it is time to look at the entries of consumers that live, which may have left some behind. */
+  get wantsFullLook(): boolean {
+    return performance.now() > this.fullLookAt
   }
+
+  /** Costs in proportion to what is pending: so not more often than once in the claim time, and a fiftieth of the time. */
+  readonly lookAtAll: Effect.Effect<void, Error> = Effect.suspend(() => {
+    const { group, key, minIdle } = this.options
+    const began = performance.now()
+    this.fullLookAt = began + minIdle
+    return Effect.map(
+      this.server.keep.one(key, ["XPENDING", key, group, "IDLE", String(minIdle), "-", "+", "1"]),
+      (reply) => {
+        const now = performance.now()
+        this.fullLookAt = now + Math.max(1_000, minIdle, 50 * (now - began)) * (0.5 + Math.random() / 2)
+        const owner = list(list(reply)[0])[1]
+        if (owner !== undefined && text(owner) !== this.options.consumer) this.seesAll = this.isClaimable = true
+      }
+    )
+  })
 
   /**
    * Looks for own entries that were neither settled nor extended for the claim time. One that the engine has must be found

@@ -79,7 +79,7 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
     if (typeof state !== "number") return Effect.fail(new ErrorReply(text(state)))
     if (state === 0) return Effect.sync(() => subscription.looked(false))
     if ((state & 4) !== 0) isPending = true
-    return ((state & 4) !== 0 ? subscription.lookAtOwn : Effect.void).pipe(
+    return ((state & 4) !== 0 ? subscription.lookFurther : Effect.void).pipe(
       Effect.andThen(Effect.sync(() => subscription.looked((state & 1) !== 0))),
       Effect.andThen((state & 2) !== 0 ? move(subscription) : Effect.void)
     )

@@ -33,7 +33,7 @@ const operationOf = (subscription: RedisSubscription, { delivery, settlement }: 
       return undefined
     case "Release":
       return delivery instanceof RedisDelivery
-        ? releaseOf(delivery)
+        ? releaseOf(delivery, subscription.now())
         : ["release", delivery.id, countOf(delivery), "0", String(delivery.attempt - 1)]
     case "Terminate":
       return ["end", delivery.id, countOf(delivery), sure, ""]
@@ -83,6 +83,8 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
             : evalsha(remove, [key], [group, "", "0", ...acks])
         )
       }
+      const early = batch.filter(({ delivery, settlement }) => settlement._tag === "Ack" && delivery.due !== undefined)
+      if (early.length > 0) commands.push(["HDEL", subscription.dues, ...early.map(({ delivery }) => delivery.id)])
       const operationsAt = commands.length
       commands.push(...subscription.commands(operations))
       const endsAt = commands.length
@@ -145,6 +147,7 @@ export const extending = (server: Server, subscription: RedisSubscription) => {
         subscription.isMine(delivery) && !RedisDelivery.state(delivery).isOut
       const stale = all.filter(isStale)
       const deliveries = stale.length === 0 ? all : all.filter((delivery) => !isStale(delivery))
+      if (deliveries.length === 0) return Effect.succeed(stale)
       const operations = deliveries.map((delivery): Operation => [
         "extend",
         delivery.id,

@@ -116,7 +116,8 @@ export const make = Effect.fnUntraced(function*(
       consumer,
       minIdle,
       block,
-      isolateFrom: options.isolateFrom
+      isolateFrom: options.isolateFrom,
+      ordered: options.ordered ?? false
     })
     readLoop.add(subscription)
     yield* maintenance.look(key, group)

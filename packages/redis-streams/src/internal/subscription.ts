@@ -34,6 +34,7 @@ export interface SubscriptionOptions {
   readonly minIdle: number
   readonly block: number
   readonly isolateFrom: number
+  readonly ordered: boolean
 }
 
 /** An operation of the script \`settle\` on one entry. */
@@ -211,6 +212,7 @@ export class RedisSubscription {
             redelivered: true,
             suspect: false,
             firstFailedAt: firstFailure(failed),
+            due: undefined,
             count: Number(attempt),
             arrival,
             isFirstHand: this.firstHand.has(text(id))
@@ -233,12 +235,14 @@ export class RedisSubscription {
       )
   }
 
-  /** Looks for own entries that were not settled, when it is time to. */
-  readonly lookAtOwn: Effect.Effect<void, Error> = Effect.suspend(() => {
-    this.reclaim.seeAllIfDue()
-    if (!this.reclaim.wantsOwnLook) return Effect.void
-    return Effect.map(this.reclaim.lookAtOwn(this.readLoop.isReadingSince(this.options.minIdle)), () => {
-      if (this.reclaim.isReady) this.readLoop.wake(this, true)
+  /** Looks for entries that live consumers have left behind, this one too, when it is time to. */
+  readonly lookFurther: Effect.Effect<void, Error> = Effect.suspend(() => {
+    const { reclaim } = this
+    const own = reclaim.wantsOwnLook
+      ? reclaim.lookAtOwn(this.readLoop.isReadingSince(this.options.minIdle))
+      : Effect.void
+    return Effect.map(Effect.andThen(own, reclaim.wantsFullLook ? reclaim.lookAtAll : Effect.void), () => {
+      if (reclaim.isReady) this.readLoop.wake(this, true)
     })
   })
 
@@ -327,7 +331,7 @@ export class RedisSubscription {
     this.reclaim.found()
     return deliveries.length === 0
       ? Effect.void
-      : Effect.asVoid(this.server.keep.send(this.options.key, this.commands(deliveries.map(releaseOf))))
+      : Effect.asVoid(this.server.keep.send(this.options.key, this.commands(deliveries.map((delivery) => releaseOf(delivery, this.now())))))
   }
 
   /** Releases everything: arrived entries uncounted, retries that wait with their due time and count. */
@@ -344,11 +348,15 @@ export class RedisSubscription {
   })
 }
 
-/** A release keeps what is known of a suspect. */
-export const releaseOf = (delivery: RedisDelivery): Operation => [
-  delivery.suspect ? "releaseSuspect" : "release",
-  delivery.id,
-  String(RedisDelivery.state(delivery).count),
-  "0",
-  String(delivery.attempt - 1)
-]
+/** A release keeps what is known of a suspect, and when a retry is due. */
+export const releaseOf = (delivery: RedisDelivery, now: number): Operation => {
+  const { attempt, due, firstFailedAt, id, suspect } = delivery
+  const isEarly = due !== undefined && due > now
+  return [
+    isEarly ? "releaseRetry" : suspect ? "releaseSuspect" : "release",
+    id,
+    String(RedisDelivery.state(delivery).count),
+    "0",
+    isEarly ? `${attempt - 1} ${Math.ceil(due - now)} ${firstFailedAt ?? ""}` : String(attempt - 1)
+  ]
+}

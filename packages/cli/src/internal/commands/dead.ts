@@ -29,10 +29,6 @@ const filters = {
   ),
   failedGroup: Flag.String("of-group").pipe(Flag.withDescription("Failed in this group"), Flag.optional),
   from: Flag.String("from").pipe(Flag.withDescription("Failed in this topic"), Flag.optional),
-  id: Flag.String("id").pipe(
-    Flag.withDescription("With this id, the letter's or the message's; may be given many times"),
-    Flag.atLeast(0)
-  ),
   olderThan: shared.duration("older-than").pipe(Flag.withDescription("Failed longer ago than this"), Flag.optional),
   newerThan: shared.duration("newer-than").pipe(Flag.withDescription("Failed not longer ago than this"), Flag.optional)
 }
@@ -43,7 +39,6 @@ interface Filters {
   readonly reason: Option.Option<DeadLetter.Reason>
   readonly failedGroup: Option.Option<string>
   readonly from: Option.Option<string>
-  readonly id: ReadonlyArray<string>
   readonly olderThan: Option.Option<number>
   readonly newerThan: Option.Option<number>
 }
@@ -54,13 +49,12 @@ const criteria = (given: Filters, now: number): DeadLetter.Criteria => ({
   reason: Option.getOrUndefined(given.reason),
   group: Option.getOrUndefined(given.failedGroup),
   topic: Option.getOrUndefined(given.from),
-  ids: given.id.length === 0 ? undefined : given.id,
   failedUntil: Option.isSome(given.olderThan) ? now - given.olderThan.value : undefined,
   failedFrom: Option.isSome(given.newerThan) ? now - given.newerThan.value : undefined
 })
 
-const filterOf = (given: Filters) =>
-  Effect.map(Clock.currentTimeMillis, (now) => DeadLetter.matching(criteria(given, now)))
+const filterOf = (given: Filters, more: DeadLetter.Criteria = {}) =>
+  Effect.map(Clock.currentTimeMillis, (now) => DeadLetter.matching({ ...criteria(given, now), ...more }))
 
 /** A dead letter as `--json` has it. */
 export const letterJson = ({ earlier, id, incomplete, message, record }: DeadLetter.DeadLetter) => ({
@@ -72,6 +66,7 @@ export const letterJson = ({ earlier, id, incomplete, message, record }: DeadLet
 })
 
 interface ListOptions extends Filters {
+  readonly id: ReadonlyArray<string>
   readonly topic: Option.Option<string>
   readonly limit: number
   readonly oldest: boolean
@@ -97,46 +92,56 @@ const listTopics = Effect.fnUntraced(function*(json: boolean) {
   )
 })
 
-const listLetters = Effect.fnUntraced(function*(topic: string, { json, limit, oldest, ...given }: ListOptions) {
-  const { stored } = yield* Broker
-  const { hasColor } = yield* Output
-  const now = yield* Clock.currentTimeMillis
-  const letters = yield* Stream.runCollect(
-    DeadLetter.list(topic, { reverse: !oldest, limit, filter: yield* filterOf(given) })
-  )
-  if (json) return yield* print({ topic, letters: letters.map(letterJson) })
-  const color = paint(hasColor)
-  const total = (yield* stored(topic))?.messages
-  if (total === undefined) return yield* Effect.fail(new Failure(`there is no topic ${clean(topic)}`, 1))
-  yield* lines([
-    ...(letters.length === 0 ? [] : table(
-      [
-        { title: "LETTER" },
-        { title: "FAILED", align: "right" },
-        { title: "GROUP", grows: true },
-        { title: "REASON" },
-        { title: "TRIES", align: "right" },
-        { title: "ERROR", grows: true }
-      ],
-      letters.map(({ id, record }) => [
-        id,
-        `${duration(now - record.failedAt)} ago`,
-        record.group,
-        record.reason,
-        `${record.attempts}${record.history.length === 0 ? "" : `+${record.history.length}`}`,
-        `${record.error.tag}: ${record.error.message}`
-      ]),
-      (row, _, text) => row < 0 ? color("dim", text) : text
-    )),
-    `${letters.length === 0 ? "" : "\n"}${count(letters.length)} shown, ${count(total)} stored in ${clean(topic)}`
-  ])
-})
+const listLetters = Effect.fnUntraced(
+  function*(topic: string, { id: ids, json, limit, oldest, ...given }: ListOptions) {
+    const { stored } = yield* Broker
+    const { hasColor } = yield* Output
+    const now = yield* Clock.currentTimeMillis
+    const letters = yield* Stream.runCollect(
+      DeadLetter.list(topic, {
+        reverse: !oldest,
+        limit,
+        filter: yield* filterOf(given, ids.length === 0 ? {} : { ids })
+      })
+    )
+    if (json) return yield* print({ topic, letters: letters.map(letterJson) })
+    const color = paint(hasColor)
+    const total = (yield* stored(topic))?.messages
+    if (total === undefined) return yield* Effect.fail(new Failure(`there is no topic ${clean(topic)}`, 1))
+    yield* lines([
+      ...(letters.length === 0 ? [] : table(
+        [
+          { title: "LETTER" },
+          { title: "FAILED", align: "right" },
+          { title: "GROUP", grows: true },
+          { title: "REASON" },
+          { title: "TRIES", align: "right" },
+          { title: "ERROR", grows: true }
+        ],
+        letters.map(({ id, record }) => [
+          id,
+          `${duration(now - record.failedAt)} ago`,
+          record.group,
+          record.reason,
+          `${record.attempts}${record.history.length === 0 ? "" : `+${record.history.length}`}`,
+          `${record.error.tag}: ${record.error.message}`
+        ]),
+        (row, _, text) => row < 0 ? color("dim", text) : text
+      )),
+      `${letters.length === 0 ? "" : "\n"}${count(letters.length)} shown, ${count(total)} stored in ${clean(topic)}`
+    ])
+  }
+)
 
 const list = Command.make(
   "list",
   {
     topic: Argument.optional(topic),
     ...filters,
+    id: Flag.String("id").pipe(
+      Flag.withDescription("With this id, the letter's or the message's; may be given many times"),
+      Flag.atLeast(0)
+    ),
     limit: shared.whole("limit", 1).pipe(Flag.withDescription("At most so many; default 50"), Flag.withDefault(50)),
     oldest: Flag.Boolean("oldest-first").pipe(
       Flag.withDefault(false),
@@ -190,6 +195,10 @@ const show = Command.make(
 )
 
 const acting = {
+  ids: Flag.String("id").pipe(
+    Flag.withDescription("The letter with this id, as dead list shows it; may be given many times"),
+    Flag.atLeast(0)
+  ),
   dryRun: Flag.Boolean("dry-run").pipe(
     Flag.withDefault(false),
     Flag.withDescription("Say what would be done; the default without --yes")
@@ -208,6 +217,7 @@ const progress = (total: number, startedAt: number) => (done: number) =>
   })
 
 interface RedriveOptions extends Filters {
+  readonly ids: ReadonlyArray<string>
   readonly topic: string
   readonly group: Option.Option<string>
   readonly to: ReadonlyArray<string>
@@ -247,6 +257,7 @@ const redriveLetters = Effect.fnUntraced(function*(options: RedriveOptions): Eff
   const limit = Option.getOrUndefined(options.limit)
   const show = progress(Math.min(total, limit ?? total), yield* Clock.currentTimeMillis)
   const answer = yield* DeadLetter.redrive(topic, {
+    ids: options.ids.length === 0 ? undefined : options.ids,
     filter: yield* filterOf(options),
     cap,
     limit,
@@ -298,6 +309,7 @@ const redrive = Command.make(
 )
 
 interface DiscardOptions extends Filters {
+  readonly ids: ReadonlyArray<string>
   readonly topic: string
   readonly limit: Option.Option<number>
   readonly dryRun: boolean
@@ -308,6 +320,7 @@ interface DiscardOptions extends Filters {
 const discardLetters = Effect.fnUntraced(function*(options: DiscardOptions) {
   const dryRun = options.dryRun || !options.yes
   const discarded = yield* DeadLetter.discard(options.topic, {
+    ids: options.ids.length === 0 ? undefined : options.ids,
     filter: yield* filterOf(options),
     limit: Option.getOrUndefined(options.limit),
     dryRun

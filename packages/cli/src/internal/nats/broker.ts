@@ -87,6 +87,7 @@ const stored = async (jsm: JetStreamManager, topic: string): Promise<Stored | un
   return {
     topic,
     messages,
+    added: isAlone ? state.last_seq : undefined,
     bytes: state.bytes,
     first: messages === 0
       ? undefined
@@ -111,6 +112,7 @@ const make = Effect.fnUntraced(function*(target: Target) {
     topics: attempt("listing streams", () => topics(jsm)),
     stored: (topic) => attempt(`looking for the stream of ${topic}`, () => stored(jsm, topic)),
     held: () => Effect.succeed(undefined),
+    retries: () => Effect.succeed(undefined),
     examine: (given) =>
       Effect.mapError(
         doctor.examine(client, jsm, given),

@@ -47,8 +47,10 @@ const storage = ({ info: { config } }: StreamFacts, at: string): Finding =>
     )
     : ok("nats/storage", "storage file", at)
 
+const isAsync = (config: object): boolean => "persist_mode" in config && config.persist_mode === "async"
+
 const persistMode = ({ info: { config } }: StreamFacts, at: string): ReadonlyArray<Finding> =>
-  "persist_mode" in config && config.persist_mode === "async"
+  isAsync(config)
     ? [
       bad(
         "error",
@@ -320,10 +322,14 @@ const size = ({ info: { config } }: StreamFacts, { largest }: Given, at: string)
 
 const features = ({ info: { config } }: StreamFacts, version: string, at: string): Finding => {
   const id = "nats/stream-features"
+  if (config.mirror !== undefined || config.sealed) return ok(id, "nothing is published to it", at)
+  // The server allows no schedules with discard new, and no atomic batches with persist_mode async.
   const missing = [
     ...(atLeast(version, 2, 11) && !config.allow_msg_ttl ? ["allow_msg_ttl"] : []),
-    ...(atLeast(version, 2, 12) && !config.allow_msg_schedules ? ["allow_msg_schedules"] : []),
-    ...(atLeast(version, 2, 12) && !config.allow_atomic ? ["allow_atomic"] : []),
+    ...(atLeast(version, 2, 12) && !config.allow_msg_schedules && config.discard !== "new"
+      ? ["allow_msg_schedules"]
+      : []),
+    ...(atLeast(version, 2, 12) && !config.allow_atomic && !isAsync(config) ? ["allow_atomic"] : []),
     ...(config.allow_direct ? [] : ["allow_direct"])
   ]
   return missing.length === 0 ? ok(id, "all that this server offers", at) : bad(

@@ -19,6 +19,7 @@ const stored = Effect.fnUntraced(function*(admin: Admin, key: string, topic: str
   const found: Stored = {
     topic,
     messages: Number(stream.get("length")),
+    added: typeof stream.get("entries-added") === "number" ? Number(stream.get("entries-added")) : undefined,
     bytes: bytes._tag === "Some" && typeof bytes.value === "number" ? bytes.value : undefined,
     first: millisOf(idOf("first-entry")),
     last: millisOf(idOf("last-entry")),
@@ -63,6 +64,11 @@ const make = Effect.fnUntraced(function*(target: Target) {
     stored: (topic) => failing(`looking at stream ${keyOf(topic)}`, stored(admin, keyOf(topic), topic)),
     held: (topic, group, limit) =>
       failing(`looking at group ${group} of ${keyOf(topic)}`, held(admin, keyOf(topic), group, limit)),
+    retries: (topic, group) => {
+      const key = keyOf(topic)
+      const dues = `${key.includes("{") ? key : `{${key}}`}:millrace:due:${group}`
+      return Effect.match(admin.send(key, ["HLEN", dues]), { onFailure: () => undefined, onSuccess: Number })
+    },
     examine: (given) => failing("examining the server", doctor.examine(admin, target, given))
   })
 })

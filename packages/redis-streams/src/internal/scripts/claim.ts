@@ -10,13 +10,14 @@ import { fieldsOf, now, released, suspectFrom } from "./lua.ts"
  *
  * KEYS: stream, due times. ARGV: group, consumer, claim time, room, room for retries that wait, room for isolated
  * suspects, isolateFrom, bytes, '1' to look at the entries of live consumers too, and where the last call ended: a
- * consumer and an id. Replies: given [id, fields, attempt, suspect, first failure, count], waiting [id, ms left], ids that
+ * consumer and an id, '1' to be given retries that wait at once. Replies: given [id, fields, attempt, suspect, first failure, count, ms left], waiting [id, ms left], ids that
  * are gone, isolated suspects left, and where it ended, '' when there is no more.
  */
 export const claim = Script.make(`${now}${fieldsOf}
 local stream, dues, group, me, minIdle = KEYS[1], KEYS[2], ARGV[1], ARGV[2], tonumber(ARGV[3])
 local room, waitRoom, suspects, isolateFrom = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local bytes, everyone, first, start = tonumber(ARGV[8]), ARGV[9] == '1', ARGV[10], ARGV[11]
+local ordered = ARGV[12] == '1'
 local given, waiting, gone, left, seen = {}, {}, {}, 0, 0
 local isFull, endConsumer, endId = false, '', ''
 
@@ -30,9 +31,26 @@ local function take(consumer, isAlive)
       local id, at, count = entry[1], now - entry[3], entry[4]
       endConsumer, endId = consumer, start
       start, seen = '(' .. id, seen + 1
-      local due, failed = string.match(redis.call('HGET', dues, id) or '', '^(%d+) ?(%d*)$')
+      local due, failed, isCounted = string.match(redis.call('HGET', dues, id) or '', '^(%d+) ?(%d*) ?(c?)$')
       due = tonumber(due)
-      if due and due > now then
+      -- Given out early, and due by now: it may have begun.
+      if due and due <= now and isCounted == 'c' then due = nil end
+      if due and due > now and ordered and not isAlive then
+        if room == 0 then
+          isFull = true
+          return
+        end
+        local attempt = isCounted == 'c' and count or count + 1
+        local claimed = redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', attempt)
+        if #claimed == 0 then
+          redis.call('HDEL', dues, id)
+          gone[#gone + 1] = id
+        else
+          room = room - 1
+          redis.call('HSET', dues, id, string.format('%.0f %s c', due, failed))
+          given[#given + 1] = { id, claimed[1][2], attempt, 0, failed, attempt, due - now }
+        end
+      elseif due and due > now then
         if waitRoom > 0 and not isAlive then
           waitRoom = waitRoom - 1
           if #redis.call('XCLAIM', stream, group, me, 0, id, 'JUSTID') > 0 then
@@ -54,7 +72,7 @@ local function take(consumer, isAlive)
         else
           if isolated then suspects, attempt = suspects - 1, count end
           local claimed = redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', attempt)
-          if due then redis.call('HDEL', dues, id) end
+          if due or isCounted then redis.call('HDEL', dues, id) end
           if #claimed == 0 then
             gone[#gone + 1] = id
           else

@@ -11,8 +11,8 @@ import { now, released, releasedAt, releasedSuspectAt } from "./lua.ts"
  *
  * KEYS: stream, due times. ARGV: group, consumer, then for each an operation, an id, the delivery count, '1' where the
  * lease has not ended, and an argument: extend; begin (the attempt to count); retry (ms from now, and when it failed
- * first if that was before); release and releaseSuspect (the count to go back to); leave (a retry that waits, for a
- * peer); end.
+ * first if that was before); release and releaseSuspect (the count to go back to); releaseRetry (the same, ms from now, and
+ * when it failed first); leave (a retry that waits, for a peer); end.
  */
 export const settle = Script.make(`${now}
 local stream, dues, group, me = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
@@ -24,7 +24,7 @@ local function apply(op, id, count, isSure, arg)
     if not isSure then return 1 end
     if op == 'end' then return 0 end
     if #redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', count, 'FORCE', 'JUSTID') == 0 then return 2 end
-  elseif held[2] == '${released}' and (op == 'release' or op == 'releaseSuspect') and held[4] == tonumber(arg) then
+  elseif held[2] == '${released}' and string.find(op, '^release') and held[4] == tonumber(string.match(arg, '^%d+')) then
     -- The answer to the first release was lost.
     return 0
   elseif held[2] ~= me or count ~= '' and held[4] ~= tonumber(count) then
@@ -36,6 +36,10 @@ local function apply(op, id, count, isSure, arg)
   elseif op == 'release' or op == 'releaseSuspect' then
     local at = op == 'release' and ${releasedAt} or ${releasedSuspectAt}
     if #redis.call('XCLAIM', stream, group, '${released}', 0, id, 'TIME', at, 'RETRYCOUNT', arg, 'JUSTID') == 0 then return 2 end
+  elseif op == 'releaseRetry' then
+    local attempts, delay, failed = string.match(arg, '^(%d+) (%d+) ?(%d*)$')
+    if #redis.call('XCLAIM', stream, group, '${released}', 0, id, 'TIME', ${releasedAt}, 'RETRYCOUNT', attempts, 'JUSTID') == 0 then return 2 end
+    redis.call('HSET', dues, id, string.format('%.0f %s', now + delay, failed))
   elseif op == 'leave' then
     if #redis.call('XCLAIM', stream, group, '${released}', 0, id, 'TIME', ${releasedAt}, 'JUSTID') == 0 then return 2 end
   elseif op == 'begin' then

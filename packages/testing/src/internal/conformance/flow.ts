@@ -347,14 +347,14 @@ export const flow: ReadonlyArray<rig.Test> = [
     yield* rig.until("two run", () => inFlight === 2)
     yield* rig.pass(300)
     assert.equal(inFlight, 2)
-    running.limit.resize(8)
+    yield* running.limit.resize(8)
     yield* rig.until("eight run", () => inFlight === 8)
     yield* rig.pass(300)
     assert.equal(inFlight, 8)
     gate.open()
     yield* rig.eventually("all are handled", running.counts, ({ handled }) => handled === 40)
     gate.close()
-    running.limit.resize(1)
+    yield* running.limit.resize(1)
     yield* rig.publish(transport, topic, rig.range(4))
     yield* rig.until("one runs", () => inFlight === 1)
     yield* rig.pass(300)
@@ -382,16 +382,16 @@ export const flow: ReadonlyArray<rig.Test> = [
   test("F13", "law 7", "released messages come before unread ones, in their order", function*() {
     const { transport } = yield* rig.Rig
     const topic = rig.numbers("f13")
-    yield* rig.publish(transport, topic, rig.range(6))
-    for (const count of [1, 2, 3]) {
+    for (const n of [0, 4]) {
+      yield* rig.publish(transport, topic, rig.range(4).map((i) => n + i))
       const subscription = yield* rig.subscribe(transport, topic.name)
-      const taken = yield* rig.take(subscription, count)
-      assert.deepEqual(rig.texts(taken), rig.range(count).map(String))
+      const taken = yield* rig.take(subscription, 4)
+      assert.deepEqual(rig.texts(taken), rig.range(4).map(String))
       yield* rig.settle(subscription, taken, { _tag: "Release" })
       yield* subscription.close
     }
     const last = yield* rig.subscribe(transport, topic.name)
-    assert.deepEqual(rig.texts(yield* rig.gather(last, 60_000, 6)), rig.range(6).map(String))
+    assert.deepEqual(rig.texts(yield* rig.gather(last, 60_000, 8)), rig.range(8).map(String))
   }, { needs: ["uncountedRelease"] }),
 
   test("F14", "law 7", "a key keeps its order while the only process is restarted again and again", function*() {

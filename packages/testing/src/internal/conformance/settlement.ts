@@ -279,7 +279,8 @@ export const settlement: ReadonlyArray<rig.Test> = [
       { delivery: terminated!, settlement: terminate("no use") }
     ] as const
     yield* rig.bounded("the broker takes a batch", subscription.settle(batch))
-    yield* rig.bounded("the broker takes it again", subscription.settle(batch))
+    const lost = yield* rig.bounded("the broker takes it again", subscription.settle(batch))
+    assert.ok(!idsOf(lost).includes(retried!.id), "a retry that has arrived is not lost")
     const again = yield* rig.gather(subscription, 3 * claimAfter + 1000)
     assert.deepEqual(again.map(shown).sort((a, b) => a.value.localeCompare(b.value)), [
       { value: "1", attempt: 2, redelivered: true },

@@ -212,7 +212,8 @@ export class Group {
     const { broker } = this.topic
     const pending = this.pending.get(delivery.id)
     const owned = pending !== undefined && pending.owner === consumer && pending.delivery === delivery
-    if (!owned && settlement._tag !== "Ack") return false
+    // The same settlement again is not news: it has arrived before.
+    if (!owned && settlement._tag !== "Ack") return this.isWaiting(delivery)
     // An acknowledgement stands, wherever the message is now: its work is done.
     const passage = pending ?? this.takeBack(delivery.id)
     if (passage === undefined) return true
@@ -255,6 +256,10 @@ export class Group {
       }
     }
     return true
+  }
+
+  private isWaiting(delivery: Transport.Delivery): boolean {
+    return [...this.released, ...this.delayed].some((passage) => passage.delivery === delivery)
   }
 
   private delay(passage: Passage, due: number): void {

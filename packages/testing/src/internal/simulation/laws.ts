@@ -27,8 +27,10 @@ interface Passage {
   isDone: boolean
   /** The place that it had in a process which waits for its retry, whoever else has had it since. */
   readonly awaited: Map<string, number>
-  /** How often each killer took it along. */
-  readonly takenAlong: Map<string, number>
+  /** It has ended a process. */
+  isKiller: boolean
+  /** Attempts that ended by its own failure, or were left unsettled for another reason than a killer. */
+  otherwiseSpent: number
 }
 
 /** One delivery to one process. */
@@ -38,6 +40,8 @@ interface Holding {
   readonly delivery: Delivery
   /** Its attempt does not count until the transport has recorded that it begins. */
   isUncounted: boolean
+  /** A retry that is not due yet. */
+  isEarly: boolean
   keptAt: number
   /** A peer had it already when it came: no process can know. */
   cameLate: boolean
@@ -48,6 +52,10 @@ interface Holding {
   isConfirmed: boolean
   due: number
   outcome: Telemetry.Outcome["_tag"] | undefined
+  /** Its process was ended by this killer. */
+  killer: string | undefined
+  /** Its handler was stopped from outside, other than by a timeout, while its process was stopping. */
+  isStopped: boolean
 }
 
 export interface LawOptions {
@@ -55,6 +63,8 @@ export interface LawOptions {
   readonly minIdle: number
   readonly keepsKeys: boolean
   readonly attempts: number
+  /** What a published message says: see `Simulation.Options`. */
+  readonly outputOf: (message: Outgoing) => string | undefined
   /** What the broker has taken, of every topic. */
   readonly published: () => ReadonlyArray<Outgoing>
 }
@@ -116,7 +126,8 @@ export class Laws {
       isSettled: false,
       isDone: false,
       awaited: new Map(),
-      takenAlong: new Map()
+      isKiller: false,
+      otherwiseSpent: 0
     })
   }
 
@@ -163,9 +174,10 @@ export class Laws {
       } else if (previous.arrived === undefined) {
         const isClaim = now - previous.keptAt >= this.options.minIdle - 1
         this.hold("law 8", isClaim, () => `${worker} was given ${id}, which ${previous.worker} keeps`)
-        this.hold("law 2", delivery.suspect, () => `${id} was never settled by ${previous.worker} and is no suspect`)
+        if (previous.killer === undefined) passage.otherwiseSpent++
+        this.hold("law 2", delivery.suspect || previous.isUncounted || previous.isEarly, () => `${id} was never settled by ${previous.worker} and is no suspect`)
       } else {
-        this.hold("law 2", now >= previous.due - 1, () => `${worker} was given ${id} before its retry was due`)
+        this.hold("law 2", now >= previous.due - 1 || delivery.due !== undefined, () => `${worker} was given ${id} before its retry was due`)
       }
       passage.deliveries++
       passage.before = previous
@@ -174,6 +186,7 @@ export class Laws {
         worker,
         delivery,
         isUncounted: isIsolated(delivery),
+        isEarly: delivery.due !== undefined,
         keptAt: now,
         cameLate: false,
         place: previous?.worker === worker && previous.arrived === "Retry" ? previous.place : undefined,
@@ -181,7 +194,9 @@ export class Laws {
         arrived: undefined,
         isConfirmed: false,
         due: 0,
-        outcome: undefined
+        outcome: undefined,
+        killer: undefined,
+        isStopped: false
       }
       this.holdings.set(delivery, holding)
     }
@@ -220,6 +235,8 @@ export class Laws {
       if (holding === undefined) continue
       const isSame = holding.said === undefined || (holding.said === _tag && !holding.isConfirmed)
       this.hold("law 1", isSame, () => `${worker} settled ${delivery.id} twice: ${holding.said}, then ${_tag}`)
+      const isFinal = _tag === "Retry" || _tag === "Terminate"
+      this.hold("law 3", !holding.isStopped || !isFinal, () => `${worker} was stopped, and ${short(_tag)} ${delivery.id}`)
       if (_tag === "Release" && holding.said === undefined) holding.passage.released.said++
       holding.said = _tag
     }
@@ -248,6 +265,7 @@ export class Laws {
       holding.arrived = _tag
       if (_tag === "Release") passage.released.arrived++
       if (_tag === "Retry") passage.awaited.set(worker, passage.awaited.get(worker) ?? holding.place!)
+      if (_tag === "Retry") passage.otherwiseSpent++
       if (_tag === "Retry") holding.due = this.world.now + Duration.toMillis(settlement.after ?? 0)
       if (_tag === "Ack" || _tag === "Terminate") passage.isSettled = true
       if (_tag === "Terminate" && holding.outcome === "DeadLettered") {
@@ -273,7 +291,7 @@ export class Laws {
   }
 
   /** A handler begins; gives what is to be called when it has ended. */
-  begun(worker: string, delivery: Delivery): () => void {
+  begun(worker: string, delivery: Delivery): (isStopped: boolean) => void {
     const { attempt, id, key } = delivery
     this.note(`${worker} begins ${id}#${attempt}`)
     const running = this.running.get(worker) ?? new Set()
@@ -300,11 +318,39 @@ export class Laws {
         this.hold("law 7", !waits, () => `${worker} begins ${id} before ${earlier.id} of the same key`)
       }
     }
+    this.isolates(worker, holding, running)
     running.add(holding)
-    return () => {
+    return (isStopped) => {
       running.delete(holding)
+      holding.isStopped = isStopped && this.stoppingWorkers.has(worker)
       this.note(`${worker} ends ${id}#${attempt}`)
     }
+  }
+
+  /** A suspect with one attempt left, or none, runs alone; with two, beside no other suspect of that degree. */
+  private isolates(worker: string, holding: Holding, running: ReadonlySet<Holding>): void {
+    const left = ({ delivery: { attempt, suspect } }: Holding) => suspect ? this.options.attempts - attempt : Infinity
+    const isAlone = (one: Holding) => left(one) <= 1
+    const isSingle = (one: Holding) => left(one) === 2
+    for (const other of running) {
+      const both = () => `${worker} runs ${holding.delivery.id} beside ${other.delivery.id}, one of which may be poison`
+      this.hold("law 2", !isAlone(holding) && !isAlone(other), both)
+      this.hold("law 2", !isSingle(holding) || !isSingle(other), both)
+    }
+  }
+
+  /** The process no longer owns it, and its handler has had a moment to end. */
+  stopped(worker: string, delivery: Delivery): void {
+    const holding = this.holdings.get(delivery)
+    const runs = holding !== undefined && (this.running.get(worker)?.has(holding) ?? false)
+    this.hold("law 8", !runs, () => `${worker} has lost ${delivery.id}, and its handler was not stopped`)
+  }
+
+  private readonly stoppingWorkers = new Set<string>()
+
+  stopping(worker: string): void {
+    this.note(`${worker} is told to stop`)
+    this.stoppingWorkers.add(worker)
   }
 
   outcome(worker: string, { _tag, delivery }: Telemetry.Outcome): void {
@@ -315,17 +361,20 @@ export class Laws {
     if (_tag === "Handled" || _tag === "Filtered" || _tag === "Discarded") holding.passage.isDone = true
   }
 
-  /** A handler has ended its process. */
+  /** A handler has ended its process, and all that it owned is left behind. */
   killed(worker: string, killer: Delivery): void {
     this.note(`${worker} is killed by ${killer.id}`)
-    for (const { holding, id, isSettled, takenAlong } of this.passages.values()) {
-      if (isSettled || holding?.worker !== worker || holding.delivery === killer || holding.arrived !== undefined) {
-        continue
-      }
-      const times = (takenAlong.get(killer.id) ?? 0) + 1
-      takenAlong.set(killer.id, times)
-      this.hold("law 2", times < 2, () => `${killer.id} has taken ${id} along for the ${times}th time`)
+    for (const passage of this.passages.values()) {
+      const { holding } = passage
+      if (passage.isSettled || holding?.worker !== worker || holding.arrived !== undefined) continue
+      holding.killer = killer.id
+      if (holding.delivery === killer) passage.isKiller = true
     }
+  }
+
+  /** A process has ended without a message's doing. */
+  crashed(worker: string): void {
+    this.running.get(worker)?.clear()
   }
 
   /** A process has ended in peace. */
@@ -342,10 +391,15 @@ export class Laws {
   look(): void {
     const published = this.options.published()
     for (; this.seen < published.length; this.seen++) {
-      const { headers, id, topic } = published[this.seen]!
+      const { headers, topic } = published[this.seen]!
       const record = headers[DeadLetter.header] === undefined ? undefined : DeadLetter.fromHeaders(headers)
       const letter = record !== undefined && Exit.isSuccess(record) ? record.value : undefined
-      const name = letter === undefined ? id : `${letter.topic}/${letter.id}`
+      const isSource = topic === this.options.topic
+      const name = letter !== undefined
+        ? `${letter.topic}/${letter.id}`
+        : isSource
+        ? undefined
+        : this.options.outputOf(published[this.seen]!)
       if (name !== undefined) {
         const before = this.publications.get(`${topic}\n${name}`) ?? -Infinity
         const isNew = this.world.now - before >= dedupWindow
@@ -356,6 +410,11 @@ export class Laws {
       if (letter === undefined || passage === undefined) continue
       this.note(`${letter.id} is dead-lettered: ${letter.reason}`)
       this.letters.set(letter.id, letter)
+      this.hold(
+        "law 2",
+        letter.reason !== "crashed" || passage.isKiller || passage.otherwiseSpent > 0,
+        () => `${letter.id} has ended no process, and is dead-lettered for it`
+      )
       passage.isDone = true
     }
   }

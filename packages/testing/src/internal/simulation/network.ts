@@ -8,6 +8,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Result from "effect/Result"
 import * as Scope from "effect/Scope"
+import type { Faults } from "./faults.ts"
 import type { Laws } from "./laws.ts"
 import type { Process, World } from "./world.ts"
 
@@ -19,7 +20,8 @@ interface Ends {
   readonly process: Process
   readonly laws: Laws
   readonly atBroker: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
-  readonly faults: { readonly settle: boolean; readonly publish: boolean; readonly delay: boolean }
+  readonly faults: Faults
+  readonly kinds: { readonly settle: boolean; readonly publish: boolean; readonly delay: boolean }
 }
 
 /** What stands between one process and its broker. */
@@ -54,10 +56,22 @@ export class Line {
 
   get delay(): number {
     const { world } = this.at
-    if (!this.at.faults.delay || world.chance(0.6)) return world.between(0, 1)
+    if (!this.at.kinds.delay || world.chance(0.6)) return world.between(0, 1)
     if (world.chance(0.9)) return world.between(0, 50)
+    const delay = world.between(0, slow)
+    if (!this.happens("delay", true, `the network of ${this.at.worker} takes ${delay.toFixed(0)} ms`)) return 1
     this.disturbed(slow)
-    return world.between(0, slow)
+    return delay
+  }
+
+  private readonly decisions = new Map<string, number>()
+
+  /** Whether the fault of this decision happens: see {@link Faults}. */
+  private happens(kind: string, isChosen: boolean, text: string): boolean {
+    const n = (this.decisions.get(kind) ?? 0) + 1
+    this.decisions.set(kind, n)
+    const { faults, world, worker } = this.at
+    return faults.happens(`${worker} ${kind} ${n}`, isChosen, `${text} at ${(world.now / 1000).toFixed(3)}`)
   }
 
   private disturbed(millis: number): void {
@@ -66,6 +80,7 @@ export class Line {
 
   /** A question and its answer, either of which may be lost. */
   private ask<A, E>(
+    operation: string,
     question: () => Effect.Effect<A, E>,
     mayBeLost: boolean,
     lost: (wasSent: boolean) => Exit.Exit<A, E>,
@@ -74,8 +89,13 @@ export class Line {
     const { laws, process, world } = this.at
     return Effect.callback<A, E>((resume) => {
       const answer = (exit: Exit.Exit<A, E>) => void world.after(this.delay, process, () => resume(exit))
-      const isUnsent = mayBeLost && world.chance(0.05)
-      const isUnanswered = mayBeLost && world.chance(0.05)
+      const { worker } = this.at
+      const isUnsent = this.happens(`${operation} unsent`, mayBeLost && world.chance(0.05), `${operation} of ${worker} is not sent`)
+      const isUnanswered = this.happens(
+        `${operation} unanswered`,
+        mayBeLost && world.chance(0.05),
+        `the answer to ${operation} of ${worker} is lost`
+      )
       if (isUnsent || isUnanswered) this.disturbed(slow)
       if (this.isCut || isUnsent) return answer(lost(false))
       let due = world.now + this.delay
@@ -97,12 +117,13 @@ export class Line {
   transport(inner: Service): Service {
     return {
       ...inner,
-      declare: (topic, purpose) => this.ask(() => inner.declare(topic, purpose), false, this.broken("declare")),
+      declare: (topic, purpose) => this.ask("declare", () => inner.declare(topic, purpose), false, this.broken("declare")),
       publish: (messages) => this.publish(inner, messages),
       subscribe: (options) =>
         Effect.gen({ self: this }, function*() {
           const scope = yield* Effect.scope
           const subscription = yield* this.ask(
+            "subscribe",
             () => Scope.provide(inner.subscribe(options), scope),
             false,
             this.broken("subscribe")
@@ -132,7 +153,7 @@ export class Line {
         this.at.laws.look()
         return results
       })
-    return this.ask(question, this.at.faults.publish, (wasSent) =>
+    return this.ask("publish", question, this.at.kinds.publish, (wasSent) =>
       Exit.succeed(messages.map(({ topic }) => {
         const detail = "the simulated connection was lost"
         const reason = wasSent ? new Publisher.OutcomeUnknown({ detail }) : new Publisher.NotSent({ detail })
@@ -167,14 +188,18 @@ export class Line {
     return Effect.suspend(() => {
       laws.said(worker, batch)
       const part = batch.slice(0, Math.floor(world.between(1, batch.length)))
-      const isPart = this.at.faults.settle && part.length < batch.length && world.chance(0.1)
+      const isPart = this.happens(
+        "settle part",
+        this.at.kinds.settle && part.length < batch.length && world.chance(0.1),
+        `only a part of what ${worker} settles arrives`
+      )
       if (isPart && Arr.isArrayNonEmpty(part)) {
         this.disturbed(slow)
         const question = () => Effect.map(subscription.settle(part), arrived(part))
-        return this.ask(() => Effect.andThen(question(), this.broken("settle")()), true, this.broken("settle"), true)
+        return this.ask("settle", () => Effect.andThen(question(), this.broken("settle")()), true, this.broken("settle"), true)
       }
       const question = () => Effect.map(subscription.settle(batch), arrived(batch))
-      return Effect.map(this.ask(question, this.at.faults.settle, this.broken("settle"), true), confirmed)
+      return Effect.map(this.ask("settle", question, this.at.kinds.settle, this.broken("settle"), true), confirmed)
     })
   }
 
@@ -187,7 +212,7 @@ export class Line {
         this.at.laws.extended(deliveries, lost)
         return lost
       })
-    return this.ask(question, this.at.faults.settle, this.broken("extend"))
+    return this.ask("extend", question, this.at.kinds.settle, this.broken("extend"))
   }
 
   private begin(subscription: Subscription, delivery: Delivery): Effect.Effect<boolean, TransportError> {
@@ -196,7 +221,7 @@ export class Line {
         if (isOwned) this.at.laws.recorded(delivery)
         return isOwned
       })
-    return this.ask(question, this.at.faults.settle, this.broken("begin"))
+    return this.ask("begin", question, this.at.kinds.settle, this.broken("begin"))
   }
 }
 

@@ -1,0 +1,197 @@
+import * as Exit from "effect/Exit"
+import type * as Message from "../Message.ts"
+import type { Delivery } from "../Transport.ts"
+import { Attempt, type Shared } from "./attempt.ts"
+import { Deque } from "./deque.ts"
+import { Isolation } from "./isolation.ts"
+import { KeyedQueue } from "./keyedQueue.ts"
+
+/**
+ * The messages that this process owns and has not begun: ready ones in the order in which they begin, those behind
+ * another message of their key, and those that are not due yet.
+ */
+export class Intake {
+  /** Ready to begin; the dispatcher takes from it. */
+  readonly buffer = new Deque<Attempt>()
+  readonly keys: KeyedQueue | undefined
+  readonly isolation: Isolation
+  private readonly options: {
+    readonly shared: Shared
+    /** The allowed attempts. */
+    readonly limit: number
+    readonly key: ((message: Message.Any) => string | undefined) | undefined
+    readonly decode: (attempt: Attempt) => Exit.Exit<unknown, unknown> | undefined
+    /** Milliseconds since the epoch, and monotonic ones. */
+    readonly wallNow: () => number
+    readonly now: () => number
+    readonly after: (millis: number, f: () => void) => () => void
+    readonly release: (attempt: Attempt) => void
+    /** Messages have become ready in another way than by `take`. */
+    readonly onReady: () => void
+    /** A suspect is to run alone; nothing else is held here any more. */
+    readonly onAlone: () => void
+  }
+  /** The isolated suspects that this process owns: at most one. */
+  private readonly isolated = new Set<Attempt>()
+  /** Retries that are not due yet, of an earlier process or uncounted ones of this one, with what cancels their timers. */
+  private readonly early = new Map<Attempt, () => void>()
+
+  constructor(options: Intake["options"]) {
+    this.options = options
+    this.isolation = new Isolation(options.limit)
+    const { key } = options
+    this.keys = key === undefined ? undefined : new KeyedQueue({
+      keyOf: (attempt) => this.keyOf(attempt, key),
+      onReady: (attempt) => {
+        this.enqueue(attempt)
+        options.onReady()
+      }
+    })
+  }
+
+  /** All that is held here. */
+  get size(): number {
+    return this.buffer.size + this.blocked + this.early.size
+  }
+
+  /** Behind another message of their key. */
+  get blocked(): number {
+    return this.keys?.blocked ?? 0
+  }
+
+  /** Not due yet. */
+  get earlyCount(): number {
+    return this.early.size
+  }
+
+  *all(): Iterable<Attempt> {
+    yield* this.buffer.toArray()
+    if (this.keys !== undefined) yield* this.keys.all()
+    yield* this.early.keys()
+  }
+
+  // --- taking
+
+  take(delivery: Delivery): void {
+    const { release, shared, wallNow } = this.options
+    const attempt = new Attempt(shared, delivery)
+    if (!this.accepts(attempt)) return release(attempt)
+    if (this.keys === undefined || !isFor(delivery, shared.group)) return this.enqueue(attempt)
+    if (delivery.due !== undefined && delivery.due > wallNow()) {
+      this.keys.expect(attempt)
+      return this.holdFor(attempt, delivery.due - wallNow())
+    }
+    if (this.keys.admit(attempt)) this.enqueue(attempt)
+  }
+
+  /** A retry that does not count: another attempt at the same delivery, which its key waits for. */
+  postpone(attempt: Attempt, millis: number): void {
+    const next = new Attempt(this.options.shared, attempt.delivery)
+    next.uncounted = attempt.uncounted + 1
+    this.keys?.retried(attempt)
+    this.holdFor(next, millis)
+  }
+
+  private holdFor(attempt: Attempt, millis: number): void {
+    const cancel = this.options.after(millis, () => {
+      this.early.delete(attempt)
+      if (this.keys === undefined || this.keys.admit(attempt)) this.enqueue(attempt)
+      this.options.onReady()
+    })
+    this.early.set(attempt, cancel)
+  }
+
+  /** Isolated suspects beyond the demand, and whatever arrives beside one that runs alone, are released. */
+  private accepts(attempt: Attempt): boolean {
+    if (this.isolation.current !== undefined) return false
+    if (this.isolation.degree(attempt.delivery) === "free") return true
+    if (this.isolated.size > 0) return false
+    this.isolated.add(attempt)
+    return true
+  }
+
+  private enqueue(attempt: Attempt): void {
+    if (this.isIsolated(attempt) && this.isolation.degree(attempt.delivery) === "alone") {
+      this.isolation.enter(attempt, this.options.now())
+      this.releaseAll()
+      this.buffer.push(attempt)
+      this.options.onAlone()
+    } else {
+      this.buffer.push(attempt)
+    }
+  }
+
+  /** Decodes before its turn. Undecodable messages have no key. Messages decoded by an Effect share one key. */
+  private keyOf(attempt: Attempt, key: (message: Message.Any) => string | undefined): string | undefined {
+    const exit = this.options.decode(attempt)
+    if (exit === undefined) return ""
+    if (Exit.isFailure(exit)) return undefined
+    try {
+      return key(attempt.message!)
+    } catch (error) {
+      attempt.keyFailure = error
+      return undefined
+    }
+  }
+
+  // --- isolation
+
+  isIsolated(attempt: Attempt): boolean {
+    return this.isolated.size > 0 && this.isolated.has(attempt)
+  }
+
+  /** How many isolated suspects may be asked for. */
+  suspects(now: number): number {
+    return this.isolated.size > 0 ? 0 : this.isolation.demand(now)
+  }
+
+  /** An isolated suspect has left: how long the others have their turn now, in milliseconds. */
+  leftIsolation(attempt: Attempt): number | undefined {
+    if (!this.isolated.delete(attempt)) return undefined
+    return this.isolation.current === attempt ? this.isolation.leave(this.options.now()) : 0
+  }
+
+  // --- leaving
+
+  /** The message has left this process; `comesBack`: as a retry that its key waits for. */
+  left(attempt: Attempt, comesBack: boolean): void {
+    if (this.keys === undefined) return
+    if (comesBack) this.keys.retried(attempt)
+    this.keys.left(attempt)
+  }
+
+  /** A peer owns a message that has not begun. */
+  lost(attempt: Attempt): void {
+    if (this.early.has(attempt)) this.forgetEarly(attempt)
+    else if (this.buffer.delete(attempt)) this.keys?.left(attempt)
+    else this.keys?.forget(attempt)
+  }
+
+  /** Releases everything. */
+  releaseAll(): void {
+    const held = this.buffer.takeAll()
+    for (const attempt of held) this.keys?.left(attempt)
+    for (const attempt of [...this.early.keys()]) {
+      held.push(attempt)
+      this.forgetEarly(attempt)
+    }
+    // A key that became free has made its next message ready.
+    held.push(...this.buffer.takeAll(), ...this.keys?.takeAll() ?? [])
+    for (const attempt of held) {
+      this.isolated.delete(attempt)
+      this.options.release(attempt)
+    }
+  }
+
+  private forgetEarly(attempt: Attempt): void {
+    this.early.get(attempt)?.()
+    this.early.delete(attempt)
+    this.keys?.gaveUp(attempt.delivery.id)
+  }
+}
+
+/** A message that was redriven for one group is not for the others. */
+export const isFor = (delivery: Delivery, group: string): boolean => {
+  const target = delivery.headers["millrace-group"]
+  return target === undefined || target === group
+}

@@ -1,0 +1,63 @@
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import type { Health } from "./running.ts"
+
+/** The outages of one broker, as the pipelines on it see them: one line at the beginning, one at the end. */
+export class Outages {
+  private readonly label: string
+  private readonly affected = new Set<object>()
+  private readonly reasons = new Set<string>()
+  private since = 0
+  private most = 0
+
+  private static readonly all = new WeakMap<object, Outages>()
+
+  /** The outages that all pipelines on one transport share. */
+  static of(transport: { readonly name: string; readonly address: string }): Outages {
+    let outages = Outages.all.get(transport)
+    if (outages === undefined) Outages.all.set(transport, outages = new Outages(labelOf(transport)))
+    return outages
+  }
+
+  private constructor(label: string) {
+    this.label = label
+  }
+
+  /** What to log about the health that a pipeline has now; `now` in milliseconds since the epoch. */
+  saw(pipeline: object, name: string, health: Health, now: number): Effect.Effect<void> {
+    if (health.state !== "reconnecting" && health.state !== "impaired") return this.ended(pipeline, now)
+    const isNew = this.affected.size === 0
+    if (isNew) {
+      this.since = health.since > 0 ? health.since : now
+      this.most = 0
+      this.reasons.clear()
+    }
+    this.affected.add(pipeline)
+    this.most = Math.max(this.most, this.affected.size)
+    const reason = health.reason ?? (health.state === "reconnecting" ? "no connection" : "the broker refuses something")
+    if (this.reasons.has(reason) || this.reasons.size >= maxReasons) return Effect.void
+    this.reasons.add(reason)
+    return Effect.logWarning(`${this.label}: ${name} cannot consume: ${reason}`).pipe(
+      Effect.annotateLogs({ pipeline: name, state: health.state, reason })
+    )
+  }
+
+  private ended(pipeline: object, now: number): Effect.Effect<void> {
+    if (!this.affected.delete(pipeline) || this.affected.size > 0) return Effect.void
+    const lasted = Duration.format(Duration.seconds(Math.max(0, Math.round((now - this.since) / 1000))))
+    const who = this.most === 1 ? "1 pipeline" : `${this.most} pipelines`
+    return Effect.logInfo(`${this.label}: consuming again after ${lasted} (${who} affected)`)
+  }
+
+  /** The pipeline has stopped. */
+  left(pipeline: object): void {
+    this.affected.delete(pipeline)
+  }
+}
+
+/** A broker as logs name it. */
+export const labelOf = ({ address, name }: { readonly name: string; readonly address: string }): string =>
+  address === undefined || address === name ? name : `${name} at ${address}`
+
+/** In one outage; what follows is a consequence of these. */
+const maxReasons = 5

@@ -1,0 +1,214 @@
+import type * as Cause from "effect/Cause"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import type * as Telemetry from "../Telemetry.ts"
+import type { Delivery } from "../Transport.ts"
+import { describe, type ErrorDetailOptions } from "./errorDetail.ts"
+
+/** Of what a line is about, at most so many lines a minute. */
+type Kind =
+  | "dead-lettered"
+  | "discarded"
+  | "failed after they were settled"
+  | "running for long"
+  | "failing again and again"
+
+interface Window {
+  written: number
+  omitted: number
+  /** By error, for the line that counts them. */
+  readonly errors: Map<string, number>
+}
+
+export interface OutcomeLogOptions {
+  readonly pipeline: string
+  readonly topic: string
+  readonly group: string
+  /** `undefined`: discarded. */
+  readonly deadLetter: string | undefined
+  readonly perMinute: number
+  readonly errors: ErrorDetailOptions
+  readonly run: (effect: Effect.Effect<void>) => unknown
+}
+
+/**
+ * Writes what becomes of messages: a warning for each that is not tried again, within a rate; retries at debug. An error
+ * is shown with its stack the first time in a minute.
+ */
+export class OutcomeLog {
+  private readonly options: OutcomeLogOptions
+  private readonly windows = new Map<Kind, Window>()
+  private readonly shown = new Set<string>()
+  private windowEnds = 0
+
+  constructor(options: OutcomeLogOptions) {
+    this.options = options
+  }
+
+  started(broker: string, concurrency: number): void {
+    const { group, pipeline, topic } = this.options
+    const bound = concurrency === Infinity ? "unbounded concurrency" : `concurrency ${concurrency}`
+    this.write(
+      Effect.logInfo(`${pipeline}: consuming ${topic} as group ${group} from ${broker}, ${bound}`),
+      { broker, concurrency }
+    )
+  }
+
+  stopped(counts: { readonly [name: string]: number }): void {
+    const said = Object.entries(counts).filter(([, count]) => count > 0).map(([name, count]) => `${name} ${count}`)
+    this.write(
+      Effect.logInfo(`${this.options.pipeline}: stopped; ${said.length === 0 ? "no message" : said.join(", ")}`),
+      {}
+    )
+  }
+
+  /** `now` in milliseconds. */
+  ended(outcome: Telemetry.Outcome, now: number): void {
+    const { deadLetter, pipeline } = this.options
+    const { delivery } = outcome
+    switch (outcome._tag) {
+      case "DeadLettered":
+        return this.unhandled("dead-lettered", `dead-lettered to ${deadLetter}`, outcome, outcome.reason, now)
+      case "Discarded":
+        return this.unhandled("discarded", "discarded", outcome, outcome.reason, now)
+      case "FailedAfterSettle":
+        return this.failed(
+          "failed after they were settled",
+          delivery,
+          outcome.cause,
+          now,
+          (error) => `${pipeline}: message ${delivery.id} failed after it was settled: ${error}`
+        )
+      case "Retried": {
+        if (isPowerOfTen(delivery.attempt)) {
+          return this.failed(
+            "failing again and again",
+            delivery,
+            outcome.cause,
+            now,
+            (error) => `${pipeline}: message ${delivery.id} has failed ${delivery.attempt} times: ${error}`
+          )
+        }
+        const { message, tag } = describe(outcome.cause, noDetail)
+        return this.write(
+          Effect.logDebug(
+            `${pipeline}: attempt ${delivery.attempt} of message ${delivery.id} failed, next one in ${
+              Duration.format(Duration.millis(Math.round(outcome.delay)))
+            }: ${line(tag, message)}`
+          ),
+          this.annotations(delivery)
+        )
+      }
+    }
+  }
+
+  /** A handler is still running. */
+  runningLong(delivery: Delivery, millis: number, now: number): void {
+    const { pipeline } = this.options
+    if (!this.mayWrite("running for long", undefined, now)) return
+    const time = Duration.format(Duration.seconds(Math.floor(millis / 1000)))
+    this.write(
+      Effect.logWarning(`${pipeline}: the handler of message ${delivery.id} has been running for ${time}`),
+      this.annotations(delivery)
+    )
+  }
+
+  /** Writes how many lines were left out, when their minute is over. */
+  look(now: number): void {
+    if (now < this.windowEnds) return
+    this.flush()
+  }
+
+  flush(): void {
+    const { pipeline } = this.options
+    for (const [kind, { errors, omitted }] of this.windows) {
+      if (omitted === 0) continue
+      const most = [...errors].sort(([, a], [, b]) => b - a).slice(0, 3).map(([tag, count]) => `${tag} ${count}`)
+      const which = most.length === 0 ? "" : ` (${most.join(", ")})`
+      this.write(Effect.logWarning(`${pipeline}: ${omitted} more messages ${kind} in the last minute${which}`), {
+        omitted
+      })
+    }
+    this.windows.clear()
+    this.shown.clear()
+  }
+
+  private unhandled(
+    kind: Kind,
+    what: string,
+    { cause, delivery }: Telemetry.Outcome & { readonly cause: Cause.Cause<unknown> },
+    reason: string,
+    now: number
+  ): void {
+    const times = delivery.attempt === 1 ? "1 attempt" : `${delivery.attempt} attempts`
+    const after = reason === "undecodable" ? "it cannot be decoded" : `after ${times}, ${reason}`
+    this.failed(
+      kind,
+      delivery,
+      cause,
+      now,
+      (error) => `${this.options.pipeline}: message ${delivery.id} is ${what} (${after}): ${error}`,
+      { reason }
+    )
+  }
+
+  private failed(
+    kind: Kind,
+    delivery: Delivery,
+    cause: Cause.Cause<unknown>,
+    now: number,
+    text: (error: string) => string,
+    more: { readonly [name: string]: unknown } = {}
+  ): void {
+    const { message, stack, tag, ...detail } = describe(cause, this.options.errors)
+    if (!this.mayWrite(kind, tag, now)) return
+    const isFirst = !this.shown.has(tag)
+    this.shown.add(tag)
+    this.write(Effect.logWarning(text(line(tag, message))), {
+      ...this.annotations(delivery),
+      ...more,
+      "error.type": tag,
+      ...(detail.causes.length === 0 ? {} : { "error.causes": detail.causes }),
+      ...(detail.fields === undefined ? {} : { "error.fields": detail.fields }),
+      ...(isFirst && stack !== undefined ? { "error.stack": stack } : {})
+    })
+  }
+
+  private mayWrite(kind: Kind, tag: string | undefined, now: number): boolean {
+    if (now >= this.windowEnds) {
+      this.flush()
+      this.windowEnds = now + 60_000
+    }
+    let window = this.windows.get(kind)
+    if (window === undefined) this.windows.set(kind, window = { written: 0, omitted: 0, errors: new Map() })
+    if (window.written < this.options.perMinute) {
+      window.written++
+      return true
+    }
+    window.omitted++
+    if (tag !== undefined && (window.errors.has(tag) || window.errors.size < 50)) {
+      window.errors.set(tag, (window.errors.get(tag) ?? 0) + 1)
+    }
+    return false
+  }
+
+  private annotations({ attempt, id, topic }: Delivery): { readonly [name: string]: unknown } {
+    return { topic, id, attempts: attempt }
+  }
+
+  private write(effect: Effect.Effect<void>, annotations: { readonly [name: string]: unknown }): void {
+    const { group, pipeline, topic } = this.options
+    this.options.run(Effect.annotateLogs(effect, { pipeline, topic, group, ...annotations }))
+  }
+}
+
+const noDetail = { stack: false, fields: false }
+
+/** One line, however the error is written. */
+const line = (tag: string, message: string): string => {
+  const text = message === "" ? tag : `${tag}: ${message}`
+  const single = text.replace(/\s*[\r\n]+\s*/g, " ")
+  return single.length > 300 ? `${single.slice(0, 299)}…` : single
+}
+
+const isPowerOfTen = (n: number): boolean => n >= 10 && Number.isInteger(Math.log10(n))

@@ -1,0 +1,166 @@
+import type * as Arr from "effect/Array"
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Result from "effect/Result"
+import * as Tracer from "effect/Tracer"
+import type { PublishError } from "../Publisher.ts"
+import type { Outgoing, Published, Transport } from "../Transport.ts"
+import { instruments, Metrics } from "./instruments.ts"
+import { type Counter, type Histogram, Registry } from "./series.ts"
+import { serverAttributes, texts } from "./serverAttributes.ts"
+import { Carried, fromTraceparent, toTraceparent } from "./traceContext.ts"
+import { inSpan, isTraced } from "./traced.ts"
+
+type Results = ReadonlyArray<Result.Result<Published, PublishError>>
+
+/** Gives messages of one topic to the broker, in a `send` span whose context they carry, and counts them. */
+export const send = (
+  transport: Transport["Service"],
+  messages: Arr.NonEmptyReadonlyArray<Outgoing>
+): Effect.Effect<Results> =>
+  Effect.withFiber(({ context }) => {
+    const traced = isTraced(context) ? spanned(transport, messages, context) : undefined
+    const publish = traced ?? transport.publish(messages)
+    return Context.get(context, Metrics) ? metered(publish, transport, messages, context) : publish
+  })
+
+/** Gives messages to the broker as they are, such as dead letters, which keep the trace of their message. */
+export const store = (
+  transport: Transport["Service"],
+  messages: Arr.NonEmptyReadonlyArray<Outgoing>
+): Effect.Effect<Results> =>
+  Effect.withFiber(({ context }) => {
+    const publish = transport.publish(messages)
+    return Context.get(context, Metrics) ? metered(publish, transport, messages, context) : publish
+  })
+
+// --- span
+
+const spanned = (
+  transport: Transport["Service"],
+  messages: Arr.NonEmptyReadonlyArray<Outgoing>,
+  context: Context.Context<never>
+): Effect.Effect<Results> | undefined => {
+  const parent = Context.getOrUndefined(context, Tracer.ParentSpan) ??
+    fromTraceparent(Context.get(context, Carried)?.["traceparent"])
+  // Not sampled: the message carries its parent's decision on, and nothing is built.
+  if (parent?.sampled === false) return undefined
+  const [{ topic }] = messages
+  return inSpan(
+    `send ${topic}`,
+    {
+      kind: "producer",
+      ...(parent === undefined ? {} : { parent }),
+      attributes: {
+        "messaging.operation.name": "send",
+        "messaging.operation.type": "send",
+        "messaging.system": transport.name,
+        "messaging.destination.name": topic,
+        ...serverAttributes(transport.address),
+        ...(messages.length === 1 ? {} : { "messaging.batch.message_count": messages.length })
+      }
+    },
+    (span) => {
+      const traceparent = toTraceparent(span)
+      const [first, ...rest] = messages.map((message) => ({ ...message, headers: { ...message.headers, traceparent } }))
+      return Effect.tap(transport.publish([first!, ...rest]), ([result]) =>
+        Effect.sync(() => {
+          if (messages.length === 1 && result !== undefined && Result.isSuccess(result)) {
+            span.attribute("messaging.message.id", result.success.id)
+          }
+        }))
+    },
+    (exit) => {
+      if (Exit.isFailure(exit)) return { type: "_OTHER", cause: exit.cause }
+      const failed = exit.value.find(Result.isFailure)
+      return failed === undefined
+        ? undefined
+        : { type: failed.failure.reason._tag, cause: Cause.fail(failed.failure.reason) }
+    }
+  )
+}
+
+// --- metrics
+
+const metered = (
+  publish: Effect.Effect<Results>,
+  transport: Transport["Service"],
+  messages: Arr.NonEmptyReadonlyArray<Outgoing>,
+  context: Context.Context<never>
+): Effect.Effect<Results> =>
+  Effect.suspend(() => {
+    const clock = Context.get(context, Clock.Clock)
+    const began = clock.monotonicTimeNanosUnsafe()
+    return Effect.tap(publish, (results) =>
+      Effect.sync(() => {
+        const seconds = Number(clock.monotonicTimeNanosUnsafe() - began) / 1e9
+        const meter = SendMeter.of(context, transport)
+        const [{ topic }] = messages
+        let failure = ""
+        for (const result of results) {
+          const type = Result.isFailure(result) ? result.failure.reason._tag : ""
+          if (type !== "") failure = type
+          // A message that was never sent is not counted.
+          if (type !== "NotSent" && type !== "Unencodable") meter.series(topic, type).sent.add(1)
+        }
+        meter.series(topic, failure).operation.record(seconds)
+      }))
+  })
+
+interface SendSeries {
+  readonly sent: Counter
+  readonly operation: Histogram
+}
+
+class SendMeter {
+  private static readonly all = new WeakMap<object, WeakMap<object, SendMeter>>()
+  private readonly registry: Registry
+  private readonly transport: Transport["Service"]
+  private readonly known = new Map<string, SendSeries>()
+
+  static of(context: Context.Context<never>, transport: Transport["Service"]): SendMeter {
+    const registry = Registry.identity(context)
+    let meters = SendMeter.all.get(registry)
+    if (meters === undefined) SendMeter.all.set(registry, meters = new WeakMap())
+    let meter = meters.get(transport)
+    if (meter === undefined) meters.set(transport, meter = new SendMeter(new Registry(context), transport))
+    return meter
+  }
+
+  private constructor(registry: Registry, transport: Transport["Service"]) {
+    this.registry = registry
+    this.transport = transport
+  }
+
+  series(topic: string, error: string): SendSeries {
+    const key = `${error} ${topic}`
+    let series = this.known.get(key)
+    if (series === undefined) {
+      // Topics may be subjects made of ids.
+      if (this.known.size >= maxSeries && topic !== "_OTHER") return this.series("_OTHER", error)
+      const attributes = {
+        "messaging.operation.name": "send",
+        "messaging.system": this.transport.name,
+        "messaging.destination.name": topic,
+        ...texts(serverAttributes(this.transport.address)),
+        ...(error === "" ? {} : { "error.type": error })
+      }
+      this.known.set(
+        key,
+        series = {
+          sent: this.registry.counter(instruments.sent, attributes),
+          operation: this.registry.histogram(instruments.operation, {
+            ...attributes,
+            "messaging.operation.type": "send"
+          })
+        }
+      )
+    }
+    return series
+  }
+}
+
+const maxSeries = 500

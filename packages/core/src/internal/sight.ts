@@ -1,0 +1,234 @@
+import type * as Arr from "effect/Array"
+import type * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import * as Telemetry from "../Telemetry.ts"
+import type { Delivery, GroupInfo, Subscription, Transport } from "../Transport.ts"
+import type { TransportError } from "../TransportError.ts"
+import type { Attempt } from "./attempt.ts"
+import { Meter } from "./meter.ts"
+import { labelOf, Outages } from "./outage.ts"
+import { OutcomeLog } from "./outcomeLog.ts"
+import type { Program } from "./program.ts"
+import type { Health } from "./running.ts"
+import { deadLetterTopic } from "./validate.ts"
+import { Watchdog } from "./watchdog.ts"
+
+/** What of a running pipeline can be looked at. */
+export interface View {
+  /** Monotonic, in milliseconds. */
+  readonly now: () => number
+  readonly run: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
+  readonly concurrency: () => number
+  readonly buffered: () => number
+  readonly running: () => number
+  /** Attempts whose handlers wait for something. */
+  readonly waiting: () => Iterable<Attempt>
+  readonly isPulling: () => boolean
+  readonly unconfirmed: () => number
+  readonly counts: () => { readonly [name: string]: number }
+}
+
+/**
+ * What is seen of one running pipeline: metrics, log lines, the watchdog. The engine tells it what happens; nothing that
+ * it does, and no observer of a user's, can break the engine.
+ */
+export class Sight {
+  private readonly program: Program
+  private readonly transport: Transport["Service"]
+  private readonly subscription: Subscription
+  private readonly view: View
+  private readonly clock: Clock.Clock
+  private readonly meter: Meter | undefined
+  private readonly log: OutcomeLog | undefined
+  private readonly watchdog: Watchdog | undefined
+  private readonly observer: ((outcome: Telemetry.Outcome) => void) | undefined
+  private readonly longRunning: number
+  private readonly pollEvery: number
+  private readonly outages: Outages
+  /** When a waiting handler was first seen, and whether that was said. */
+  private seen = new Map<Attempt, { readonly since: number; isLogged: boolean }>()
+  private lastState: Health["state"] = "consuming"
+  private hasFailed = false
+  /** An observer has thrown, and that was logged. */
+  private hasBroken = false
+  private readonly fibers: Array<Fiber.Fiber<unknown, unknown>> = []
+
+  constructor(
+    program: Program,
+    transport: Transport["Service"],
+    subscription: Subscription,
+    context: Context.Context<never>,
+    view: View
+  ) {
+    this.program = program
+    this.transport = transport
+    this.subscription = subscription
+    this.view = view
+    this.clock = Context.get(context, Clock.Clock)
+    this.observer = Context.get(context, Telemetry.Observer)
+    this.outages = Outages.of(transport)
+    const { source } = program
+    const metrics = Context.get(context, Telemetry.Metrics)
+    const poll = Context.get(context, Telemetry.PollInterval)
+    this.pollEvery = metrics && poll !== undefined ? Duration.toMillis(poll) : Infinity
+    this.meter = metrics
+      ? new Meter(context, {
+        system: transport.name,
+        address: transport.address ?? "",
+        topic: source.topic.name,
+        group: source.group
+      })
+      : undefined
+    const logs = Context.get(context, Telemetry.Logs)
+    this.longRunning = logs === false ? Infinity : Duration.toMillis(logs.longRunning)
+    this.log = logs === false ? undefined : new OutcomeLog({
+      pipeline: program.name,
+      topic: source.topic.name,
+      group: source.group,
+      deadLetter: deadLetterTopic(program),
+      perMinute: logs.perMinute,
+      errors: Context.get(context, Telemetry.ErrorDetails),
+      run: view.run
+    })
+    const watchdog = Context.get(context, Telemetry.Watchdog)
+    this.watchdog = watchdog === false ? undefined : new Watchdog({
+      isPulling: view.isPulling,
+      unconfirmed: view.unconfirmed,
+      group: this.group
+    }, { silence: Duration.toMillis(watchdog.silence), unconfirmed: Duration.toMillis(watchdog.unconfirmed) })
+    const interval = Context.get(context, Telemetry.LookInterval)
+    if (interval !== undefined) this.fibers.push(view.run(Effect.forever(Effect.delay(this.look, interval))))
+    this.meter?.observe({ buffered: view.buffered, running: view.running, health: () => this.lastState })
+  }
+
+  // --- told by the engine
+
+  started(): void {
+    this.log?.started(labelOf(this.transport), this.view.concurrency())
+    if (this.pollEvery < Infinity) this.fibers.push(this.view.run(this.poll))
+  }
+
+  delivered(deliveries: Arr.NonEmptyReadonlyArray<Delivery>): void {
+    this.meter?.delivered(deliveries)
+    this.watchdog?.delivered()
+  }
+
+  /** A handler begins. */
+  begun(attempt: Attempt): void {
+    if (this.meter === undefined || attempt.delivery.redelivered) return
+    this.meter.begun(this.clock.currentTimeMillisUnsafe() - attempt.delivery.publishedAt)
+  }
+
+  /** A handler has ended; `cause` where it failed. */
+  handled(attempt: Attempt, cause: Cause.Cause<unknown> | undefined): void {
+    if (this.meter !== undefined && attempt.startedAt > 0) {
+      this.meter.handled(this.view.now() - attempt.startedAt, cause)
+    }
+  }
+
+  readonly outcome = (outcome: Telemetry.Outcome): void => {
+    this.meter?.ended(outcome._tag)
+    try {
+      if (this.log !== undefined && outcome._tag !== "Handled") this.log.ended(outcome, this.view.now())
+      this.observer?.(outcome)
+    } catch (error) {
+      if (this.hasBroken) return
+      this.hasBroken = true
+      this.view.run(
+        Effect.logError(`${this.program.name}: an observer of outcomes failed; later failures are not logged`, error)
+      )
+    }
+  }
+
+  /** The broker has confirmed settlements that were sent `millis` ago. */
+  settled(millis: number): void {
+    this.meter?.settled(millis)
+    this.watchdog?.confirmed()
+  }
+
+  /** Handlers are measured: the engine keeps the time only where something asks for it. */
+  get isMetered(): boolean {
+    return this.meter !== undefined
+  }
+
+  // --- looking now and then
+
+  /** The subscription's health, unless the watchdog knows better. */
+  readonly health: Effect.Effect<Health> = Effect.suspend(() =>
+    Effect.map(this.subscription.health, (health): Health => {
+      const verdict = health.state === "consuming" ? this.watchdog?.verdict : undefined
+      return verdict === undefined ? health : { state: "impaired", ...verdict }
+    })
+  )
+
+  /** The state that `Running.health` has now; the engine tells what it knows better than the subscription. */
+  became(state: Health["state"]): void {
+    this.lastState = state
+  }
+
+  private readonly group: Effect.Effect<GroupInfo | undefined, TransportError> = Effect.suspend(() => {
+    const { group, topic } = this.program.source
+    return Effect.map(this.transport.groups(topic.name), (groups) => groups.find((info) => info.group === group))
+  })
+
+  private readonly look: Effect.Effect<void> = Effect.suspend(() => {
+    const now = this.clock.currentTimeMillisUnsafe()
+    this.log?.look(this.view.now())
+    this.lookAtHandlers()
+    return Effect.andThen(
+      this.watchdog?.look(now) ?? Effect.void,
+      Effect.flatMap(this.health, (health) => {
+        if (this.lastState === "consuming" || this.lastState === "reconnecting" || this.lastState === "impaired") {
+          this.lastState = health.state
+        }
+        return this.log === undefined ? Effect.void : this.outages.saw(this, this.program.name, health, now)
+      })
+    )
+  }).pipe(Effect.catchCause((cause) => this.failed(cause)))
+
+  /** A handler that waits for something is in two looks in a row: no clock is read for one that ends at once. */
+  private lookAtHandlers(): void {
+    if (this.log === undefined) return
+    const now = this.view.now()
+    const seen: typeof this.seen = new Map()
+    for (const attempt of this.view.waiting()) {
+      if (attempt.state !== "running") continue
+      const known = this.seen.get(attempt) ??
+        { since: attempt.startedAt > 0 ? attempt.startedAt : now, isLogged: false }
+      seen.set(attempt, known)
+      if (known.isLogged || now - known.since < this.longRunning) continue
+      known.isLogged = true
+      this.log.runningLong(attempt.delivery, now - known.since, now)
+    }
+    this.seen = seen
+  }
+
+  /** Asks the broker about the group, once in each interval. */
+  private readonly poll: Effect.Effect<void> = Effect.suspend(() =>
+    this.group.pipe(
+      Effect.catch(() => Effect.succeed(undefined)),
+      Effect.map((info) => this.meter!.group(info, this.clock.currentTimeMillisUnsafe())),
+      Effect.catchCause((cause) => this.failed(cause)),
+      Effect.andThen(Effect.sleep(Duration.millis(this.pollEvery))),
+      Effect.forever
+    )
+  )
+
+  private failed(cause: Cause.Cause<unknown>): Effect.Effect<void> {
+    if (this.hasFailed) return Effect.void
+    this.hasFailed = true
+    return Effect.logError(`${this.program.name}: looking after the pipeline failed; it goes on without`, cause)
+  }
+
+  close(): void {
+    this.outages.left(this)
+    for (const fiber of this.fibers) fiber.interruptUnsafe()
+    this.log?.flush()
+    this.log?.stopped(this.view.counts())
+    this.meter?.close()
+  }
+}

@@ -1,0 +1,139 @@
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Tracer from "effect/Tracer"
+import type * as Message from "../Message.ts"
+import { typeOf } from "./errorDetail.ts"
+import { inFlightOf } from "./inFlight.ts"
+import { serverAttributes } from "./serverAttributes.ts"
+import { isFiltered } from "./steps.ts"
+import { fromTraceparent, setTraceOf } from "./traceContext.ts"
+import { inSpan } from "./traced.ts"
+
+/**
+ * Options of {@link spans}.
+ *
+ * - `relation`: how a `process` span relates to the span that published the message. `"link"` (default) starts a trace of
+ *   its own, as the conventions have it; `"parent"` goes on with the publisher's
+ * - `sampleRatio`: the part of the messages that get a span, of those whose publisher was sampled or unknown; default 1.
+ *   All messages of a trace are decided alike
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface SpanOptions {
+  readonly relation?: "link" | "parent" | undefined
+  readonly sampleRatio?: number | undefined
+}
+
+/**
+ * A middleware that opens a `process` span around everything that stands above it, one for each attempt.
+ *
+ * **Details**
+ *
+ * `Pipeline.middleware(Telemetry.spans())` for messages, and the same value as `middleware` of `Pipeline.batch`, where one
+ * span covers the batch and links to every message. Handlers publish in the span. Whether a message is sampled is decided
+ * first: a message without a span costs next to nothing, and its handlers and publishes are not sampled either.
+ *
+ * @category tracing
+ * @since 0.1.0
+ */
+export const spans = (options?: SpanOptions): <A, E, R>(
+  handler: Effect.Effect<A, E, R>,
+  message: Message.Any | ReadonlyArray<Message.Any>
+) => Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>> => {
+  const ratio = options?.sampleRatio ?? 1
+  const isParent = options?.relation === "parent"
+  return <A, E, R>(
+    handler: Effect.Effect<A, E, R>,
+    given: Message.Any | ReadonlyArray<Message.Any>
+  ): Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>> => {
+    type Spanned = Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>>
+    const isBatch = Array.isArray(given)
+    const messages: ReadonlyArray<Message.Any> = isBatch ? given : [given as Message.Any]
+    const publishers = messages.map(({ headers }) => fromTraceparent(headers["traceparent"]))
+    if (!publishers.some((publisher) => isSampled(publisher, ratio))) {
+      messages.forEach((message, i) => unsampled(message, publishers[i]))
+      return handler as Spanned
+    }
+    const [message] = messages
+    if (message === undefined) return handler as Spanned
+    const [publisher] = publishers
+    return inSpan(
+      `process ${templateOf(message)}`,
+      {
+        kind: "consumer",
+        ...(isParent && !isBatch && publisher !== undefined ? { parent: publisher } : { root: true }),
+        links: isParent && !isBatch ? [] : links(messages, publishers, isBatch),
+        attributes: attributesOf(message, isBatch ? messages.length : undefined)
+      },
+      (span) => {
+        for (const message of messages) {
+          const delivery = inFlightOf(message)?.delivery
+          if (delivery !== undefined) setTraceOf(delivery, span)
+        }
+        return Effect.withParentSpan(handler, span, { captureStackTrace: false })
+      },
+      (exit) =>
+        Exit.isSuccess(exit) || isFiltered(exit.cause) ? undefined : { type: typeOf(exit.cause), cause: exit.cause }
+    ) as Spanned
+  }
+}
+
+/** A decision of the publisher's holds; else a part of the traces, the same for all messages of one. */
+const isSampled = (publisher: Tracer.ExternalSpan | undefined, ratio: number): boolean => {
+  if (publisher === undefined) return ratio >= 1 || Math.random() < ratio
+  if (!publisher.sampled) return false
+  return ratio >= 1 || Number.parseInt(publisher.traceId.slice(-13), 16) / 2 ** 52 < ratio
+}
+
+/** The handler's own spans and publishes are children of a span that is not sampled. */
+const unsampled = (message: Message.Any, publisher: Tracer.ExternalSpan | undefined): void => {
+  const inFlight = inFlightOf(message)
+  if (inFlight === undefined) return
+  inFlight.parentSpan = publisher === undefined
+    ? Tracer.externalSpan({ traceId: hex(32), spanId: hex(16), sampled: false })
+    : publisher.sampled
+    ? { ...publisher, sampled: false }
+    : publisher
+}
+
+const hex = (digits: number): string => {
+  let text = ""
+  while (text.length < digits) text += Math.floor(Math.random() * 2 ** 32).toString(16).padStart(8, "0")
+  return text
+}
+
+const links = (
+  messages: ReadonlyArray<Message.Any>,
+  publishers: ReadonlyArray<Tracer.ExternalSpan | undefined>,
+  isBatch: boolean
+): Array<Tracer.SpanLink> =>
+  publishers.flatMap((span, i) => {
+    if (span === undefined) return []
+    // Attributes of one message of a batch stand on its link.
+    const { id, topic } = messages[i]!
+    return [{ span, attributes: isBatch ? { "messaging.message.id": id, "messaging.destination.name": topic } : {} }]
+  })
+
+/** The declared topic: a source with wildcards has one name, however many subjects it reads. */
+const templateOf = (message: Message.Any): string => inFlightOf(message)?.source ?? message.topic
+
+const attributesOf = (message: Message.Any, count: number | undefined): Record<string, unknown> => {
+  const inFlight = inFlightOf(message)
+  const { attempt, id, topic } = message
+  return {
+    "messaging.operation.name": "process",
+    "messaging.operation.type": "process",
+    "messaging.system": inFlight?.transport.name ?? "unknown",
+    "messaging.destination.name": inFlight !== undefined && count !== undefined ? inFlight.source : topic,
+    ...(inFlight === undefined || inFlight.source === topic
+      ? {}
+      : { "messaging.destination.template": inFlight.source }),
+    ...(inFlight === undefined ? {} : { "messaging.consumer.group.name": inFlight.group }),
+    ...(inFlight?.clientId === undefined ? {} : { "messaging.client.id": inFlight.clientId }),
+    ...serverAttributes(inFlight?.transport.address),
+    ...(count === undefined
+      ? { "messaging.message.id": id, "millrace.attempt": attempt }
+      : { "messaging.batch.message_count": count })
+  }
+}

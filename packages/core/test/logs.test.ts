@@ -1,0 +1,270 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Pipeline, Publisher, Telemetry, Topic, Transport } from "@millrace/core"
+import { MemoryTransport } from "@millrace/testing"
+import { Effect, Layer, Logger, References, Schedule, Schema } from "effect"
+import { TestClock } from "effect/testing"
+
+const Numbers = Topic.make("numbers", { schema: Schema.Number })
+const from = Pipeline.from(Numbers, { group: "g", startFrom: "beginning" })
+
+interface Line {
+  readonly level: string
+  readonly text: string
+  readonly annotations: { readonly [name: string]: unknown }
+}
+
+const recording = () => {
+  const lines: Array<Line> = []
+  const layer = Layer.merge(
+    Logger.layer([
+      Logger.make(({ fiber, logLevel, message }) => {
+        const text = Array.isArray(message) ? message.map(String).join(" ") : String(message)
+        lines.push({ level: logLevel, text, annotations: fiber.getRef(References.CurrentLogAnnotations) })
+      })
+    ]),
+    Layer.succeed(References.MinimumLogLevel, "All")
+  )
+  const of = (level: string) => lines.filter((line) => line.level === level)
+  return { lines, layer, of }
+}
+
+const until = (test: () => boolean, step = "100 millis" as const) =>
+  Effect.gen(function*() {
+    for (let i = 0; !test(); i++) {
+      assert.isBelow(i, 10_000, "the condition never holds")
+      yield* TestClock.adjust(step)
+    }
+  })
+
+const failing = Pipeline.mapPromise((n: number): Promise<void> => Promise.reject(new TypeError(`cannot charge ${n}`)))
+
+describe("logs", () => {
+  it.effect("one line when a pipeline starts, one when it stops", () => {
+    const { layer, of } = recording()
+    return Effect.gen(function*() {
+      yield* Effect.scoped(Pipeline.start(from.pipe(Pipeline.map(() => 1), Pipeline.concurrency(8))))
+      yield* until(() => of("Info").length === 2)
+      const [start, stop] = of("Info") as [Line, Line]
+      assert.strictEqual(start.text, "numbers/g: consuming numbers as group g from memory, concurrency 8")
+      assert.deepStrictEqual(start.annotations, {
+        pipeline: "numbers/g",
+        topic: "numbers",
+        group: "g",
+        broker: "memory",
+        concurrency: 8
+      })
+      assert.strictEqual(stop.text, "numbers/g: stopped; no message")
+    }).pipe(Effect.provide([MemoryTransport.layer(), layer]))
+  })
+
+  it.effect("retries at debug, a dead letter as a warning with its error and the stack", () => {
+    const { layer, of } = recording()
+    return Effect.gen(function*() {
+      const retried = from.pipe(failing, Pipeline.retry({ times: 2, schedule: Schedule.spaced("1 second") }))
+      yield* Pipeline.start(retried)
+      yield* Publisher.publish(Numbers, 7)
+      yield* until(() => of("Warn").length === 1)
+      assert.deepStrictEqual(of("Debug").map(({ text }) => text), [
+        "numbers/g: attempt 1 of message 1 failed, next one in 1s: TypeError: cannot charge 7",
+        "numbers/g: attempt 2 of message 1 failed, next one in 1s: TypeError: cannot charge 7"
+      ])
+      const [warning] = of("Warn") as [Line]
+      assert.strictEqual(
+        warning.text,
+        "numbers/g: message 1 is dead-lettered to numbers.dead (after 3 attempts, exhausted): TypeError: cannot charge 7"
+      )
+      const { "error.stack": stack, ...annotations } = warning.annotations
+      assert.deepStrictEqual(annotations, {
+        pipeline: "numbers/g",
+        topic: "numbers",
+        group: "g",
+        id: "1",
+        attempts: 3,
+        reason: "exhausted",
+        "error.type": "TypeError"
+      })
+      assert.include(String(stack), "logs.test.ts")
+    }).pipe(Effect.scoped, Effect.provide([MemoryTransport.layer(), layer]))
+  })
+
+  it.effect("discarded and undecodable messages as warnings", () => {
+    const { layer, of } = recording()
+    return Effect.gen(function*() {
+      yield* Pipeline.start(from.pipe(failing, Pipeline.retry({ times: 0 }), Pipeline.discard))
+      yield* Publisher.publish(Numbers, 7)
+      yield* Publisher.publish(Topic.make("numbers", { schema: Schema.String }), "no number")
+      yield* until(() => of("Warn").length === 2)
+      const [discarded, undecodable] = of("Warn").map(({ text }) => text)
+      assert.strictEqual(
+        discarded,
+        "numbers/g: message 1 is discarded (after 1 attempt, exhausted): TypeError: cannot charge 7"
+      )
+      assert.match(undecodable!, /^numbers\/g: message 2 is discarded \(it cannot be decoded\): SchemaError: /)
+      assert.notInclude(undecodable!, "\n")
+    }).pipe(Effect.scoped, Effect.provide([MemoryTransport.layer(), layer]))
+  })
+
+  it.effect("at most so many warnings a minute, a stack for the first, and a count of the others", () => {
+    const { layer, of } = recording()
+    return Effect.gen(function*() {
+      const running = yield* Pipeline.start(from.pipe(failing, Pipeline.retry({ times: 0 }), Pipeline.concurrency(8)))
+      yield* Publisher.publishAll(Numbers, Array.from({ length: 100 }, (_, i) => i))
+      const counts = () => Effect.runSync(running.counts)
+      yield* until(() => counts().deadLettered === 100, "100 millis")
+      assert.strictEqual(of("Warn").length, 3)
+      assert.deepStrictEqual(of("Warn").map(({ annotations }) => "error.stack" in annotations), [true, false, false])
+      yield* TestClock.adjust("2 minutes")
+      assert.strictEqual(
+        of("Warn").at(-1)!.text,
+        "numbers/g: 97 more messages dead-lettered in the last minute (TypeError 97)"
+      )
+      yield* Publisher.publish(Numbers, 1)
+      yield* until(() => of("Warn").length === 5)
+      assert.isTrue("error.stack" in of("Warn").at(-1)!.annotations)
+    }).pipe(Effect.scoped, Effect.provide([MemoryTransport.layer(), layer, Telemetry.layerLogs({ perMinute: 3 })]))
+  })
+
+  it.effect("a message that fails again and again is a warning now and then", () => {
+    const { layer, of } = recording()
+    return Effect.gen(function*() {
+      const endless = from.pipe(failing, Pipeline.retry({ times: Infinity, schedule: Schedule.spaced("1 second") }))
+      yield* Pipeline.start(endless)
+      yield* Publisher.publish(Numbers, 7)
+      yield* until(() => of("Warn").length === 1)
+      assert.include(of("Warn")[0]!.text, "message 1 has failed 10 times: TypeError: cannot charge 7")
+    }).pipe(Effect.scoped, Effect.provide([MemoryTransport.layer(), layer]))
+  })
+
+  it.effect("a handler that runs for long is a warning, once", () => {
+    const { layer, of } = recording()
+    return Effect.gen(function*() {
+      const stuck = Pipeline.from(Numbers, { group: "g", startFrom: "beginning", drainTimeout: 0 }).pipe(
+        Pipeline.mapPromise(() => new Promise<void>(() => {}))
+      )
+      yield* Pipeline.start(stuck)
+      yield* Publisher.publish(Numbers, 7)
+      yield* TestClock.adjust("4 minutes")
+      assert.deepStrictEqual(of("Warn"), [])
+      yield* TestClock.adjust("10 minutes")
+      assert.deepStrictEqual(of("Warn").map(({ text }) => text), [
+        "numbers/g: the handler of message 1 has been running for 5m"
+      ])
+    }).pipe(Effect.scoped, Effect.provide([MemoryTransport.layer(), layer]))
+  })
+
+  it.effect("one line when an outage begins, one when it ends, for all pipelines of a broker", () => {
+    const { layer, of } = recording()
+    return Effect.gen(function*() {
+      let health: Transport.Health = { state: "consuming", since: 0 }
+      const transport = yield* Transport.Transport
+      const unsteady: typeof transport = {
+        ...transport,
+        subscribe: (options) =>
+          Effect.map(transport.subscribe(options), (subscription) => ({
+            ...subscription,
+            health: Effect.sync(() => health)
+          }))
+      }
+      for (const group of ["a", "b", "c"]) {
+        yield* Pipeline.start(Pipeline.from(Numbers, { group }).pipe(Pipeline.map(() => 1))).pipe(
+          Effect.provideService(Transport.Transport, unsteady)
+        )
+      }
+      yield* TestClock.adjust("10 seconds")
+      health = { state: "reconnecting", since: 10_000, reason: "connection refused" }
+      yield* TestClock.adjust("1 minute")
+      assert.deepStrictEqual(of("Warn").map(({ text }) => text), [
+        "memory: numbers/a cannot consume: connection refused"
+      ])
+      health = { state: "consuming", since: 70_000 }
+      yield* TestClock.adjust("1 minute")
+      assert.strictEqual(of("Warn").length, 1)
+      const ended = of("Info").filter(({ text }) => text.includes("again")).map(({ text }) => text)
+      assert.deepStrictEqual(ended, ["memory: consuming again after 1m 1s (3 pipelines affected)"])
+    }).pipe(Effect.scoped, Effect.provide([MemoryTransport.layer(), layer]))
+  })
+
+  it.effect("nothing at all when they are off", () => {
+    const { layer, lines } = recording()
+    return Effect.gen(function*() {
+      const running = yield* Pipeline.start(from.pipe(failing, Pipeline.retry({ times: 0 })))
+      yield* Publisher.publish(Numbers, 7)
+      yield* until(() => Effect.runSync(running.counts).deadLettered === 1)
+    }).pipe(
+      Effect.scoped,
+      Effect.andThen(Effect.sync(() => assert.deepStrictEqual(lines, []))),
+      Effect.provide([MemoryTransport.layer(), layer, Telemetry.layerLogs(false)])
+    )
+  })
+
+  it.effect("an observer that throws is logged once and breaks nothing", () => {
+    const { layer, of } = recording()
+    return Effect.gen(function*() {
+      const running = yield* Pipeline.start(from.pipe(Pipeline.map((n) => n)))
+      yield* Publisher.publishAll(Numbers, [1, 2, 3])
+      yield* until(() => Effect.runSync(running.counts).handled === 3)
+      assert.strictEqual(of("Error").length, 1)
+      assert.include(of("Error")[0]!.text, "an observer of outcomes failed")
+    }).pipe(
+      Effect.scoped,
+      Effect.provideService(Telemetry.Observer, () => {
+        throw new Error("observer")
+      }),
+      Effect.provide([MemoryTransport.layer(), layer])
+    )
+  })
+})
+
+describe("the watchdog", () => {
+  const watched = (change: (subscription: Transport.Subscription) => Partial<Transport.Subscription>) =>
+    Effect.gen(function*() {
+      const transport = yield* Transport.Transport
+      return yield* Pipeline.start(from.pipe(Pipeline.map((n) => n))).pipe(
+        Effect.provideService(Transport.Transport, {
+          ...transport,
+          subscribe: (options) =>
+            Effect.map(transport.subscribe(options), (subscription) => ({ ...subscription, ...change(subscription) }))
+        })
+      )
+    })
+
+  it.effect("finds messages that the broker has and does not deliver", () =>
+    Effect.gen(function*() {
+      let isBroken = true
+      const running = yield* watched((subscription) => ({
+        pull: (demand) => Effect.suspend(() => isBroken ? Effect.never : subscription.pull(demand))
+      }))
+      yield* TestClock.adjust("10 minutes")
+      assert.strictEqual((yield* running.health).state, "consuming")
+      yield* Publisher.publishAll(Numbers, [1, 2, 3])
+      yield* TestClock.adjust("3 minutes")
+      const health = yield* running.health
+      assert.strictEqual(health.state, "impaired")
+      assert.strictEqual(health.reason, "the broker has 3 messages for the group and delivers none")
+      isBroken = false
+      yield* running.pause
+      yield* running.resume
+      yield* TestClock.adjust("10 seconds")
+      assert.strictEqual((yield* running.health).state, "consuming")
+      assert.strictEqual((yield* running.counts).handled, 3)
+    }).pipe(Effect.scoped, Effect.provide([MemoryTransport.layer(), Telemetry.layerLogs(false)])))
+
+  it.effect("finds settlements that are not confirmed", () =>
+    Effect.gen(function*() {
+      let isBroken = true
+      const running = yield* watched((subscription) => ({
+        settle: (batch) =>
+          Effect.suspend(() => isBroken ? Effect.delay(Effect.sync(() => []), "1 hour") : subscription.settle(batch))
+      }))
+      yield* Publisher.publishAll(Numbers, [1, 2, 3])
+      yield* TestClock.adjust("20 seconds")
+      assert.strictEqual((yield* running.health).state, "consuming")
+      yield* TestClock.adjust("1 minute")
+      const health = yield* running.health
+      assert.strictEqual(health.state, "impaired")
+      assert.match(health.reason!, /^the broker does not confirm settlements: \d are waiting$/)
+      isBroken = false
+      yield* TestClock.adjust("1 hour")
+      assert.strictEqual((yield* running.health).state, "consuming")
+    }).pipe(Effect.scoped, Effect.provide([MemoryTransport.layer(), Telemetry.layerLogs(false)])))
+})
