@@ -6,7 +6,7 @@ import * as fs from "node:fs"
 import * as os from "node:os"
 import * as path from "node:path"
 import process from "node:process"
-import { pack, pnpm, root, run as runOrThrow } from "./pack.ts"
+import { pack, pnpm, repository, root, run as runOrThrow } from "./pack.ts"
 
 interface Manifest {
   readonly name: string
@@ -56,15 +56,12 @@ const packages = fs.globSync("packages/*/package.json", { cwd: root })
 if (packed.length !== packages.length) fail(`${packages.length} packages, ${packed.length} tarballs`)
 
 // The repository is named in the root manifest; the packages repeat the name for npm.
-const { repository } = JSON.parse(fs.readFileSync(path.join(root, "package.json"), "utf8")) as {
-  readonly repository: { readonly url: string }
-}
-const home = repository.url.replace(/^git\+/, "").replace(/\.git$/, "")
+const { home, ...repositoryField } = repository()
 for (const { manifest } of packed) {
   const wanted = {
     homepage: `${home}#readme`,
     bugs: { url: `${home}/issues` },
-    repository: { ...repository, directory: `packages/${manifest.name.split("/")[1]}` }
+    repository: { ...repositoryField, directory: `packages/${manifest.name.split("/")[1]}` }
   }
   for (const [field, value] of Object.entries(wanted)) {
     const given = JSON.stringify(manifest[field as keyof typeof wanted])
