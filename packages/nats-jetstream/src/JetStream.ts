@@ -53,6 +53,7 @@ import * as resources from "./internal/resources.ts"
 import { atLeast } from "./internal/server.ts"
 import * as settings from "./internal/settings.ts"
 import { confirmAll } from "./internal/settling.ts"
+import { standIn } from "./internal/standIn.ts"
 import { subscribe } from "./internal/subscription.ts"
 
 /**
@@ -373,6 +374,58 @@ export const layerFromConnection = (
 // --- consuming
 
 /**
+ * Provides the service on the broker that is provided, for tests of pipelines that are made by {@link from} or use
+ * {@link ackSync}. `subject` of `TestHarness.publish` says on which subject a message was published.
+ *
+ * **Details**
+ *
+ * Filters are not applied: the pipeline gets every message of its topic. `ackSync` acknowledges. There is no client, so
+ * that {@link publish}, {@link read} and the like fail.
+ *
+ * **Example** (A pipeline of many subjects, in the harness)
+ *
+ * ```ts import.meta.vitest
+ * import { Pipeline, Topic } from "@millrace/core"
+ * import { JetStream } from "@millrace/nats-jetstream"
+ * import { TestHarness } from "@millrace/testing"
+ * import { Effect, Layer, Schema } from "effect"
+ *
+ * const Orders = Topic.make("orders", { schema: Schema.String })
+ * const regions = JetStream.from(Orders, { group: "regions", subject: "orders.{region}.created" }).pipe(
+ *   Pipeline.tap((_, message) => JetStream.ackSync(message)),
+ *   Pipeline.map((order, message) => `${message.params.region}: ${order}`)
+ * )
+ * const test = Effect.gen(function*() {
+ *   const harness = yield* TestHarness.make(Orders, regions)
+ *   yield* harness.publish("a", { subject: "orders.eu.created" })
+ *   return yield* harness.runUntilIdle()
+ * }).pipe(Effect.scoped, Effect.provide(JetStream.layerTest.pipe(Layer.provideMerge(TestHarness.layer))))
+ *
+ * const report = await Effect.runPromise(test)
+ * report.handled.map(({ value }) => value) // => ["eu: a"]
+ * ```
+ *
+ * @category testing
+ * @since 0.1.0
+ */
+export const layerTest: Layer.Layer<JetStream, never, Transport> = Layer.effect(
+  JetStream,
+  Transport.useSync((transport) => {
+    const service = JetStream.of({ transport: standIn(transport), client: noClient })
+    standIns.add(service)
+    return service
+  })
+)
+
+const standIns = new WeakSet<object>()
+
+const noClient: NatsConnection = new Proxy({} as NatsConnection, {
+  get: () => {
+    throw new Error("JetStream.layerTest has no client: use Brokers.nats() of @millrace/testing")
+  }
+})
+
+/**
  * Where a consumer that does not exist yet begins.
  *
  * @category models
@@ -521,6 +574,7 @@ export const ackSync = Effect.fnUntraced(function*(
   options?: { readonly timeout?: Duration.Input | undefined }
 ): Effect.fn.Return<boolean, Settlement.SettleError, JetStream> {
   const service = yield* JetStream
+  if (standIns.has(service)) return yield* Message.settle(message, Settlement.ack)
   const { connection } = yield* partsOf
   const received = Message.received(message)
   const delivery = received?.delivery

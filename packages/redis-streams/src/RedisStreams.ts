@@ -28,6 +28,7 @@ import * as removal from "./internal/removal.ts"
 import { transportError } from "./internal/reply.ts"
 import * as server_ from "./internal/server.ts"
 import { RemoveOnSuccess, Source } from "./internal/source.ts"
+import { standIn } from "./internal/standIn.ts"
 import * as subscribe from "./internal/subscribe.ts"
 import type { GroupInfo, Options, Removal, RemoveOptions } from "./Options.ts"
 
@@ -100,7 +101,11 @@ export const make: (
         health: Effect.clockWith((clock) =>
           Effect.sync(() => {
             const trouble = server.write.trouble ?? server.keep.trouble
-            return record.note(trouble === undefined ? "consuming" : "reconnecting", trouble, clock.currentTimeMillisUnsafe())
+            return record.note(
+              trouble === undefined ? "consuming" : "reconnecting",
+              trouble,
+              clock.currentTimeMillisUnsafe()
+            )
           })
         )
       })
@@ -139,6 +144,42 @@ export const layerConfig = (
   options: Config.Wrap<Options>
 ): Layer.Layer<RedisStreams | Transport.Transport, TransportError | Config.ConfigError> =>
   Layer.effectContext(Effect.flatMap(Config.unwrap(options), make))
+
+/**
+ * Provides the service on the broker that is provided, for tests of pipelines that are made by {@link from} or use
+ * {@link remove}.
+ *
+ * **Details**
+ *
+ * `remove` deletes the message at once, whatever other groups there are. {@link removeOnSuccess} acknowledges.
+ *
+ * **Example** (A pipeline that removes, in the harness)
+ *
+ * ```ts import.meta.vitest
+ * import { Pipeline, Topic } from "@millrace/core"
+ * import { RedisStreams } from "@millrace/redis-streams"
+ * import { TestHarness } from "@millrace/testing"
+ * import { Effect, Layer, Schema } from "effect"
+ *
+ * const Jobs = Topic.make("jobs", { schema: Schema.String })
+ * const removing = RedisStreams.from(Jobs, { group: "jobs" }).pipe(
+ *   Pipeline.mapEffect((_, message) => RedisStreams.remove(message))
+ * )
+ * const report = await Effect.runPromise(
+ *   TestHarness.run(Jobs, removing, ["a"]).pipe(
+ *     Effect.provide(RedisStreams.layerTest.pipe(Layer.provideMerge(TestHarness.layer)))
+ *   )
+ * )
+ * report.handled.map(({ value }) => value) // => ["removed"]
+ * ```
+ *
+ * @category testing
+ * @since 0.1.0
+ */
+export const layerTest: Layer.Layer<RedisStreams, never, Transport.Transport> = Layer.effect(
+  RedisStreams,
+  Transport.Transport.useSync(standIn)
+)
 
 /**
  * What a source on Redis takes.

@@ -128,7 +128,9 @@ export class Violated extends Data.TaggedError("Violated")<{
     const history = trace.slice(0, 1 + trace.findIndex((line) => line.includes("VIOLATION")))
     const left = history.length - mostLines
     return [
-      `${violations.length} violations with seed ${JSON.stringify(seed)}; Simulation.run with that seed, and \`only\` the ` +
+      `${violations.length} violations with seed ${
+        JSON.stringify(seed)
+      }; Simulation.run with that seed, and \`only\` the ` +
       "names in `run.faults`, shows it again",
       ...violations.map(({ law, text }) => `  ${law}: ${text}`),
       "the faults:",
