@@ -71,65 +71,79 @@ export type Manage = "create" | "verify" | "none"
 /**
  * Options that do not concern the connection itself.
  *
- * - `concurrency`: handlers that run at once, of all pipelines on this layer together; default unbounded
- * - `retention`: `"until-acked"` makes work queues: a message is gone when its group has settled it. Default: streams
- *   keep what they take, within the bounds of `stream`
- * - `stream`: of streams that are created; verified on those that exist, where given
- * - `ackWait`: how long the server waits for a sign of life, and so how soon a peer gets the messages of a process that
- *   died; of consumers that are created, default 30 seconds. Long handlers are kept alive
- * - `publishTimeout`: how long a confirmation may take; default 5 seconds
- * - `domain`: the JetStream domain; `apiPrefix`: instead of it, where an account imports the API under another name
- * - `inboxPrefix`: for users that may only subscribe below it, default `_INBOX`; a connection made elsewhere needs it too
- *
  * @category models
  * @since 0.1.0
  */
 export interface CommonOptions {
+  /** Handlers that run at once, of all pipelines on this layer together; default unbounded. */
   readonly concurrency?: number | undefined
+  /** What is done with streams and consumers that are absent. Default `"create"`. */
   readonly manage?: Manage | undefined
+  /**
+   * `"until-acked"` makes work queues: a message is gone when its group has settled it. Default: streams keep what
+   * they take, within the bounds of `stream`.
+   */
   readonly retention?: "limits" | "until-acked" | undefined
+  /** Of streams that are created; verified on those that exist, where given. */
   readonly stream?: StreamOptions | undefined
+  /**
+   * How long the server waits for a sign of life, and so how soon a peer gets the messages of a process that died; of
+   * consumers that are created, default 30 seconds. Long handlers are kept alive.
+   */
   readonly ackWait?: Duration.Input | undefined
+  /** How long a confirmation may take; default 5 seconds. */
   readonly publishTimeout?: Duration.Input | undefined
+  /** The JetStream domain. */
   readonly domain?: string | undefined
+  /** Instead of `domain`, where an account imports the API under another name. */
   readonly apiPrefix?: string | undefined
+  /** For users that may only subscribe below it, default `_INBOX`; a connection made elsewhere needs it too. */
   readonly inboxPrefix?: string | undefined
 }
 
 /**
- * How streams are created. `config`: whatever else the server knows, under its own names.
+ * How streams are created.
  *
  * @category models
  * @since 0.1.0
  */
 export interface StreamOptions {
+  /** Where the server keeps messages. Default `"file"`. */
   readonly storage?: "file" | "memory" | undefined
+  /** On how many servers. Default 1. */
   readonly replicas?: number | undefined
+  /** Messages that are older are deleted. Default: none. */
   readonly maxAge?: Duration.Input | undefined
+  /** The oldest messages beyond this number are deleted. Default: none. */
   readonly maxMessages?: number | undefined
+  /** The oldest messages beyond this size are deleted. Default: none. */
   readonly maxBytes?: number | undefined
+  /** How long the server recognises the id of a message. Default 2 minutes. */
   readonly duplicateWindow?: Duration.Input | undefined
+  /** Whatever else the server knows, under its own names. */
   readonly config?: Partial<StreamConfig> | undefined
 }
 
 /**
  * Options of {@link layer}.
  *
- * - `url`: `nats://host:port` or `tls://host:port`, several separated by commas; with `user:password@` or `token@`
- * - `credentials`: the text of a credentials file; `nkey`: the seed of a user without one
- * - `tls`: certificates, as texts or files; a `tls://` URL needs none of its own where a known authority vouches
- * - `connectTimeout`: until the first connection; default 10 seconds
- *
  * @category models
  * @since 0.1.0
  */
 export interface Options extends CommonOptions {
+  /** `nats://host:port` or `tls://host:port`, several separated by commas; with `user:password@` or `token@`. */
   readonly url: string | Redacted.Redacted<string>
+  /** The name of the connection, as the server shows it. */
   readonly name?: string | undefined
+  /** A token, instead of a user and a password. */
   readonly token?: Redacted.Redacted<string> | undefined
+  /** The text of a credentials file. */
   readonly credentials?: Redacted.Redacted<string> | undefined
+  /** The seed of a user without a credentials file. */
   readonly nkey?: Redacted.Redacted<string> | undefined
+  /** Certificates, as texts or files; a `tls://` URL needs none of its own where a known authority vouches. */
   readonly tls?: TlsOptions | undefined
+  /** Until the first connection; default 10 seconds. */
   readonly connectTimeout?: Duration.Input | undefined
 }
 
@@ -457,18 +471,18 @@ export interface WithParams<out A, out P> extends Message.Message<A> {
  * What a source on JetStream takes beside what every source does.
  *
  * - `subject`: what to read, where that is not the topic's own name: parts may be `*` or `{name}`, the last one `>`
- * - `subjects`: several of them, without names
- * - `startFrom`: also a stream sequence or a time
- * - `ackWait`: this consumer's, instead of the layer's
- * - `acknowledge`: see {@link acknowledge}
  *
  * @category models
  * @since 0.1.0
  */
 export interface FromOptions extends Omit<Pipeline.FromOptions, "startFrom"> {
+  /** Several of them, without names. */
   readonly subjects?: Arr.NonEmptyReadonlyArray<string> | undefined
+  /** Also a stream sequence or a time. */
   readonly startFrom?: StartFrom | undefined
+  /** This consumer's, instead of the layer's. */
   readonly ackWait?: Duration.Input | undefined
+  /** See {@link acknowledge}. */
   readonly acknowledge?: "write" | "confirm" | undefined
 }
 
@@ -493,14 +507,23 @@ export interface FromOptions extends Omit<Pipeline.FromOptions, "startFrom"> {
  * @since 0.1.0
  */
 export const from: {
+  /**
+   * Starts a pipeline at a topic on JetStream.
+   */
   <A, H, RD, RE>(
     topic: Topic.TopicWithHeaders<A, H, RD, RE>,
     options: FromOptions & { readonly subject?: undefined }
   ): Pipeline.Open<Message.WithHeaders<A, H>, A, never, JetStream | RD>
+  /**
+   * Starts a pipeline at a topic on JetStream.
+   */
   <A, RD, RE, const S extends string>(
     topic: Topic.Topic<A, RD, RE>,
     options: FromOptions & { readonly subject: S }
   ): Pipeline.Open<WithParams<A, Params<S>>, A, never, JetStream | RD>
+  /**
+   * Starts a pipeline at a topic on JetStream.
+   */
   <A, RD, RE>(
     topic: Topic.Topic<A, RD, RE>,
     options: FromOptions & { readonly subject?: undefined }
@@ -546,9 +569,27 @@ export const from: {
  * @since 0.1.0
  */
 export const acknowledge: {
+  /**
+   * How a pipeline's acknowledgements are sent.
+   *
+   * **Details**
+   *
+   * - `"write"` (default): written once per turn of the event loop, and known to have arrived when the server has answered
+   *   behind them. A server that is killed may forget some: those messages come again
+   * - `"confirm"`: the server answers each one when it has taken it; about a fifth of the speed
+   */
   (mode: "write" | "confirm"): <M extends Message.Any, A, E, R>(
     self: Pipeline.Pipeline<M, A, E, R>
   ) => Pipeline.Pipeline<M, A, E, R | JetStream>
+  /**
+   * How a pipeline's acknowledgements are sent.
+   *
+   * **Details**
+   *
+   * - `"write"` (default): written once per turn of the event loop, and known to have arrived when the server has answered
+   *   behind them. A server that is killed may forget some: those messages come again
+   * - `"confirm"`: the server answers each one when it has taken it; about a fifth of the speed
+   */
   <M extends Message.Any, A, E, R>(
     self: Pipeline.Pipeline<M, A, E, R>,
     mode: "write" | "confirm"
@@ -610,24 +651,26 @@ export const ackSync = Effect.fnUntraced(function*(
  * Options of {@link publish}.
  *
  * - `id`: default a random one, so that a publish whose outcome is unknown can be repeated
- * - `subject`: where to, if not the topic's own: one that a stream takes
- * - `ttl`: how long the server keeps the message, in whole seconds (2.11)
- * - `expect`: the publish is refused if the stream is not in this state
- * - `retryFor`: how long to repeat a publish that was not confirmed; default 30 seconds, and never longer than the
- *   stream's duplicate window (two minutes unless given)
  *
  * @category models
  * @since 0.1.0
  */
 export interface PublishOptions extends Publisher.PublishOptions {
+  /** Where to, if not the topic's own: one that a stream takes. */
   readonly subject?: string | undefined
+  /** How long the server keeps the message, in whole seconds (2.11). */
   readonly ttl?: Duration.Input | undefined
+  /** The publish is refused if the stream is not in this state. */
   readonly expect?: {
     readonly stream?: string | undefined
     readonly lastSequence?: number | undefined
     readonly lastSubjectSequence?: number | undefined
     readonly lastMessageId?: string | undefined
   } | undefined
+  /**
+   * How long to repeat a publish that was not confirmed; default 30 seconds, and never longer than the stream's
+   * duplicate window (two minutes unless given).
+   */
   readonly retryFor?: Duration.Input | undefined
 }
 
@@ -735,11 +778,27 @@ const steps = new WeakMap<Message.Any, number>()
  * @since 0.1.0
  */
 export const to: {
+  /**
+   * A step that publishes to JetStream from a pipeline on any broker, and passes the value on.
+   *
+   * **Details**
+   *
+   * The message id derives from the source's topic, group and id, the target and the step, so that a retry does not duplicate
+   * within the stream's duplicate window. While the server is unreachable the publish waits and holds its slot.
+   */
   <B, RD, RE>(
     topic: Topic.Topic<B, RD, RE>
   ): <M extends Message.Any, A extends B, E, R>(
     self: Pipeline.Open<M, A, E, R>
   ) => Pipeline.Open<M, A, E | Publisher.PublishError, R | RE | JetStream>
+  /**
+   * A step that publishes to JetStream from a pipeline on any broker, and passes the value on.
+   *
+   * **Details**
+   *
+   * The message id derives from the source's topic, group and id, the target and the step, so that a retry does not duplicate
+   * within the stream's duplicate window. While the server is unreachable the publish waits and holds its slot.
+   */
   <M extends Message.Any, A, B, RD, RE>(
     topic: Topic.Topic<B, RD, RE>,
     value: (value: NoInfer<A>, message: NoInfer<M>) => NoInfer<B>
@@ -831,22 +890,21 @@ export const read = <A, RD, RE>(
 /**
  * How far a group has come.
  *
- * - `pending`: not yet delivered
- * - `ackPending`: delivered and not settled, waiting retries included
- * - `lag`: both together: what is left to do
- * - `redelivered`: of `ackPending`, those that were delivered more than once
- * - `waiting`: open requests for messages, of all processes
- *
  * @category models
  * @since 0.1.0
  */
 export interface ConsumerInfo {
   readonly stream: string
   readonly consumer: string
+  /** Not yet delivered. */
   readonly pending: number
+  /** Delivered and not settled, waiting retries included. */
   readonly ackPending: number
+  /** Both together: what is left to do. */
   readonly lag: number
+  /** Of `ackPending`, those that were delivered more than once. */
   readonly redelivered: number
+  /** Open requests for messages, of all processes. */
   readonly waiting: number
   readonly lastDelivered: { readonly sequence: number; readonly at: DateTime.Utc | undefined }
   readonly ackFloor: { readonly sequence: number; readonly at: DateTime.Utc | undefined }

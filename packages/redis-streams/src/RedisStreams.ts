@@ -184,15 +184,15 @@ export const layerTest: Layer.Layer<RedisStreams, never, Transport.Transport> = 
 /**
  * What a source on Redis takes.
  *
- * - `startFrom`: also the id of an entry, after which a new group begins
- * - `block`, `claim`: for this pipeline, instead of the Layer's
- *
  * @category models
  * @since 0.1.0
  */
 export interface FromOptions extends Omit<Pipeline.FromOptions, "startFrom"> {
+  /** Also the id of an entry, after which a new group begins. */
   readonly startFrom?: "new" | "beginning" | (string & {}) | undefined
+  /** For this pipeline, instead of the Layer's. */
   readonly block?: Duration.Input | undefined
+  /** For this pipeline, instead of the Layer's. */
   readonly claim?: { readonly minIdle: Duration.Input } | undefined
 }
 
@@ -206,10 +206,16 @@ const millis = (input: Duration.Input | undefined) =>
  * @since 0.1.0
  */
 export const from: {
+  /**
+   * Starts a pipeline at a topic on Redis, with what only Redis has.
+   */
   <A, H, RD, RE>(
     topic: Topic.TopicWithHeaders<A, H, RD, RE>,
     options: FromOptions
   ): Pipeline.Open<Message.WithHeaders<A, H>, A, never, RedisStreams | RD>
+  /**
+   * Starts a pipeline at a topic on Redis, with what only Redis has.
+   */
   <A, RD, RE>(
     topic: Topic.Topic<A, RD, RE>,
     options: FromOptions
@@ -241,7 +247,23 @@ export const from: {
  * @since 0.1.0
  */
 export const remove: {
+  /**
+   * Removes the message from its stream: acknowledges it for this group, and deletes it once every group has.
+   *
+   * **Details**
+   *
+   * Works at any point of a handler, and on a message that was settled before. A pipeline that uses it does not compile
+   * against another broker's Layer.
+   */
   (options?: RemoveOptions): (self: Message.Any) => Effect.Effect<Removal, TransportError, RedisStreams>
+  /**
+   * Removes the message from its stream: acknowledges it for this group, and deletes it once every group has.
+   *
+   * **Details**
+   *
+   * Works at any point of a handler, and on a message that was settled before. A pipeline that uses it does not compile
+   * against another broker's Layer.
+   */
   (self: Message.Any, options?: RemoveOptions): Effect.Effect<Removal, TransportError, RedisStreams>
 } = dual(
   (args) => args[0] !== undefined && "attempt" in args[0],

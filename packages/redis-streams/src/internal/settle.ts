@@ -38,7 +38,13 @@ const operationOf = (subscription: RedisSubscription, { delivery, settlement }: 
     case "Terminate":
       return ["end", delivery.id, countOf(delivery), sure, ""]
     case "Retry":
-      return ["retry", delivery.id, countOf(delivery), sure, `${delayOf(settlement.after)} ${delivery.firstFailedAt ?? ""}`]
+      return [
+        "retry",
+        delivery.id,
+        countOf(delivery),
+        sure,
+        `${delayOf(settlement.after)} ${delivery.firstFailedAt ?? ""}`
+      ]
     default:
       return settlement satisfies never
   }
@@ -127,8 +133,7 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
       })
     })
   // What was sent has to be accounted for, whether the caller is still there or not.
-  return (batch: Arr.NonEmptyReadonlyArray<Settling>) =>
-    Effect.uninterruptible(settle(batch))
+  return (batch: Arr.NonEmptyReadonlyArray<Settling>) => Effect.uninterruptible(settle(batch))
 }
 
 /** Reads pairs of a position and what is the matter there. */
@@ -143,8 +148,7 @@ export const extending = (server: Server, subscription: RedisSubscription) => {
   ): Effect.Effect<ReadonlyArray<Delivery>, TransportError> =>
     Effect.suspend(() => {
       const asked = subscription.now()
-      const isStale = (delivery: Delivery) =>
-        subscription.isMine(delivery) && !RedisDelivery.state(delivery).isOut
+      const isStale = (delivery: Delivery) => subscription.isMine(delivery) && !RedisDelivery.state(delivery).isOut
       const stale = all.filter(isStale)
       const deliveries = stale.length === 0 ? all : all.filter((delivery) => !isStale(delivery))
       if (deliveries.length === 0) return Effect.succeed(stale)

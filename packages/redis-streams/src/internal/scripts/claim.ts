@@ -1,5 +1,5 @@
-import * as Script from "./script.ts"
 import { fieldsOf, now, released, suspectFrom } from "./lua.ts"
+import * as Script from "./script.ts"
 
 /**
  * Takes over released entries, and those of consumers that have not been seen for the claim time, oldest first.
@@ -126,4 +126,3 @@ for i = 5, #ARGV, 3 do
 end
 return { given, {}, gone, 0, '', '' }
 `)
-

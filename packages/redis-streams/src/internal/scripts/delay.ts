@@ -1,5 +1,5 @@
-import * as Script from "./script.ts"
 import { now } from "./lua.ts"
+import * as Script from "./script.ts"
 
 /**
  * Keeps an entry until it is due. KEYS: delayed set, ids of this period, ids of the one before. ARGV: delay, a name for

@@ -1,5 +1,5 @@
-import * as Script from "./script.ts"
 import { now } from "./lua.ts"
+import * as Script from "./script.ts"
 
 /** Moves delayed entries that are due into the stream. KEYS: stream, delayed set. Replies: how many are still due. */
 export const move = Script.make(`${now}

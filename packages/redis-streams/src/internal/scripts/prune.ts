@@ -1,5 +1,5 @@
-import * as Script from "./script.ts"
 import { fieldsOf } from "./lua.ts"
+import * as Script from "./script.ts"
 
 /** Deletes a consumer that owns nothing and was idle for long. KEYS: stream. ARGV: group, consumer, least idle time. */
 export const prune = Script.make(`${fieldsOf}

@@ -1,5 +1,5 @@
+import { before, fieldsOf } from "./lua.ts"
 import * as Script from "./script.ts"
-import { fieldsOf, before } from "./lua.ts"
 
 /**
  * Acknowledges and deletes what every group has acknowledged, where the server has no XACKDEL. KEYS: stream.

@@ -1,5 +1,5 @@
-import * as Script from "./script.ts"
 import { now, released, releasedAt, releasedSuspectAt } from "./lua.ts"
+import * as Script from "./script.ts"
 
 /**
  * Does something to each delivery that this consumer still has, and replies with those that it has not: pairs of the
