@@ -48,7 +48,7 @@ export const pnpm = (cwd: string, ...args: ReadonlyArray<string>): string => {
 const state = (): string => {
   const hash = createHash("sha256")
   const files = fs.globSync(
-    ["packages/*/{src,scripts}/**/*", "packages/*/{package.json,README.md,LICENSE}", "*.json"],
+    ["packages/*/{src,scripts,web}/**/*", "packages/*/{package.json,README.md,LICENSE}", "*.json"],
     {
       cwd: root,
       withFileTypes: true

@@ -68,7 +68,7 @@ export class Failure extends Schema.Class<Failure>("@millrace/core/DeadLetter/Fa
  *
  * - `id`: of the message that failed; after a redrive a new one, `history` has the earlier ones
  * - `origin`: names the stream that held the message, and its life; `origin`, `group` and `id` are unique together
- * - `firstFailedAt`: absent when a later attempt ended with its process, or, on Redis, was handed back
+ * - `firstFailedAt`: absent when a later attempt ended with its process, or, on Redis, was released
  * - `error`: `tag` is its `_tag` or its class, `causes` its chain of causes, `fields` its own fields as far as they are
  *   plain data
  * - `trace`: the span of the last attempt, else of the publisher, as in the header `traceparent`
@@ -404,13 +404,13 @@ export const redrive = Effect.fnUntraced(function*(
       topic: letter.record.topic,
       group: letter.record.group,
       messages: redrivenMessages(letter, group)
-    })),
-    Stream.rechunk(rate === undefined ? 32 : Math.min(32, Math.max(1, Math.floor(rate / 10))))
+    }))
   )
-  const step = (items: Arr.NonEmptyReadonlyArray<redriving.Item>) =>
-    Effect.andThen(run.step(items), () => onProgress?.(sofar()) ?? Effect.void)
-  const pace = redriving.pacer(dryRun ? undefined : rate)
-  yield* Stream.runForEachArray(selected, (items) => Effect.andThen(pace(items.length), step(items)))
+  yield* redriving.inSteps(
+    selected,
+    dryRun ? undefined : rate,
+    (items) => Effect.andThen(run.step(items), () => onProgress?.(sofar()) ?? Effect.void)
+  )
   return sofar()
 })
 

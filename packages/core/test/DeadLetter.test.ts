@@ -60,7 +60,7 @@ describe("record", () => {
       })
       assert.include(record.error.stack, "DeadLetter.test")
       assert.match(letter.headers[DeadLetter.header]!, /^[\x20-\x7e]+$/)
-      assert.match(letter.id!, /^memory-\d+\/orders\/bank\/2$/)
+      assert.match(letter.id!, /^memory-.*\/orders\/bank\/2$/)
     }).pipe(Effect.provide(TestHarness.layer)))
 
   it.effect("decodes the original as its topic would", () =>
@@ -164,7 +164,8 @@ describe("writing", () => {
       // There is room for the message, but not for the record beside it.
       yield* harness.publish({ id: "x".repeat(100), total: 1 })
       const report = yield* Effect.flip(harness.runUntilIdle())
-      assert.strictEqual(report.groups[0]!.pending.length, 1)
+      const [group] = report.groups
+      assert.strictEqual(group!.pending.length + group!.delayed.length, 1)
     }).pipe(Effect.provide(MemoryTransport.layer({ history: true, minIdle: "1 hour", maxBody: 400 })), Effect.scoped))
 
   it.effect("discard deletes what is selected", () =>
@@ -502,7 +503,7 @@ describe("a redrive that cannot be right", () => {
       const failing = Transport.Transport.of({
         ...transport,
         publish: (messages) =>
-          published++ < 2
+          published++ < 12
             ? transport.publish(messages)
             : Effect.succeed(messages.map(({ topic }) =>
               Result.fail(new Publisher.PublishError({ topic, reason: new Publisher.NotSent({ detail: "down" }) }))
@@ -515,8 +516,9 @@ describe("a redrive that cannot be right", () => {
       assert.isUndefined(fiber.pollUnsafe())
       yield* Fiber.interrupt(fiber)
       assert.isTrue(Exit.isFailure(yield* Fiber.await(fiber)))
-      assert.strictEqual((yield* collect("orders.dead")).length, 100 - 64)
-      assert.deepStrictEqual(yield* DeadLetter.redrive("orders.dead"), { redriven: 36, capped: 0 })
+      const left = (yield* collect("orders.dead")).length
+      assert.isTrue(left > 0 && left < 100, `${left} left`)
+      assert.deepStrictEqual(yield* DeadLetter.redrive("orders.dead"), { redriven: left, capped: 0 })
       const handled: Array<string> = []
       bank.open = true
       yield* TestHarness.run(Orders, charging("bank", bank, handled), [])

@@ -7,6 +7,7 @@
 import type * as Concurrency from "@millrace/core/Concurrency"
 import type { ConsumerInfo } from "@millrace/core/Transport"
 import type * as Duration from "effect/Duration"
+import type * as Effect from "effect/Effect"
 import type * as Redacted from "effect/Redacted"
 import type { ConnectionOptions } from "node:tls"
 
@@ -31,6 +32,25 @@ export interface Bound {
 }
 
 /**
+ * What a server asks for before it answers.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Credentials {
+  readonly username?: string | undefined
+  readonly password: Redacted.Redacted<string>
+}
+
+/**
+ * Gives the credentials of this moment: an Effect, or a function that returns them or a promise of them.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type CredentialsSource = Effect.Effect<Credentials, unknown> | (() => Credentials | PromiseLike<Credentials>)
+
+/**
  * Options for `RedisStreams.layer`.
  *
  * - `claim.minIdle`: what nobody has kept for so long is taken over; default 30 seconds. Running handlers keep theirs
@@ -40,14 +60,19 @@ export interface Bound {
  */
 export interface Options {
   /**
-   * `redis://user:password@host:port/database`, `rediss://` for TLS. In a cluster any of its nodes; with Sentinel one
-   * of the Sentinels, while user, password and database are the master's.
+   * `redis://user:password@host:port/database`, `rediss://` for TLS (`valkey://` and `valkeys://` mean the same), or
+   * `unix:///path/of/the.sock`. In a cluster any of its nodes; with Sentinel one of the Sentinels, while user,
+   * password and database are the master's.
    */
   readonly url: string | Redacted.Redacted<string>
   /** Instead of those in the URL. */
   readonly username?: string | undefined
   /** Instead of those in the URL. */
   readonly password?: Redacted.Redacted<string> | undefined
+  /** Asked for each connection that is made, for tokens that expire; instead of `username` and `password`. */
+  readonly credentials?: CredentialsSource | undefined
+  /** Instead of the one in the URL. */
+  readonly database?: number | undefined
   /** Options of `node:tls`, such as `ca`, `cert`, `key`, `servername`. */
   readonly tls?: ConnectionOptions | undefined
   /** `true`, or more nodes (`host:port`) to find the cluster by. */
@@ -125,4 +150,22 @@ export interface GroupInfo {
   readonly lag: number | null
   readonly lastDeliveredId: string
   readonly consumers: ReadonlyArray<ConsumerInfo>
+}
+
+/**
+ * Which stored entries `RedisStreams.read` gives: from one id to another, both included, oldest first; newest first with
+ * `reverse`; `limit` at most. An id may be only its milliseconds, which makes times of the server's clock bounds too.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ReadOptions {
+  /** The first id, or instant, that is read. Default: the beginning. */
+  readonly from?: string | undefined
+  /** The last id, or instant, that is read. Default: the end. */
+  readonly to?: string | undefined
+  /** Whether the newest comes first. Default `false`. */
+  readonly reverse?: boolean | undefined
+  /** At most so many. Default: all. */
+  readonly limit?: number | undefined
 }

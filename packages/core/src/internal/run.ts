@@ -415,10 +415,22 @@ export class Run {
     if (delivery.redelivered && this.outcomes.endSpent(attempt, this.isolation.isExhausted(delivery))) return
     if (attempt.keyFailure !== undefined) return this.outcomes.keyFailed(attempt, attempt.keyFailure)
     if (this.intake.isIsolated(attempt)) {
-      return this.confirm(attempt, this.subscription.begin(delivery))
+      return this.confirm(attempt, this.recently(this.subscription.begin(delivery)))
     }
     if (this.program.policies.ackPolicy === "on-receive") return this.confirm(attempt, this.outcomes.receive(attempt))
     this.handler.begin(attempt)
+  }
+
+  /** Asks again when the answer is so old that the lease may have ended since. */
+  private recently(confirmation: Effect.Effect<boolean, TransportError>): Effect.Effect<boolean, TransportError> {
+    return Effect.suspend(() => {
+      const askedAt = this.now()
+      return Effect.flatMap(
+        confirmation,
+        (owned) =>
+          owned && this.now() - askedAt > this.ownership.goodFor ? this.recently(confirmation) : Effect.succeed(owned)
+      )
+    })
   }
 
   /** Begins when the broker has confirmed that it may: its attempt is recorded, or it is acknowledged. */
@@ -443,7 +455,7 @@ export class Run {
     if (settlement._tag === "Retry") {
       const { id } = attempt.delivery
       const delay = settlement.after === undefined ? 0 : Duration.toMillis(settlement.after)
-      this.retries.add(id, delay, this.intake.keys === undefined ? undefined : () => this.intake.keys!.gaveUp(id))
+      this.retries.add(id, delay, attempt, this.intake.keys === undefined ? undefined : () => this.intake.keys!.gaveUp(id))
     }
     this.settling++
     this.settler.add(attempt)
@@ -519,7 +531,8 @@ export class Run {
         return this.handler.interrupt(attempt, new Error("another consumer owns this message"))
       case "left": {
         // Its retry is with the peer.
-        if (this.retries.seen(attempt.delivery.id)) this.intake.keys?.gaveUp(attempt.delivery.id)
+        const { id } = attempt.delivery
+        if (this.retries.isOf(id, attempt) && this.retries.seen(id)) this.intake.keys?.gaveUp(attempt.delivery.id)
       }
     }
   }

@@ -9,8 +9,8 @@ import * as Stream from "effect/Stream"
 import { type Connection, interrupted, unexpected } from "./connection.ts"
 import { headersIn, toHeaders } from "./headers.ts"
 import { idOf, isEarlier, type Life, sequenceIn } from "./life.ts"
-import { findStream } from "./resources.ts"
 import { atLeast } from "./server.ts"
+import { findStream } from "./streams.ts"
 
 /** A stored message, as an answer of the API has it. */
 interface Stored {

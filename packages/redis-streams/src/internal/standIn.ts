@@ -4,12 +4,14 @@ import { invalidOption, received } from "@millrace/core/TransportAuthor"
 import type { TransportError } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
+import type * as Stream from "effect/Stream"
 import type { Removal } from "../Options.ts"
 
 /** The service on another broker, for tests. */
 export const standIn = (transport: Transport.Transport["Service"]) => ({
   transport,
   groupInfo: () => Effect.succeed(undefined),
+  read: (topic: string): Stream.Stream<Transport.Delivery, TransportError> => transport.browse(topic),
   trim: () => Effect.succeed(0),
   remove: (
     messages: Arr.NonEmptyReadonlyArray<Message.Any>

@@ -130,6 +130,7 @@ export const layer = (target: Target): Layer.Layer<Broker | Transport, Transport
     Layer.provideMerge(jetStream({
       url: target.url,
       name: "millrace-cli",
+      connectTimeout: "4 seconds",
       manage: "none",
       ...(target.domain === undefined ? {} : { domain: target.domain }),
       ...(target.credentials === undefined ? {} : { credentials: target.credentials })

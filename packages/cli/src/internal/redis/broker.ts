@@ -77,6 +77,7 @@ export const layer = (target: Target): Layer.Layer<Broker | Transport, Transport
   Layer.effect(Broker, make(target)).pipe(
     Layer.provideMerge(streams({
       url: target.url,
+      connectTimeout: "4 seconds",
       keyPrefix: target.keyPrefix,
       cluster: target.cluster,
       ...(target.sentinel === undefined ? {} : { sentinel: { master: target.sentinel } })

@@ -1,0 +1,112 @@
+import type { TransportError } from "@millrace/core/TransportError"
+import type { ConsumerConfig, ConsumerInfo, StreamInfo } from "@nats-io/jetstream"
+import * as Effect from "effect/Effect"
+import type { Connection } from "./connection.ts"
+import { unexpected } from "./connection.ts"
+import { consumerDifferences, consumerInfo, type ConsumerSpec } from "./consumers.ts"
+import type { Condition } from "./health.ts"
+import type { Declaring } from "./streams.ts"
+
+export interface ConsumerWatchOptions {
+  readonly connection: Connection
+  readonly declaring: Declaring
+  /** As it was when the subscription began. */
+  readonly consumer: ConsumerInfo
+  readonly spec: ConsumerSpec
+  readonly stream: StreamInfo
+  readonly condition: Condition
+}
+
+/** Options that are restored when an operator has edited them; whoever changes the filter means another pipeline. */
+const restored: ReadonlyArray<keyof ConsumerConfig> = [
+  "ack_wait",
+  "max_deliver",
+  "backoff",
+  "max_ack_pending",
+  "headers_only",
+  "inactive_threshold"
+]
+
+/** An edit that is repeated is meant: it is not undone more often than this. */
+const maxRepairs = 2
+
+/** Sees that an operator has edited the consumer that is read, and restores or reports it. */
+export class ConsumerWatch {
+  private readonly options: ConsumerWatchOptions
+  /** What was said last, so that each state is said once. */
+  private reported: string | undefined
+  private repairs = 0
+
+  constructor(options: ConsumerWatchOptions) {
+    this.options = options
+  }
+
+  /** `undefined`: the consumer is gone, which the open requests say too. */
+  readonly look: Effect.Effect<ConsumerInfo | undefined, TransportError> = Effect.gen({ self: this }, function*() {
+    const { connection, consumer } = this.options
+    const info = yield* consumerInfo(connection, consumer.stream_name, consumer.name)
+    if (info === undefined) return undefined
+    const edits = this.editsOf(info)
+    const isFirst = edits.length > 0 && this.reported !== edits.join("; ")
+    const restorable = this.changedOptions(info)
+    if (restorable.length > 0 && this.repairs < maxRepairs && this.options.declaring.manage === "create") {
+      this.repairs++
+      return yield* this.repair(info, restorable)
+    }
+    if (edits.length === 0) this.settled()
+    else {
+      this.reported = edits.join("; ")
+      this.options.condition.impair("edit", this.reported)
+      if (isFirst) yield* Effect.logWarning(this.reported)
+    }
+    return info
+  })
+
+  private settled(): void {
+    if (this.reported === undefined) return
+    this.reported = undefined
+    this.options.condition.clear("edit")
+  }
+
+  private editsOf(info: ConsumerInfo): ReadonlyArray<string> {
+    const { consumer, spec, stream } = this.options
+    const name = `consumer ${info.name} of stream ${info.stream_name}`
+    const ackWait = (consumer.config.ack_wait ?? 0) / 1e6
+    // The lease of everything that is owned was derived from it.
+    const differences = consumerDifferences(info, { ...spec, ackWait }, stream)
+    return [
+      ...differences.map(({ expected, found, name: option }) =>
+        `${option} of ${name} was changed to ${found} while it is read; expected ${expected}`
+      ),
+      ...info.paused === true ? [`${name} is paused by an operator`] : []
+    ]
+  }
+
+  private changedOptions(info: ConsumerInfo): ReadonlyArray<keyof ConsumerConfig> {
+    const before = this.options.consumer.config
+    return restored.filter((option) =>
+      JSON.stringify(info.config[option] ?? null) !== JSON.stringify(before[option] ?? null)
+    )
+  }
+
+  private repair(info: ConsumerInfo, options: ReadonlyArray<keyof ConsumerConfig>) {
+    const { connection, consumer } = this.options
+    const before = consumer.config
+    const config = { ...info.config }
+    for (const option of options) {
+      if (before[option] === undefined) delete config[option]
+      else Object.assign(config, { [option]: before[option] })
+    }
+    const operation = `restoring consumer ${info.name}`
+    return connection.call(operation, (jsm) => jsm.consumers.add(info.stream_name, config)).pipe(
+      Effect.mapError(unexpected(operation)),
+      Effect.tap(() =>
+        Effect.logWarning(
+          `${
+            options.join(", ")
+          } of consumer ${info.name} of stream ${info.stream_name} was changed while it is read, and has been restored`
+        )
+      )
+    )
+  }
+}
