@@ -17,22 +17,34 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
+import type * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import * as browsing from "./internal/browse.ts"
 import * as groups from "./internal/groups.ts"
 import { HealthRecord } from "./internal/health.ts"
 import * as Maintenance from "./internal/maintenance.ts"
-import * as options_ from "./internal/options.ts"
 import * as publish from "./internal/publish.ts"
 import * as removal from "./internal/removal.ts"
 import { transportError } from "./internal/reply.ts"
 import * as server_ from "./internal/server.ts"
+import * as Settings from "./internal/settings.ts"
 import { RemoveOnSuccess, Source } from "./internal/source.ts"
+import { standIn } from "./internal/standIn.ts"
 import * as subscribe from "./internal/subscribe.ts"
-import type { GroupInfo, Options, Removal, RemoveOptions } from "./Options.ts"
+import type { GroupInfo, Options, ReadOptions, Removal, RemoveOptions } from "./Options.ts"
 
 export type { ConsumerInfo } from "@millrace/core/Transport"
-export type { Bound, GroupInfo, Options, Removal, RemoveOptions } from "./Options.ts"
+export type {
+  Bound,
+  Credentials,
+  CredentialsSource,
+  GroupInfo,
+  Options,
+  ReadOptions,
+  Removal,
+  RemoveOptions
+} from "./Options.ts"
 
 /**
  * The operations that only Redis has.
@@ -44,6 +56,7 @@ export class RedisStreams extends Context.Service<RedisStreams, {
   /** The same broker as every pipeline sees it. */
   readonly transport: Transport.Transport["Service"]
   readonly groupInfo: (topic: string, group: string) => Effect.Effect<GroupInfo | undefined, TransportError>
+  readonly read: (topic: string, options?: ReadOptions) => Stream.Stream<Transport.Delivery, TransportError>
   /** Trims what every group of the topic has acknowledged; gives how many entries that were. */
   readonly trim: (topic: string) => Effect.Effect<number, TransportError>
   readonly remove: (
@@ -67,11 +80,12 @@ export const make: (
       if (typeof concurrency === "number" && !(Number.isInteger(concurrency) && concurrency >= 1)) {
         return yield* invalidOption("redis", "concurrency", concurrency, "give a whole number of at least 1")
       }
-      const settings = yield* Effect.fromResult(options_.check(options))
+      const settings = yield* Effect.fromResult(Settings.check(options))
       const server = yield* server_.make(settings)
       const keyOf = (topic: string) => settings.keyPrefix + topic
       const failing = (operation: string) => (error: Error) => transportError(operation, settings.label, error)
       const record = new HealthRecord()
+      const unbounded = new Set<string>()
       const maintenance = yield* Maintenance.make(server)
       const transport = Transport.Transport.of({
         name: "redis",
@@ -85,9 +99,12 @@ export const make: (
         },
         limit: Concurrency.isLimit(concurrency) ? concurrency : Concurrency.make(concurrency ?? Infinity),
         subscribe: yield* subscribe.make(server, maintenance),
-        nameRemedy: subscribe.nameRemedy,
-        declare: (topic) => groups.verify(server, keyOf(topic)),
-        publish: publish.make(server),
+        nameRemedy: Settings.nameRemedy(settings),
+        declare: (topic, purpose) => {
+          if (purpose === "deadLetter") unbounded.add(topic)
+          return groups.verify(server, keyOf(topic))
+        },
+        publish: publish.make(server, unbounded),
         browse: (topic, options) => browsing.browse(server, topic, options),
         get: (topic, id) => browsing.get(server, topic, id),
         groups: (topic) =>
@@ -100,7 +117,9 @@ export const make: (
         health: Effect.clockWith((clock) =>
           Effect.sync(() => {
             const trouble = server.write.trouble ?? server.keep.trouble
-            return record.note(trouble === undefined ? "consuming" : "reconnecting", trouble, clock.currentTimeMillisUnsafe())
+            const { reason } = server.refusals
+            const state = trouble !== undefined ? "reconnecting" : reason !== undefined ? "impaired" : "consuming"
+            return record.note(state, trouble ?? reason, clock.currentTimeMillisUnsafe())
           })
         )
       })
@@ -108,6 +127,7 @@ export const make: (
         RedisStreams,
         RedisStreams.of({
           transport,
+          read: (topic, options) => browsing.read(server, topic, options),
           groupInfo: (topic, group) =>
             Effect.mapError(
               groups.info(server, keyOf(topic), group),
@@ -141,17 +161,53 @@ export const layerConfig = (
   Layer.effectContext(Effect.flatMap(Config.unwrap(options), make))
 
 /**
- * What a source on Redis takes.
+ * Provides the service on the broker that is provided, for tests of pipelines that are made by {@link from} or use
+ * {@link remove}.
  *
- * - `startFrom`: also the id of an entry, after which a new group begins
- * - `block`, `claim`: for this pipeline, instead of the Layer's
+ * **Details**
+ *
+ * `remove` deletes the message at once, whatever other groups there are. {@link removeOnSuccess} acknowledges.
+ *
+ * **Example** (A pipeline that removes, in the harness)
+ *
+ * ```ts import.meta.vitest
+ * import { Pipeline, Topic } from "@millrace/core"
+ * import { RedisStreams } from "@millrace/redis-streams"
+ * import { TestHarness } from "@millrace/testing"
+ * import { Effect, Layer, Schema } from "effect"
+ *
+ * const Jobs = Topic.make("jobs", { schema: Schema.String })
+ * const removing = RedisStreams.from(Jobs, { group: "jobs" }).pipe(
+ *   Pipeline.mapEffect((_, message) => RedisStreams.remove(message))
+ * )
+ * const report = await Effect.runPromise(
+ *   TestHarness.run(Jobs, removing, ["a"]).pipe(
+ *     Effect.provide(RedisStreams.layerTest.pipe(Layer.provideMerge(TestHarness.layer)))
+ *   )
+ * )
+ * report.handled.map(({ value }) => value) // => ["removed"]
+ * ```
+ *
+ * @category testing
+ * @since 0.1.0
+ */
+export const layerTest: Layer.Layer<RedisStreams, never, Transport.Transport> = Layer.effect(
+  RedisStreams,
+  Transport.Transport.useSync(standIn)
+)
+
+/**
+ * What a source on Redis takes.
  *
  * @category models
  * @since 0.1.0
  */
 export interface FromOptions extends Omit<Pipeline.FromOptions, "startFrom"> {
+  /** Also the id of an entry, after which a new group begins. */
   readonly startFrom?: "new" | "beginning" | (string & {}) | undefined
+  /** For this pipeline, instead of the Layer's. */
   readonly block?: Duration.Input | undefined
+  /** For this pipeline, instead of the Layer's. */
   readonly claim?: { readonly minIdle: Duration.Input } | undefined
 }
 
@@ -165,10 +221,16 @@ const millis = (input: Duration.Input | undefined) =>
  * @since 0.1.0
  */
 export const from: {
+  /**
+   * Starts a pipeline at a topic on Redis, with what only Redis has.
+   */
   <A, H, RD, RE>(
     topic: Topic.TopicWithHeaders<A, H, RD, RE>,
     options: FromOptions
   ): Pipeline.Open<Message.WithHeaders<A, H>, A, never, RedisStreams | RD>
+  /**
+   * Starts a pipeline at a topic on Redis, with what only Redis has.
+   */
   <A, RD, RE>(
     topic: Topic.Topic<A, RD, RE>,
     options: FromOptions
@@ -189,36 +251,70 @@ export const from: {
 }
 
 /**
- * Removes the message from its stream: acknowledges it for this group, and deletes it once every group has.
+ * Removes a message, or many, from its stream: acknowledges it for this group, and deletes it once every group has.
  *
  * **Details**
  *
- * Works at any point of a handler, and on a message that was settled before. A pipeline that uses it does not compile
- * against another broker's Layer.
+ * Works at any point of a handler, and on a message that was settled before. Many are removed with one command for each
+ * stream, and give one answer each, in order. A pipeline that uses it does not compile against another broker's Layer.
+ * Interruption does not take back what was sent.
  *
  * @category settling
  * @since 0.1.0
  */
 export const remove: {
-  (options?: RemoveOptions): (self: Message.Any) => Effect.Effect<Removal, TransportError, RedisStreams>
+  /**
+   * Removes a message, or many, from its stream: acknowledges it for this group, and deletes it once every group has.
+   *
+   * **Details**
+   *
+   * Works at any point of a handler, and on a message that was settled before. Many are removed with one command for each
+   * stream, and give one answer each, in order. A pipeline that uses it does not compile against another broker's Layer.
+   * Interruption does not take back what was sent.
+   */
+  (options?: RemoveOptions): {
+    (self: Message.Any): Effect.Effect<Removal, TransportError, RedisStreams>
+    (
+      self: Arr.NonEmptyReadonlyArray<Message.Any>
+    ): Effect.Effect<ReadonlyArray<Removal>, TransportError, RedisStreams>
+  }
+  /**
+   * Removes a message, or many, from its stream: acknowledges it for this group, and deletes it once every group has.
+   *
+   * **Details**
+   *
+   * Works at any point of a handler, and on a message that was settled before. Many are removed with one command for each
+   * stream, and give one answer each, in order. A pipeline that uses it does not compile against another broker's Layer.
+   * Interruption does not take back what was sent.
+   */
   (self: Message.Any, options?: RemoveOptions): Effect.Effect<Removal, TransportError, RedisStreams>
+  /**
+   * Removes a message, or many, from its stream: acknowledges it for this group, and deletes it once every group has.
+   *
+   * **Details**
+   *
+   * Works at any point of a handler, and on a message that was settled before. Many are removed with one command for each
+   * stream, and give one answer each, in order. A pipeline that uses it does not compile against another broker's Layer.
+   * Interruption does not take back what was sent.
+   */
+  (
+    self: Arr.NonEmptyReadonlyArray<Message.Any>,
+    options?: RemoveOptions
+  ): Effect.Effect<ReadonlyArray<Removal>, TransportError, RedisStreams>
 } = dual(
-  (args) => args[0] !== undefined && "attempt" in args[0],
-  (self: Message.Any, options?: RemoveOptions): Effect.Effect<Removal, TransportError, RedisStreams> =>
-    RedisStreams.use((redis) => Effect.map(redis.remove([self], options), ([removal]) => removal!))
+  (args) => args[0] !== undefined && (Array.isArray(args[0]) || "attempt" in args[0]),
+  (
+    self: Message.Any | Arr.NonEmptyReadonlyArray<Message.Any>,
+    options?: RemoveOptions
+  ): Effect.Effect<Removal | ReadonlyArray<Removal>, TransportError, RedisStreams> =>
+    RedisStreams.use((redis): Effect.Effect<Removal | ReadonlyArray<Removal>, TransportError> =>
+      isMany(self) ? redis.remove(self, options) : Effect.map(redis.remove([self], options), ([removal]) => removal!)
+    )
 )
 
-/**
- * Removes many messages, with one command for each stream; one answer for each, in order.
- *
- * @category settling
- * @since 0.1.0
- */
-export const removeAll = (
-  messages: Arr.NonEmptyReadonlyArray<Message.Any>,
-  options?: RemoveOptions
-): Effect.Effect<ReadonlyArray<Removal>, TransportError, RedisStreams> =>
-  RedisStreams.use((redis) => redis.remove(messages, options))
+const isMany = (
+  self: Message.Any | Arr.NonEmptyReadonlyArray<Message.Any>
+): self is Arr.NonEmptyReadonlyArray<Message.Any> => Array.isArray(self)
 
 /**
  * Deletes what the pipeline is done with, as soon as every group has acknowledged it.
@@ -229,6 +325,33 @@ export const removeAll = (
 export const removeOnSuccess = <M extends Message.Any, A, E, R>(
   self: Pipeline.Pipeline<M, A, E, R>
 ): Pipeline.Pipeline<M, A, E, R | RedisStreams> => Pipeline.withSetting(self, RemoveOnSuccess, true)
+
+/**
+ * Reads stored entries, consumed or not, and touches no group. Ends at the entry that was newest when the stream began.
+ * Pages of about 4 MB; fails with `TransportError`; interruption ends it after the present page.
+ *
+ * @category reading
+ * @since 0.1.0
+ */
+export const read = (
+  topic: string | { readonly name: string },
+  options?: ReadOptions
+): Stream.Stream<Transport.Delivery, TransportError, RedisStreams> =>
+  Stream.unwrap(RedisStreams.use((redis) => Effect.succeed(redis.read(nameOf(topic), options))))
+
+/**
+ * Reads one stored entry by its id, in one request.
+ *
+ * @category reading
+ * @since 0.1.0
+ */
+export const get = (
+  topic: string | { readonly name: string },
+  id: string
+): Effect.Effect<Option.Option<Transport.Delivery>, TransportError, RedisStreams> =>
+  RedisStreams.use(({ transport }) => transport.get(nameOf(topic), id))
+
+const nameOf = (topic: string | { readonly name: string }): string => typeof topic === "string" ? topic : topic.name
 
 /**
  * Reads what the server knows about a group: pending entries, their age, lag, consumers; `undefined` when there is no

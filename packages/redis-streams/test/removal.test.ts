@@ -108,7 +108,7 @@ servers.forEach(({ kind, version }) =>
         assert.strictEqual((yield* run("XPENDING", topic, "g", "-", "+", "9"))[0][1], "peer")
       }))
 
-    it.effect("removeAll removes many with one command", () =>
+    it.effect("remove takes many at a time, and removes them with one command", () =>
       Effect.gen(function*() {
         const { run } = yield* Server
         const topic = fresh("all")
@@ -118,7 +118,7 @@ servers.forEach(({ kind, version }) =>
         yield* run("CONFIG", "RESETSTAT")
         yield* Pipeline.from(topicOf(topic), { group: "g", startFrom: "beginning" }).pipe(
           Pipeline.batch({ size: 20, within: "10 seconds" }, (_, messages) =>
-            Effect.tap(RedisStreams.removeAll(messages), (removals) =>
+            Effect.tap(RedisStreams.remove(messages), (removals) =>
               Effect.sync(() => answers.push(...removals)))),
           Pipeline.concurrency(20),
           Pipeline.start,

@@ -3,8 +3,10 @@ import { invalidOption, type TransportError } from "@millrace/core/TransportErro
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
+import type { ReadOptions } from "../Options.ts"
 import { EntryReader, type RawEntry, type RedisDelivery } from "./entry.ts"
-import { list, text, transportError } from "./reply.ts"
+import { placeOf } from "./groups.ts"
+import { isRefusal, list, text, transportError } from "./reply.ts"
 import { findOrigin } from "./scripts/origin.ts"
 import { evalsha } from "./scripts/script.ts"
 import type { Server } from "./server.ts"
@@ -28,7 +30,9 @@ const reading = (server: Server, topic: string) => {
     )
   const reader = new EntryReader(topic)
   const origin = server.poll.one(key, evalsha(findOrigin, [key], [])).pipe(
-    Effect.map((token) => text(token) === "" ? `redis:${key}` : text(token)),
+    Effect.map((token) => text(token) === "" ? placeOf(server, key) : text(token)),
+    // A name for the place will do where this user may not look at groups.
+    Effect.catchIf(isRefusal, () => Effect.succeed(placeOf(server, key))),
     Effect.mapError((error) => transportError(`reading ${key}`, server.settings.label, error))
   )
   const read = (origin: string, reply: unknown): ReadonlyArray<RedisDelivery> =>
@@ -36,22 +40,33 @@ const reading = (server: Server, topic: string) => {
   return { key, ask, origin, read }
 }
 
-/** Entries of a stream, up to the one that was newest when this began. */
+/** Entries after and before ids, up to the one that was newest when this began. */
 export const browse = (
   server: Server,
   topic: string,
   options: BrowseOptions = {}
 ): Stream.Stream<Delivery, TransportError> => {
-  const { after, before, limit = Infinity, reverse = false } = options
+  const { after, before, limit, reverse } = options
   for (const [name, id] of [["after", after], ["before", before]] as const) {
-    if (id !== undefined && !isId(id)) {
-      return Stream.fail(invalidOption("redis", name, id, "give the id of an entry, such as 1700000000000-0"))
-    }
+    if (id !== undefined && !isId(id)) return Stream.fail(notAnId(name, id))
   }
+  const low = after === undefined ? "-" : `(${endOf(after)}`
+  return range(server, topic, low, before === undefined ? "+" : `(${before}`, limit, reverse)
+}
+
+const notAnId = (name: string, id: string): TransportError =>
+  invalidOption("redis", name, id, "give the id of an entry, such as 1700000000000-0, or its milliseconds")
+
+const range = (
+  server: Server,
+  topic: string,
+  low: string,
+  high: string,
+  limit = Infinity,
+  reverse = false
+): Stream.Stream<Delivery, TransportError> => {
   if (!(limit >= 0)) return Stream.fail(invalidOption("redis", "limit", limit, "give a number of entries"))
   const { ask, key, origin, read } = reading(server, topic)
-  const low = after === undefined ? "-" : `(${endOf(after)}`
-  const high = before === undefined ? "+" : `(${before}`
   return Stream.unwrap(Effect.map(
     Effect.zip(ask(["XREVRANGE", key, high, low, "COUNT", "1"]), Effect.suspend(() => origin)),
     ([newest, token]) => {
@@ -62,7 +77,10 @@ export const browse = (
       let average = 0
       return Stream.paginate({ start: reverse ? text(last) : low, left: limit }, ({ left, start }) => {
         // The first page tells how large entries are.
-        const page = Math.min(left, average === 0 ? 10 : Math.max(1, Math.min(maxPage, Math.floor(maxPageBytes / average))))
+        const page = Math.min(
+          left,
+          average === 0 ? 10 : Math.max(1, Math.min(maxPage, Math.floor(maxPageBytes / average)))
+        )
         return Effect.map(ask([command, key, start, stop, "COUNT", String(page)]), (reply) => {
           const deliveries: ReadonlyArray<RedisDelivery> = read(token, reply)
           const end = deliveries.at(-1)
@@ -78,8 +96,25 @@ export const browse = (
   ))
 }
 
+/** Entries between two ids, both included. */
+export const read = (
+  server: Server,
+  topic: string,
+  options: ReadOptions = {}
+): Stream.Stream<Delivery, TransportError> => {
+  const { from, limit, reverse, to } = options
+  for (const [name, id] of [["from", from], ["to", to]] as const) {
+    if (id !== undefined && !isId(id)) return Stream.fail(notAnId(name, id))
+  }
+  return range(server, topic, from ?? "-", to ?? "+", limit, reverse)
+}
+
 /** One entry. */
-export const get = (server: Server, topic: string, id: string): Effect.Effect<Option.Option<Delivery>, TransportError> => {
+export const get = (
+  server: Server,
+  topic: string,
+  id: string
+): Effect.Effect<Option.Option<Delivery>, TransportError> => {
   if (!isId(id)) return Effect.succeed(Option.none())
   const { ask, key, origin, read } = reading(server, topic)
   return Effect.map(

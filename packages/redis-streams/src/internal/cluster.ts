@@ -1,5 +1,5 @@
-import type { Address } from "./options.ts"
 import { list, text } from "./reply.ts"
+import { type Address, nameOf } from "./settings.ts"
 
 /** CRC16 (XMODEM), as the cluster specification has it. */
 const crc16 = (bytes: Uint8Array): number => {
@@ -42,13 +42,13 @@ export class SlotMap {
     for (const range of list(reply)) {
       const [first, last, master] = list(range)
       const [host, port] = list(master)
-      const address = { host: host === null || text(host) === "" ? from.host : text(host), port: Number(port) }
+      // A node that does not know its own name says so with nothing, null or a question mark.
+      const isNamed = host !== null && text(host) !== "" && text(host) !== "?"
+      const address = { host: isNamed ? text(host) : from.host, port: Number(port) }
       for (let slot = Number(first); slot <= Number(last); slot++) this.nodes[slot] = address
     }
   }
 }
-
-export const nameOf = (address: Address): string => `${address.host}:${address.port}`
 
 /** Where `MOVED slot host:port` or `ASK slot host:port` points. */
 export const redirection = (
@@ -57,5 +57,5 @@ export const redirection = (
 ): { readonly slot: number; readonly address: Address } | undefined => {
   const match = /^(?:MOVED|ASK) (\d+) (.*):(\d+)/.exec(message)
   if (match === null) return undefined
-  return { slot: Number(match[1]), address: { host: match[2] === "" ? from.host : match[2]!, port: Number(match[3]) } }
+  return { slot: Number(match[1]), address: { host: match[2] === "" || match[2] === "?" ? from.host : match[2]!, port: Number(match[3]) } }
 }

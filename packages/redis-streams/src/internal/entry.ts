@@ -121,7 +121,9 @@ export class RedisDelivery implements Delivery {
       keptAt: now,
       isOut: false,
       isSettling: false,
+      isAcknowledged: false,
       isGone: false,
+      isSuperseded: false,
       unsettledAt: 0,
       previous: undefined,
       next: undefined
@@ -183,6 +185,10 @@ export interface DeliveryState {
   isOut: boolean
   /** A settlement is under way. */
   isSettling: boolean
+  /** An acknowledgement was sent. */
+  isAcknowledged: boolean
+  /** This consumer was given the entry again: this delivery has no say any more. */
+  isSuperseded: boolean
   /** The entry is not in the stream any more. */
   isGone: boolean
   /** When it was first seen to be neither settled nor extended; 0: never. */
@@ -217,6 +223,12 @@ export class Outstanding {
     state.previous = state.next = undefined
     this.size--
     return true
+  }
+
+  all(): ReadonlyArray<RedisDelivery> {
+    const all: Array<RedisDelivery> = []
+    for (let one = this.first; one !== undefined; one = RedisDelivery.state(one).next) all.push(one)
+    return all
   }
 
   /** In proportion to how many there are. */

@@ -60,6 +60,9 @@ export const origin = (server: Server, key: string, group: string, fallback?: st
     text
   )
 
+/** Names the place of a stream, without telling its lives apart. */
+export const placeOf = ({ settings }: Server, key: string): string => `${settings.label}/${settings.database}/${key}`
+
 /** Whether a key is free, or a stream. */
 export const verify = (server: Server, key: string): Effect.Effect<void, TransportError> =>
   server.keep.one(key, ["TYPE", key], server.settings.connectTimeout).pipe(

@@ -9,3 +9,6 @@ export const delayed = (stream: string): string => beside(stream, "delayed")
 
 /** Hash: ids published in one period. */
 export const published = (stream: string, period: number): string => beside(stream, `ids:${period}`)
+
+/** Says that a process is deleting consumers at the moment. */
+export const maintenance = (stream: string, group: string): string => beside(stream, `maintenance:${group}`)

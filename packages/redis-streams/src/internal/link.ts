@@ -4,27 +4,31 @@ import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
+import { isIP } from "node:net"
 import type { ConnectionOptions } from "node:tls"
 import { createClient, ErrorReply, RESP_TYPES } from "redis"
-import type { Address } from "./options.ts"
-import { asError, codeOf } from "./reply.ts"
+import { counting, type Received } from "./received.ts"
+import { asError, codeOf, isRefusal, isUnknown } from "./reply.ts"
+import { type Address, type Login, nameOf } from "./settings.ts"
 
 export type Argument = string | Buffer
 export type Command = ReadonlyArray<Argument>
 
-const create = (options: DialOptions, address: Address) =>
+const create = (options: DialOptions, address: Address, login: Login) =>
   createClient({
     // One shape of replies on every server, and no HELLO.
     RESP: 2,
     socket: {
-      host: address.host,
-      port: address.port,
+      ...(address.path === undefined ? { host: address.host, port: address.port } : { path: address.path }),
       connectTimeout: options.within,
       reconnectStrategy: false,
-      ...(options.tls === undefined ? {} : { ...options.tls, tls: true })
+      ...(options.tls === undefined
+        ? {}
+        // A server name is sent for names only.
+        : { ...(isIP(address.host) === 0 ? { servername: address.host } : {}), ...options.tls, tls: true })
     },
-    ...(options.username === undefined ? {} : { username: options.username }),
-    ...(options.password === undefined ? {} : { password: options.password }),
+    ...(login.username === undefined ? {} : { username: login.username }),
+    ...(login.password === undefined ? {} : { password: login.password }),
     database: options.database,
     disableOfflineQueue: true,
     maintNotifications: "disabled",
@@ -35,8 +39,8 @@ const create = (options: DialOptions, address: Address) =>
 type Client = ReturnType<typeof create>
 
 export interface DialOptions {
-  readonly username: string | undefined
-  readonly password: string | undefined
+  /** Asked for each connection. */
+  readonly login: Effect.Effect<Login, unknown>
   readonly database: number
   readonly tls: ConnectionOptions | undefined
   readonly within: number
@@ -48,23 +52,24 @@ export interface Connected {
   readonly address: Address
   /** For `CLIENT UNBLOCK`; `undefined` when this user may not ask. */
   readonly clientId: string | undefined
+  /** A connection that receives is alive, however long one reply takes. */
+  readonly received: Received
+  /** On the clock of `performance.now`. */
+  readonly madeAt: number
 }
 
 /** A connection could not be made. */
 export class DialError extends Data.TaggedError("DialError")<{ readonly address: Address; readonly error: Error }> {
   override get message(): string {
-    return `${this.address.host}:${this.address.port}: ${this.error.message}`
+    return `${nameOf(this.address)}: ${this.error.message}`
   }
   /** Trying again with the same options cannot help. */
   get isFinal(): boolean {
-    return this.error instanceof ErrorReply && isRefusal(this.error) ||
-      /\b(WRONGPASS|DENIED)\b/.test(this.error.message)
+    const { error } = this
+    return isRefusal(error) || error instanceof ErrorReply && /DB index|cluster support disabled|SELECT is not/i.test(error.message) ||
+      /\bDENIED\b/.test(error.message)
   }
 }
-
-const isRefusal = (error: ErrorReply): boolean =>
-  ["WRONGPASS", "NOAUTH", "NOPERM", "DENIED"].includes(codeOf(error)) ||
-  /invalid (username-)?password|AUTH .*called/.test(error.message)
 
 /** The connection was lost before the answer (`sent`), or there was none to send on. */
 export class Lost extends Error {
@@ -75,34 +80,51 @@ export class Lost extends Error {
   }
 }
 
-export const dial = (options: DialOptions, address: Address): Effect.Effect<Connected, DialError> =>
+/** Commands that tell whether a connection works; of these only the second one must be answered. */
+const probes = [["CLIENT", "ID"], ["PING"]] as const
+
+const dialAs = (options: DialOptions, address: Address, login: Login): Effect.Effect<Connected, DialError> =>
   Effect.callback<Connected, DialError>((resume) => {
     let heard: Error | undefined
-    const client = create(options, address)
+    const client = create(options, address, login)
     client.on("error", (error) => heard ??= asError(error))
     const fail = (error: unknown) => {
       client.destroy()
       resume(Effect.fail(new DialError({ address, error: heard ?? asError(error) })))
     }
-    client.connect()
+    const [connecting, received] = counting(() => client.connect())
+    connecting
       // Nothing of the handshake tells that a password is missing or the server still loading: these do.
       .then(() =>
-        Promise.all(
-          [["CLIENT", "ID"], ["PING"]].map((command) =>
-            client.sendCommand(command).catch((error) => codeOf(error) === "NOPERM" ? undefined : Promise.reject(error))
+        Promise.all(probes.map(([name, ...args], i) =>
+          client.sendCommand([name, ...args]).catch((error) =>
+            codeOf(error) === "NOPERM" || i === 0 && isUnknown(error) ? undefined : Promise.reject(error)
           )
-        )
+        ))
       )
       .then(([id]) => {
         if (!client.isReady) return fail(new Error("closed while connecting"))
-        resume(Effect.succeed({ client, address, clientId: id === undefined ? undefined : String(id) }))
+        const clientId = id === undefined ? undefined : String(id)
+        resume(Effect.succeed({ client, address, clientId, received, madeAt: performance.now() }))
       })
       .catch(fail)
     return Effect.sync(() => client.destroy())
-  }).pipe(Effect.timeoutOrElse({
-    duration: options.within,
-    orElse: () => Effect.fail(new DialError({ address, error: new Error(`no answer within ${options.within} ms`) }))
-  }))
+  })
+
+export const dial = (options: DialOptions, address: Address): Effect.Effect<Connected, DialError> =>
+  options.login.pipe(
+    Effect.mapError((cause) =>
+      new DialError({ address, error: new Error(`the credentials could not be had: ${describe(cause)}`) })
+    ),
+    Effect.flatMap((login) => dialAs(options, address, login)),
+    Effect.timeoutOrElse({
+      duration: options.within,
+      orElse: () => Effect.fail(new DialError({ address, error: new Error(`no answer within ${options.within} ms`) }))
+    })
+  )
+
+/** The words of a failure of whoever gives credentials; what else it holds may be secret. */
+const describe = (cause: unknown): string => cause instanceof Error ? cause.name : typeof cause
 
 /** 50 ms to 2 s, jittered: while a server is down, every connection asks for it once every other second at most. */
 export const backoff = Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("2 seconds")]).pipe(
@@ -163,16 +185,17 @@ export class Link {
       if (commands.length === 0) return resume(Effect.succeed([]))
       const replies = new Array<unknown>(commands.length)
       let left = commands.length
-      let answered = this.answered
+      let progress = this.answered + connected.received.bytes
       const patience = Math.min(within, this.patience)
       const giveUp = () => {
         if (left === 0) return
-        if (this.answered === answered) {
+        const now = this.answered + connected.received.bytes
+        if (now === progress) {
           this.patience = Math.max(this.leastPatience, Math.min(2 * this.patience, within))
           return this.drop(connected, new Error(`no answer within ${Math.round(patience)} ms`))
         }
-        // As long as others are answered it is only a long way to go.
-        answered = this.answered
+        // Other replies arrive, or this one does: the connection is slow, not dead.
+        progress = now
         timer = setTimeout(expire, patience)
       }
       // After the loop stood still, what has come meanwhile is read first.
@@ -209,6 +232,22 @@ export class Link {
     this.down.openUnsafe()
     connected.client.destroy()
   }
+
+  /** Whether the connection was made before `time`, on the clock of `performance.now`. */
+  isStale(time: number): boolean {
+    return this.connected !== undefined && this.connected.madeAt < time
+  }
+
+  /** Replaces the connection by a new one, without a word: nothing may be under way on it. */
+  readonly renew: Effect.Effect<void> = Effect.suspend(() => {
+    const { connected } = this
+    if (connected === undefined) return Effect.void
+    this.isRenewing = true
+    this.drop(connected, new Error("made again with the others"))
+    return Effect.ignore(this.awaitUp(60_000))
+  })
+
+  private isRenewing = false
 
   private causeOf(connected: Connected, error: Error): Error {
     return this.connected === connected ? error : this.cause
@@ -248,7 +287,7 @@ export class Link {
           if (established) this.madeAgainAt = madeAt
           return established && isNews
             ? Effect.logInfo(
-              `redis: ${this.purpose}: connected again to ${connected.address.host}:${connected.address.port} after ${
+              `redis: ${this.purpose}: connected again to ${nameOf(connected.address)} after ${
                 Math.round(Duration.toMillis(took))
               } ms`
             )
@@ -260,7 +299,8 @@ export class Link {
       Effect.suspend(() => {
         const { message } = this.cause
         // Made and lost again and again, for the same reason, it is one episode.
-        isNews = message !== said || performance.now() - madeAt > 10_000
+        isNews = !this.isRenewing && (message !== said || performance.now() - madeAt > 10_000)
+        this.isRenewing = false
         said = message
         return isNews
           ? Effect.logWarning(`redis: ${this.purpose}: connection lost (${message}), connecting again`)

@@ -5,11 +5,14 @@ import type * as Scope from "effect/Scope"
 import { ErrorReply } from "redis"
 import type { RawEntry } from "./entry.ts"
 import { type Command, type Connected, type Link, Lost } from "./link.ts"
-import { codeOf, isPassing, list, text, transportError } from "./reply.ts"
+import { codeOf, isPassing, isUnknown, list, text, transportError } from "./reply.ts"
 import type { Server } from "./server.ts"
 
 /** Without `CLIENT UNBLOCK` nothing can end a read early, so none may be long. */
 const shortBlock = 100
+
+/** Reads that a server ends at once, before it is taken for one that cannot block. */
+const maxIgnoredBlocks = 3
 
 /** A server that does not answer must not hold up a pause or a shutdown. */
 const maxWithdraw = 1_000
@@ -63,6 +66,9 @@ export class ReadLoop {
   private isBlocked = false
   private isNudged = false
   private canUnblock = true
+  private canBlock = true
+  /** Blocking reads in a row that ended at once and empty. */
+  private ignoredBlocks = 0
   /** Failed turns in a row. */
   private troubles = 0
   private isStuck = false
@@ -142,8 +148,9 @@ export class ReadLoop {
   }
 
   private nudge(again = 2): void {
-    const id = this.link?.current?.clientId
-    if (!this.isBlocked || this.isNudged || id === undefined) return
+    const connected = this.link?.current
+    const id = connected?.clientId
+    if (!this.isBlocked || this.isNudged || id === undefined || !this.isSameServer(connected!)) return
     this.isNudged = true
     const read = this.asked
     this.runFork(Effect.map(this.server.keep.send(this.key, [["CLIENT", "UNBLOCK", id]]), ([reply]) => {
@@ -153,6 +160,14 @@ export class ReadLoop {
       this.isNudged = false
       setTimeout(() => this.asked === read && this.nudge(2 * again), again)
     }))
+  }
+
+  /**
+   * Whether the keeping connection surely ends at the server of this one. After it was made again it may be another one,
+   * where the id of this connection is a stranger's.
+   */
+  private isSameServer(connected: Connected): boolean {
+    return connected.madeAt > this.server.keep.madeAgainAt
   }
 
   private runFork: (effect: Effect.Effect<void>) => void = () => {}
@@ -184,13 +199,16 @@ export class ReadLoop {
     if (wanting.length === 0) return isBusy ? Effect.void : this.work.await
     const connected = this.link?.current
     if (this.link !== undefined && connected === undefined) return Effect.ignore(this.link.awaitUp(60_000))
+    if (this.link !== undefined && this.link.isStale(this.server.keep.madeAgainAt)) return Effect.ignore(this.link.renew)
     return this.read(connected, wanting, isBusy)
   })
 
   private read(connected: Connected | undefined, wanting: ReadonlyArray<Reading>, isBusy: boolean): Effect.Effect<void> {
     const hot = wanting.length === 1 ? [] : wanting.filter((subscription) => subscription.isHot)
     const cold = wanting.length === 1 ? wanting : wanting.filter((subscription) => !subscription.isHot)
-    const block = isBusy || hot.length > 0 || connected === undefined ? undefined : this.blockFor(connected, cold)
+    const block = isBusy || hot.length > 0 || connected === undefined || !this.canBlock
+      ? undefined
+      : this.blockFor(connected, cold)
     const reads: Array<{ readonly subscriptions: ReadonlyArray<Reading>; readonly count: number }> = hot.map((subscription) => ({
       subscriptions: [subscription],
       count: subscription.wantsNew
@@ -237,11 +255,26 @@ export class ReadLoop {
       this.troubles = 0
       this.patience = leastPatience
       this.isStuck = false
+      if (!replies.every((reply) => reply === null)) return Effect.void
+      const isPolling = this.link === undefined || !this.canBlock
       // Polling, and nothing there: not again at once.
-      return this.link === undefined && replies.every((reply) => reply === null)
-        ? Effect.asVoid(Effect.timeoutOption(this.work.await, this.pollEvery()))
-        : Effect.void
+      if (isPolling) return isBusy ? Effect.void : Effect.asVoid(Effect.timeoutOption(this.work.await, this.pollEvery()))
+      return block === undefined ? Effect.void : this.watchBlock(block)
     })
+  }
+
+  /** A server that takes BLOCK and does not wait would be asked as fast as it answers. */
+  private watchBlock(block: number): Effect.Effect<void> {
+    const wasIgnored = !this.isNudged && block >= 20 && performance.now() - this.sentAt < block / 2
+    this.ignoredBlocks = wasIgnored ? this.ignoredBlocks + 1 : 0
+    return this.ignoredBlocks < maxIgnoredBlocks ? Effect.void : this.poll("does not wait where XREADGROUP says BLOCK")
+  }
+
+  private poll(why: string): Effect.Effect<void> {
+    this.canBlock = false
+    return Effect.logWarning(
+      `redis: this server ${why}: it is asked every ${this.pollEvery()} ms, and a message may take so long to be seen`
+    )
   }
 
   private blockFor(connected: Connected, subscriptions: ReadonlyArray<Reading>): number {
@@ -269,15 +302,20 @@ export class ReadLoop {
     const connected = link?.current
     const now = performance.now()
     if (link === undefined || connected === undefined || reading === nothingAsked) return Effect.void
-    if (now < this.dueAt + patience && this.sentAt > this.server.keep.madeAgainAt) return Effect.void
+    const isSame = this.isSameServer(connected)
+    if (isSame ? now < this.dueAt + patience && this.sentAt > this.server.keep.madeAgainAt : now < this.dueAt) {
+      return Effect.void
+    }
+    const ping = Effect.map(Effect.suspend(() => link.send([["PING"]], patience)), ([reply]) => {
+      if (reply instanceof Lost) this.patience = Math.min(2 * patience, this.server.settings.answerTimeout)
+    })
+    // At another server the id of this connection would be a stranger's.
+    if (!isSame || connected.clientId === undefined) return ping
     return Effect.flatMap(
-      this.server.keep.send(this.key, [["CLIENT", "UNBLOCK", connected.clientId ?? "0"]]),
+      this.server.keep.send(this.key, [["CLIENT", "UNBLOCK", connected.clientId]]),
       ([reply]) => {
         const isOn = this.asked === reading && (reply !== 0 || performance.now() - this.sentAt > leastPatience)
-        if (reply instanceof Lost || !isOn) return Effect.void
-        return Effect.map(link.send([["PING"]], patience), ([reply]) => {
-          if (reply instanceof Lost) this.patience = Math.min(2 * patience, this.server.settings.answerTimeout)
-        })
+        return reply instanceof Lost || !isOn ? Effect.void : ping
       }
     )
   })
@@ -302,6 +340,9 @@ export class ReadLoop {
         }),
         Effect.andThen(Effect.suspend(() => this.troubles++ > 0 ? pause : Effect.void))
       )
+    }
+    if (this.canBlock && (isUnknown(error) || /block/i.test(error.message)) && !isPassing(error)) {
+      return this.poll(`refuses reads that wait (${error.message})`)
     }
     if (code === "WRONGTYPE" || code === "NOPERM" || code === "NOAUTH") {
       return Effect.forEach(subscriptions, (subscription) => this.failIfWrong(subscription, error), { discard: true })

@@ -238,7 +238,9 @@ export class Reclaim {
     return Effect.map(this.server.keep.one(key, command), (reply) => {
       const given = new Set(list(list(reply)[0]).map((entry) => text(list(entry)[0])))
       for (const { delivery, id } of taken) {
-        if (delivery !== undefined && given.has(id)) this.inbox.outstanding.delete(delivery)
+        if (delivery === undefined || !given.has(id)) continue
+        RedisDelivery.state(delivery).isSuperseded = true
+        this.inbox.outstanding.delete(delivery)
       }
       return this.accept(reply)
     })

@@ -38,10 +38,11 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
 
   const move = (subscription: RedisSubscription): Effect.Effect<void, Error> => {
     const { key } = subscription.options
-    return Effect.flatMap(
-      server.keep.one(key, evalsha(moveScript, [key, keys.delayed(key)], [])),
-      (left) => Number(left) > 0 ? move(subscription) : Effect.void
-    )
+    return Effect.flatMap(server.keep.one(key, evalsha(moveScript, [key, keys.delayed(key)], [])), (reply) => {
+      const [moved, left, failed] = list(reply)
+      if (text(failed) !== "") return Effect.fail(new ErrorReply(`moving a delayed message: ${text(failed)}`))
+      return Number(moved) > 0 && Number(left) > 0 ? move(subscription) : Effect.void
+    })
   }
 
   let isPending = false
@@ -69,7 +70,7 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
           (subscription, i) =>
             Effect.matchEffect(act(subscription, states[i]), {
               onFailure: (error) => report(subscription, error),
-              onSuccess: () => Effect.sync(() => void subscription.refusals.clear(operation))
+              onSuccess: () => clear(subscription)
             }),
           { discard: true }
         )
@@ -84,6 +85,13 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
       Effect.andThen((state & 2) !== 0 ? move(subscription) : Effect.void)
     )
   }
+
+  const clear = (subscription: RedisSubscription): Effect.Effect<void> =>
+    Effect.suspend(() =>
+      subscription.refusals.clear(operation)
+        ? Effect.logInfo(`redis: ${operation} of ${subscription.options.key} is allowed again`)
+        : Effect.void
+    )
 
   // What happens to a connection is told by the connection.
   const report = (subscription: RedisSubscription, error: Error): Effect.Effect<void> =>
@@ -111,7 +119,9 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
     for (const { options: { minIdle } } of subscriptions) least = Math.min(least, minIdle / 4)
     return Math.max(5, least)
   }
-  yield* Effect.suspend(() => Effect.forEach([...subscriptions], (subscription) => subscription.tick, { discard: true })).pipe(
+  yield* Effect.suspend(() =>
+    Effect.forEach([...subscriptions], (subscription) => subscription.tick, { discard: true })
+  ).pipe(
     Effect.andThen(Effect.suspend(() => Effect.sleep(keepEvery()))),
     Effect.forever,
     Effect.forkScoped
@@ -131,16 +141,18 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
 
   return {
     look: (subscription) =>
-      Effect.asVoid(Effect.acquireRelease(
-        Effect.sync(() => {
-          subscriptions.add(subscription)
-        }),
-        () => Effect.sync(() => subscriptions.delete(subscription))
-      ).pipe(
-        // Nothing is read before it is known what was released or abandoned.
-        Effect.andThen(lookAt([subscription])),
-        Effect.tap(Effect.sync(() => isNew.openUnsafe()))
-      ))
+      Effect.asVoid(
+        Effect.acquireRelease(
+          Effect.sync(() => {
+            subscriptions.add(subscription)
+          }),
+          () => Effect.sync(() => subscriptions.delete(subscription))
+        ).pipe(
+          // Nothing is read before it is known what was released or abandoned.
+          Effect.andThen(lookAt([subscription])),
+          Effect.tap(Effect.sync(() => isNew.openUnsafe()))
+        )
+      )
   }
 })
 

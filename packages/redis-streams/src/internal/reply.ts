@@ -1,4 +1,4 @@
-import { Interrupted, Mismatch, TransportError, Unauthorized, Unsupported } from "@millrace/core/TransportError"
+import { Interrupted, InvalidOption, Mismatch, TransportError, Unauthorized, Unsupported } from "@millrace/core/TransportError"
 import { ErrorReply } from "redis"
 
 export const asError = (u: unknown): Error => u instanceof Error ? u : new Error(String(u))
@@ -16,8 +16,6 @@ const passing = new Set([
   "MASTERDOWN",
   "CLUSTERDOWN",
   "TRYAGAIN",
-  "MOVED",
-  "ASK",
   "BUSY",
   "NOREPLICAS",
   "UNBLOCKED",
@@ -29,13 +27,28 @@ const passing = new Set([
 /** Refused for now, by a server that starts, follows another or is not the one: nothing was done. */
 export const isPassing = (u: unknown): boolean => u instanceof ErrorReply && passing.has(codeOf(u))
 
-/** This user may not: nothing was done, nor will be before that changes. */
+/**
+ * This user may not: nothing was done, nor will be before that changes. Inside a script each server has words of its own.
+ */
 export const isRefusal = (u: unknown): boolean =>
-  u instanceof ErrorReply && ["NOPERM", "NOAUTH", "WRONGPASS"].includes(codeOf(u))
+  u instanceof Error && (
+    ["NOPERM", "NOAUTH", "WRONGPASS", "DENIED"].includes(codeOf(u)) ||
+    u instanceof ErrorReply &&
+      /ACL failure in script|user executing the script can't|no permissions to (run|access)|invalid (username-)?password|AUTH .*called|-NOPERM/i
+        .test(u.message)
+  )
 
-/** This server knows no such command or option. */
+/** Names another node: followed where a cluster was asked for, and nowhere else. */
+export const isRedirect = (u: unknown): boolean => u instanceof ErrorReply && ["MOVED", "ASK"].includes(codeOf(u))
+
+/** The server has no room: `OOM`, also inside a script. */
+export const isFull = (u: unknown): boolean =>
+  u instanceof ErrorReply && (codeOf(u) === "OOM" || /\bOOM\b|used memory > 'maxmemory'/.test(u.message))
+
+/** This server knows no such command or option, also inside a script. */
 export const isUnknown = (u: unknown): boolean =>
-  u instanceof ErrorReply && /unknown (sub)?command|syntax error|wrong number of arguments/i.test(u.message)
+  u instanceof ErrorReply &&
+  /unknown (sub)?command|syntax error|wrong number of arguments|not supported|disabled|not allowed from script/i.test(u.message)
 
 export const text = (u: unknown): string => Buffer.isBuffer(u) ? u.toString() : String(u)
 
@@ -50,7 +63,13 @@ export const entriesOf = (u: unknown): Map<string, unknown> => {
 
 export const transportError = (operation: string, address: string, error: Error): TransportError => {
   const code = codeOf(error)
-  const reason = isRefusal(error)
+  const reason = isRedirect(error)
+    ? new InvalidOption({
+      option: "cluster",
+      value: "not given",
+      remedy: `this server is a node of a cluster and names another one (${code}), give cluster: true`
+    })
+    : isRefusal(error)
     ? new Unauthorized({
       address,
       operation,

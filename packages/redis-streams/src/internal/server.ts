@@ -2,11 +2,13 @@ import { invalidOption, TransportError, Unauthorized, Unreachable } from "@millr
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
 import { ErrorReply } from "redis"
-import { nameOf, redirection, SlotMap, slotOf } from "./cluster.ts"
+import { Refusals } from "./health.ts"
+import { redirection, SlotMap, slotOf } from "./cluster.ts"
 import { backoff, type Command, type Connected, type DialError, type Link, make as makeLink } from "./link.ts"
-import type { Address, Settings } from "./options.ts"
-import { codeOf } from "./reply.ts"
+import { type Address, nameOf, type Settings } from "./settings.ts"
+import { codeOf, list, text } from "./reply.ts"
 import { asEval } from "./scripts/script.ts"
+import { ServerClock } from "./serverClock.ts"
 import * as Topology from "./topology.ts"
 
 /** Connections for one purpose: one, or in a cluster one to each node that is needed. */
@@ -152,7 +154,7 @@ export class Channel {
       if (code === "NOSCRIPT") {
         const evaluated = asEval(command)
         if (evaluated !== undefined) again.push({ index, command: evaluated })
-      } else if (code === "MOVED" || code === "ASK") {
+      } else if ((code === "MOVED" || code === "ASK") && this.settings.topology === "cluster") {
         const redirected = redirection(reply.message, connected.address)
         if (redirected === undefined) continue
         target = redirected.address
@@ -207,6 +209,9 @@ export interface Server {
   readonly poll: Channel
   /** A connection of its own, that may block. */
   readonly reading: (purpose: string, key: string) => Effect.Effect<Link, never, Scope.Scope>
+  readonly clock: ServerClock
+  /** What it refuses to all: it is full, or this user may not publish. */
+  readonly refusals: Refusals
   /** XACKDEL: asked, not read from a version, and given up when it turns out otherwise. */
   hasRemoval: boolean
 }
@@ -220,6 +225,8 @@ export const make = Effect.fnUntraced(
     const topology = Topology.make(settings, slots)
     const first = yield* firstConnection(settings, topology)
     const hasRemoval = yield* knows(first, "XACKDEL")
+    const clock = new ServerClock()
+    yield* setClock(clock, first)
     const write = new Channel("settling and publishing", settings, topology, slots, scope)
     // It is asked about once a second, and little at a time: the first to know that nothing passes any more.
     const patience = Math.max(1_000, settings.answerTimeout / 5)
@@ -240,10 +247,21 @@ export const make = Effect.fnUntraced(
       keep,
       poll,
       reading: (purpose, key) => makeLink(purpose, topology.connect(key)),
+      clock,
+      refusals: new Refusals(),
       hasRemoval
     }
   }
 )
+
+/** A script that finds a wrong clock says so: this only spares it the first time. */
+const setClock = (clock: ServerClock, connected: Connected): Effect.Effect<void> =>
+  Effect.promise(() =>
+    connected.client.sendCommand(["TIME"]).then((reply) => {
+      const [seconds, micros] = list(reply).map((part) => Number(text(part)))
+      clock.set(seconds! * 1_000 + Math.floor(micros! / 1_000))
+    }, () => {})
+  )
 
 /** Whether the server has a command. */
 const knows = (connected: Connected, command: string): Effect.Effect<boolean> =>

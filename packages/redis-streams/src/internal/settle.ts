@@ -3,9 +3,10 @@ import { Interrupted, TransportError } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import { ErrorReply } from "redis"
 import { RedisDelivery } from "./entry.ts"
 import type { Command } from "./link.ts"
-import { codeOf, isRefusal, isUnknown, list, transportError } from "./reply.ts"
+import { codeOf, isPassing, isRefusal, isUnknown, list, transportError } from "./reply.ts"
 import { remove } from "./scripts/remove.ts"
 import { evalsha } from "./scripts/script.ts"
 import type { Server } from "./server.ts"
@@ -27,18 +28,18 @@ const countOf = (delivery: Delivery): string =>
 
 /** The operation that settles a delivery; `undefined` for an acknowledgement, which a former owner may give too. */
 const operationOf = (subscription: RedisSubscription, { delivery, settlement }: Settling): Operation | undefined => {
-  const sure = delivery instanceof RedisDelivery && subscription.isSure(delivery) ? "1" : "0"
+  const lease = delivery instanceof RedisDelivery ? subscription.leaseOf(delivery) : ""
   switch (settlement._tag) {
     case "Ack":
       return undefined
     case "Release":
       return delivery instanceof RedisDelivery
         ? releaseOf(delivery, subscription.now())
-        : ["release", delivery.id, countOf(delivery), "0", String(delivery.attempt - 1)]
+        : ["release", delivery.id, countOf(delivery), "", String(delivery.attempt - 1)]
     case "Terminate":
-      return ["end", delivery.id, countOf(delivery), sure, ""]
+      return ["end", delivery.id, countOf(delivery), lease, ""]
     case "Retry":
-      return ["retry", delivery.id, countOf(delivery), sure, `${delayOf(settlement.after)} ${delivery.firstFailedAt ?? ""}`]
+      return ["retry", delivery.id, countOf(delivery), lease, `${delayOf(settlement.after)} ${delivery.firstFailedAt ?? ""}`]
     default:
       return settlement satisfies never
   }
@@ -54,16 +55,18 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
       const operated: Array<Delivery> = []
       const ends: Array<Delivery> = []
       const lost = new Set<Delivery>()
+      const deleted: Array<Delivery> = []
       for (const settling of batch) {
         const { delivery } = settling
         if (subscription.isMine(delivery)) {
           const state = RedisDelivery.state(delivery)
-          // Settled before, or given again: an acknowledgement stands, everything else is too late.
-          if (!state.isOut && settling.settlement._tag !== "Ack") {
+          // Given again: an acknowledgement stands, everything else is too late.
+          if (state.isSuperseded && settling.settlement._tag !== "Ack") {
             lost.add(delivery)
             continue
           }
           state.isSettling = true
+          if (settling.settlement._tag === "Ack") state.isAcknowledged = true
         }
         const operation = operationOf(subscription, settling)
         if (operation === undefined) acks.push(delivery.id)
@@ -103,7 +106,8 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
           const error = isRefusal(reply)
             ? transportError(`settling in ${key}`, server.settings.label, reply)
             : failed(`settling in ${key}`, reply)
-          const isNews = subscription.refusals.add("settling", error.message)
+          const isNews = reply instanceof ErrorReply && !isPassing(reply) &&
+            subscription.refusals.add("settling", error.message)
           return isRefusal(reply) && !isNews
             ? Effect.andThen(Effect.interruptible(Effect.sleep("2 seconds")), settle(batch))
             : Effect.fail(error)
@@ -112,18 +116,24 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
         replies.slice(operationsAt, endsAt).forEach((reply, i) => {
           const first = i * chunk
           if (reply instanceof Error) operated.slice(first, first + chunk).forEach((one) => lost.add(one))
-          else lostOf(reply, operated.slice(first)).forEach((one) => lost.add(one))
+          else {
+            const { gone, lost: others } = matters(reply, operated.slice(first))
+            others.forEach((one) => lost.add(one))
+            deleted.push(...gone)
+          }
         })
         if (ends.length > 0) list(replies[endsAt]).forEach((reply, i) => reply === 3 && lost.add(ends[i]!))
+        // Nobody can have it any more: that is all right for what is done, and the end of what was to be tried again.
+        for (const delivery of deleted) lost.add(delivery)
         for (const { delivery, settlement } of batch) {
           if (!subscription.isMine(delivery)) continue
           if (settlement._tag === "Retry" && !lost.has(delivery)) {
-            subscription.wait(delivery.id, delayOf(settlement.after), RedisDelivery.state(delivery).isFirstHand)
+            subscription.wait(delivery, delayOf(settlement.after))
           }
           if (settlement._tag === "Release" && !lost.has(delivery)) subscription.released()
           subscription.ended(delivery)
         }
-        return Effect.succeed([...lost])
+        return Effect.as(subscription.reportGone(deleted.map(({ id }) => id)), [...lost])
       })
     })
   // What was sent has to be accounted for, whether the caller is still there or not.
@@ -131,9 +141,18 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
     Effect.uninterruptible(settle(batch))
 }
 
-/** Reads pairs of a position and what is the matter there. */
-const lostOf = (reply: unknown, deliveries: ReadonlyArray<Delivery>): ReadonlyArray<Delivery> =>
-  list(reply).filter((_, i) => i % 2 === 0).map((index) => deliveries[Number(index)]!)
+/** Reads pairs of a position and what is the matter there, see the script `settle`. */
+const matters = (reply: unknown, deliveries: ReadonlyArray<Delivery>) => {
+  const pairs = list(reply).map(Number)
+  const lost: Array<Delivery> = []
+  const gone: Array<Delivery> = []
+  const unowned: Array<Delivery> = []
+  for (let i = 0; i < pairs.length; i += 2) {
+    const kind = pairs[i + 1] === 1 ? lost : pairs[i + 1] === 2 ? gone : unowned
+    kind.push(deliveries[pairs[i]!]!)
+  }
+  return { lost, gone, unowned }
+}
 
 /** Renews the lease of what the engine works on. */
 export const extending = (server: Server, subscription: RedisSubscription) => {
@@ -144,15 +163,17 @@ export const extending = (server: Server, subscription: RedisSubscription) => {
     Effect.suspend(() => {
       const asked = subscription.now()
       const isStale = (delivery: Delivery) =>
-        subscription.isMine(delivery) && !RedisDelivery.state(delivery).isOut
+        subscription.isMine(delivery) && RedisDelivery.state(delivery).isSuperseded
+      // The entry was deleted: nobody else can have it, and its handler finishes.
+      const isGone = (delivery: Delivery) => subscription.isMine(delivery) && RedisDelivery.state(delivery).isGone
       const stale = all.filter(isStale)
-      const deliveries = stale.length === 0 ? all : all.filter((delivery) => !isStale(delivery))
+      const deliveries = all.filter((delivery) => !isStale(delivery) && !isGone(delivery))
       if (deliveries.length === 0) return Effect.succeed(stale)
       const operations = deliveries.map((delivery): Operation => [
         "extend",
         delivery.id,
         countOf(delivery),
-        delivery instanceof RedisDelivery && subscription.isSure(delivery) ? "1" : "0",
+        delivery instanceof RedisDelivery ? subscription.leaseOf(delivery) : "",
         ""
       ])
       return Effect.flatMap(server.keep.send(key, subscription.commands(operations)), (replies) => {
@@ -160,21 +181,33 @@ export const extending = (server: Server, subscription: RedisSubscription) => {
         if (error instanceof Error) {
           return Effect.fail(transportError(`extending in ${key}`, server.settings.label, error))
         }
-        const lost = replies.flatMap((reply, i) => {
-          const some = deliveries.slice(i * chunk, (i + 1) * chunk)
-          return reply instanceof Error ? some : lostOf(reply, some)
+        const lost = new Set<Delivery>()
+        const gone: Array<string> = []
+        const unowned: Array<RedisDelivery> = []
+        replies.forEach((reply, i) => {
+          // A group that was deleted is created again, and gives everything out from its beginning: nothing is lost to others.
+          if (reply instanceof Error) return
+          const found = matters(reply, deliveries.slice(i * chunk, (i + 1) * chunk))
+          found.lost.forEach((delivery) => lost.add(delivery))
+          unowned.push(...found.unowned.filter(subscription.isMine))
+          for (const delivery of found.gone) {
+            if (subscription.isMine(delivery)) RedisDelivery.state(delivery).isGone = true
+            gone.push(delivery.id)
+          }
         })
-        const isLost = new Set(lost)
         for (const delivery of deliveries) {
           if (!subscription.isMine(delivery)) continue
-          if (isLost.has(delivery)) subscription.ended(delivery)
+          if (lost.has(delivery)) subscription.ended(delivery)
           else {
             const state = RedisDelivery.state(delivery)
             state.keptAt = asked
             state.unsettledAt = 0
           }
         }
-        return Effect.succeed([...stale, ...lost])
+        return subscription.reportGone(gone).pipe(
+          Effect.andThen(subscription.takeUnowned(unowned)),
+          Effect.as([...stale, ...lost])
+        )
       })
     })
   return (deliveries: Arr.NonEmptyReadonlyArray<Delivery>) => Effect.uninterruptible(extend(deliveries))
@@ -185,8 +218,8 @@ export const beginning = (server: Server, subscription: RedisSubscription) => {
   const { key } = subscription.options
   return (delivery: Delivery): Effect.Effect<boolean, TransportError> =>
     Effect.suspend(() => {
-      if (subscription.isMine(delivery) && !RedisDelivery.state(delivery).isOut) return Effect.succeed(false)
-      const command = subscription.commands([["begin", delivery.id, countOf(delivery), "0", String(delivery.attempt)]])
+      if (subscription.isMine(delivery) && RedisDelivery.state(delivery).isSuperseded) return Effect.succeed(false)
+      const command = subscription.commands([["begin", delivery.id, countOf(delivery), "", String(delivery.attempt)]])
       return Effect.matchEffect(server.keep.one(key, command[0]!), {
         onFailure: (error) =>
           error.message.startsWith("NOGROUP")

@@ -8,10 +8,10 @@ import * as RcMap from "effect/RcMap"
 import type * as Scope from "effect/Scope"
 import * as groups from "./groups.ts"
 import type { Maintenance } from "./maintenance.ts"
-import { checkDuration } from "./options.ts"
+import { checkDuration, nameRemedy } from "./settings.ts"
 import { ReadLoop } from "./readLoop.ts"
 import * as ReclaimScan from "./reclaimScan.ts"
-import { transportError } from "./reply.ts"
+import { isRefusal, transportError } from "./reply.ts"
 import type { Server } from "./server.ts"
 import { beginning, extending, settling } from "./settle.ts"
 import { RemoveOnSuccess, Source } from "./source.ts"
@@ -78,9 +78,25 @@ export const make = Effect.fnUntraced(function*(
       })
   })
 
+  /** Where this user may not see or make consumers, the place is named without its life. */
+  const originOf = (key: string, group: string): Effect.Effect<string, TransportError> =>
+    groups.origin(server, key, group).pipe(
+      Effect.catchIf(
+        (error) => isRefusal(error) && !/evalsha|'eval'/i.test(error.message),
+        (error) =>
+          Effect.as(
+            Effect.logWarning(
+              `redis: cannot tell lives of ${key} apart, a stream that is deleted and created again may be taken for the same (${error.message})`
+            ),
+            groups.placeOf(server, key)
+          )
+      ),
+      Effect.mapError((error) => transportError(`looking at group ${group} of ${key}`, settings.label, error))
+    )
+
   return Effect.fnUntraced(function*(options: SubscribeOptions) {
     for (const kind of ["topic", "group"] as const) {
-      const remedy = nameRemedy(kind, options[kind])
+      const remedy = nameRemedy(settings)(kind, options[kind])
       if (remedy !== undefined) return yield* invalidOption("redis", kind, options[kind], remedy)
     }
     const source = Context.get(options.settings, Source)
@@ -105,10 +121,7 @@ export const make = Effect.fnUntraced(function*(
           new TransportError({ transport: "redis", reason: new Unreachable({ address: settings.label, cause: lost }) })
       )
     }
-    const origin = yield* Effect.mapError(
-      groups.origin(server, key, group),
-      (error) => transportError(`looking at group ${group} of ${key}`, settings.label, error)
-    )
+    const origin = yield* originOf(key, group)
     const subscription = new RedisSubscription(server, readLoop, clock, origin, {
       topic,
       key,
@@ -120,7 +133,7 @@ export const make = Effect.fnUntraced(function*(
       ordered: options.ordered ?? false
     })
     readLoop.add(subscription)
-    yield* maintenance.look(key, group)
+    yield* maintenance.look(subscription)
     yield* Effect.addFinalizer(() => readLoop.remove(subscription))
     yield* reclaimScan.look(subscription)
     const removes = settings.untilAcked || Context.get(options.settings, RemoveOnSuccess)
@@ -130,12 +143,9 @@ export const make = Effect.fnUntraced(function*(
       settle: settling(server, subscription, removes),
       extend: extending(server, subscription),
       begin: beginning(server, subscription),
+      clientId: consumer,
       lease: Duration.millis(minIdle),
       health: subscription.health
     }
   })
 })
-
-/** Redis takes any name that is not empty. */
-export const nameRemedy = (kind: "topic" | "group", name: string): string | undefined =>
-  name === "" ? `give the ${kind} a name` : undefined

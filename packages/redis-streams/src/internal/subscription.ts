@@ -4,6 +4,7 @@ import type * as Arr from "effect/Array"
 import type * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
+import { ErrorReply } from "redis"
 import { DelayedRetries } from "./delayedRetries.ts"
 import { EntryReader, type Facts, type RawEntry, RedisDelivery } from "./entry.ts"
 import * as groups from "./groups.ts"
@@ -13,9 +14,9 @@ import * as keys from "./keys.ts"
 import type { Command } from "./link.ts"
 import type { ReadLoop } from "./readLoop.ts"
 import { firstFailure, rawEntry, Reclaim } from "./reclaim.ts"
-import { list, text } from "./reply.ts"
+import { codeOf, isPassing, list, text, transportError } from "./reply.ts"
 import { hand } from "./scripts/hand.ts"
-import { prune } from "./scripts/prune.ts"
+import { leave } from "./scripts/prune.ts"
 import { evalsha } from "./scripts/script.ts"
 import { settle } from "./scripts/settle.ts"
 import type { Server } from "./server.ts"
@@ -25,6 +26,15 @@ export const chunk = 500
 
 /** A pipeline that pauses keeps what has arrived for so long; then a peer may have it. */
 const keepsWithdrawn = 1_000
+
+/** How long an operation that is refused waits for its next turn. */
+const refusedFor = 1_000
+
+const reclaiming = "taking over entries of"
+
+/** A refusal that neither the connection nor the group can heal. */
+const isLasting = (error: Error): boolean =>
+  error instanceof ErrorReply && !isPassing(error) && codeOf(error) !== "NOGROUP"
 
 export interface SubscriptionOptions {
   readonly topic: string
@@ -38,7 +48,7 @@ export interface SubscriptionOptions {
 }
 
 /** An operation of the script \`settle\` on one entry. */
-export type Operation = readonly [op: string, id: string, count: string, isSure: "0" | "1", arg: string]
+export type Operation = readonly [op: string, id: string, count: string, lease: "" | "held" | "own", arg: string]
 
 /** One group's subscription to one stream: the read loop and the reclaim scan fill it, the engine empties it. */
 export class RedisSubscription {
@@ -59,7 +69,10 @@ export class RedisSubscription {
   private readonly clock: Clock.Clock
   private readonly own: DelayedRetries
   private readonly inherited: DelayedRetries
-  private readonly firstHand = new Set<string>()
+  /** Of retries that wait here and no other consumer ever had: the attempts so far. */
+  private readonly firstHand = new Map<string, number>()
+  /** Deliveries that the engine had when the group was deleted or moved back: it gives them out again. */
+  private surviving: ReadonlyMap<string, RedisDelivery> = new Map()
   /** The answer to the last hand-out of due retries did not arrive. */
   private isHandLost = false
   private readonly record = new HealthRecord()
@@ -110,7 +123,7 @@ export class RedisSubscription {
   readonly health: Effect.Effect<Health> = Effect.sync(() => {
     const { failure } = this.inbox
     const trouble = this.readLoop.trouble
-    const reason = failure?.message ?? this.refusals.reason
+    const reason = failure?.message ?? this.refusals.reason ?? this.server.refusals.reason
     return reason !== undefined
       ? this.record.note("impaired", reason, this.now())
       : this.record.note(trouble === undefined ? "consuming" : "reconnecting", trouble, this.now())
@@ -121,9 +134,9 @@ export class RedisSubscription {
   }
 
   /** A retry is recorded at the server and waits here. */
-  wait(id: string, ms: number, isFirstHand: boolean): void {
-    if (isFirstHand) this.firstHand.add(id)
-    this.own.add(id, ms)
+  wait(delivery: RedisDelivery, ms: number): void {
+    if (RedisDelivery.state(delivery).isFirstHand) this.firstHand.set(delivery.id, delivery.attempt)
+    this.own.add(delivery.id, ms)
   }
 
   /** It was settled, or somebody else has it. */
@@ -144,7 +157,7 @@ export class RedisSubscription {
 
   /** Can take due retries, or something that was released or abandoned. */
   get wantsOld(): boolean {
-    if (!this.isOpen) return false
+    if (!this.isOpen || performance.now() < this.refusedUntil) return false
     return this.inbox.isHeld || this.own.isDue && this.inbox.retryRoom > 0 || this.hasInherited || this.reclaim.isReady
   }
 
@@ -168,11 +181,35 @@ export class RedisSubscription {
   received(entries: ReadonlyArray<RawEntry>, asked: number): void {
     this.isHot = entries.length >= asked
     const now = this.now()
-    this.inbox.put(entries.map((entry) => this.entries.read(this.origin, entry, now)), now)
+    const deliveries = entries.map((entry) => this.entries.read(this.origin, entry, now))
+    const [first] = deliveries
+    if (first !== undefined) {
+      // The group was moved back, by an operator or a failover: what the engine has comes once more.
+      if (!isAfter(first.id, this.lastRead)) this.noteSurviving()
+      this.lastRead = deliveries.at(-1)!.id
+    }
+    this.inbox.put(this.surviving.size === 0 ? deliveries : deliveries.filter((one) => !this.hasAlready(one)), now)
     if (!this.inbox.isWaitedFor) return
     // Its handlers may keep the loop busy: let the next read go out first.
     if (this.isHot && this.wantsNew > 0) setImmediate(() => setImmediate(this.inbox.give))
     else this.inbox.give()
+  }
+
+  private lastRead = "0-0"
+
+  private noteSurviving(): void {
+    this.surviving = new Map(this.inbox.outstanding.all().map((delivery) => [delivery.id, delivery]))
+  }
+
+  /** Whether the engine has the message already: that delivery goes on, and is now the one that the server knows. */
+  private hasAlready({ id }: RedisDelivery): boolean {
+    const delivery = this.surviving.get(id)
+    if (delivery === undefined) return false
+    const state = RedisDelivery.state(delivery)
+    if (!state.isOut) return false
+    state.count = 1
+    state.keptAt = this.now()
+    return true
   }
 
   /** Due retries first, then what was released or abandoned. */
@@ -183,11 +220,31 @@ export class RedisSubscription {
     if (this.hasInherited) return this.takeDue(this.inherited, this.inbox.freshRoom, "fresh")
     return this.reclaim.isReady ? Effect.flatMap(this.reclaim.take, this.reportGone) : Effect.void
   }).pipe(
+    Effect.tap(Effect.sync(() => void this.refusals.clear(reclaiming))),
+    Effect.catchIf(isLasting, (error) => this.refuse(reclaiming, error)),
     Effect.ensuring(Effect.sync(() => {
       this.inbox.give()
       this.nothingUnderWay.openUnsafe()
     }))
   )
+
+  private refusedUntil = -Infinity
+
+  /** The server refuses an operation: says so once, and tries again a little later. Other topics go on meanwhile. */
+  refuse(operation: string, error: Error): Effect.Effect<void> {
+    return Effect.suspend(() => {
+      this.refusedUntil = performance.now() + refusedFor
+      const { message } = transportError(`${operation} ${this.options.key}`, this.server.settings.label, error)
+      return Effect.andThen(
+        this.refusals.add(operation, message) ? Effect.logError(message) : Effect.void,
+        Effect.sync(() => {
+          this.refusedTimer = setTimeout(() => this.readLoop.wake(this, true), refusedFor + 1)
+        })
+      )
+    })
+  }
+
+  private refusedTimer: ReturnType<typeof setTimeout> | undefined
 
   private takeDue(retries: DelayedRetries, room: number, arrival: Facts["arrival"]): Effect.Effect<void, Error> {
     const ids = retries.take(Math.min(room, chunk))
@@ -225,7 +282,7 @@ export class RedisSubscription {
     )
   }
 
-  private readonly reportGone = (ids: ReadonlyArray<string>): Effect.Effect<void> => {
+  readonly reportGone = (ids: ReadonlyArray<string>): Effect.Effect<void> => {
     const { group, key } = this.options
     return ids.length === 0
       ? Effect.void
@@ -251,7 +308,10 @@ export class RedisSubscription {
     const { group, key } = this.options
     return Effect.flatMap(groups.recreate(this.server, key, group), (isNew) =>
       isNew
-        ? Effect.map(groups.origin(this.server, key, group), (origin) => void (this.origin = origin))
+        ? Effect.map(groups.origin(this.server, key, group), (origin) => {
+          this.origin = origin
+          this.noteSurviving()
+        })
         : Effect.void)
   })
 
@@ -267,10 +327,10 @@ export class RedisSubscription {
     return commands
   }
 
-  /** Whether nobody else can have had it since it was last known to be ours. */
-  isSure(delivery: RedisDelivery): boolean {
+  /** What the lease of a delivery is, see the script `settle`. */
+  leaseOf(delivery: RedisDelivery): Operation[3] {
     const { isFirstHand, keptAt } = RedisDelivery.state(delivery)
-    return isFirstHand && this.now() - keptAt < this.options.minIdle
+    return this.now() - keptAt >= this.options.minIdle ? "" : isFirstHand ? "own" : "held"
   }
 
   /** Keeps what waits here from being claimed, and releases what has arrived for an engine that wants nothing. */
@@ -290,27 +350,79 @@ export class RedisSubscription {
 
   private keepAll(now: number): Effect.Effect<void> {
     const operations: Array<Operation> = []
-    for (const delivery of this.inbox.deliveries) {
-      operations.push(["extend", delivery.id, String(RedisDelivery.state(delivery).count), "0", ""])
+    const buffered = this.inbox.deliveries.slice()
+    for (const delivery of buffered) {
+      const { count } = RedisDelivery.state(delivery)
+      operations.push(["extend", delivery.id, String(count), this.leaseOf(delivery), ""])
     }
-    for (const id of [...this.own.ids, ...this.inherited.ids]) operations.push(["extend", id, "", "0", ""])
-    return Effect.map(
+    const isRecent = this.retriesKeptAt === 0 || now - this.retriesKeptAt < this.options.minIdle
+    const lease = (attempt: number | undefined) => !isRecent ? "" : attempt === undefined ? "held" : "own"
+    for (const id of [...this.own.ids, ...this.inherited.ids]) {
+      const attempt = this.firstHand.get(id)
+      operations.push(["extend", id, attempt === undefined ? "" : String(attempt), lease(attempt), ""])
+    }
+    return Effect.flatMap(
       this.server.keep.send(this.options.key, this.commands(operations)),
       (replies) => {
-        if (replies.some((reply) => reply instanceof Error)) return
+        if (replies.some((reply) => reply instanceof Error)) return Effect.void
         this.retriesKeptAt = now
         if (this.inbox.size > 0) this.inbox.keptAt = now
         const lost = new Set<string>()
+        const gone: Array<string> = []
+        const unowned: Array<string> = []
         replies.forEach((reply, i) => {
-          const pairs = list(reply)
-          for (let j = 0; j < pairs.length; j += 2) lost.add(operations[i * chunk + Number(pairs[j])]![1])
+          const pairs = list(reply).map(Number)
+          for (let j = 0; j < pairs.length; j += 2) {
+            const id = operations[i * chunk + pairs[j]!]![1]
+            if (pairs[j + 1] === 3) unowned.push(id)
+            else lost.add(id)
+            if (pairs[j + 1] === 2) gone.push(id)
+          }
         })
-        if (lost.size === 0) return
+        const take = Effect.suspend(() =>
+          Effect.andThen(
+            this.takeUnowned(buffered.filter(({ id }) => unowned.includes(id))),
+            this.takeWaiting(unowned.filter((id) => this.own.has(id)))
+          )
+        )
+        if (lost.size === 0) {
+          for (const delivery of buffered) RedisDelivery.state(delivery).keptAt = now
+          return unowned.length === 0 ? Effect.void : take
+        }
         this.inbox.drop(lost)
         this.own.forget(lost)
         this.inherited.forget(lost)
+        for (const id of lost) this.firstHand.delete(id)
+        return Effect.andThen(this.reportGone(gone), take)
       }
     )
+  }
+
+  /**
+   * Takes back deliveries that nobody has: their consumer was deleted. Not what is being settled: that has left on
+   * purpose. An acknowledgement that overtook it is sent again.
+   */
+  takeUnowned(deliveries: ReadonlyArray<RedisDelivery>): Effect.Effect<void> {
+    const taken = deliveries.filter((delivery) => !RedisDelivery.state(delivery).isSettling)
+    if (taken.length === 0) return Effect.void
+    const { group, key } = this.options
+    const operations = taken.map((delivery): Operation => {
+      const { count } = RedisDelivery.state(delivery)
+      return ["take", delivery.id, String(count), this.leaseOf(delivery), ""]
+    })
+    return Effect.flatMap(this.server.keep.send(key, this.commands(operations)), () => {
+      const acknowledged = taken.filter((delivery) => RedisDelivery.state(delivery).isAcknowledged)
+      return acknowledged.length === 0
+        ? Effect.void
+        : Effect.asVoid(this.server.keep.send(key, [["XACK", key, group, ...acknowledged.map(({ id }) => id)]]))
+    })
+  }
+
+  private takeWaiting(ids: ReadonlyArray<string>): Effect.Effect<void> {
+    const operations = ids.map((id): Operation => ["take", id, String(this.firstHand.get(id) ?? 1), "own", ""])
+    return ids.length === 0
+      ? Effect.void
+      : Effect.asVoid(this.server.keep.send(this.options.key, this.commands(operations)))
   }
 
   /** This process has released something: it comes again before anything that is unread. */
@@ -331,21 +443,34 @@ export class RedisSubscription {
     this.reclaim.found()
     return deliveries.length === 0
       ? Effect.void
-      : Effect.asVoid(this.server.keep.send(this.options.key, this.commands(deliveries.map((delivery) => releaseOf(delivery, this.now())))))
+      : Effect.asVoid(
+        this.server.keep.send(
+          this.options.key,
+          this.commands(deliveries.map((delivery) => releaseOf(delivery, this.now())))
+        )
+      )
   }
 
   /** Releases everything: arrived entries uncounted, retries that wait with their due time and count. */
   readonly close: Effect.Effect<void> = Effect.suspend(() => {
+    clearTimeout(this.refusedTimer)
     const waiting = [...this.own.stop(), ...this.inherited.stop()]
     const { consumer, group, key } = this.options
     return this.releaseInbox.pipe(
       Effect.andThen(this.server.keep.send(key, [
-        ...this.commands(waiting.map((id) => ["leave", id, "", "0", ""])),
-        evalsha(prune, [key], [group, consumer, "0"])
+        ...this.commands(waiting.map((id) => ["leave", id, "", "", ""])),
+        evalsha(leave, [key], [group, consumer])
       ])),
       Effect.asVoid
     )
   })
+}
+
+/** Whether the entry of one id comes after that of the other. */
+const isAfter = (id: string, other: string): boolean => {
+  const [millis, number] = id.split("-").map(Number)
+  const [otherMillis, otherNumber] = other.split("-").map(Number)
+  return millis! > otherMillis! || millis === otherMillis && number! > otherNumber!
 }
 
 /** A release keeps what is known of a suspect, and when a retry is due. */
@@ -356,7 +481,7 @@ export const releaseOf = (delivery: RedisDelivery, now: number): Operation => {
     isEarly ? "releaseRetry" : suspect ? "releaseSuspect" : "release",
     id,
     String(RedisDelivery.state(delivery).count),
-    "0",
+    "",
     isEarly ? `${attempt - 1} ${Math.ceil(due - now)} ${firstFailedAt ?? ""}` : String(attempt - 1)
   ]
 }

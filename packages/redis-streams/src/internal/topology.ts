@@ -1,7 +1,7 @@
 import * as Effect from "effect/Effect"
 import { type SlotMap, slotOf } from "./cluster.ts"
 import { type Connected, dial, DialError, type DialOptions } from "./link.ts"
-import type { Address, Settings } from "./options.ts"
+import type { Address, Settings } from "./settings.ts"
 import { asError, codeOf, list, text } from "./reply.ts"
 
 /** Where a connection for a key has to go, asked again whenever one is made. */
@@ -10,8 +10,7 @@ export interface Topology {
 }
 
 const dialOptions = (settings: Settings): DialOptions => ({
-  username: settings.username,
-  password: settings.password,
+  login: settings.login,
   database: settings.database,
   tls: settings.tls,
   within: Math.min(settings.connectTimeout, 5_000)
@@ -43,9 +42,9 @@ const firstOf = <A>(
   addresses.slice(1).reduce((effect, address) => Effect.catch(effect, () => f(address)), f(addresses[0]!))
 
 /** The master as the first Sentinel that answers knows it; it must say itself that it is one. */
-const sentinel = (settings: Settings, master: string, password: string | undefined): Topology => {
+const sentinel = (settings: Settings, master: string, login: DialOptions["login"]): Topology => {
   const options = dialOptions(settings)
-  const asked: DialOptions = { ...options, username: undefined, password, database: 0 }
+  const asked: DialOptions = { ...options, login, database: 0 }
   const resolve = firstOf(
     settings.seeds,
     (seed) =>
@@ -119,5 +118,5 @@ export const make = (settings: Settings, slots: SlotMap): Topology =>
   settings.topology === "cluster"
     ? cluster(settings, slots)
     : typeof settings.topology === "object"
-    ? sentinel(settings, settings.topology.master, settings.topology.password)
+    ? sentinel(settings, settings.topology.master, settings.topology.login)
     : { connect: () => dial(dialOptions(settings), settings.seeds[0]) }

@@ -1,5 +1,5 @@
+import { fieldsOf, needs, now, released, suspectFrom } from "./lua.ts"
 import * as Script from "./script.ts"
-import { fieldsOf, now, released, suspectFrom } from "./lua.ts"
 
 /**
  * Takes over released entries, and those of consumers that have not been seen for the claim time, oldest first.
@@ -20,6 +20,8 @@ local bytes, everyone, first, start = tonumber(ARGV[8]), ARGV[9] == '1', ARGV[10
 local ordered = ARGV[12] == '1'
 local given, waiting, gone, left, seen = {}, {}, {}, 0, 0
 local isFull, endConsumer, endId = false, '', ''
+${needs("XCLAIM", "stream", "group", "me", "0", "'0-1'")}
+${needs("HDEL", "dues", "'a'")}
 
 local function take(consumer, isAlive)
   if first ~= '' and first ~= consumer then return end
@@ -108,6 +110,7 @@ return { given, waiting, gone, left, isFull and endConsumer or '', isFull and en
 export const takeBack = Script.make(`
 local stream, dues, group, me, minIdle, isolateFrom = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local given, gone = {}, {}
+${needs("HDEL", "dues", "'a'")}
 for i = 5, #ARGV, 3 do
   local id, count, isLost = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2] == 'lost'
   local mine = redis.call('XPENDING', stream, group, 'IDLE', minIdle, id, id, 1, me)

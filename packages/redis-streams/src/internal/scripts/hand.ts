@@ -1,3 +1,4 @@
+import { needs } from "./lua.ts"
 import * as Script from "./script.ts"
 
 /**
@@ -8,6 +9,8 @@ import * as Script from "./script.ts"
 export const hand = Script.make(`
 local stream, dues, group, me, again = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3] == '1'
 local given, gone, taken = {}, {}, {}
+${needs("XCLAIM", "stream", "group", "me", "0", "'0-1'")}
+${needs("HDEL", "dues", "'a'")}
 for i = 4, #ARGV do
   local id = ARGV[i]
   local held = redis.call('XPENDING', stream, group, id, id, 1)[1]

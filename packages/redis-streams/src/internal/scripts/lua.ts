@@ -42,3 +42,11 @@ local function before(a, b)
   return a2 < b2
 end
 `
+
+/**
+ * Fails before anything is written when this user may not run a command that comes later: a script that stops half-way is
+ * worse than one that does nothing.
+ */
+export const needs = (command: string, ...args: ReadonlyArray<string>): string =>
+  `if redis.acl_check_cmd and not redis.acl_check_cmd('${command}', ${args.join(", ")}) then ` +
+  `return redis.error_reply("NOPERM this user has no permissions to run the '${command.toLowerCase()}' command") end`

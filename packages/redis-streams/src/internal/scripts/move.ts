@@ -1,11 +1,21 @@
+import { needs, now } from "./lua.ts"
 import * as Script from "./script.ts"
-import { now } from "./lua.ts"
 
-/** Moves delayed entries that are due into the stream. KEYS: stream, delayed set. Replies: how many are still due. */
+/**
+ * Moves delayed entries that are due into the stream. KEYS: stream, delayed set. Replies: how many were moved, how many
+ * are still due, and the error of one that cannot be added.
+ */
 export const move = Script.make(`${now}
+${needs("ZREM", "KEYS[2]", "'a'")}
+local moved, failed = 0, ''
 for _, member in ipairs(redis.call('ZRANGE', KEYS[2], '-inf', now, 'BYSCORE', 'LIMIT', 0, 100)) do
-  redis.call('XADD', KEYS[1], unpack(cmsgpack.unpack(member), 2))
-  redis.call('ZREM', KEYS[2], member)
+  local reply = redis.pcall('XADD', KEYS[1], unpack(cmsgpack.unpack(member), 2))
+  if type(reply) == 'table' and reply.err then
+    failed = reply.err
+  else
+    redis.call('ZREM', KEYS[2], member)
+    moved = moved + 1
+  end
 end
-return redis.call('ZCOUNT', KEYS[2], '-inf', now)
+return { moved, redis.call('ZCOUNT', KEYS[2], '-inf', now), failed }
 `)

@@ -1,5 +1,5 @@
-import * as Script from "./script.ts"
 import { fieldsOf } from "./lua.ts"
+import * as Script from "./script.ts"
 
 /** What the name of the consumer that holds the origin begins with. */
 export const prefix = "millrace:origin:"

@@ -1,5 +1,5 @@
-import * as Script from "./script.ts"
 import { fieldsOf, now, released } from "./lua.ts"
+import * as Script from "./script.ts"
 
 /**
  * Which of many subscriptions have something to claim, or delayed entries that are due: one call for all of them.

@@ -1,5 +1,5 @@
 import * as Script from "./script.ts"
-import { fieldsOf, before } from "./lua.ts"
+import { before, fieldsOf, needs } from "./lua.ts"
 
 /**
  * Acknowledges and deletes what every group has acknowledged, where the server has no XACKDEL. KEYS: stream.
@@ -14,6 +14,7 @@ if redis.call('EXISTS', stream) == 1 then
     groups[#groups + 1] = fieldsOf(info)
   end
 end
+${needs("XDEL", "stream", "'0-1'")}
 local replies = {}
 for i = 4, #ARGV do
   local id, reply = ARGV[i], 1

@@ -1,16 +1,17 @@
-import * as Script from "./script.ts"
 import { now, released, releasedAt, releasedSuspectAt } from "./lua.ts"
+import * as Script from "./script.ts"
 
 /**
  * Does something to each delivery that this consumer still has, and replies with those that it has not: pairs of the
- * position and 1 (another delivery) or 2 (nobody has it, and the entry is gone).
+ * position and 1 (another delivery), 2 (nobody has it, and the entry is gone) or 3 (nobody has it, and it is there).
  *
  * A delivery is the consumer, the id and the delivery count: once the entry was delivered again, also to this consumer,
- * an earlier delivery's settlement changes nothing. An entry that nobody has, because its consumer or group was deleted,
- * is taken back where the operation says that its lease has not ended.
+ * an earlier delivery's settlement changes nothing. Nobody has an entry that was deleted, or whose consumer or group was:
+ * while its lease has not ended this consumer takes it back, unless an earlier owner may have acknowledged it.
  *
- * KEYS: stream, due times. ARGV: group, consumer, then for each an operation, an id, the delivery count, '1' where the
- * lease has not ended, and an argument: extend; begin (the attempt to count); retry (ms from now, and when it failed
+ * KEYS: stream, due times. ARGV: group, consumer, then for each an operation, an id, the delivery count, its lease ('' where
+ * that may have ended, 'held', or 'own' where no other consumer ever had it), and an argument: extend; take (the same,
+ * and an entry that nobody has is taken back); begin (the attempt to count); retry (ms from now, and when it failed
  * first if that was before); release and releaseSuspect (the count to go back to); releaseRetry (the same, ms from now, and
  * when it failed first); leave (a retry that waits, for a peer); end.
  */
@@ -18,11 +19,14 @@ export const settle = Script.make(`${now}
 local stream, dues, group, me = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
 local lost, last = {}, 0
 
-local function apply(op, id, count, isSure, arg)
+local function apply(op, id, count, lease, arg)
   local held = redis.call('XPENDING', stream, group, id, id, 1)[1]
   if not held then
-    if not isSure then return 1 end
+    if lease == '' then return 1 end
+    if lease == 'held' then return #redis.call('XRANGE', stream, id, id) == 0 and 2 or 1 end
     if op == 'end' then return 0 end
+    -- It may just have been acknowledged on another connection: the process knows, and says 'take' if not.
+    if op == 'extend' then return #redis.call('XRANGE', stream, id, id) == 0 and 2 or 3 end
     if #redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', count, 'FORCE', 'JUSTID') == 0 then return 2 end
   elseif held[2] == '${released}' and string.find(op, '^release') and held[4] == tonumber(string.match(arg, '^%d+')) then
     -- The answer to the first release was lost.
@@ -56,7 +60,7 @@ local function apply(op, id, count, isSure, arg)
 end
 
 for i = 3, #ARGV, 5 do
-  local is = apply(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3] == '1', ARGV[i + 4])
+  local is = apply(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
   if is > 0 then
     lost[#lost + 1] = (i - 3) / 5
     lost[#lost + 1] = is
@@ -64,6 +68,9 @@ for i = 3, #ARGV, 5 do
 end
 -- Due times of entries that somebody else has settled must not stay.
 local keep = last - now + 86400000
-if last > 0 and redis.call('PTTL', dues) < keep then redis.call('PEXPIRE', dues, string.format('%.0f', keep)) end
+if last > 0 then
+  local left = redis.pcall('PTTL', dues)
+  if type(left) == 'number' and left < keep then redis.pcall('PEXPIRE', dues, string.format('%.0f', keep)) end
+end
 return lost
 `)

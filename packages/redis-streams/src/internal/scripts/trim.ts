@@ -1,5 +1,5 @@
-import * as Script from "./script.ts"
 import { before, fieldsOf } from "./lua.ts"
+import * as Script from "./script.ts"
 
 /**
  * Trims what every group has acknowledged: up to the oldest entry that any of them has pending or has not read.

@@ -1,0 +1,124 @@
+import { assert, layer } from "@effect/vitest"
+import * as Pipeline from "@millrace/core/Pipeline"
+import * as Topic from "@millrace/core/Topic"
+import { Transport } from "@millrace/core/Transport"
+import * as Arr from "effect/Array"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
+import * as Schema from "effect/Schema"
+import { connect, demand, fresh, noting, outgoing, retry, Server, servers, serving, subscribing, textOf, transport, until } from "./redis.ts"
+
+const json = (topic: string, value: string) => outgoing(topic, JSON.stringify(value))
+
+const quick = { claim: { minIdle: "600 millis" } } as const
+
+/** A pipeline whose handlers end when they are told to; notes what they began, and which were aborted. */
+const working = Effect.fnUntraced(function*(topic: string) {
+  const context = yield* connect(quick)
+  const begun: Array<string> = []
+  const aborted: Array<string> = []
+  let finish!: () => void
+  const gate = new Promise<void>((resolve) => finish = resolve)
+  const running = yield* Pipeline.from(Topic.make(topic, { schema: Schema.String }), {
+    group: "g",
+    startFrom: "beginning"
+  }).pipe(
+    Pipeline.mapPromise(async (value, { attempt, signal }) => {
+      begun.push(`${value}#${attempt}`)
+      signal.addEventListener("abort", () => aborted.push(value))
+      if (value.startsWith("fails") && attempt === 1) throw new Error("once")
+      await gate
+    }),
+    Pipeline.retry({ times: 3, schedule: Schedule.spaced("2500 millis") }),
+    Pipeline.concurrency(8),
+    Pipeline.start,
+    Effect.provide(context)
+  )
+  return { running, begun, aborted, finish, redis: Context.get(context, Transport) }
+})
+
+const suite = ({ kind, version }: (typeof servers)[number]) =>
+  layer(serving(kind, { version }), { excludeTestServices: true })(`${kind} ${version}`, (it) => {
+    it.effect.each([
+      ["XDEL of what is handled", (topic: string, ids: ReadonlyArray<string>) => ["XDEL", topic, ...ids]],
+      ["XTRIM", (topic: string) => ["XTRIM", topic, "MAXLEN", "0"]]
+    ] as const)("%s: the handlers finish, nothing stays pending, and it is logged once", ([, command]) =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("trimmed")
+        const said: Array<string> = []
+        const { aborted, begun, finish, redis, running } = yield* Effect.provide(working(topic), noting(said))
+        const published = yield* redis.publish(Arr.makeBy(3, (i) => json(topic, String(i))))
+        yield* until("begun", Effect.sync(() => begun.length === 3))
+        const ids = published.map((result) => (result as { success: { id: string } }).success.id)
+        yield* run(...command(topic, ids))
+        // Several heartbeats.
+        yield* Effect.sleep(1_500)
+        assert.deepStrictEqual(aborted, [])
+        finish()
+        yield* until("handled", Effect.map(running.counts, ({ handled }) => handled === 3))
+        yield* until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
+        assert.strictEqual(said.filter((line) => /3 entries were deleted/.test(line)).length, 1, said.join("\n"))
+        assert.strictEqual(begun.length, 3)
+      }))
+
+    it.effect("XGROUP DELCONSUMER of a live consumer: it takes back what it owned, running, waiting and fetched", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("consumer")
+        const { aborted, begun, finish, redis, running } = yield* working(topic)
+        yield* redis.publish(["fails-1", "fails-2", "a", "b"].map((value) => json(topic, value)) as any)
+        yield* until("begun", Effect.map(running.counts, ({ retried }) => begun.length === 4 && retried === 2))
+        const consumers = yield* run("XINFO", "CONSUMERS", topic, "g")
+        for (const [, name] of consumers) {
+          if (!String(name).startsWith("millrace:")) yield* run("XGROUP", "DELCONSUMER", topic, "g", String(name))
+        }
+        finish()
+        yield* until("all", Effect.map(running.counts, ({ handled }) => handled === 4))
+        yield* until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
+        assert.deepStrictEqual(aborted, [])
+        assert.deepStrictEqual(begun.toSorted(), ["a#1", "b#1", "fails-1#1", "fails-1#2", "fails-2#1", "fails-2#2"])
+      }))
+
+    it.effect.each([
+      ["XGROUP DESTROY", (topic: string) => ["XGROUP", "DESTROY", topic, "g"]],
+      ["XGROUP SETID to the beginning", (topic: string) => ["XGROUP", "SETID", topic, "g", "0"]]
+    ] as const)("%s: no handler is aborted, and none runs twice at a time", ([, command]) =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("group")
+        const { aborted, begun, finish, redis, running } = yield* working(topic)
+        yield* redis.publish(Arr.makeBy(4, (i) => json(topic, String(i))))
+        yield* until("begun", Effect.sync(() => begun.length === 4))
+        yield* run(...command(topic))
+        yield* Effect.sleep(1_500)
+        yield* redis.publish([json(topic, "new")])
+        yield* until("new", Effect.sync(() => begun.includes("new#1")))
+        assert.deepStrictEqual(begun, ["0#1", "1#1", "2#1", "3#1", "new#1"])
+        assert.deepStrictEqual(aborted, [])
+        finish()
+        yield* until("all", Effect.map(running.counts, ({ handled }) => handled === 5))
+        yield* until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
+      }))
+
+    it.effect("an entry that was deleted while its retry waits is logged, and holds up nothing", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("waiting")
+        const said: Array<string> = []
+        const redis = yield* Effect.provide(transport(quick), noting(said))
+        yield* redis.publish([outgoing(topic, "gone"), outgoing(topic, "kept")])
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        const deliveries: Array<any> = []
+        while (deliveries.length < 2) deliveries.push(...yield* subscription.pull(demand(2 - deliveries.length)))
+        yield* subscription.settle(deliveries.map((delivery) => ({ delivery, settlement: retry(300) })) as any)
+        yield* run("XDEL", topic, deliveries[0].id)
+        const [again] = yield* subscription.pull(demand(2))
+        assert.deepStrictEqual([textOf(again), again.attempt], ["kept", 2])
+        yield* until("logged", Effect.sync(() => said.some((line) => /1 entries were deleted/.test(line))))
+        assert.strictEqual((yield* run("XPENDING", topic, "g"))[0], 1)
+      }))
+  })
+
+servers.forEach(suite)

@@ -1,0 +1,173 @@
+/** What a server refuses: it is full, or the user may not. */
+import { assert, it, layer } from "@effect/vitest"
+import * as Pipeline from "@millrace/core/Pipeline"
+import * as Publisher from "@millrace/core/Publisher"
+import * as Topic from "@millrace/core/Topic"
+import { Transport } from "@millrace/core/Transport"
+import { RedisStreams } from "@millrace/redis-streams"
+import { Brokers } from "@millrace/testing"
+import * as Arr from "effect/Array"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import * as Result from "effect/Result"
+import * as Schema from "effect/Schema"
+import * as Scope from "effect/Scope"
+import { admin, connect, demand, fresh, noting, outgoing, retry, Server, servers, serving, subscribing, textOf, transport, until } from "./redis.ts"
+
+const json = (topic: string, value: string) => outgoing(topic, JSON.stringify(value))
+
+const failure = (result: Result.Result<unknown, Publisher.PublishError>) =>
+  Result.isFailure(result) ? result.failure.reason._tag : "taken"
+
+servers.forEach(({ kind, version }) =>
+  layer(serving(kind, { version }), { excludeTestServices: true })(`${kind} ${version}, full`, (it) => {
+    it.effect("a worker starts, retries, drains and releases on a full server, and health says that it is full", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("full")
+        const said: Array<string> = []
+        const before = yield* transport()
+        yield* before.publish(Arr.makeBy(20, (i) => json(topic, String(i))))
+        yield* run("XGROUP", "CREATE", topic, "g", "0")
+        yield* run("CONFIG", "SET", "maxmemory", "1")
+        const context = yield* Effect.provide(connect({ retention: "until-acked" }), noting(said))
+        const handled: Array<string> = []
+        const retried: Array<string> = []
+        const scope = yield* Scope.make()
+        const pipeline = Pipeline.from(Topic.make(topic, { schema: Schema.String }), { group: "g" }).pipe(
+          Pipeline.mapEffect((value, { attempt }) =>
+            Effect.suspend(() => {
+              if (value === "3" && attempt === 1) return Effect.fail(retried.push(value))
+              handled.push(value)
+              return Effect.void
+            })
+          ),
+          Pipeline.retry({ times: 3 })
+        )
+        const running = yield* pipeline.pipe(
+          Pipeline.start,
+          Effect.provide(context),
+          Effect.provide(noting(said)),
+          Scope.provide(scope)
+        )
+        yield* until("handled", Effect.sync(() => handled.length === 20))
+        const redis = Context.get(context, Transport)
+        for (let i = 0; i < 3; i++) {
+          const [outcome] = yield* Effect.provide(redis.publish([json(topic, "new")]), noting(said))
+          assert.strictEqual(failure(outcome!), "Refused")
+        }
+        const health = yield* running.health
+        assert.strictEqual(health.state, "impaired")
+        assert.match((health as { reason: string }).reason, /no memory left.*raise maxmemory/)
+        assert.strictEqual(said.filter((line) => /publishing is refused/.test(line)).length, 1, said.join("\n"))
+        yield* run("CONFIG", "SET", "maxmemory", "0")
+        yield* until("taken", Effect.map(redis.publish([json(topic, "new")]), ([outcome]) => failure(outcome!) === "taken"))
+        assert.strictEqual((yield* running.health).state, "consuming")
+        yield* run("CONFIG", "SET", "maxmemory", "1")
+        const drained = yield* Effect.forkChild(Scope.close(scope, yield* Effect.exit(Effect.void)))
+        yield* until("drained", Effect.sync(() => drained.pollUnsafe() !== undefined))
+        yield* run("CONFIG", "SET", "maxmemory", "0")
+      }))
+
+    it.effect("releases and retries are told to a full server", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("settling")
+        const redis = yield* transport()
+        yield* redis.publish([outgoing(topic, "retry"), outgoing(topic, "release")])
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        const deliveries: Array<any> = []
+        while (deliveries.length < 2) deliveries.push(...yield* subscription.pull(demand(2 - deliveries.length)))
+        yield* run("CONFIG", "SET", "maxmemory", "1")
+        const settled = yield* subscription.settle([
+          { delivery: deliveries[0], settlement: retry(50) },
+          { delivery: deliveries[1], settlement: { _tag: "Release" } }
+        ])
+        assert.deepStrictEqual(settled, [])
+        const again: Array<string> = []
+        while (again.length < 2) {
+          again.push(...(yield* subscription.pull(demand(2))).map((one) => `${textOf(one)}#${one.attempt}`))
+        }
+        assert.deepStrictEqual(again.toSorted(), ["release#1", "retry#2"])
+        yield* run("CONFIG", "SET", "maxmemory", "0")
+      }))
+  })
+)
+
+/** A user that may do all that the documentation names but for one command. */
+const lacking = Effect.fnUntraced(function*(version: string, ...rules: ReadonlyArray<string>) {
+  const broker = yield* Brokers.redis({ version })
+  const run = yield* admin(broker.url)
+  yield* run("ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all", "-@admin", ...rules)
+  const said: Array<string> = []
+  const redis = yield* RedisStreams.make({
+    url: broker.url,
+    username: "app",
+    password: Redacted.make("secret"),
+    claim: { minIdle: "300 millis" }
+  }).pipe(Effect.orDie, Effect.provide(noting(said)))
+  return { run, said, redis: Context.get(redis, Transport) }
+})
+
+it.live.each(["newest", "oldest"])("redis %s: a script that may not do all of its work does none of it", (version) =>
+  Effect.gen(function*() {
+    const delayed = yield* lacking(version, "-zrem")
+    const topic = fresh("zrem")
+    yield* delayed.redis.subscribe(subscribing(topic)).pipe(Effect.provide(noting(delayed.said)))
+    yield* delayed.redis.publish([outgoing(topic, "late", { delay: Duration.millis(50) })])
+    yield* until("refused", Effect.sync(() => delayed.said.some((line) => /zrem/.test(line))))
+    yield* Effect.sleep(2_000)
+    assert.strictEqual(yield* delayed.run("XLEN", topic), 0)
+    assert.strictEqual(delayed.said.filter((line) => /zrem/.test(line)).length, 1, delayed.said.join("\n"))
+    yield* delayed.run("ACL", "SETUSER", "app", "+zrem")
+    yield* until("moved", Effect.map(delayed.run("XLEN", topic), (n) => n === 1))
+
+    for (const command of ["hset", "pexpire"]) {
+      const once = yield* lacking(version, `-${command}`)
+      const [outcome] = yield* once.redis.publish([outgoing("once", "x", { id: "i" })])
+      assert.strictEqual(failure(outcome!), "Unauthorized", command)
+      assert.strictEqual(yield* once.run("XLEN", "once"), 0, command)
+    }
+  }).pipe(Effect.scoped))
+
+it.live.each(["newest", "oldest"])(
+  "redis %s: a look for abandoned entries that is refused is logged once, shows in health, and stops no other topic",
+  (version) =>
+    Effect.gen(function*() {
+      const { redis, run, said } = yield* lacking(version, "-xpending")
+      const topic = fresh("xpending")
+      const subscription = yield* Effect.provide(redis.subscribe(subscribing(topic)), noting(said))
+      yield* until("told", Effect.map(subscription.health, ({ state }) => state === "impaired"))
+      yield* redis.publish([outgoing(topic, "a")])
+      assert.strictEqual(textOf((yield* subscription.pull(demand(1)))[0]), "a")
+      yield* Effect.sleep(2_000)
+      assert.strictEqual(said.filter((line) => /abandoned/.test(line)).length, 1, said.join("\n"))
+      yield* run("ACL", "SETUSER", "app", "+xpending")
+      yield* until("allowed", Effect.map(subscription.health, ({ state }) => state === "consuming"))
+    }).pipe(Effect.scoped)
+)
+
+layer(serving("redis"), { excludeTestServices: true })("a broken key beside a topic", (it) => {
+  it.effect("stops neither that topic nor another one, and is logged once", () =>
+    Effect.gen(function*() {
+      const { run } = yield* Server
+      const said: Array<string> = []
+      const [broken, other] = [fresh("broken"), fresh("other")]
+      yield* run("SET", `{${broken}}:millrace:delayed`, "not a sorted set")
+      const redis = yield* Effect.provide(transport({ claim: { minIdle: "300 millis" } }), noting(said))
+      const one = yield* Effect.provide(redis.subscribe(subscribing(broken)), noting(said))
+      const two = yield* redis.subscribe(subscribing(other))
+      yield* redis.publish([outgoing(broken, "a"), outgoing(other, "b")])
+      assert.strictEqual(textOf((yield* one.pull(demand(1)))[0]), "a")
+      yield* two.pull(demand(1))
+      // Abandoned by a process that is gone.
+      yield* redis.publish([outgoing(other, "left")])
+      yield* run("XREADGROUP", "GROUP", "g", "gone", "STREAMS", other, ">")
+      assert.strictEqual(textOf((yield* two.pull(demand(1)))[0]), "left")
+      assert.strictEqual((yield* one.health).state, "impaired")
+      assert.strictEqual((yield* two.health).state, "consuming")
+      assert.strictEqual(said.filter((line) => line.includes(`entries of ${broken}`)).length, 1, said.join("\n"))
+    }))
+})
