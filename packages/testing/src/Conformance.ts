@@ -97,15 +97,15 @@ export interface Target<R, E> {
   readonly clock: "test" | "live"
   readonly claimAfter: Duration.Input
   readonly connect?: Effect.Effect<Transport["Service"], unknown, NoInfer<R> | Scope.Scope> | undefined
-  readonly restart?: Effect.Effect<void, unknown, NoInfer<R>> | undefined
-  readonly cut?: Effect.Effect<void, unknown, NoInfer<R>> | undefined
-  readonly halfOpen?: Effect.Effect<void, unknown, NoInfer<R>> | undefined
-  readonly shape?: ((shape: Proxy.Shape) => Effect.Effect<void, unknown, NoInfer<R>>) | undefined
-  readonly refuse?: Effect.Effect<void, unknown, NoInfer<R> | Scope.Scope> | undefined
-  readonly changeLeader?: Effect.Effect<void, unknown, NoInfer<R>> | undefined
-  readonly deleteTopic?: ((topic: string) => Effect.Effect<void, unknown, NoInfer<R>>) | undefined
-  readonly deleteGroup?: ((topic: string, group: string) => Effect.Effect<void, unknown, NoInfer<R>>) | undefined
-  readonly deleteConsumers?: ((topic: string, group: string) => Effect.Effect<void, unknown, NoInfer<R>>) | undefined
+  readonly restart?: Effect.Effect<unknown, unknown, NoInfer<R>> | undefined
+  readonly cut?: Effect.Effect<unknown, unknown, NoInfer<R>> | undefined
+  readonly halfOpen?: Effect.Effect<unknown, unknown, NoInfer<R>> | undefined
+  readonly shape?: ((shape: Proxy.Shape) => Effect.Effect<unknown, unknown, NoInfer<R>>) | undefined
+  readonly refuse?: Effect.Effect<unknown, unknown, NoInfer<R> | Scope.Scope> | undefined
+  readonly changeLeader?: Effect.Effect<unknown, unknown, NoInfer<R>> | undefined
+  readonly deleteTopic?: ((topic: string) => Effect.Effect<unknown, unknown, NoInfer<R>>) | undefined
+  readonly deleteGroup?: ((topic: string, group: string) => Effect.Effect<unknown, unknown, NoInfer<R>>) | undefined
+  readonly deleteConsumers?: ((topic: string, group: string) => Effect.Effect<unknown, unknown, NoInfer<R>>) | undefined
   readonly unreachable?: Effect.Effect<unknown, unknown, NoInfer<R> | Scope.Scope> | undefined
   readonly capabilities?: Partial<Capabilities> | undefined
 }

@@ -5,6 +5,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { record } from "./conformanceTable.ts"
+import * as Operator from "./operator.ts"
 
 class Server
   extends Context.Service<Server, { readonly broker: Brokers.Broker; readonly proxy: Proxy.Proxy }>()("test/Server")
@@ -35,6 +36,11 @@ for (const version of process.env["MILLRACE_MATRIX"] === "all" ? ["2.15", "2.10"
     ),
     restart: Server.use(({ broker }) => broker.restart),
     cut: Server.use(({ proxy }) => proxy.cut),
+    halfOpen: Server.use(({ proxy }) => Effect.andThen(proxy.hang, proxy.heal)),
+    shape: (shape) => Server.use(({ proxy }) => proxy.shape(shape)),
+    deleteTopic: (topic) => Server.use(({ broker }) => Operator.jetStream(broker, `STREAM.DELETE.${topic}`)),
+    deleteGroup: (topic, group) =>
+      Server.use(({ broker }) => Operator.jetStream(broker, `CONSUMER.DELETE.${topic}.${group}`)),
     onEnd: record(name)
   })
 }

@@ -26,7 +26,7 @@ const publishing = (
   )
 
 /** Handles 300 messages while `disturb` strikes; every delivery and acknowledgement is on record. */
-const disturbed = Effect.fnUntraced(function*(name: string, disturb: Effect.Effect<void, unknown>, strikes = 2) {
+const disturbed = Effect.fnUntraced(function*(name: string, disturb: Effect.Effect<unknown, unknown>, strikes = 2) {
   const { claimAfter, transport } = yield* rig.Rig
   const topic = rig.numbers(name)
   const deliveries = new Map<string, Array<{ readonly attempt: number; readonly redelivered: boolean }>>()
