@@ -242,9 +242,9 @@ export const check = <R, E>(
  */
 export const suite = async <R, E>(options: SuiteOptions<R, E>): Promise<void> => {
   const { afterAll, beforeAll, describe, it, vi } = await import("vitest")
-  // Nearly all of a test's time is waiting.
-  vi.setConfig({ maxConcurrency: 24 })
   const { clock, name } = options
+  // Nearly all time of a test is waiting; too many at once would miss their heartbeats on a small machine.
+  vi.setConfig({ maxConcurrency: clock === "test" ? 24 : 12 })
   // What a broker's clients log while it is being disturbed would bury what failed.
   const layer = Layer.provideMerge(options.layer, Layer.succeed(References.MinimumLogLevel, "None"))
   const shared = clock === "live" ? ManagedRuntime.make(layer) : undefined

@@ -12,7 +12,7 @@ class Server
 {}
 
 const open = Server.use(({ proxy }) =>
-  Layer.build(Layer.fresh(JetStream.layer({ url: `nats://127.0.0.1:${proxy.port}`, ackWait: "1 second" })))
+  Layer.build(Layer.fresh(JetStream.layer({ url: `nats://127.0.0.1:${proxy.port}`, ackWait: "2 seconds" })))
 )
 
 for (const version of process.env["MILLRACE_MATRIX"] === "all" ? ["2.15", "2.10"] : ["2.15"]) {
@@ -20,7 +20,7 @@ for (const version of process.env["MILLRACE_MATRIX"] === "all" ? ["2.15", "2.10"
   await Conformance.suite({
     name,
     clock: "live",
-    claimAfter: "1 second",
+    claimAfter: "2 seconds",
     layer: Layer.effectContext(open).pipe(
       Layer.provideMerge(Layer.effect(
         Server,

@@ -12,7 +12,7 @@ class Server
 {}
 
 const open = Server.use(({ proxy }) =>
-  RedisStreams.make({ url: `redis://127.0.0.1:${proxy.port}`, claim: { minIdle: "1 second" } })
+  RedisStreams.make({ url: `redis://127.0.0.1:${proxy.port}`, claim: { minIdle: "2 seconds" } })
 )
 
 /** The suite on one server. */
@@ -21,7 +21,7 @@ export const conformance = (kind: "redis" | "valkey", version: "newest" | "oldes
   return Conformance.suite({
     name,
     clock: "live",
-    claimAfter: "1 second",
+    claimAfter: "2 seconds",
     layer: Layer.effectContext(open).pipe(
       Layer.provideMerge(Layer.effect(
         Server,
