@@ -98,7 +98,9 @@ const poisoned = (limit: number, processes: number, killers: number): Scenario =
   return {
     name: isUsual ? "killer message" : `killer message: ${limit} attempts, ${processes} processes, ${killers} of them`,
     does: () =>
-      `${killers} of ${1_000 + killers} call process.exit, ${processes} at a time with concurrency 64, ${limit} attempts: ` +
+      `${killers} of ${
+        1_000 + killers
+      } call process.exit, ${processes} at a time with concurrency 64, ${limit} attempts: ` +
       `${killers} dead letters`,
     times: { quick: isUsual ? 1 : 0, full: 1 },
     targets: [newestRedis, oldestRedis, newestNats],

@@ -45,11 +45,15 @@ export const conformance = (kind: "redis" | "valkey", version: "newest" | "oldes
       )
     ),
     deleteTopic: (topic) => Server.use(({ broker }) => Operator.redis(broker, "DEL", topic)),
-    deleteGroup: (topic, group) => Server.use(({ broker }) => Operator.redis(broker, "XGROUP", "DESTROY", topic, group)),
+    deleteGroup: (topic, group) =>
+      Server.use(({ broker }) => Operator.redis(broker, "XGROUP", "DESTROY", topic, group)),
     deleteConsumers: (topic, group) =>
       Server.use(({ broker }) =>
-        Effect.flatMap(Operator.redisConsumers(broker, topic, group), (names) =>
-          Effect.forEach(names, (name) => Operator.redis(broker, "XGROUP", "DELCONSUMER", topic, group, name)))
+        Effect.flatMap(
+          Operator.redisConsumers(broker, topic, group),
+          (names) =>
+            Effect.forEach(names, (name) => Operator.redis(broker, "XGROUP", "DELCONSUMER", topic, group, name))
+        )
       ),
     onEnd: record(name)
   })
