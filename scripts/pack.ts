@@ -10,6 +10,14 @@ import process from "node:process"
 
 export const root = path.dirname(import.meta.dirname)
 
+/** Where the project lives: the root manifest names the repository, and nothing else does. */
+export const repository = (): { readonly type: string; readonly url: string; readonly home: string } => {
+  const { repository } = JSON.parse(fs.readFileSync(path.join(root, "package.json"), "utf8")) as {
+    readonly repository: { readonly type: string; readonly url: string }
+  }
+  return { ...repository, home: repository.url.replace(/^git\+/, "").replace(/\.git$/, "") }
+}
+
 /** The tarballs by the name of their package. */
 export type Tarballs = Readonly<Record<string, string>>
 
@@ -40,7 +48,7 @@ export const pnpm = (cwd: string, ...args: ReadonlyArray<string>): string => {
 const state = (): string => {
   const hash = createHash("sha256")
   const files = fs.globSync(
-    ["packages/*/{src,scripts}/**/*", "packages/*/{package.json,README.md,LICENSE}", "*.json"],
+    ["packages/*/{src,scripts,web}/**/*", "packages/*/{package.json,README.md,LICENSE}", "*.json"],
     {
       cwd: root,
       withFileTypes: true

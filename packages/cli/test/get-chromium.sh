@@ -54,13 +54,13 @@ CONF
   apt-get -qq update >&2
   apt-get -qq -y --no-install-recommends --download-only install chromium fonts-dejavu-core >&2
   for package in "$folder"/apt/cache/archives/*.deb; do dpkg-deb -x "$package" "$root"; done
-  rm -rf "$folder/apt"
+  rm -rf "$folder/apt" "$root"/usr/share/{doc,man,locale,help}
+  sed -i "s|<dir>/usr/share/fonts</dir>|<dir>$root/usr/share/fonts</dir>|" "$root/etc/fonts/fonts.conf"
   touch "$folder/complete"
 fi
 
 # The C library is this system's own: the packages are of its release.
 libraries=$(printf '%s:' "$root"/usr/lib/*-linux-gnu "$root"/lib/*-linux-gnu "$root"/usr/lib/*-linux-gnu/*/)
-sed -i "s|<dir>/usr/share/fonts</dir>|<dir>$root/usr/share/fonts</dir>|" "$root/etc/fonts/fonts.conf"
 echo "$root/usr/lib/chromium/chromium"
 echo "${libraries%:}"
 echo "$root/etc/fonts"

@@ -135,6 +135,26 @@ const Topics = ({ title, topics, to }) => {
   }`
 }
 
+/** How many of the newest letters were given up for which reason. */
+const Reasons = ({ topic }) => {
+  const { data } = usePolled("reasons", { topic }, 15000)
+  return data && Object.entries(data.reasons).map(([name, count]) => `${name} ${n(count)}`).join(", ")
+}
+
+const DeadTopics = ({ topics }) =>
+  topics.length > 0 && html`
+    <div class="bar"><h2>Dead letters</h2></div>
+    <table>
+      <thead><tr><th>Topic</th><th class="n">Stored</th><th>Reasons of the newest</th></tr></thead>
+      <tbody>${
+    topics.slice(0, rowsAtOnce).map((t, i) =>
+      html`
+        <tr key=${t.topic}><td><a href=${link("dead", t.topic)}>${t.topic}</a></td>
+          <td class="n">${n(t.messages)}</td><td>${i < 10 && html`<${Reasons} topic=${t.topic} />`}</td></tr>`
+    )
+  }</tbody>
+    </table>`
+
 const Overview = ({ history, overview }) => {
   const { groups, topics } = overview
   const sum = (rows, name) => rows.reduce((all, row) => all + (row[name] ?? 0), 0)
@@ -152,7 +172,7 @@ const Overview = ({ history, overview }) => {
     "handled/s",
     "lag"
   ]} rows=${history} />
-    <${Topics} title="Dead letters" topics=${dead.toSorted((a, b) => b.messages - a.messages)} to="dead" />
+    <${DeadTopics} topics=${dead.toSorted((a, b) => b.messages - a.messages)} />
     <${Groups} groups=${groups} />
     <${Topics} title="Topics" topics=${topics.filter((t) => !t.dead)} to="topic" />`
 }
@@ -297,7 +317,7 @@ const Dead = ({ mayRedrive, topic }) => {
   const choose = (ids, on) =>
     setChosen((old) => {
       const next = new Set(old)
-      for (const id of ids) on ? next.add(id) : next.delete(id)
+      for (const id of ids) next[on ? "add" : "delete"](id)
       return next
     })
   const redrive = async () => {

@@ -26,6 +26,7 @@ export const Chart = ({ rows, names, title }) => {
         {
           width: at.current.clientWidth - 12,
           height: 150,
+          legend: { live: false },
           axes: [axis, { ...axis, size: 60 }],
           scales: { y: { range: (_, least, most) => [0, Math.max(1, most * 1.1)] } },
           series: [

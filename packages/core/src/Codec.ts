@@ -39,7 +39,7 @@ export interface Codec<in out A, out RD = never, out RE = never> {
   /** The header `content-type` of published messages. */
   readonly contentType: string
   /** The schema whose JSON form is on the wire, for documents about it; absent where the wire holds no JSON. */
-  readonly schema?: Schema.Constraint | StandardSchemaV1<any, any> | undefined
+  readonly schema?: Schema.Constraint | StandardSchemaV1 | undefined
   /** Makes a value of what came; fails with what does not fit. */
   readonly decode: (wire: Wire) => Effect.Effect<A, Schema.SchemaError, RD>
   /** Makes what is sent of a value; fails with what does not fit. */

@@ -128,31 +128,79 @@ describe.each(versions)("on nats-server %s", (version) => {
         })
       ))
 
-    it.live("a lost confirmation is an error that the pipeline retries", () =>
+    it.live("a confirmation that does not come in time is asked for again until it is known; the message is handled once", () =>
       on((broker) =>
         Effect.gen(function*() {
           yield* Publisher.publish(Orders, { id: 1 })
-          const errors: Array<string> = []
-          const attempts: Array<number> = []
+          const began: Array<number> = []
+          const confirmed: Array<boolean> = []
           const running = yield* Pipeline.start(
             JetStream.from(Orders, { group: "g", startFrom: "beginning" }).pipe(
               Pipeline.mapEffect((_, message) =>
                 Effect.gen(function*() {
-                  attempts.push(message.attempt)
-                  if (message.attempt === 1) yield* broker.pause
-                  return yield* JetStream.ackSync(message, { timeout: "300 millis" })
-                }).pipe(
-                  Effect.tapError((error) => Effect.sync(() => errors.push(error._tag))),
-                  Effect.ensuring(broker.resume)
-                )
+                  began.push(message.attempt)
+                  yield* broker.pause
+                  yield* Effect.forkChild(Effect.delay(broker.resume, "700 millis"))
+                  confirmed.push(yield* JetStream.ackSync(message, { timeout: "200 millis" }))
+                })
               ),
-              Pipeline.retry({ times: 3, schedule: Schedule.spaced("100 millis") }),
-              Pipeline.discard
+              Pipeline.retry({ times: 3, schedule: Schedule.spaced("100 millis") })
             )
           )
+          yield* until(running.counts, (counts) => counts.handled === 1)
+          const { ackPending, lag } = yield* JetStream.consumerInfo(Orders, "g")
+          assert.deepStrictEqual({ began, confirmed, lag, ackPending }, {
+            began: [1],
+            confirmed: [true],
+            lag: 0,
+            ackPending: 0
+          })
+          assert.deepInclude(yield* running.counts, { retried: 0, failedAfterSettle: 0, deadLettered: 0 })
+        })
+      ))
+
+    it.live("an acknowledgement that was interrupted goes on; the handler that failed meanwhile is counted, not retried", () =>
+      on((broker) =>
+        Effect.gen(function*() {
+          yield* Publisher.publish(Orders, { id: 1 })
+          const began: Array<number> = []
+          const running = yield* Pipeline.start(
+            JetStream.from(Orders, { group: "g", startFrom: "beginning" }).pipe(
+              Pipeline.mapEffect((_, message) => {
+                began.push(message.attempt)
+                return Effect.andThen(broker.pause, JetStream.ackSync(message))
+              }),
+              Pipeline.timeout("300 millis"),
+              Pipeline.retry({ times: 3, schedule: Schedule.spaced("100 millis") })
+            )
+          )
+          yield* until(running.counts, (counts) => counts.failedAfterSettle === 1)
+          yield* broker.resume
           yield* until(JetStream.consumerInfo(Orders, "g"), (info) => info.lag === 0)
-          yield* until(running.counts, (counts) => counts.retried === 1)
-          assert.deepStrictEqual(errors, ["SettleError"])
+          assert.deepStrictEqual(began, [1])
+          assert.deepInclude(yield* running.counts, { retried: 0, deadLettered: 0 })
+        })
+      ))
+
+    it.live("a handler may say that it still works; false when a peer may have the message", () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* Publisher.publish(Orders, { id: 1 })
+          const answers: Array<boolean> = []
+          const running = yield* Pipeline.start(
+            JetStream.from(Orders, { group: "g", startFrom: "beginning", ackWait: "1 second" }).pipe(
+              Pipeline.mapEffect((_, message) =>
+                Effect.gen(function*() {
+                  if (message.attempt > 1) return
+                  answers.push(yield* JetStream.inProgress(message))
+                  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1500)
+                  answers.push(yield* JetStream.inProgress(message))
+                })
+              )
+            )
+          )
+          yield* until(running.counts, (counts) => counts.handled === 1)
+          assert.deepStrictEqual(answers, [true, false])
         })
       ))
 

@@ -190,7 +190,7 @@ describe.each(versions)("on nats-server %s", (version) => {
           const idle = yield* Effect.scoped(Effect.gen(function*() {
             const subscription = yield* subscribe("orders")
             const asking = yield* Effect.forkScoped(subscription.pull(demand(50)))
-            yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.waiting > 0)
+            yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.openPulls > 0)
             yield* publish("orders", ["a", "b", "c"])
             return yield* Fiber.join(asking)
           }))
@@ -346,12 +346,12 @@ describe.each(versions)("on nats-server %s", (version) => {
         Effect.gen(function*() {
           const subscription = yield* subscribe("orders")
           const large = yield* Effect.forkScoped(subscription.pull(demand(100)))
-          yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.waiting === 1)
+          yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.openPulls === 1)
           yield* Fiber.interrupt(large)
           yield* subscription.withdraw
-          yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.waiting === 0)
+          yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.openPulls === 0)
           const small = yield* Effect.forkScoped(subscription.pull(demand(3)))
-          yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.waiting === 1)
+          yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.openPulls === 1)
           yield* publish("orders", Arr.makeBy(50, String))
           yield* Fiber.join(small)
           assert.isAtMost((yield* JetStream.consumerInfo("orders", "group")).ackPending, 3)
@@ -382,7 +382,7 @@ describe.each(versions)("on nats-server %s", (version) => {
           yield* publish("orders", Arr.makeBy(20, String))
           const owned = yield* take(owner, 20)
           const asking = yield* Effect.forkScoped(idle.pull(demand(20)))
-          yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.waiting > 0)
+          yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.openPulls > 0)
           yield* settle(owner, owned, Settlement.release)
           yield* Fiber.interrupt(asking)
           yield* idle.withdraw
@@ -427,7 +427,7 @@ describe.each(versions)("on nats-server %s", (version) => {
             const subscription = yield* subscribe("orders", { maxOwned: 500 })
             const pulling = Effect.map(subscription.pull(demand(500)), (taken) => void (shares[index]! += taken.length))
             yield* Effect.forkScoped(Effect.forever(pulling))
-            yield* until(JetStream.consumerInfo("orders", "group"), ({ waiting }) => waiting > index)
+            yield* until(JetStream.consumerInfo("orders", "group"), ({ openPulls }) => openPulls > index)
           }
           yield* publish("orders", Arr.makeBy(60, String))
           yield* until(Effect.sync(() => shares), ([one = 0, other = 0]) => one + other === 60)

@@ -222,7 +222,7 @@ describe.each(versions)("on nats-server %s", (version) => {
         yield* settle(subscription, yield* take(subscription, 2), Settlement.ack)
         const next = yield* Effect.forkScoped(subscription.pull(demand(10)))
         const jsm = yield* manager
-        yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.waiting === 1)
+        yield* until(JetStream.consumerInfo("orders", "group"), (info) => info.openPulls === 1)
         yield* Effect.promise(() => jsm.consumers.delete("orders", "group"))
         yield* publish("orders", ["c"])
         // At least what was not settled for certain: what was is known only if the consumer was looked at since.
@@ -511,7 +511,7 @@ describe.each(versions)("on nats-server %s", (version) => {
           yield* until(Effect.sync(() => hangUps), (hangUps) => hangUps === 3)
           yield* until(subscription.health, ({ state }) => state === "consuming")
           const info = JetStream.consumerInfo("orders", "group")
-          assert.strictEqual((yield* until(info, ({ waiting }) => waiting > 0)).waiting, 1)
+          assert.strictEqual((yield* until(info, ({ openPulls }) => openPulls > 0)).openPulls, 1)
           yield* publish("orders", ["a"])
           assert.deepStrictEqual((yield* Fiber.join(pulling)).map(text), ["a"])
         }).pipe(Effect.scoped, Effect.provide(Layer.fresh(JetStream.layer({ url, connectTimeout: "1 hour" }))))

@@ -117,7 +117,7 @@ describe.each(versions)("on nats-server %s", (version) => {
           const zombie = yield* keepWorking([broker.url, file])
           yield* keepWorking([broker.url, file])
           const consumer = JetStream.consumerInfo("jobs", "workers")
-          yield* until(Effect.option(consumer), (info) => info._tag === "Some" && info.value.waiting >= 2)
+          yield* until(Effect.option(consumer), (info) => info._tag === "Some" && info.value.openPulls >= 2)
           yield* zombie.pause
           yield* jobs(200)
           yield* until(consumer, (info) => info.lag === 0)

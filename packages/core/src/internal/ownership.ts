@@ -24,7 +24,7 @@ export class Ownership {
     readonly onSure: () => void
   }
   /** How long a confirmation of ownership is good, in milliseconds. */
-  private readonly goodFor: number
+  readonly goodFor: number
   private readonly pauses: PauseDetector
   private confirmedAt: Instant
   /** Confirmations of requests that were sent before this moment are worth nothing. Monotonic milliseconds. */
@@ -86,7 +86,9 @@ export class Ownership {
         this.confirmed(askedAt)
         onSure()
       }),
-      Effect.catchCause((cause) => Effect.logWarning(`${name}: could not extend ownership of in-flight messages`, cause))
+      Effect.catchCause((cause) =>
+        Effect.logWarning(`${name}: could not extend ownership of in-flight messages`, cause)
+      )
     )
   })
 

@@ -2,6 +2,7 @@ import * as Arr from "effect/Array"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
+import * as Stream from "effect/Stream"
 import type { PublishError } from "../Publisher.ts"
 import type { Outgoing, Transport } from "../Transport.ts"
 import type { TransportError } from "../TransportError.ts"
@@ -101,7 +102,7 @@ class Redrive {
     })
   }
 
-  /** What was published is deleted before an interruption takes effect; only the wait for the broker is interrupted. */
+  /** Published letters are deleted before an interruption takes effect; only the wait for the broker is interrupted. */
   private publish(
     items: ReadonlyArray<{ readonly item: Item; readonly size: number }>,
     attempt: number
@@ -111,13 +112,14 @@ class Redrive {
       Effect.uninterruptible(Effect.gen({ self: this }, function*() {
         const results = yield* this.transport.publish(Arr.map(items, ({ item, size }) => item.messages[size]!))
         const again: Array<{ readonly item: Item; readonly size: number }> = []
+        const published: Array<string> = []
         let unanswered = false
         for (let i = 0; i < items.length; i++) {
           const { item, size } = items[i]!
           const result = results[i]!
           if (Result.isSuccess(result)) {
             this.redriven++
-            yield* this.transport.remove(this.topic, item.ids)
+            published.push(...item.ids)
           } else if (mayBeSent(result.failure)) {
             unanswered = true
             again.push({ item, size })
@@ -127,6 +129,7 @@ class Redrive {
             this.refuse(item.id, result.failure.message)
           }
         }
+        if (Arr.isArrayNonEmpty(published)) yield* this.transport.remove(this.topic, published)
         return { again, unanswered }
       })),
       ({ again, unanswered }) =>
@@ -158,7 +161,7 @@ const isBelow = (topic: string, base: string): boolean =>
   base !== "" && topic.startsWith(base) && /^[^A-Za-z0-9]/.test(topic.slice(base.length))
 
 /** Waits so that `rate` letters a second pass, evenly; without a rate it does not wait. */
-export const pacer = (rate: number | undefined): (count: number) => Effect.Effect<void> => {
+const pacer = (rate: number | undefined): (count: number) => Effect.Effect<void> => {
   if (rate === undefined) return () => Effect.void
   let next = -Infinity
   return (count) =>
@@ -167,4 +170,33 @@ export const pacer = (rate: number | undefined): (count: number) => Effect.Effec
       next = start + count * 1000 / rate
       return start > now ? Effect.sleep(start - now) : Effect.void
     })
+}
+
+const maxStep = 128
+
+/** Single letters at first, so that what is wrong with all of them shows after a few; then more and more at a time. */
+export const inSteps = <E, R>(
+  items: Stream.Stream<Item, E, R>,
+  rate: number | undefined,
+  step: (items: Arr.NonEmptyReadonlyArray<Item>) => Effect.Effect<void, E>
+): Effect.Effect<void, E, R> => {
+  const most = rate === undefined ? maxStep : Math.min(maxStep, Math.max(1, Math.floor(rate / 10)))
+  const pace = pacer(rate)
+  let gathered: Array<Item> = []
+  let steps = 0
+  const flush = Effect.suspend(() => {
+    const ready = gathered
+    if (!Arr.isArrayNonEmpty(ready)) return Effect.void
+    gathered = []
+    steps++
+    return Effect.andThen(pace(ready.length), step(ready))
+  })
+  const enough = () => gathered.length >= Math.min(most, steps < 8 ? 1 : 2 ** Math.min(steps - 7, 10))
+  return Effect.andThen(
+    Stream.runForEach(items, (item) => {
+      gathered.push(item)
+      return enough() ? flush : Effect.void
+    }),
+    flush
+  )
 }

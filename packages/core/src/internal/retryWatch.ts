@@ -6,6 +6,8 @@ interface Entry {
   /** Monotonic milliseconds. */
   readonly due: number
   readonly onGone: (() => void) | undefined
+  /** The attempt that requested it. */
+  readonly attempt: object
   /** How many more times it may be missed: see {@link RetryWatch}. */
   left: number
 }
@@ -53,10 +55,15 @@ export class RetryWatch {
     return this.entries.has(id)
   }
 
+  /** Whether the retry that is waited for is the one that this attempt requested, and not a later one. */
+  isOf(id: string, attempt: object): boolean {
+    return this.entries.get(id)?.attempt === attempt
+  }
+
   /** `onGone` is called when the retry is given up. */
-  add(id: string, delay: number, onGone: (() => void) | undefined): void {
+  add(id: string, delay: number, attempt: object, onGone: (() => void) | undefined): void {
     this.seen(id)
-    const entry: Entry = { id, due: this.options.now() + delay, onGone, left: steps }
+    const entry: Entry = { id, due: this.options.now() + delay, attempt, onGone, left: steps }
     this.entries.set(id, entry)
     // A new retry is nearly always the last one to be due.
     const at = this.upcoming.findIndex((other) => other.due <= entry.due)

@@ -25,12 +25,19 @@ export const publishBatch = Effect.fnUntraced(function*(
   if (!atLeast(nc.info?.version, 2, 12)) return yield* invalid(`needs nats-server 2.12, this is ${nc.info?.version}`)
   if (messages.length > most) return yield* invalid(`the server takes ${most} at most, publish several batches`)
   const id = crypto.randomUUID()
-  const encoded = messages.map((message, index) => {
+  const encodeOne = (message: Outgoing, index: number) => {
     const headers = encodeHeaders(message, undefined)
     headers.set("Nats-Batch-Id", id)
     headers.set("Nats-Batch-Sequence", String(index + 1))
     if (index === messages.length - 1) headers.set("Nats-Batch-Commit", "1")
     return { body: message.body, headers, size: message.body.length + sizeOf(headers) }
+  }
+  const encoded = yield* Effect.try({
+    try: () => messages.map(encodeOne),
+    catch: (cause) =>
+      fail(
+        cause instanceof TransportError.InvalidOption ? cause : new Publisher.Refused({ detail: String(cause) })
+      )
   })
   const limit = nc.info?.max_payload ?? Infinity
   for (const { size } of encoded) {

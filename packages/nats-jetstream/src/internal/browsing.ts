@@ -9,8 +9,8 @@ import * as Stream from "effect/Stream"
 import { type Connection, interrupted, unexpected } from "./connection.ts"
 import { headersIn, toHeaders } from "./headers.ts"
 import { idOf, isEarlier, type Life, sequenceIn } from "./life.ts"
-import { findStream } from "./resources.ts"
 import { atLeast } from "./server.ts"
+import { findStream } from "./streams.ts"
 
 /** A stored message, as an answer of the API has it. */
 interface Stored {
@@ -125,7 +125,8 @@ const range = (
 ): Effect.Effect<Page, TransportError.TransportError> => {
   if (from > to) return Effect.succeed({ messages: [], next: undefined })
   return source.isBatched
-    ? batched(source, from, to, most)
+    // A user without the permission for batches reads message by message.
+    ? Effect.catch(batched(source, from, to, most), () => range({ ...source, isBatched: false }, from, to, most))
     : source.isOnlyTopic
     ? bySequence(source, from, Math.min(to, from + most - 1), to)
     : Effect.map(following(source, from), (message) =>

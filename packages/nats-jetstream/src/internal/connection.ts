@@ -20,6 +20,12 @@ export interface Listener {
   readonly refused?: (error: InstanceType<typeof errors.PermissionViolationError>) => void
 }
 
+/** Differences between clocks that are not worth a correction, in milliseconds. */
+const minSkew = 50
+
+/** How long a measured difference between clocks is good, in milliseconds. */
+const skewAge = 60_000
+
 /** How often a process shows that it does not stand still, in milliseconds. */
 const beatEvery = 250
 
@@ -35,6 +41,11 @@ export interface Connection {
   readonly flush: Effect.Effect<void, TransportError.TransportError>
   /** Suspends while the connection is being re-made; fails when it is closed for good. */
   readonly whenConnected: Effect.Effect<void, TransportError.TransportError>
+  /** How far the server's wall clock is ahead of ours, in milliseconds, as its last dated answer says. */
+  readonly clockSkew: () => number
+  readonly isSkewKnown: () => boolean
+  /** The server has just said what time it is; `tookMillis` is how long its answer was on its way. */
+  readonly noteServerTime: (serverTime: number, tookMillis: number) => void
   /** When, in monotonic milliseconds, what is read now was sent at the earliest. */
   readonly sentSince: () => number
   /** One call of the JetStream API. What the server answers stays what it is, the rest is a `TransportError`. */
@@ -196,6 +207,14 @@ export const watch = Effect.fnUntraced(function*(
     }
     return Math.min(stoodStillSince, beat)
   }
+  let skew = 0
+  let skewAt = -Infinity
+  const noteServerTime = (serverTime: number, tookMillis: number) => {
+    const measured = serverTime + tookMillis / 2 - clock.currentTimeMillisUnsafe()
+    skewAt = now()
+    // Less than the answer can tell is no difference.
+    skew = Math.abs(measured) <= tookMillis + minSkew ? 0 : measured
+  }
   yield* Effect.acquireRelease(
     Effect.sync(() => setInterval(sentSince, beatEvery).unref()),
     (timer) => Effect.sync(() => clearInterval(timer))
@@ -215,6 +234,9 @@ export const watch = Effect.fnUntraced(function*(
     state: () => nc.isClosed() || nc.isDraining() ? "closed" : state,
     listen,
     sentSince,
+    clockSkew: () => skew,
+    isSkewKnown: () => now() - skewAt < skewAge,
+    noteServerTime,
     flush: whileConnected("flush", () => nc.flush(), () => interrupted("flush", notConnected)),
     whenConnected: Effect.callback((resume) => {
       if (nc.isClosed() || state === "closed") return resume(Effect.fail(closedError(address)))

@@ -1,7 +1,9 @@
 import type * as Message from "@millrace/core/Message"
 import * as Publisher from "@millrace/core/Publisher"
 import type * as Transport from "@millrace/core/Transport"
+import type { TransportError } from "@millrace/core/TransportError"
 import type { MsgHdrs } from "@nats-io/nats-core"
+import * as Effect from "effect/Effect"
 import { headersOf } from "./headers.ts"
 import { idOf, type Life } from "./life.ts"
 
@@ -22,6 +24,8 @@ export type Ending = "done" | "again" | "lost" | "neglected"
 /** Told when a delivery is settled, or lost. Returns `false` when a newer delivery of a message that is done is running. */
 export interface Owner {
   readonly ended: (delivery: JetStreamDelivery, how: Ending, time?: number) => boolean
+  /** Renews the lease; `false` when a peer may own it. */
+  readonly extend: (delivery: JetStreamDelivery) => Effect.Effect<boolean, TransportError>
 }
 
 /**
@@ -106,6 +110,9 @@ export class JetStreamDelivery implements Transport.Delivery {
   }
   ended(how: Ending, time?: number): boolean {
     return this.#owner?.ended(this, how, time) ?? true
+  }
+  extend(): Effect.Effect<boolean, TransportError> {
+    return this.#owner?.extend(this) ?? Effect.succeed(false)
   }
   isSameMessage(other: JetStreamDelivery): boolean {
     return this.sequence === other.sequence && this.life === other.life

@@ -5,7 +5,7 @@ import * as Effect from "effect/Effect"
 import { firstFrom } from "./browsing.ts"
 import { type Connection, unexpected } from "./connection.ts"
 import * as names from "./names.ts"
-import { findStream } from "./resources.ts"
+import { findStream } from "./streams.ts"
 
 /** What each group of a topic has still to do. A durable consumer is a group, whoever created it. */
 export const groups = Effect.fnUntraced(function*(

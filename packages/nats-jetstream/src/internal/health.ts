@@ -4,27 +4,21 @@ import type { Health } from "@millrace/core/Transport"
 export class Condition {
   private readonly date: () => number
   private current: Health
-  /** Set by the subscription: the broker refuses something. */
-  private impairment: string | undefined
+  /** What the broker refuses, by what has to be mended: until it is cleared. */
+  private readonly impairments = new Map<string, string>()
 
   constructor(date: () => number) {
     this.date = date
     this.current = { state: "consuming", since: date() }
   }
 
-  get health(): Health {
-    return this.current
+  impair(cause: string, reason: string): Health {
+    this.impairments.set(cause, reason)
+    return this.connected()
   }
 
-  impair(reason: string): Health {
-    this.impairment = reason
-    return this.enter("impaired", reason)
-  }
-
-  clear(): void {
-    if (this.impairment === undefined) return
-    this.impairment = undefined
-    this.enter("consuming", undefined)
+  clear(cause: string): void {
+    if (this.impairments.delete(cause)) this.connected()
   }
 
   reconnecting(reason: string): Health {
@@ -32,9 +26,8 @@ export class Condition {
   }
 
   connected(): Health {
-    return this.impairment === undefined
-      ? this.enter("consuming", undefined)
-      : this.enter("impaired", this.impairment)
+    const [reason] = this.impairments.values()
+    return reason === undefined ? this.enter("consuming", undefined) : this.enter("impaired", reason)
   }
 
   private enter(state: Health["state"], reason: string | undefined): Health {

@@ -15,6 +15,7 @@ export interface InboxOptions {
   readonly ordered: boolean
   /** The connection was lost not long ago: the server may have sent deliveries that did not arrive. */
   readonly isInterrupted: () => boolean
+  readonly extend: Owner["extend"]
   /** Acknowledges the redelivery of a message that is done. */
   readonly acknowledge: (copy: JetStreamDelivery) => void
   /** Gives back a suspect that finds no room here. */
@@ -76,6 +77,11 @@ export class Inbox implements Owner {
     let size = this.queue.length + this.copies.size
     for (const waiting of this.unread) size += waiting.length
     return size
+  }
+
+  /** Arrived and not settled. */
+  get owned(): number {
+    return this.size + this.given.length - this.free.length
   }
 
   /** Bodies of what has arrived and is not given, in bytes. */
@@ -183,6 +189,10 @@ export class Inbox implements Owner {
       this.late.set(delivery.sequence, time + 60_000)
     }
     return isFirst || !this.given.some((given) => given?.isSameMessage(delivery))
+  }
+
+  extend(delivery: JetStreamDelivery) {
+    return this.options.extend(delivery)
   }
 
   retried(delivery: JetStreamDelivery, delay: number): void {

@@ -5,9 +5,14 @@ import { transport } from "./connection.ts"
 /** The stream of a topic that no stream captures yet. A stream's name cannot hold a dot. */
 export const streamOf = (topic: string): string => topic.replaceAll(".", "_")
 
-/** The durable consumer of a group: the group alone where the stream holds nothing but this topic. */
+/**
+ * The name of a durable consumer that is created for a group: the group alone where the stream holds nothing but this
+ * topic. One that exists is found under either name: subjects are added to streams.
+ */
 export const durableOf = (topic: string, group: string, subjects: ReadonlyArray<string>): string =>
-  subjects.every((subject) => subject === topic || isDelayed(subject)) ? group : `${group}_${streamOf(topic)}`
+  subjects.every((subject) => subject === topic || isDelayed(subject)) ? group : longDurableOf(topic, group)
+
+export const longDurableOf = (topic: string, group: string): string => `${group}_${streamOf(topic)}`
 
 /**
  * Where messages wait that are to be delivered later, each on a subject of its own. Two streams may not take the same
@@ -39,6 +44,16 @@ export const validateTopic = (topic: string) => validate("topic", topic)
 
 export const validateGroup = (group: string) => validate("group", group)
 
+export const validateStream = (name: string): TransportError.TransportError | undefined =>
+  /^[^\s.*>/\\]+$/.test(name)
+    ? undefined
+    : TransportError.invalidOption(
+      transport,
+      "stream.name",
+      name,
+      "a stream's name has no space and none of . * > / \\"
+    )
+
 /** A subject with wildcards. */
 export const validateFilter = (subject: string): TransportError.TransportError | undefined =>
   /^([A-Za-z0-9_-]+|\*)(\.([A-Za-z0-9_-]+|\*))*(\.>)?$/.test(subject)
@@ -65,4 +80,10 @@ export const covers = (filter: string, subject: string): boolean => {
 export const groupOf = (topic: string, durable: string): string => {
   const suffix = `_${streamOf(topic)}`
   return durable.endsWith(suffix) && durable.length > suffix.length ? durable.slice(0, -suffix.length) : durable
+}
+
+/** The fewest subjects that take what two lists take: the server refuses a subject that another one covers. */
+export const union = (one: ReadonlyArray<string>, other: ReadonlyArray<string>): ReadonlyArray<string> => {
+  const all = [...new Set([...one, ...other])]
+  return all.filter((subject) => !all.some((wider) => wider !== subject && covers(wider, subject)))
 }

@@ -9,7 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import type { Connection } from "./connection.ts"
-import { delayedSubject, validateTopic } from "./names.ts"
+import { delayedSubject, remedy as nameRemedy } from "./names.ts"
 import { atLeast } from "./server.ts"
 
 /** What JetStream can be told beside what every broker can. */
@@ -23,7 +23,7 @@ export interface Expectations {
 }
 
 /** One message on its way; `subject` is where it goes if that is not its topic's own. */
-export interface Sending {
+export interface PendingMessage {
   readonly message: Transport.Outgoing
   readonly subject?: string | undefined
   readonly expectations?: Expectations | undefined
@@ -37,6 +37,8 @@ export interface Confirmed extends Transport.Published {
 type Answer = Result.Result<Confirmed, Publisher.PublishError>
 
 interface Slot {
+  readonly size: number
+  readonly headerSize: number
   readonly topic: string
   readonly subject: string
   readonly delayed: boolean
@@ -76,7 +78,7 @@ export const publishing = Effect.fnUntraced(function*(
   options: { readonly timeout: Duration.Duration; readonly inboxPrefix: string }
 ): Effect.fn.Return<
   {
-    readonly send: (sendings: Arr.NonEmptyReadonlyArray<Sending>) => Effect.Effect<ReadonlyArray<Answer>>
+    readonly send: (messages: Arr.NonEmptyReadonlyArray<PendingMessage>) => Effect.Effect<ReadonlyArray<Answer>>
   },
   never,
   Scope.Scope
@@ -155,52 +157,24 @@ export const publishing = Effect.fnUntraced(function*(
     })
   )
 
-  /** Says why it cannot be sent, or sends it. */
-  const sendOne = (sending: Sending, done: (answer: Answer) => void): void => {
-    const { message } = sending
-    const topic = message.topic
-    const badName = validateTopic(topic)
-    if (badName !== undefined && badName.reason._tag === "InvalidOption") return done(error(topic, badName.reason))
+  /** Says why it cannot be sent, or sends it. Nothing that is thrown here may reach the messages of others. */
+  const sendOne = (pending: PendingMessage, done: (answer: Answer) => void): void => {
+    const { topic } = pending.message
+    let encoded: Encoded
+    try {
+      encoded = encode(connection, pending, clock)
+    } catch (cause) {
+      return done(error(topic, isReason(cause) ? cause : new Publisher.Refused({ detail: String(cause) })))
+    }
     if (connection.state() !== "connected") {
       return done(error(topic, new Publisher.NotSent({ detail: "there is no connection" })))
     }
-    const target = sending.subject ?? topic
     const token = (tokens++).toString(36)
-    const headers = encodeHeaders(message, sending.expectations)
-    const delay = message.delay === undefined ? 0 : Duration.toMillis(message.delay)
-    if (delay > 0 && !atLeast(nc.info?.version, 2, 12)) {
-      return done(error(
-        topic,
-        new TransportError.InvalidOption({
-          option: "delay",
-          value: Duration.format(Duration.millis(delay)),
-          remedy: `delayed delivery needs nats-server 2.12, this is ${nc.info?.version}`
-        })
-      ))
-    }
-    if (sending.expectations?.ttl !== undefined && !atLeast(nc.info?.version, 2, 11)) {
-      return done(error(
-        topic,
-        new TransportError.InvalidOption({
-          option: "ttl",
-          value: `${sending.expectations.ttl} s`,
-          remedy:
-            `a time to live needs nats-server 2.11, this is ${nc.info?.version}; bound the stream's max_age instead`
-        })
-      ))
-    }
-    if (delay > 0) {
-      headers.set("Nats-Schedule", `@at ${new Date(clock.currentTimeMillisUnsafe() + delay).toISOString()}`)
-      headers.set("Nats-Schedule-Target", target)
-    }
-    // A subject holds one schedule: each message has its own.
-    const subject = delay > 0 ? delayedSubject(topic, createInbox().slice("_INBOX.".length)) : target
-    const limit = nc.info?.max_payload ?? Infinity
-    const size = message.body.length + sizeOf(headers)
-    if (size > limit) return done(error(topic, new Publisher.TooLarge({ size, limit })))
-    slots.set(token, { topic, subject, delayed: delay > 0, until: now() + timeout, done })
+    const { headerSize, headers, size, subject } = encoded
+    const delayed = encoded.isDelayed
+    slots.set(token, { size, headerSize, topic, subject, delayed, until: now() + timeout, done })
     try {
-      nc.publish(subject, message.body, { headers, reply: `${inbox}.${token}` })
+      nc.publish(subject, pending.message.body, { headers, reply: `${inbox}.${token}` })
     } catch (cause) {
       settle(
         token,
@@ -210,16 +184,16 @@ export const publishing = Effect.fnUntraced(function*(
   }
 
   return {
-    send: (sendings) =>
+    send: (messages) =>
       Effect.callback<ReadonlyArray<Answer>>((resume) => {
-        const answers = new Array<Answer>(sendings.length)
+        const answers = new Array<Answer>(messages.length)
         let next = 0
-        let missing = sendings.length
+        let missing = messages.length
         const go = () => {
-          while (next < sendings.length) {
+          while (next < messages.length) {
             if (slots.size >= window) return void waiters.push(go)
             const index = next++
-            sendOne(sendings[index]!, (answer) => {
+            sendOne(messages[index]!, (answer) => {
               answers[index] = answer
               if (--missing === 0) resume(Effect.succeed(answers))
             })
@@ -230,15 +204,96 @@ export const publishing = Effect.fnUntraced(function*(
   }
 })
 
+interface Encoded {
+  readonly subject: string
+  readonly headers: MsgHdrs
+  readonly headerSize: number
+  readonly size: number
+  readonly isDelayed: boolean
+}
+
+const isReason = (cause: unknown): cause is Publisher.PublishErrorReason =>
+  cause instanceof TransportError.InvalidOption || cause instanceof Publisher.TooLarge
+
+/** Throws the reason why a message cannot be sent. */
+const encode = (
+  connection: Connection,
+  { expectations, message, subject }: PendingMessage,
+  clock: Clock.Clock
+): Encoded => {
+  const { nc } = connection
+  const { topic } = message
+  const invalid = (option: string, value: string, remedy: string) =>
+    new TransportError.InvalidOption({ option, value, remedy })
+  const remedy = nameRemedy("topic", topic)
+  if (remedy !== undefined) throw invalid("topic", topic, remedy)
+  const target = subject ?? topic
+  const subjectRemedy = target === topic ? undefined : nameRemedy("topic", target)
+  if (subjectRemedy !== undefined) throw invalid("subject", target, subjectRemedy)
+  const headers = encodeHeaders(message, expectations)
+  const delay = message.delay === undefined ? 0 : Duration.toMillis(message.delay)
+  if (!(delay <= maxDelay)) {
+    throw invalid("delay", Duration.format(Duration.millis(delay)), "give at most a hundred years")
+  }
+  const isDelayed = delay > 0
+  const version = nc.info?.version
+  if (isDelayed && !atLeast(version, 2, 12)) {
+    throw invalid(
+      "delay",
+      Duration.format(Duration.millis(delay)),
+      `delayed delivery needs nats-server 2.12, this is ${version}`
+    )
+  }
+  if (expectations?.ttl !== undefined && !atLeast(version, 2, 11)) {
+    throw invalid(
+      "ttl",
+      `${expectations.ttl} s`,
+      `a time to live needs nats-server 2.11, this is ${version}; bound the stream's max_age instead`
+    )
+  }
+  if (isDelayed) {
+    const at = clock.currentTimeMillisUnsafe() + connection.clockSkew() + delay
+    headers.set("Nats-Schedule", `@at ${new Date(at).toISOString()}`)
+    headers.set("Nats-Schedule-Target", target)
+  }
+  const limit = nc.info?.max_payload ?? Infinity
+  const headerSize = sizeOf(headers)
+  const size = message.body.length + headerSize
+  if (size > limit) throw new Publisher.TooLarge({ size, limit })
+  return {
+    // A subject holds one schedule: each message has its own.
+    subject: isDelayed ? delayedSubject(topic, createInbox().slice("_INBOX.".length)) : target,
+    headers,
+    headerSize,
+    size,
+    isDelayed
+  }
+}
+
+/** The server's dates end. */
+const maxDelay = 100 * 365 * 24 * 3600_000
+
+/** Throws the reason why headers cannot be written. */
 export const encodeHeaders = (message: Transport.Outgoing, expectations: Expectations | undefined): MsgHdrs => {
   const headers = makeHeaders()
-  for (const name in message.headers) put(headers, name, message.headers[name]!)
-  if (message.id !== undefined) headers.set("Nats-Msg-Id", message.id)
+  // What another client wrote has to be stored in a dead letter, even where this one refuses to write it.
+  const isDeadLetter = message.headers[deadLetterHeader] !== undefined
+  for (const name of Object.keys(message.headers)) {
+    const value = message.headers[name]!
+    if (!isDeadLetter) refuseBreaks(`header ${name}`, value)
+    put(headers, name, value)
+  }
+  if (message.id !== undefined) {
+    refuseBreaks("id", message.id)
+    headers.set("Nats-Msg-Id", message.id)
+  }
   if (expectations !== undefined) {
     const { expectLastMessageId, expectLastSequence, expectLastSubjectSequence, expectStream, ttl } = expectations
     if (ttl !== undefined) headers.set("Nats-TTL", `${ttl}s`)
     if (expectStream !== undefined) headers.set("Nats-Expected-Stream", expectStream)
     if (expectLastSequence !== undefined) headers.set("Nats-Expected-Last-Sequence", `${expectLastSequence}`)
+    if (expectLastMessageId !== undefined) refuseBreaks("expect.lastMessageId", expectLastMessageId)
+    if (expectStream !== undefined) refuseBreaks("expect.stream", expectStream)
     if (expectLastMessageId !== undefined) headers.set("Nats-Expected-Last-Msg-Id", expectLastMessageId)
     if (expectLastSubjectSequence !== undefined) {
       headers.set("Nats-Expected-Last-Subject-Sequence", `${expectLastSubjectSequence}`)
@@ -247,7 +302,18 @@ export const encodeHeaders = (message: Transport.Outgoing, expectations: Expecta
   return headers
 }
 
-/** Another client may have written what this one refuses to: a dead letter of it has to be stored all the same. */
+const deadLetterHeader = "millrace-dead-letter"
+
+/** A line break would end the header, and begin another one. */
+const refuseBreaks = (option: string, value: string): void => {
+  if (!/[\r\n\0]/.test(value)) return
+  throw new TransportError.InvalidOption({
+    option,
+    value: JSON.stringify(value.slice(0, 100)),
+    remedy: "a header of NATS is one line, take out the line breaks"
+  })
+}
+
 const put = (headers: MsgHdrs, name: string, value: string): void =>
   headers.append(
     /^[!-9;-~]+$/.test(name) ? name : encodeURIComponent(name),
@@ -260,6 +326,12 @@ export const sizeOf = (headers: MsgHdrs): number => {
   for (const [name, values] of headers) for (const value of values) size += name.length + Buffer.byteLength(value) + 4
   return size
 }
+
+const messageTooLarge = 10054
+const headersTooLarge = 10097
+const storeFailed = 10077
+const insufficientStorage = 10047
+const maxHeaderSize = 65_535
 
 const toAnswer = (slot: Slot, msg: Msg): Answer => {
   if (msg.data.length === 0) {
@@ -289,10 +361,21 @@ const toAnswer = (slot: Slot, msg: Msg): Answer => {
   }
   if (ack.error !== undefined) {
     const detail = `${ack.error.description} (${ack.error.err_code ?? ack.error.code})`
-    return error(
-      slot.topic,
-      ack.error.code === 503 ? new Publisher.NotSent({ detail }) : new Publisher.Refused({ detail })
-    )
+    switch (ack.error.err_code) {
+      case messageTooLarge:
+        return error(slot.topic, new Publisher.TooLarge({ size: slot.size, limit: Math.max(0, slot.size - 1) }))
+      case headersTooLarge:
+        return error(slot.topic, new Publisher.TooLarge({ size: slot.headerSize, limit: maxHeaderSize }))
+      // The stream, the account or the server is full: it is there, and it says no.
+      case storeFailed:
+      case insufficientStorage:
+        return error(slot.topic, new Publisher.Refused({ detail }))
+      default:
+        return error(
+          slot.topic,
+          ack.error.code === 503 ? new Publisher.NotSent({ detail }) : new Publisher.Refused({ detail })
+        )
+    }
   }
   if (ack.stream === undefined || ack.seq === undefined) {
     return error(

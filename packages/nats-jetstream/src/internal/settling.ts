@@ -74,7 +74,8 @@ export const settling = (options: SettlingOptions) => {
   const isOurs = (delivery: JetStreamDelivery, time: number) =>
     time < delivery.heldUntil && time < (due.get(delivery) ?? Infinity)
 
-  const write = (delivery: { readonly reply: string }, payload: Uint8Array) => connection.nc.publish(delivery.reply, payload)
+  const write = (delivery: { readonly reply: string }, payload: Uint8Array) =>
+    connection.nc.publish(delivery.reply, payload)
 
   const whenConnected = connection.whenConnected.pipe(
     Effect.timeoutOrElse({

@@ -10,15 +10,18 @@ import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import { type Connection, transport, unauthorized } from "./connection.ts"
+import { consumerInfo, type ConsumerSpec, ensureConsumer, validateAckWait } from "./consumers.ts"
+import { ConsumerWatch } from "./consumerWatch.ts"
 import type { JetStreamDelivery } from "./delivery.ts"
 import { Condition } from "./health.ts"
 import { Inbox } from "./inbox.ts"
 import type { AttemptLedger } from "./ledger.ts"
 import * as names from "./names.ts"
 import { PullLoop, type Trouble } from "./pullLoop.ts"
-import * as resources from "./resources.ts"
+import { untilHealed, whenReady } from "./recovery.ts"
 import * as settings from "./settings.ts"
 import { settling } from "./settling.ts"
+import { type Declaring, ensureStream, isUnbounded, type StreamSpec } from "./streams.ts"
 
 type TransportFailure = TransportError.TransportError
 
@@ -30,27 +33,37 @@ const answersWithin = Duration.seconds(1)
 
 export const subscribe = Effect.fnUntraced(function*(
   connection: Connection,
-  declaring: resources.Declaring,
+  declaring: Declaring,
   ledger: AttemptLedger,
   inboxPrefix: string,
   options: Transport.SubscribeOptions
 ): Effect.fn.Return<Transport.Subscription, TransportFailure, Scope.Scope> {
   const badName = names.validateTopic(options.topic) ?? names.validateGroup(options.group)
   if (badName !== undefined) return yield* badName
-  const subjects = Context.get(options.settings, settings.Subjects) ?? Arr.of(options.topic)
+  const streamName = Context.get(options.settings, settings.StreamName)
+  const given = Context.get(options.settings, settings.Subjects)
+  const topicSpec: StreamSpec = {
+    topic: options.topic,
+    subjects: given ?? Arr.of(options.topic),
+    purpose: "source",
+    name: streamName
+  }
   const ackWaitGiven = Context.get(options.settings, settings.AckWait) ?? declaring.ackWait
-  const wish: resources.ConsumerWish = {
+  const asked: ConsumerSpec = {
     topic: options.topic,
     group: options.group,
-    subjects,
+    // A stream that is read by its name is read whole.
+    subjects: given ?? (streamName === undefined ? [options.topic] : []),
     startFrom: Context.get(options.settings, settings.Start) ?? options.startFrom,
     ackWait: ackWaitGiven === undefined ? undefined : Duration.toMillis(Duration.fromInputUnsafe(ackWaitGiven)),
     maxOwned: options.maxOwned
   }
-  const badFilter = subjects.map((subject) => names.validateFilter(subject)).find((error) => error !== undefined)
+  const badFilter = asked.subjects.map((subject) => names.validateFilter(subject)).find((error) => error !== undefined)
   if (badFilter !== undefined) return yield* badFilter
   const { deadLetter } = options
-  const catching = deadLetter === undefined ? undefined : subjects.find((subject) => names.covers(subject, deadLetter))
+  const catching = deadLetter === undefined
+    ? undefined
+    : asked.subjects.find((subject) => names.covers(subject, deadLetter))
   if (catching !== undefined) {
     return yield* TransportError.invalidOption(
       transport,
@@ -59,19 +72,20 @@ export const subscribe = Effect.fnUntraced(function*(
       `the pipeline reads ${catching} and would consume its own dead letters, give a topic outside of that`
     )
   }
-  const badWait = wish.ackWait === undefined ? undefined : resources.validateAckWait(wish.ackWait)
+  const badWait = asked.ackWait === undefined ? undefined : validateAckWait(asked.ackWait)
   if (badWait !== undefined) return yield* badWait
 
-  const { consumer, stream } = yield* resources.whenReady(
+  const { consumer, stream } = yield* whenReady(
     Effect.gen(function*() {
-      const stream = yield* resources.ensureStream(connection, declaring, options.topic, subjects)
-      return { stream, consumer: yield* resources.ensureConsumer(connection, declaring, stream, wish) }
+      const stream = yield* ensureStream(connection, declaring, topicSpec)
+      return { stream, consumer: yield* ensureConsumer(connection, declaring, stream, asked) }
     })
   )
+  const spec: ConsumerSpec = { ...asked, name: consumer.name }
   yield* ledger.serve(stream.config)
-  if (resources.isUnbounded(stream.config)) {
+  if (isUnbounded(stream.config)) {
     yield* Effect.logInfo(
-      `stream ${stream.config.name} keeps every message for ever: bound it with maxAge, maxMessages or maxBytes, or use retention "until-acked"`
+      `stream ${stream.config.name} never removes a message: bound it with maxAge, maxMessages or maxBytes, or use retention "until-acked"`
     )
   }
   const clock = yield* Clock.clockWith(Effect.succeed)
@@ -214,30 +228,27 @@ export const subscribe = Effect.fnUntraced(function*(
   // --- healing
 
   const condition = new Condition(() => clock.currentTimeMillisUnsafe())
-  let floor = consumer.ack_floor.stream_seq
-  let created = stream.created
+  /** Settled for certain, or before the group began: a consumer that is created again begins behind it. */
+  let floor = startOf(consumer, stream)
   let life = connection.lives.note(stream)
 
   const remember = (info: ConsumerInfo) => {
-    floor = info.ack_floor.stream_seq
+    floor = Math.max(floor, info.ack_floor.stream_seq)
   }
-  /** Makes sure that what is read exists. A consumer that was deleted begins after what it had settled for certain. */
+  /** Makes sure that what is read exists. */
   const reopen: Effect.Effect<void, TransportFailure> = Effect.gen(function*() {
-    const existing = yield* resources.consumerInfo(connection, consumer.stream_name, consumer.name)
-    if (existing !== undefined) return remember(existing)
-    const found: StreamInfo = yield* resources.ensureStream(connection, declaring, options.topic, subjects)
-    const sameStream = found.created === created
-    remember(
-      yield* resources.ensureConsumer(connection, declaring, found, {
-        ...wish,
-        startFrom: sameStream ? { sequence: floor + 1 } : "beginning"
-      })
-    )
-    if (!sameStream) {
-      created = found.created
-      life = connection.lives.note(found)
+    const found: StreamInfo = yield* ensureStream(connection, declaring, topicSpec)
+    const current = connection.lives.note(found)
+    const isSameLife = current.origin === life.origin
+    if (!isSameLife) {
+      life = current
+      floor = 0
       inbox.renew()
     }
+    const existing = yield* consumerInfo(connection, consumer.stream_name, consumer.name)
+    if (existing !== undefined) return remember(existing)
+    const startFrom = isSameLife ? { sequence: floor + 1 } : "beginning"
+    remember(yield* ensureConsumer(connection, declaring, found, { ...spec, startFrom }))
     yield* Effect.logWarning(
       `consumer ${consumer.name} of stream ${consumer.stream_name} was gone and has been created again`
     )
@@ -249,7 +260,7 @@ export const subscribe = Effect.fnUntraced(function*(
     healing = true
     troubles++
     if (trouble._tag === "refused" && troubles === impairedAfter) {
-      condition.impair(`consumer ${consumer.name} refuses requests: ${trouble.detail}`)
+      condition.impair("requests", `consumer ${consumer.name} refuses requests: ${trouble.detail}`)
       runFork(Effect.logWarning(
         `consumer ${consumer.name} of stream ${consumer.stream_name} refuses requests for messages: ${trouble.detail}`
       ))
@@ -259,7 +270,7 @@ export const subscribe = Effect.fnUntraced(function*(
       yield* Effect.promise(() => loop.end())
       yield* connection.whenConnected
       if (trouble._tag !== "missing" || troubles > 1) yield* Effect.sleep(Duration.millis(delay))
-      yield* resources.untilHealed(reopen)
+      yield* untilHealed(reopen)
     })
     runFork(healed).addObserver((exit) => {
       healing = false
@@ -284,7 +295,7 @@ export const subscribe = Effect.fnUntraced(function*(
       if (chunk.length === 0) return ask()
       active = true
       troubles = 0
-      condition.clear()
+      condition.clear("requests")
       const sentSince = connection.sentSince()
       if (now() < sentSince + lease) return inbox.receive(chunk, sentSince)
       // A peer may have it by now, or else it comes again, and no process died of it.
@@ -342,6 +353,7 @@ export const subscribe = Effect.fnUntraced(function*(
     ordered: options.ordered === true,
     isInterrupted: () => now() < interruptedUntil,
     acknowledge: settle.acknowledge,
+    extend: (delivery) => Effect.map(settle.extend([delivery]), (lost) => lost.length === 0),
     postpone: (suspect) => settle.postpone(suspect, ackWait / 2),
     onReady: wake
   })
@@ -350,20 +362,19 @@ export const subscribe = Effect.fnUntraced(function*(
     if (!Arr.isReadonlyArrayNonEmpty(kept)) return
     runFork(Effect.ignore(Effect.map(settle.extend(kept), (lost) => inbox.forget(lost))))
   }, ackWait / 3)
-  // Where a consumer would begin, were it to be created again.
-  const looking = setInterval(() => {
-    if (!active) return
-    active = false
-    const info = resources.consumerInfo(connection, consumer.stream_name, consumer.name)
-    runFork(Effect.ignore(Effect.map(info, (info) => info === undefined ? undefined : remember(info))))
-  }, 10_000)
+  const watch = new ConsumerWatch({ connection, declaring, consumer, spec, stream, condition })
+  const watching = setInterval(() => {
+    if (!active || closed || healing) return
+    active = inbox.owned > 0
+    runFork(Effect.ignore(Effect.map(watch.look, (info) => info === undefined ? undefined : remember(info))))
+  }, watchEvery)
 
   yield* Effect.addFinalizer(() =>
     Effect.gen(function*() {
       closed = true
       withdrawalEnded()
       stopListening()
-      clearInterval(looking)
+      clearInterval(watching)
       clearTimeout(dueTimer)
       clearTimeout(releaseTimer)
       if (loop.open && loop.asked > 0) {
@@ -390,11 +401,12 @@ export const subscribe = Effect.fnUntraced(function*(
     settle: settle.settle,
     extend: settle.extend,
     begin: settle.begin,
+    clientId: consumer.name,
     lease: Duration.millis(lease),
     // A server that has stopped leaves the socket as it was.
     health: Effect.suspend(() => {
       if (connection.state() !== "connected") return Effect.succeed(condition.reconnecting("the connection was lost"))
-      if (healing && condition.health.state === "consuming") {
+      if (healing && troubles < impairedAfter) {
         return Effect.succeed(condition.reconnecting("what the pipeline reads is being created again"))
       }
       return Effect.match(Effect.timeout(connection.flush, answersWithin), {
@@ -405,10 +417,19 @@ export const subscribe = Effect.fnUntraced(function*(
   }
 })
 
+/** 2.10 says nothing of the floor before the first acknowledgement, not even of a group that began with "new". */
+const startOf = ({ ack_floor, delivered, num_pending }: ConsumerInfo, stream: StreamInfo): number =>
+  ack_floor.consumer_seq > 0 || delivered.consumer_seq > 0
+    ? ack_floor.stream_seq
+    : Math.max(ack_floor.stream_seq, delivered.stream_seq, num_pending === 0 ? stream.state.last_seq : 0)
+
 const nothing: Transport.Demand = { total: 0, fresh: 0, suspects: 0, bytes: 0 }
 
 /** Milliseconds for which arrivals are kept for a pull after the demand was withdrawn. */
 const keepAfterWithdrawal = 1000
+
+/** How often the consumer is compared with what was declared, while messages flow. Milliseconds. */
+const watchEvery = 3000
 
 /** Refusals in a row before health and log say so. */
 const impairedAfter = 5

@@ -35,6 +35,8 @@ const counts = (findings: ReadonlyArray<Finding>): Record<Level, number> => {
   return of
 }
 
+const many = (n: number, what: string): string => `${count(n)} ${n === 1 ? what : `${what}s`}`
+
 interface Options extends Given {
   readonly json: boolean
   readonly verbose: boolean
@@ -53,7 +55,7 @@ const doctor = Effect.fnUntraced(function*({ failOn, json, verbose, ...given }: 
       `${transport.address}  ${server}`,
       "",
       ...render(findings, hasColor, verbose),
-      `${count(of.error)} errors, ${count(of.warning)} warnings, ${count(of.unknown)} unknown, ${count(of.ok)} fine`
+      `${many(of.error, "error")}, ${many(of.warning, "warning")}, ${count(of.unknown)} unknown, ${count(of.ok)} fine`
     ])
   }
   const failed = failOn === "warning" ? of.error + of.warning : of.error

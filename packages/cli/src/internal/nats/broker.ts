@@ -1,4 +1,4 @@
-import { Transport } from "@millrace/core/Transport"
+import type { Transport } from "@millrace/core/Transport"
 import { Interrupted, TransportError } from "@millrace/core/TransportError"
 import { JetStream, layer as jetStream } from "@millrace/nats-jetstream/JetStream"
 import { JetStreamApiError, type JetStreamManager, jetstreamManager, type StreamInfo } from "@nats-io/jetstream"
@@ -130,6 +130,7 @@ export const layer = (target: Target): Layer.Layer<Broker | Transport, Transport
     Layer.provideMerge(jetStream({
       url: target.url,
       name: "millrace-cli",
+      connectTimeout: "4 seconds",
       manage: "none",
       ...(target.domain === undefined ? {} : { domain: target.domain }),
       ...(target.credentials === undefined ? {} : { credentials: target.credentials })

@@ -135,7 +135,7 @@ const bucket = ({ bucket, clustered, streams }: Facts): ReadonlyArray<Finding> =
         "warning",
         id,
         "there is no bucket for attempt records",
-        "a message that is handed back when a process stops counts an attempt",
+        "a message that is released when a process stops counts an attempt",
         "let a pipeline create it (manage: \"create\"), or: nats kv add millrace --history 1 --ttl 168h",
         at
       )]

@@ -1,4 +1,4 @@
-import { Transport } from "@millrace/core/Transport"
+import type { Transport } from "@millrace/core/Transport"
 import type { TransportError } from "@millrace/core/TransportError"
 import { layer as streams, RedisStreams } from "@millrace/redis-streams/RedisStreams"
 import * as Effect from "effect/Effect"
@@ -77,6 +77,7 @@ export const layer = (target: Target): Layer.Layer<Broker | Transport, Transport
   Layer.effect(Broker, make(target)).pipe(
     Layer.provideMerge(streams({
       url: target.url,
+      connectTimeout: "4 seconds",
       keyPrefix: target.keyPrefix,
       cluster: target.cluster,
       ...(target.sentinel === undefined ? {} : { sentinel: { master: target.sentinel } })

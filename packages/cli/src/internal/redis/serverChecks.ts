@@ -98,7 +98,7 @@ const memory: Check = (facts) => {
     id,
     seen,
     most > 0
-      ? "a full server refuses every publish and dead letter until somebody makes room"
+      ? "a full server refuses every publish and dead letter until there is room again"
       : "the operating system kills a server that takes all memory",
     "bound or trim streams (retention of the layer), find the longest with: millrace inspect; or raise maxmemory"
   )

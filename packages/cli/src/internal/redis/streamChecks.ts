@@ -60,7 +60,7 @@ const deadOwners = (group: GroupFacts, at: string, minIdle: number): ReadonlyArr
       count(dead.reduce((sum, { pending }) => sum + pending, 0))
     } messages and are silent, ` +
       `${worst!.name} for ${duration(worst!.idle)}`,
-    "their messages wait until somebody takes them over; no running process of the group does",
+    "their messages wait for a process of this group to take them over, and none does",
     "start a process of this group; look with: millrace inspect " + at.split("/")[0],
     at
   )]
@@ -72,7 +72,7 @@ const stuck = ({ stuck }: GroupFacts, at: string): Finding => {
     "error",
     id,
     `message ${stuck.id} is with ${stuck.consumer} and was left alone for ${duration(stuck.idle)}`,
-    "nobody extends it and nobody takes it over: it is not being handled",
+    "no process extends its lease or takes it over: it is not being handled",
     `millrace show ${at.split("/")[0]} ${stuck.id}, and see whether a process of the group runs`,
     at
   )
@@ -97,7 +97,7 @@ const lost = ({ added, first, length, maxDeleted }: StreamFacts, { entriesRead, 
   if (added !== undefined && entriesRead !== undefined && added - length > entriesRead) {
     return added - length - entriesRead
   }
-  // A deletion in the middle is somebody's own; one before the first entry is a bound.
+  // A bound deletes from the front; a deletion in the middle was asked for by id.
   const isBound = first === undefined || compare(maxDeleted, first) < 0
   return isBound && compare(maxDeleted, lastDelivered) > 0 ? 1 : 0
 }

@@ -57,18 +57,25 @@ export class World {
   run(isDone: () => boolean, mostSteps: number): Effect.Effect<boolean> {
     return Effect.callback<boolean>((resume) => {
       const turn = () => {
-        if (this.steps++ > mostSteps) return resume(Effect.succeed(false))
-        if (!this.step()) {
+        if (!this.stepAll()) {
           if (isDone()) return resume(Effect.succeed(true))
-          if (this.alarms.length === 0) return resume(Effect.succeed(false))
+          if (this.alarms.length === 0 || this.steps > mostSteps) return resume(Effect.succeed(false))
           this.ring()
+          this.stepAll()
         }
-        // A turn of the loop each, for promises.
+        // A turn of the loop for promises: what they make ready runs before time goes on.
         next = setImmediate(turn)
       }
       let next = setImmediate(turn)
       return Effect.sync(() => clearImmediate(next))
     })
+  }
+
+  /** Runs what is ready, and what that makes ready; `false` when nothing was. */
+  private stepAll(): boolean {
+    const before = this.steps
+    while (this.step()) this.steps++
+    return this.steps > before
   }
 
   private step(): boolean {
@@ -89,6 +96,7 @@ export class World {
 
   private ring(): void {
     const alarm = this.alarms.shift()!
+    this.steps++
     this.now = Math.max(this.now, alarm.due)
     if (alarm.process === undefined || alarm.process.state === "running") alarm.ring()
     else if (alarm.process.state === "frozen") alarm.process.late.add(alarm)

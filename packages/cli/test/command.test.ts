@@ -1,0 +1,217 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Brokers } from "@millrace/testing"
+import { Effect, Layer } from "effect"
+import { spawn } from "node:child_process"
+import * as Fs from "node:fs"
+import * as Os from "node:os"
+import * as Path from "node:path"
+import process from "node:process"
+import { fileURLToPath } from "node:url"
+import { pack } from "../../../scripts/pack.ts"
+import manifest from "../package.json" with { type: "json" }
+import { Output } from "../src/internal/Output.ts"
+import { table } from "../src/internal/text.ts"
+import { version } from "../src/internal/version.ts"
+import { Command, millrace } from "./cli.ts"
+
+const main = fileURLToPath(new URL("../src/internal/main.ts", import.meta.url))
+
+const none = Layer.succeed(Command, { name: "none", flags: [], open: undefined })
+
+const folder = Effect.acquireRelease(
+  Effect.sync(() => Fs.mkdtempSync(Path.join(Os.tmpdir(), "millrace-cli-"))),
+  (folder) => Effect.sync(() => Fs.rmSync(folder, { recursive: true, force: true }))
+)
+
+interface Ran {
+  readonly code: number | null
+  readonly output: string
+}
+
+const run = (command: string, args: ReadonlyArray<string>, cwd: string, env: Record<string, string> = {}) =>
+  Effect.callback<Ran>((resume) => {
+    // Nothing of the pnpm and the vitest that run this test.
+    const clean = Object.fromEntries(
+      Object.entries(process.env).filter(([name]) =>
+        !/^(npm|pnpm|vitest|NODE_OPTIONS|VITE|NODE_ENV|TEST|MILLRACE)/i.test(name)
+      )
+    )
+    const path = `${Path.dirname(process.execPath)}:${process.env["PATH"]}`
+    const child = spawn(command, [...args], {
+      cwd,
+      env: { ...clean, PATH: path, NO_COLOR: "1", ...env },
+      stdio: ["ignore", "pipe", "pipe"]
+    })
+    let output = ""
+    child.stdout.on("data", (chunk) => output += chunk)
+    child.stderr.on("data", (chunk) => output += chunk)
+    child.once("close", (code) => resume(Effect.succeed({ code, output })))
+    return Effect.sync(() => child.kill())
+  })
+
+describe("the command", () => {
+  it("has the version of its package", () => assert.strictEqual(version, manifest.version))
+
+  it.effect("help fits, has examples for each subcommand, and every mistake is one line", () =>
+    Effect.gen(function*() {
+      const commands = [
+        ["inspect"],
+        ["lag"],
+        ["show"],
+        ["tail"],
+        ["publish"],
+        ["dead", "list"],
+        ["dead", "show"],
+        ["dead", "redrive"],
+        ["dead", "discard"],
+        ["doctor"],
+        ["asyncapi"],
+        ["view"]
+      ]
+      for (const command of [[], ...commands]) {
+        const { code, out } = yield* millrace(...command, "--help")
+        assert.strictEqual(code, 0)
+        assert.deepStrictEqual(out.split("\n").filter((line) => line.length > 100), [], command.join(" "))
+        if (command.length > 0) {
+          assert.match(
+            out,
+            new RegExp(`EXAMPLES\\n {2}# .+\\n {2}(.+\\| )?millrace ${command.join(" ")}`),
+            command.join(" ")
+          )
+        }
+      }
+      for (
+        const mistake of [
+          ["lga"],
+          ["lag", "--nope"],
+          ["show", "orders"],
+          ["lag", "--interval", "soon"],
+          ["dead", "list", "x", "--limit", "0"],
+          ["view", "--port", "x"],
+          ["inspect"],
+          ["inspect", "--redis", "redis://a", "--nats", "nats://b"],
+          ["inspect", "--redis", "http://secret:word@a"]
+        ]
+      ) {
+        const { code, error, out } = yield* millrace(...mistake)
+        assert.strictEqual(code, 2, mistake.join(" "))
+        assert.strictEqual(out, "")
+        assert.match(error, /^millrace: [^\n]+$/, mistake.join(" "))
+        assert.notInclude(error, "word")
+      }
+      assert.strictEqual((yield* millrace("--version")).out, version)
+    }).pipe(Effect.provide(none)))
+
+  it.live(
+    "no password in what it prints, whatever goes wrong, nor in the list of processes",
+    () =>
+      Effect.gen(function*() {
+        const { host, port } = yield* Brokers.redis({ password: "s3cret word" })
+        const secret = "s3cret%20word"
+        const url = `redis://:${secret}@${host}:${port}`
+        const cwd = yield* folder
+        const runs = [
+          ["doctor", "--redis", url],
+          ["inspect", "--redis", url],
+          ["show", "orders", "1-0", "--redis", url],
+          ["inspect", "--redis", `redis://:${secret}x@${host}:${port}`],
+          ["lag", "--redis", `redis://:${secret}@${host}:1`],
+          ["lag", "--nats", `nats://a:${secret}@${host}:1`]
+        ]
+        const outputs = yield* Effect.forEach(runs, (args) => run(process.execPath, [main, ...args], cwd), {
+          concurrency: 2
+        })
+        for (const { output } of outputs) {
+          assert.notMatch(output, /s3cret/)
+          assert.notStrictEqual(output, "")
+        }
+        const child = yield* Effect.acquireRelease(
+          Effect.sync(() =>
+            spawn(process.execPath, [main, "lag", "--watch", "--redis", url], { stdio: ["ignore", "pipe", "inherit"] })
+          ),
+          (child) => Effect.sync(() => child.kill("SIGINT"))
+        )
+        yield* Effect.callback<void>((resume) => void child.stdout.once("data", () => resume(Effect.void)))
+        if (process.platform === "linux") {
+          const shown = Fs.readFileSync(`/proc/${child.pid}/cmdline`, "latin1")
+          assert.match(shown, /^millrace\0*$/)
+        }
+      }),
+    60_000
+  )
+
+  it.live("an interruption ends it quietly", () =>
+    Effect.gen(function*() {
+      const { url } = yield* Brokers.redis()
+      const child = spawn(process.execPath, [main, "lag", "--watch", "--redis", url], {
+        stdio: ["ignore", "pipe", "pipe"]
+      })
+      let error = ""
+      child.stderr.on("data", (chunk) => error += chunk)
+      yield* Effect.callback<void>((resume) => void child.stdout.once("data", () => resume(Effect.void)))
+      const code = yield* Effect.callback<number | null>((resume) => {
+        child.once("exit", (code) => resume(Effect.succeed(code)))
+        child.kill("SIGINT")
+      })
+      assert.deepStrictEqual([code, error], [130, ""])
+    }))
+
+  it.live("npx runs the packed package in an empty folder, against a broker", () =>
+    Effect.gen(function*() {
+      const { url } = yield* Brokers.redis()
+      const cwd = yield* folder
+      const tarballs = pack()
+      const needed = ["cli", "core", "redis-streams", "nats-jetstream"].flatMap((
+        name
+      ) => ["--package", tarballs[`@millrace/${name}`]!])
+      const npx = (...args: ReadonlyArray<string>) => run("npx", ["-y", ...needed, "millrace", ...args], cwd)
+      assert.deepStrictEqual(yield* npx("--version"), { code: 0, output: `${version}\n` })
+      const inspected = yield* npx("inspect", "--redis", url, "--json")
+      assert.deepInclude(JSON.parse(inspected.output), { topics: [] })
+      const page = yield* npx("view", "--port", "70000")
+      assert.strictEqual(page.code, 2)
+      const shown = yield* Effect.raceFirst(
+        Effect.flatMap(npx("view", "--port", "28686", "--redis", url), ({ output }) => Effect.die(new Error(output))),
+        Effect.retry(
+          Effect.tryPromise(async () => {
+            const paths = [
+              "",
+              "app.js",
+              "html.js",
+              "charts.js",
+              "style.css",
+              "lib/preact.js",
+              "lib/hooks.js",
+              "lib/htm.js",
+              "lib/uplot.js",
+              "lib/uplot.css"
+            ]
+            return Promise.all(paths.map(async (path) => (await fetch(`http://127.0.0.1:28686/${path}`)).status))
+          }),
+          { times: 300, while: () => Effect.as(Effect.sleep("100 millis"), true) }
+        )
+      )
+      assert.deepStrictEqual(new Set(shown), new Set([200]))
+    }), 240_000)
+})
+
+describe("text", () => {
+  it("tables fit whatever is in them", () => {
+    const lines = table(
+      [{ title: "A", grows: true }, { title: "B", grows: true }, { title: "N", align: "right" }],
+      [["x".repeat(200), "y".repeat(80), "1"], ["short", "\u001b[31mred\n", "22"]]
+    )
+    assert.isTrue(lines.every((line) => line.length <= 100), lines.join("\n"))
+    assert.notInclude(lines.join(""), "\u001b")
+    assert.strictEqual(lines.length, 3)
+  })
+
+  it.effect("colour is for terminals only", () =>
+    Effect.gen(function*() {
+      const { hasColor, isTerminal } = yield* Output
+      assert.deepStrictEqual([hasColor, isTerminal], [
+        process.stdout.isTTY === true && !process.env["NO_COLOR"],
+        process.stdout.isTTY === true
+      ])
+    }))
+})

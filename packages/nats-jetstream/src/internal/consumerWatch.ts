@@ -1,0 +1,108 @@
+import type { TransportError } from "@millrace/core/TransportError"
+import type { ConsumerInfo, ConsumerUpdateConfig, StreamInfo } from "@nats-io/jetstream"
+import * as Effect from "effect/Effect"
+import { differences } from "./comparison.ts"
+import { type Connection, unexpected } from "./connection.ts"
+import { consumerDifferences, consumerInfo, type ConsumerSpec } from "./consumers.ts"
+import type { Condition } from "./health.ts"
+import type { Declaring } from "./streams.ts"
+
+export interface ConsumerWatchOptions {
+  readonly connection: Connection
+  readonly declaring: Declaring
+  /** As it was when the subscription began. */
+  readonly consumer: ConsumerInfo
+  readonly spec: ConsumerSpec
+  readonly stream: StreamInfo
+  readonly condition: Condition
+}
+
+/**
+ * Options that are restored when an operator has edited them, with what says that they are off. Whoever changes the filter
+ * means another pipeline.
+ */
+const restored: Pick<
+  ConsumerUpdateConfig,
+  "ack_wait" | "max_deliver" | "backoff" | "max_ack_pending" | "headers_only" | "inactive_threshold"
+> = { ack_wait: 0, max_deliver: -1, backoff: [], max_ack_pending: -1, headers_only: false, inactive_threshold: 0 }
+
+/** An edit that is repeated is meant: it is not undone more often than this. */
+const maxRepairs = 2
+
+/** Sees that an operator has edited the consumer that is read, and restores or reports it. */
+export class ConsumerWatch {
+  private readonly options: ConsumerWatchOptions
+  /** What was said last, so that each state is said once. */
+  private reported: string | undefined
+  private repairs = 0
+
+  constructor(options: ConsumerWatchOptions) {
+    this.options = options
+  }
+
+  /** `undefined`: the consumer is gone, which the open requests say too. */
+  readonly look: Effect.Effect<ConsumerInfo | undefined, TransportError> = Effect.gen({ self: this }, function*() {
+    const { connection, consumer } = this.options
+    const info = yield* consumerInfo(connection, consumer.stream_name, consumer.name)
+    if (info === undefined) return undefined
+    const edits = this.editsOf(info)
+    const isFirst = edits.length > 0 && this.reported !== edits.join("; ")
+    const restorable = this.changedOptions(info)
+    if (Object.keys(restorable).length > 0 && this.repairs < maxRepairs && this.options.declaring.manage === "create") {
+      this.repairs++
+      return yield* this.repair(info, restorable)
+    }
+    if (edits.length === 0) this.settled()
+    else {
+      this.reported = edits.join("; ")
+      this.options.condition.impair("edit", this.reported)
+      if (isFirst) yield* Effect.logWarning(this.reported)
+    }
+    return info
+  })
+
+  private settled(): void {
+    if (this.reported === undefined) return
+    this.reported = undefined
+    this.options.condition.clear("edit")
+  }
+
+  private editsOf(info: ConsumerInfo): ReadonlyArray<string> {
+    const { consumer, spec, stream } = this.options
+    const name = `consumer ${info.name} of stream ${info.stream_name}`
+    const ackWait = (consumer.config.ack_wait ?? 0) / 1e6
+    // The lease of everything that is owned was derived from it.
+    const differences = consumerDifferences(info, { ...spec, ackWait }, stream)
+    return [
+      ...differences.map(({ expected, found, name: option }) =>
+        `${option} of ${name} was changed to ${found} while it is read; expected ${expected}`
+      ),
+      ...info.paused === true ? [`${name} is paused by an operator`] : []
+    ]
+  }
+
+  /** As they were, those of `restored` that have been edited. */
+  private changedOptions(info: ConsumerInfo): Partial<ConsumerUpdateConfig> {
+    const before = this.options.consumer.config
+    const wanted = Object.entries(restored).map(([option, off]) =>
+      [option, Object.entries(before).find(([name]) => name === option)?.[1] ?? off] as const
+    )
+    const edited = differences(info.config, Object.fromEntries(wanted)).map(({ name }) => name)
+    return Object.fromEntries(wanted.filter(([option]) => edited.includes(option)))
+  }
+
+  private repair(info: ConsumerInfo, options: Partial<ConsumerUpdateConfig>) {
+    const { connection } = this.options
+    const operation = `restoring consumer ${info.name}`
+    return connection.call(operation, (jsm) => jsm.consumers.update(info.stream_name, info.name, options)).pipe(
+      Effect.mapError(unexpected(operation)),
+      Effect.tap(() =>
+        Effect.logWarning(
+          `${
+            Object.keys(options).join(", ")
+          } of consumer ${info.name} of stream ${info.stream_name} was changed while it is read, and has been restored`
+        )
+      )
+    )
+  }
+}

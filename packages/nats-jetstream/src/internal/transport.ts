@@ -1,0 +1,198 @@
+import * as Concurrency from "@millrace/core/Concurrency"
+import * as Publisher from "@millrace/core/Publisher"
+import type { Transport } from "@millrace/core/Transport"
+import * as TransportError from "@millrace/core/TransportError"
+import { type NatsConnection, nuid } from "@nats-io/nats-core"
+import * as Arr from "effect/Array"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Result from "effect/Result"
+import type * as Scope from "effect/Scope"
+import type { CommonOptions } from "../Options.ts"
+import * as browsing from "./browsing.ts"
+import { failure, transport as transportName, watch } from "./connection.ts"
+import { groups } from "./groups.ts"
+import { Condition } from "./health.ts"
+import { AttemptLedger } from "./ledger.ts"
+import { idOf } from "./life.ts"
+import * as names from "./names.ts"
+import { type Confirmed, isNobody, type PendingMessage, publishing } from "./publishing.ts"
+import { whenReady } from "./recovery.ts"
+import { atLeast } from "./server.ts"
+import { type JetStream, makeService } from "./service.ts"
+import { type Declaring, ensureStream, findStream } from "./streams.ts"
+import { subscribe } from "./subscription.ts"
+
+const limitOf = (
+  concurrency: CommonOptions["concurrency"]
+): Effect.Effect<Concurrency.Limit, TransportError.TransportError> => {
+  if (concurrency === undefined) return Effect.succeed(Concurrency.make(Infinity))
+  if (typeof concurrency !== "number") return Effect.succeed(concurrency)
+  return concurrency === Infinity || (Number.isInteger(concurrency) && concurrency > 0)
+    ? Effect.succeed(Concurrency.make(concurrency))
+    : Effect.fail(TransportError.invalidOption(
+      transportName,
+      "concurrency",
+      concurrency,
+      "give a whole number of handlers, 1 or more, a Concurrency.Limit, or leave it out"
+    ))
+}
+
+/** Makes the service on a connection; closing the connection is its owner's business. */
+export const make = Effect.fnUntraced(function*(
+  client: NatsConnection,
+  address: string,
+  options: CommonOptions
+): Effect.fn.Return<JetStream["Service"], TransportError.TransportError, Scope.Scope> {
+  const limit = yield* limitOf(options.concurrency)
+  const badSubject = (options.stream?.subjects ?? []).map((subject) => names.validateFilter(subject)).find((error) =>
+    error !== undefined
+  )
+  if (badSubject !== undefined) return yield* badSubject
+  const badName = options.stream?.name === undefined ? undefined : names.validateStream(options.stream.name)
+  if (badName !== undefined) return yield* badName
+  if (!atLeast(client.info?.version, 2, 9)) {
+    return yield* failure(
+      new TransportError.Unsupported({
+        operation: `nats-server ${client.info?.version}`,
+        remedy: "Millrace needs nats-server 2.9, and recommends 2.10 or newer"
+      })
+    )
+  }
+  const inboxPrefix = options.inboxPrefix ?? "_INBOX"
+  const connection = yield* watch(client, {
+    address,
+    ...(options.domain === undefined ? {} : { domain: options.domain }),
+    ...(options.apiPrefix === undefined ? {} : { apiPrefix: options.apiPrefix })
+  })
+  const publishTimeout = Duration.fromInputUnsafe(options.publishTimeout ?? "5 seconds")
+  const { send } = yield* publishing(connection, { timeout: publishTimeout, inboxPrefix })
+  const declaring: Declaring = {
+    manage: options.manage ?? "create",
+    retention: options.retention,
+    ackWait: options.ackWait,
+    stream: options.stream,
+    deadLetterStream: options.deadLetterStream
+  }
+  const context = yield* Effect.context<never>()
+  const ledger = yield* Effect.acquireRelease(
+    Effect.sync(() =>
+      new AttemptLedger({
+        connection,
+        manage: declaring.manage,
+        run: Effect.runForkWith(context),
+        runPromise: Effect.runPromiseWith(context)
+      })
+    ),
+    (ledger) => Effect.sync(() => ledger.close())
+  )
+  const declared = new Map<string, "output" | "deadLetter">()
+  const declare = Effect.fnUntraced(function*(
+    topic: string,
+    purpose: "output" | "deadLetter"
+  ): Effect.fn.Return<void, TransportError.TransportError> {
+    const badName = names.validateTopic(topic)
+    if (badName !== undefined) return yield* badName
+    yield* whenReady(ensureStream(connection, declaring, { topic, subjects: [topic], purpose }))
+    declared.set(topic, purpose)
+  })
+  /** Makes the stream that a message lacks: a publisher need not know whether a consumer has been started before. */
+  const publish = Effect.fnUntraced(function*(messages: Arr.NonEmptyReadonlyArray<PendingMessage>) {
+    if (messages.some(({ message }) => message.delay !== undefined)) yield* measureSkew(messages[0].message.topic)
+    const answers = yield* send(messages)
+    const unheard = messages.flatMap((pending, index) => {
+      const answer = answers[index]!
+      return Result.isFailure(answer) && isNobody(answer.failure) ? [{ pending, index }] : []
+    })
+    if (!Arr.isArrayNonEmpty(unheard)) return answers
+    const results = answers.slice()
+    for (const [topic, ones] of Object.entries(Arr.groupBy(unheard, ({ pending }) => pending.message.topic))) {
+      const declaration = yield* Effect.result(declare(topic, declared.get(topic) ?? "output"))
+      if (Result.isSuccess(declaration)) {
+        const again = yield* send(Arr.map(ones, ({ pending }) => pending))
+        for (let i = 0; i < ones.length; i++) results[ones[i]!.index] = again[i]!
+      } else if (declaration.failure.reason._tag === "Mismatch" || declaration.failure.reason._tag === "Unauthorized") {
+        const reason = new Publisher.Refused({ detail: declaration.failure.message })
+        for (const { index } of ones) results[index] = Result.fail(new Publisher.PublishError({ topic, reason }))
+      }
+    }
+    return results
+  })
+  /** A delay is a date of the server's clock. */
+  const measureSkew = (topic: string) =>
+    connection.isSkewKnown() ? Effect.void : Effect.ignore(findStream(connection, topic))
+  /** An id that nobody else knows is good for nobody else: what may not have arrived is published again here, once. */
+  const publishOnce = Effect.fnUntraced(function*(messages: Parameters<Transport["Service"]["publish"]>[0]) {
+    const all = Arr.map(messages, (message) => ({
+      message: message.id === undefined ? { ...message, id: nuid.next() } : message
+    }))
+    const answers = yield* publish(all)
+    const unknown = all.flatMap((pending, index) => {
+      const answer = answers[index]!
+      const isOurs = messages[index]!.id === undefined
+      return isOurs && Result.isFailure(answer) && answer.failure.reason._tag === "OutcomeUnknown"
+        ? [{ pending, index }]
+        : []
+    })
+    if (!Arr.isArrayNonEmpty(unknown)) return answers
+    yield* Effect.ignore(Effect.timeoutOption(connection.whenConnected, publishTimeout))
+    const again = yield* send(Arr.map(unknown, ({ pending }) => pending))
+    const results = answers.slice()
+    unknown.forEach(({ index }, i) => {
+      const answer = again[i]!
+      // Not sent this time says nothing about the first.
+      if (Result.isSuccess(answer) || answer.failure.reason._tag !== "NotSent") results[index] = answer
+    })
+    return results
+  })
+  /** A sequence is unique within one life of its stream only. */
+  const identified = Effect.fnUntraced(function*(
+    answers: ReadonlyArray<Result.Result<Confirmed, Publisher.PublishError>>
+  ) {
+    const results: Array<Result.Result<Confirmed, Publisher.PublishError>> = []
+    for (const answer of answers) {
+      if (Result.isFailure(answer)) {
+        results.push(answer)
+        continue
+      }
+      const { duplicate, sequence, stream } = answer.success
+      const life = connection.lives.ofPublished(stream, sequence, duplicate) ??
+        (yield* Effect.orElseSucceed(
+          Effect.map(connection.call(`looking for stream ${stream}`, (jsm) => jsm.streams.info(stream)), (info) => {
+            const life = connection.lives.note(info)
+            connection.lives.ofPublished(stream, sequence, duplicate)
+            return life
+          }),
+          () => undefined
+        ))
+      // A user that may not look for the stream gets the bare sequence, which `get` and `remove` take too.
+      results.push(life === undefined ? answer : Result.succeed({ ...answer.success, id: idOf(life, sequence) }))
+    }
+    return results
+  })
+  const condition = new Condition(Date.now)
+  const transport: Transport["Service"] = {
+    name: transportName,
+    address,
+    capabilities: {
+      deduplication: true,
+      delayedPublish: atLeast(client.info?.version, 2, 12),
+      uncountedRelease: declaring.manage !== "none",
+      ownership: true,
+      maxBody: undefined
+    },
+    limit,
+    nameRemedy: names.remedy,
+    subscribe: (wish) => subscribe(connection, declaring, ledger, inboxPrefix, wish),
+    declare,
+    publish: (messages) => Effect.flatMap(publishOnce(messages), identified),
+    browse: (topic, options) => browsing.browse(connection, topic, options),
+    get: (topic, id) => browsing.get(connection, topic, id),
+    groups: (topic) => groups(connection, topic),
+    remove: (topic, ids) => browsing.remove(connection, topic, ids),
+    health: Effect.sync(() =>
+      connection.state() === "connected" ? condition.connected() : condition.reconnecting("there is no connection")
+    )
+  }
+  return makeService(transport, client, { connection, declaring, send: publish, declared })
+})
