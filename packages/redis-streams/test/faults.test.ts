@@ -14,7 +14,20 @@ import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import { connect as connectTo, createServer } from "node:net"
-import { connect, demand, fresh, noting, outgoing, retry, Server, serving, subscribing, textOf, transport, until } from "./redis.ts"
+import {
+  connect,
+  demand,
+  fresh,
+  noting,
+  outgoing,
+  retry,
+  Server,
+  serving,
+  subscribing,
+  textOf,
+  transport,
+  until
+} from "./redis.ts"
 
 const onServer = <A, E>(
   options: Parameters<typeof serving>[1],

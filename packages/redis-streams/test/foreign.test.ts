@@ -18,7 +18,11 @@ import { connect, demand, fresh, outgoing, Server, servers, serving, subscribing
 const stored = (topic: string) =>
   Server.use(({ url }) =>
     Effect.promise(async () => {
-      const client = createClient({ url, RESP: 2, commandOptions: { typeMapping: { [RESP_TYPES.BLOB_STRING]: Buffer } } })
+      const client = createClient({
+        url,
+        RESP: 2,
+        commandOptions: { typeMapping: { [RESP_TYPES.BLOB_STRING]: Buffer } }
+      })
       await client.connect()
       const entries: any = await client.sendCommand(["XRANGE", topic, "-", "+"])
       client.destroy()
@@ -50,7 +54,17 @@ servers.forEach(({ kind, version }) =>
         const { run } = yield* Server
         const topic = fresh("fields")
         const context = yield* connect()
-        yield* run("XADD", topic, "*", "user", "1", "metadata", Buffer.from([0x81, 0xff, 0x00]) as any, "millrace-group", "g")
+        yield* run(
+          "XADD",
+          topic,
+          "*",
+          "user",
+          "1",
+          "metadata",
+          Buffer.from([0x81, 0xff, 0x00]) as any,
+          "millrace-group",
+          "g"
+        )
         const seen: Array<unknown> = []
         const codecs: ReadonlyArray<Codec.Codec<any>> = [
           Codec.fields(Schema.Struct({ user: Schema.String })),
@@ -109,7 +123,10 @@ servers.forEach(({ kind, version }) =>
           group: "g",
           startFrom: "beginning"
         }).pipe(Pipeline.map((value) => void handled.push(value)), Pipeline.start, Effect.provide(context))
-        yield* until("settled", Effect.map(running.counts, ({ deadLettered }) => deadLettered === 1 && handled.length === 1))
+        yield* until(
+          "settled",
+          Effect.map(running.counts, ({ deadLettered }) => deadLettered === 1 && handled.length === 1)
+        )
         yield* until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
         const [letter, ...more] = yield* stored(`${topic}.dead`)
         assert.deepStrictEqual(letter!.slice(0, fields.length), fields)

@@ -7,7 +7,19 @@ import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
-import { connect, demand, fresh, noting, outgoing, Server, servers, serving, subscribing, transport, until } from "./redis.ts"
+import {
+  connect,
+  demand,
+  fresh,
+  noting,
+  outgoing,
+  Server,
+  servers,
+  serving,
+  subscribing,
+  transport,
+  until
+} from "./redis.ts"
 
 /** Microseconds that the server spent on a command in all. */
 const spent = (stats: unknown, command: string): number =>
@@ -106,51 +118,63 @@ layer(serving("redis"), { excludeTestServices: true })("large messages", (it) =>
     }), 60_000)
 })
 
-it.live("a slow network is no dead connection: messages of 200 kB at 10 MB/s arrive without a standstill", () =>
-  Effect.gen(function*() {
-    const broker = yield* Brokers.redis()
-    const proxy = yield* Proxy.make(broker)
-    const direct = Context.get(yield* Effect.orDie(RedisStreams.make({ url: broker.url })), Transport)
-    const topic = fresh("slow")
-    const body = new Uint8Array(200_000)
-    for (let i = 0; i < 5; i++) yield* direct.publish(Arr.makeBy(20, () => outgoing(topic, body)))
-    yield* proxy.shape({ latency: 0, bandwidth: 10_000_000 })
-    const said: Array<string> = []
-    const url = proxy.through(broker.url)
-    const redis = Context.get(
-      yield* Effect.orDie(RedisStreams.make({ url, claim: { minIdle: "5 seconds" } })).pipe(Effect.provide(noting(said))),
-      Transport
-    )
-    const subscription = yield* redis.subscribe(subscribing(topic))
-    let got = 0
-    const attempts = new Set<number>()
-    while (got < 100) {
-      const deliveries = yield* subscription.pull(demand(512))
-      for (const { attempt } of deliveries) attempts.add(attempt)
-      got += deliveries.length
-      yield* subscription.settle(Arr.map(deliveries, (delivery) => ({ delivery, settlement: { _tag: "Ack" } as const })))
-    }
-    assert.deepStrictEqual([...attempts], [1])
-    assert.deepStrictEqual(said.filter((line) => /lost/.test(line)), [])
-  }).pipe(Effect.scoped), 60_000)
+it.live(
+  "a slow network is no dead connection: messages of 200 kB at 10 MB/s arrive without a standstill",
+  () =>
+    Effect.gen(function*() {
+      const broker = yield* Brokers.redis()
+      const proxy = yield* Proxy.make(broker)
+      const direct = Context.get(yield* Effect.orDie(RedisStreams.make({ url: broker.url })), Transport)
+      const topic = fresh("slow")
+      const body = new Uint8Array(200_000)
+      for (let i = 0; i < 5; i++) yield* direct.publish(Arr.makeBy(20, () => outgoing(topic, body)))
+      yield* proxy.shape({ latency: 0, bandwidth: 10_000_000 })
+      const said: Array<string> = []
+      const url = proxy.through(broker.url)
+      const redis = Context.get(
+        yield* Effect.orDie(RedisStreams.make({ url, claim: { minIdle: "5 seconds" } })).pipe(
+          Effect.provide(noting(said))
+        ),
+        Transport
+      )
+      const subscription = yield* redis.subscribe(subscribing(topic))
+      let got = 0
+      const attempts = new Set<number>()
+      while (got < 100) {
+        const deliveries = yield* subscription.pull(demand(512))
+        for (const { attempt } of deliveries) attempts.add(attempt)
+        got += deliveries.length
+        yield* subscription.settle(
+          Arr.map(deliveries, (delivery) => ({ delivery, settlement: { _tag: "Ack" } as const }))
+        )
+      }
+      assert.deepStrictEqual([...attempts], [1])
+      assert.deepStrictEqual(said.filter((line) => /lost/.test(line)), [])
+    }).pipe(Effect.scoped),
+  60_000
+)
 
-it.live("one reply that takes longer than the connection's timeout is waited for while its bytes arrive", () =>
-  Effect.gen(function*() {
-    const broker = yield* Brokers.redis()
-    const proxy = yield* Proxy.make(broker)
-    const direct = Context.get(yield* Effect.orDie(RedisStreams.make({ url: broker.url })), Transport)
-    const topic = fresh("one")
-    yield* direct.publish([outgoing(topic, new Uint8Array(6_000_000))])
-    yield* proxy.shape({ latency: 0, bandwidth: 2_000_000 })
-    const said: Array<string> = []
-    const url = proxy.through(broker.url)
-    const redis = Context.get(
-      yield* Effect.orDie(RedisStreams.make({ url, answerTimeout: "1 second" })).pipe(Effect.provide(noting(said))),
-      Transport
-    )
-    const [delivery] = yield* (yield* redis.subscribe(subscribing(topic))).pull(demand(1))
-    assert.deepStrictEqual([delivery.body.length, delivery.attempt], [6_000_000, 1])
-    const [stored] = yield* Stream.runCollect(redis.browse(topic))
-    assert.strictEqual(stored!.body.length, 6_000_000)
-    assert.deepStrictEqual(said.filter((line) => /lost/.test(line)), [])
-  }).pipe(Effect.scoped), 60_000)
+it.live(
+  "one reply that takes longer than the connection's timeout is waited for while its bytes arrive",
+  () =>
+    Effect.gen(function*() {
+      const broker = yield* Brokers.redis()
+      const proxy = yield* Proxy.make(broker)
+      const direct = Context.get(yield* Effect.orDie(RedisStreams.make({ url: broker.url })), Transport)
+      const topic = fresh("one")
+      yield* direct.publish([outgoing(topic, new Uint8Array(6_000_000))])
+      yield* proxy.shape({ latency: 0, bandwidth: 2_000_000 })
+      const said: Array<string> = []
+      const url = proxy.through(broker.url)
+      const redis = Context.get(
+        yield* Effect.orDie(RedisStreams.make({ url, answerTimeout: "1 second" })).pipe(Effect.provide(noting(said))),
+        Transport
+      )
+      const [delivery] = yield* (yield* redis.subscribe(subscribing(topic))).pull(demand(1))
+      assert.deepStrictEqual([delivery.body.length, delivery.attempt], [6_000_000, 1])
+      const [stored] = yield* Stream.runCollect(redis.browse(topic))
+      assert.strictEqual(stored!.body.length, 6_000_000)
+      assert.deepStrictEqual(said.filter((line) => /lost/.test(line)), [])
+    }).pipe(Effect.scoped),
+  60_000
+)

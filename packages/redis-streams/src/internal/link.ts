@@ -65,7 +65,8 @@ export class DialError extends Data.TaggedError("DialError")<{ readonly address:
   /** Trying again with the same options cannot help. */
   get isFinal(): boolean {
     const { error } = this
-    return isRefusal(error) || error instanceof ErrorReply && /DB index|cluster support disabled|SELECT is not/i.test(error.message) ||
+    return isRefusal(error) ||
+      error instanceof ErrorReply && /DB index|cluster support disabled|SELECT is not/i.test(error.message) ||
       /\bDENIED\b/.test(error.message)
   }
 }
@@ -95,11 +96,13 @@ const dialAs = (options: DialOptions, address: Address, login: Login): Effect.Ef
     connecting
       // Nothing of the handshake tells that a password is missing or the server still loading: these do.
       .then(() =>
-        Promise.all(probes.map(([name, ...args], i) =>
-          client.sendCommand([name, ...args]).catch((error) =>
-            codeOf(error) === "NOPERM" || i === 0 && isUnknown(error) ? undefined : Promise.reject(error)
+        Promise.all(
+          probes.map(([name, ...args], i) =>
+            client.sendCommand([name, ...args]).catch((error) =>
+              codeOf(error) === "NOPERM" || i === 0 && isUnknown(error) ? undefined : Promise.reject(error)
+            )
           )
-        ))
+        )
       )
       .then(([id]) => {
         if (!client.isReady) return fail(new Error("closed while connecting"))
