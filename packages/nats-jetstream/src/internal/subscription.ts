@@ -405,7 +405,9 @@ export const subscribe = Effect.fnUntraced(function*(
     lease: Duration.millis(lease),
     // A server that has stopped leaves the socket as it was.
     health: Effect.suspend(() => {
-      if (connection.state() !== "connected") return Effect.succeed(condition.reconnecting("the connection was lost"))
+      if (connection.state() !== "connected") {
+        return Effect.succeed(condition.reconnecting(connection.refusal() ?? "the connection was lost"))
+      }
       if (healing && troubles < impairedAfter) {
         return Effect.succeed(condition.reconnecting("what the pipeline reads is being created again"))
       }
