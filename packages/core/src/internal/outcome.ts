@@ -44,8 +44,8 @@ interface Surroundings {
   readonly rest: (millis: number) => void
   /** Its handler has succeeded, and the user settles it. */
   readonly awaiting: (attempt: Attempt) => void
-  /** Told of every outcome, in order; one that throws is logged and breaks nothing. */
-  readonly listeners: ReadonlyArray<(outcome: Telemetry.Outcome, attempt: Attempt) => void>
+  /** Told of every outcome, in order. Never throws. */
+  readonly report: (attempt: Attempt, kind: Telemetry.OutcomeKind) => void
 }
 
 /** A message that was handled, for the user to settle within `settleWithin`. */
@@ -485,16 +485,7 @@ export class Outcomes {
     if (attempt.hasOutcome) return
     attempt.hasOutcome = true
     this.counts[countOf[kind._tag]]++
-    const { listeners, program, run } = this.around
-    if (listeners.length === 0) return
-    const outcome = { pipeline: program.name, delivery: attempt.delivery, message: attempt.message, ...kind }
-    for (const listener of listeners) {
-      try {
-        listener(outcome, attempt)
-      } catch (error) {
-        run(Effect.logError(`${program.name}: an observer of outcomes failed`, error))
-      }
-    }
+    this.around.report(attempt, kind)
   }
 }
 

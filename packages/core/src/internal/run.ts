@@ -118,7 +118,7 @@ export class Run {
       postpone: (attempt, millis) => this.intake.postpone(attempt, millis, this.isDraining),
       rest: (millis) => this.rest(millis),
       awaiting: (attempt) => this.awaiting(attempt),
-      listeners: [this.sight.outcome]
+      report: this.sight.outcome
     })
     this.shared = {
       source: source.topic.name,

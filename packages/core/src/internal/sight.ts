@@ -131,14 +131,18 @@ export class Sight {
     }
   }
 
-  readonly outcome = (outcome: Telemetry.Outcome): void => {
-    this.guarded(() => {
-      this.meter?.ended(outcome._tag)
-      if (this.log !== undefined && outcome._tag !== "Handled") this.log.ended(outcome, this.view.now())
-    })
+  /** The one event of an attempt; a message that was handled costs nothing where nothing looks at it. */
+  readonly outcome = ({ delivery, message }: Attempt, kind: Telemetry.OutcomeKind): void => {
+    this.guarded(() => this.meter?.ended(kind._tag))
+    const { log, observer } = this
+    const isLogged = log !== undefined && kind._tag !== "Handled"
+    if (observer === undefined && !isLogged) return
+    const outcome: Telemetry.Outcome = { pipeline: this.program.name, delivery, message, ...kind }
+    if (isLogged) this.guarded(() => log.ended(outcome, this.view.now()))
+    if (observer === undefined) return
     this.guarded(() => {
       // An `async` observer is given by mistake: its rejection must not end the process.
-      const returned: unknown = this.observer?.(outcome)
+      const returned: unknown = observer(outcome)
       if (isThenable(returned)) settledAs(returned, () => {}, this.observerFailed)
     })
   }
