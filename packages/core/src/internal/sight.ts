@@ -1,5 +1,5 @@
 import type * as Arr from "effect/Array"
-import type * as Cause from "effect/Cause"
+import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -9,6 +9,7 @@ import * as Telemetry from "../Telemetry.ts"
 import type { Delivery, GroupInfo, Subscription, Transport } from "../Transport.ts"
 import type { TransportError } from "../TransportError.ts"
 import type { Attempt } from "./attempt.ts"
+import { loggable } from "./errorDetail.ts"
 import { Meter } from "./meter.ts"
 import { labelOf, Outages } from "./outage.ts"
 import { OutcomeLog } from "./outcomeLog.ts"
@@ -159,7 +160,7 @@ export class Sight {
     if (this.hasBroken) return
     this.hasBroken = true
     this.view.run(
-      Effect.logError(`${this.program.name}: an observer of outcomes failed; later failures are not logged`, error)
+      Effect.logError(`${this.program.name}: an observer of outcomes failed; later failures are not logged`, loggable(Cause.die(error)))
     )
   }
 
