@@ -179,7 +179,9 @@ export class Batcher {
     const items = exit.value
     if (!Array.isArray(items) || items.length !== size) {
       const given = Array.isArray(items) ? items.length : "no"
-      return Exit.die(new TypeError(`a function given to Pipeline.batchEach gave ${given} results for ${size} messages`))
+      return Exit.die(
+        new TypeError(`a function given to Pipeline.batchEach gave ${given} results for ${size} messages`)
+      )
     }
     const result: unknown = items[index]
     if (!Result.isResult(result)) {

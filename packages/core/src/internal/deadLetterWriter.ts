@@ -55,8 +55,8 @@ export class DeadLetterWriter {
   }
 
   /**
-   * Ends when the broker has confirmed the letter, which shrinks until it fits. While the broker cannot be reached it
-   * waits. Fails when the broker refuses the letter, and remembers that.
+   * Ends when the broker has confirmed the letter: whole, else with a short record, else in two pieces where one would be
+   * too large. While the broker cannot be reached it waits. Fails when the broker refuses the letter, and remembers that.
    */
   write(
     delivery: Delivery,
@@ -93,11 +93,7 @@ export class DeadLetterWriter {
       history: DeadLetter.historyOf(delivery.headers)
     })
     const key = keyOf(delivery)
-    const [whole, ...smaller] = DeadLetter.forms(this.topic, delivery, record)
-    return smaller.reduce(
-      (written, form) => Effect.catchReason(written, "PublishError", "TooLarge", () => this.publish(form)),
-      this.publish(whole)
-    ).pipe(
+    return this.publishFitting(DeadLetter.forms(this.topic, delivery, record)).pipe(
       Effect.tap(() => Effect.sync(() => this.refused.delete(key))),
       Effect.tapError(() =>
         Effect.sync(() => {
@@ -110,8 +106,20 @@ export class DeadLetterWriter {
     )
   }
 
-  private publish(form: ReadonlyArray<Outgoing>): Effect.Effect<void, PublishError> {
-    return Effect.forEach(form, (part) => publishUntilAnswered(this.transport, part), { discard: true })
+  /** Publishes the first form that the broker takes; a limit on headers shows as a refusal. */
+  private publishFitting(
+    [form, ...smaller]: ReadonlyArray<ReadonlyArray<Outgoing>>
+  ): Effect.Effect<void, PublishError> {
+    const published = Effect.forEach(form ?? [], (part) => publishUntilAnswered(this.transport, part), {
+      discard: true
+    })
+    if (smaller.length === 0) return published
+    return Effect.catch(published, (error) =>
+      error.reason._tag === "TooLarge" || error.reason._tag === "Refused"
+        ? Effect.catch(this.publishFitting(smaller), (last) =>
+          // The first refusal says why; a smaller form may be refused for what it is.
+          Effect.fail(last.reason._tag === "TooLarge" ? last : error))
+        : Effect.fail(error))
   }
 
   /** The refused letter of a message that has come again. */

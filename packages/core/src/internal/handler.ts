@@ -14,7 +14,7 @@ import { exitOf } from "./exit.ts"
 import { settledAs } from "./promise.ts"
 import { Slots } from "./slots.ts"
 import * as Steps from "./steps.ts"
-import { Carried, carriesTrace } from "./traceContext.ts"
+import { Carried, carriesTrace, unsampledSpan } from "./traceContext.ts"
 
 /** How a handler ends. */
 export type End =
@@ -278,7 +278,7 @@ const decoding = -1
 
 /** What an attempt's Effects find in their context: the trace that its message carries. */
 const contextOf = <R>(attempt: Attempt, context: Context.Context<R>): Context.Context<R> => {
-  const { delivery: { headers }, parentSpan } = attempt
+  const { delivery: { headers }, isUnsampled } = attempt
   const carried = carriesTrace(headers) ? Context.add(context, Carried, headers) : context
-  return parentSpan === undefined ? carried : Context.add(carried, Tracer.ParentSpan, parentSpan)
+  return isUnsampled ? Context.add(carried, Tracer.ParentSpan, unsampledSpan(headers)) : carried
 }

@@ -408,7 +408,10 @@ export class Outcomes {
       const cause = attempt.failure ?? Cause.interrupt()
       // On-receive: acknowledged, and neither handled nor dead-lettered: it is gone.
       const isGone = this.around.program.policies.ackPolicy === "on-receive"
-      this.report(attempt, isGone ? { _tag: "Discarded", cause, reason: "exhausted" } : { _tag: "FailedAfterSettle", cause })
+      this.report(
+        attempt,
+        isGone ? { _tag: "Discarded", cause, reason: "exhausted" } : { _tag: "FailedAfterSettle", cause }
+      )
       return this.leave(attempt)
     }
     this.report(attempt, { _tag: "Released" })

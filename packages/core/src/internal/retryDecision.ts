@@ -57,7 +57,8 @@ export const decideRetry = (
 
 const end = (reason: DeadLetter.Reason): Effect.Effect<RetryDecision> => Effect.succeed({ _tag: "End", reason })
 
-const retryAfter = (delay: Duration.Duration): Effect.Effect<RetryDecision> => Effect.succeed({ _tag: "Retry", delay: Duration.max(Duration.zero, delay) })
+const retryAfter = (delay: Duration.Duration): Effect.Effect<RetryDecision> =>
+  Effect.succeed({ _tag: "Retry", delay: Duration.max(Duration.zero, delay) })
 
 /**
  * The schedule is stepped anew each time, so the delay is the same whichever process asks. The earlier steps are taken

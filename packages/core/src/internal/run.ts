@@ -442,7 +442,9 @@ export class Run {
     this.run(confirmed).addObserver((exit) => {
       if (attempt.state !== "confirming" || Exit.isFailure(exit)) return
       if (!exit.value) return this.lost(attempt)
-      if (this.program.policies.ackPolicy === "on-receive" && !attempt.isSettled) return this.confirm(attempt, this.outcomes.receive(attempt))
+      if (this.program.policies.ackPolicy === "on-receive" && !attempt.isSettled) {
+        return this.confirm(attempt, this.outcomes.receive(attempt))
+      }
       this.handler.begin(attempt)
     })
   }

@@ -198,12 +198,20 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
     case "Middleware": {
       const operations = compile(step.steps, environment, `${path}.`)
       const { f } = step
+      const hasTimeout = operations.some(({ timeout }) => timeout !== undefined)
       return {
         run: (value, attempt) => {
           // Suspended: a middleware may run it again. One that leaves it as it is costs no fiber.
           const handler = Effect.suspend(() => asEffect(operations, value, attempt))
           const wrapped = f(handler, attempt.message!)
-          return ofEffect(wrapped === handler ? asEffect(operations, value, attempt) : wrapped, false, value)
+          if (wrapped !== handler) return ofEffect(wrapped, false, value)
+          if (hasTimeout) return ofEffect(asEffect(operations, value, attempt), false, value)
+          for (let index = 0; index < operations.length; index++) {
+            const result = apply(operations[index]!, value, attempt)
+            if (isPending(result)) return ofEffect(onward(operations, index, value, attempt, result), false, value)
+            value = result
+          }
+          return value
         }
       }
     }
@@ -303,15 +311,16 @@ const asEffect = (
   return continued(operations, last + 1, timed, attempt, false, value)
 }
 
-/** Runs the operations from `from` on. */
+/** Runs the operations from `from` on; `first` is what the first of them has answered already. */
 const onward = (
   operations: ReadonlyArray<Operation>,
   from: number,
   value: unknown,
-  attempt: Attempt
+  attempt: Attempt,
+  first?: Pending
 ): Effect.Effect<unknown, unknown> => {
   for (let index = from; index < operations.length; index++) {
-    const result = apply(operations[index]!, value, attempt)
+    const result = index === from && first !== undefined ? first : apply(operations[index]!, value, attempt)
     if (!isPending(result)) {
       value = result
       continue
