@@ -9,6 +9,7 @@
 import * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import type { Invalid } from "./internal/invalid.ts"
@@ -227,7 +228,11 @@ const give = (
     : Effect.fail(refuse({ option: "topic", value: topic, remedy }))
 }
 
-const isReserved = (name: string) => name === "body" || name === "content-type" || name.startsWith("millrace-")
+const refused = (topic: string, option: string, value: unknown, remedy: string) =>
+  new PublishError({
+    topic,
+    reason: new InvalidOption({ option, value: typeof value === "string" ? JSON.stringify(value) : String(value), remedy })
+  })
 
 /**
  * Makes what `publish` sends, without sending it. Transports import it from `TransportAuthor`.
@@ -250,13 +255,15 @@ export const outgoing = <A, RD, RE>(
     inject(headers, fiber.context)
     for (const [given, text] of Object.entries(options?.headers ?? {})) {
       const name = given.toLowerCase()
+      // They describe the message that they came with: its headers can be forwarded as they are.
+      if (name === "content-type" || name.startsWith("millrace-")) continue
       // The strictest of the brokers decides, so that a pipeline moves between them unchanged.
-      if (!/^[!#$%&'*+.^_`|~0-9a-z-]+$/.test(name) || /[\r\n]/.test(text) || isReserved(name)) {
+      if (!/^[!#$%&'*+.^_`|~0-9a-z-]+$/.test(name) || /[\r\n]/.test(text) || name === "body") {
         const reason = new InvalidOption({
           option: `header ${JSON.stringify(given)}`,
           value: JSON.stringify(text),
-          remedy: isReserved(name)
-            ? "body, content-type and millrace-* are reserved, choose another name"
+          remedy: name === "body"
+            ? "body is reserved, choose another name"
             : "a name is an HTTP token, a value has no line break"
         })
         return Effect.fail(new PublishError({ topic: topic.name, reason }))
@@ -264,7 +271,21 @@ export const outgoing = <A, RD, RE>(
       headers[name] = text
     }
     const key = topic.key?.(value)
-    if (key !== undefined) headers["millrace-key"] = encodeURIComponent(key)
+    if (key !== undefined) {
+      if (!key.isWellFormed()) return Effect.fail(refused(topic.name, "key", key, "half of a character cannot be encoded"))
+      headers["millrace-key"] = encodeURIComponent(key)
+    }
+    const id = options?.id
+    if (id !== undefined && (/[\r\n]/.test(id) || !id.isWellFormed())) {
+      return Effect.fail(refused(topic.name, "id", id, "an id is one line of text"))
+    }
+    const given = options?.delay
+    const delay = given === undefined ? Duration.zero : Option.getOrUndefined(Duration.fromInput(given))
+    if (delay === undefined || Number.isNaN(given) || !Number.isFinite(Duration.toMillis(delay))) {
+      return Effect.fail(
+        refused(topic.name, "delay", given, "write a duration as \"5 seconds\" or as a number of milliseconds")
+      )
+    }
     return Effect.mapBoth(topic.codec.encode(value), {
       onFailure: (error) => new PublishError({ topic: topic.name, reason: new Unencodable({ issue: error.message }) }),
       onSuccess: (wire): Outgoing => ({
@@ -273,8 +294,8 @@ export const outgoing = <A, RD, RE>(
         fields: wire.fields,
         headers,
         key,
-        id: options?.id,
-        delay: options?.delay === undefined ? undefined : Duration.fromInputUnsafe(options.delay)
+        id,
+        delay: given === undefined ? undefined : Duration.max(Duration.zero, delay)
       })
     })
   })
