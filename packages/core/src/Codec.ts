@@ -165,7 +165,8 @@ export const fields = <S extends Schema.Constraint>(
   const read = (wire: Wire): unknown => {
     if (wire.fields === undefined) return JSON.parse(utf8.decode(wire.body))
     const record: Record<string, string> = Object.create(null)
-    for (const [name, bytes] of wire.fields) record[name] = utf8.decode(bytes)
+    // A header of ours, as a redriven message has it, is no part of the value.
+    for (const [name, bytes] of wire.fields) if (!name.startsWith("millrace-")) record[name] = utf8.decode(bytes)
     return record
   }
   return {

@@ -154,7 +154,10 @@ export class PublishError extends Schema.Error<PublishError>("@millrace/core/Pub
  * @since 0.1.0
  */
 export interface PublishOptions {
-  /** Names are sent in lower case; `body`, `content-type` and `millrace-*` are refused. */
+  /**
+   * Names are sent in lower case; `body` is refused. `content-type` and `millrace-*` are left out, so that the headers of
+   * a message can be forwarded as they are.
+   */
   readonly headers?: Message.Headers | undefined
   /** The same id is stored once, on brokers that deduplicate and for as long as they do. */
   readonly id?: string | undefined
@@ -231,7 +234,11 @@ const give = (
 const refused = (topic: string, option: string, value: unknown, remedy: string) =>
   new PublishError({
     topic,
-    reason: new InvalidOption({ option, value: typeof value === "string" ? JSON.stringify(value) : String(value), remedy })
+    reason: new InvalidOption({
+      option,
+      value: typeof value === "string" ? JSON.stringify(value) : String(value),
+      remedy
+    })
   })
 
 /**
@@ -272,7 +279,9 @@ export const outgoing = <A, RD, RE>(
     }
     const key = topic.key?.(value)
     if (key !== undefined) {
-      if (!key.isWellFormed()) return Effect.fail(refused(topic.name, "key", key, "half of a character cannot be encoded"))
+      if (!key.isWellFormed()) {
+        return Effect.fail(refused(topic.name, "key", key, "half of a character cannot be encoded"))
+      }
       headers["millrace-key"] = encodeURIComponent(key)
     }
     const id = options?.id

@@ -174,7 +174,9 @@ export class Outcomes {
     return Effect.suspend(() => decideRetry(this.retry, cause, attempt.delivery.attempt, attempt.message)).pipe(
       Effect.catchCause((defect) =>
         Effect.andThen(
-          Effect.exit(Effect.logError(`${name}: the retry policy failed; the default policy decides`, loggable(defect))),
+          Effect.exit(
+            Effect.logError(`${name}: the retry policy failed; the default policy decides`, loggable(defect))
+          ),
           decideRetry({ ...defaultRetry, times: this.retry.times }, cause, attempt.delivery.attempt, undefined)
         )
       )

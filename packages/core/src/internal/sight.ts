@@ -160,7 +160,10 @@ export class Sight {
     if (this.hasBroken) return
     this.hasBroken = true
     this.view.run(
-      Effect.logError(`${this.program.name}: an observer of outcomes failed; later failures are not logged`, loggable(Cause.die(error)))
+      Effect.logError(
+        `${this.program.name}: an observer of outcomes failed; later failures are not logged`,
+        loggable(Cause.die(error))
+      )
     )
   }
 

@@ -41,8 +41,17 @@ const parse = (text: string) => {
       )
     }
     servers.push(url.port === "" ? `${url.hostname}:4222` : url.host)
-    if (url.username !== "") user = decodeURIComponent(url.username)
-    if (url.password !== "") pass = decodeURIComponent(url.password)
+    try {
+      if (url.username !== "") user = decodeURIComponent(url.username)
+      if (url.password !== "") pass = decodeURIComponent(url.password)
+    } catch {
+      return TransportError.invalidOption(
+        transport,
+        "url",
+        TransportError.redactUrl(given),
+        "user or password hold a % that begins no code: write %25 for it"
+      )
+    }
     tls ||= url.protocol === "tls:"
   }
   return { servers, user, pass, tls }
