@@ -38,6 +38,8 @@ const unreadable: ReadonlyArray<readonly [string, () => unknown]> = [
   ["undefined", () => undefined]
 ]
 
+const method = "then"
+
 const raise = (thrown: () => unknown, n: number): number => {
   if (n === 1) throw thrown()
   return n
@@ -57,10 +59,8 @@ const places: Record<string, (thrown: () => any) => Pipeline.Pipeline<any, any, 
   "a promise whose `then` throws": (thrown) =>
     from.pipe(Pipeline.mapPromise((n) => {
       const promise = Promise.resolve(n)
-      const then = () => {
-        throw thrown()
-      }
-      return n === 1 ? Object.defineProperty(promise, "then", { value: then }) : promise
+      if (n === 1) Reflect.set(promise, method, () => raise(thrown, n))
+      return promise
     })),
   "what a rejection means": (thrown) =>
     from.pipe(Pipeline.mapPromise({
