@@ -20,7 +20,6 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import type * as DeadLetter from "../DeadLetter.ts"
-import type { Counts } from "../Pipeline.ts"
 import * as Settlement from "../Settlement.ts"
 import type * as Telemetry from "../Telemetry.ts"
 import type { Attempt } from "./attempt.ts"
@@ -29,6 +28,7 @@ import { loggable } from "./errorDetail.ts"
 import type { End } from "./handler.ts"
 import type { Program, Retry } from "./program.ts"
 import { allowedAttempts, decideRetry, defaultRetry, requestedBy } from "./retryDecision.ts"
+import type { Counts } from "./running.ts"
 
 /** The rooms that an outcome reaches, given. */
 interface Surroundings {
