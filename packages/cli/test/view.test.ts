@@ -65,7 +65,9 @@ const Orders = Topic.make("orders", { schema: Order, key: (order) => order.id })
 const payments = (bank: { open: boolean }) =>
   Pipeline.from(Orders, { group: "payments", startFrom: "beginning" }).pipe(
     Pipeline.mapEffect((order) =>
-      order.total > 10 && !bank.open ? Effect.fail(new Error(`no funds for ${order.id}`)) : Effect.void
+      order.total > 10 && !bank.open
+        ? Effect.fail({ _tag: "Declined", message: `no funds for ${order.id}` })
+        : Effect.void
     ),
     Pipeline.retry({ times: 0 })
   )
@@ -189,7 +191,7 @@ describe.skipIf(browser === undefined)("the page in a browser", () => {
 
           yield* Effect.promise(async () => {
             await page.goto(`${address}#/dead/orders.dead`)
-            await page.getByText("Error: no funds for o9").waitFor()
+            await page.getByText("Declined: no funds for o9").waitFor()
             await page.getByLabel(/^Choose \d/).first().focus()
             await page.keyboard.press("Space")
           })
@@ -206,7 +208,7 @@ describe.skipIf(browser === undefined)("the page in a browser", () => {
             await page.getByRole("dialog").getByRole("button", { name: "Redrive" }).focus()
             await page.keyboard.press("Enter")
             await page.getByText("1 redriven").waitFor()
-            await page.getByText("Error: no funds for o9").waitFor({ state: "detached" })
+            await page.getByText("Declined: no funds for o9").waitFor({ state: "detached" })
           })
           const back = () => Effect.promise(() => page.evaluate("getComputedStyle(document.body).backgroundColor"))
           const light = yield* back()

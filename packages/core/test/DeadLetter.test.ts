@@ -342,7 +342,9 @@ describe("a letter says what happened, to everybody", () => {
       yield* filled(2, { open: false })
       const Dead = Topic.make("orders.dead", { schema: Order })
       const repair = Pipeline.from(Dead, { group: "repair", startFrom: "beginning" }).pipe(
-        Pipeline.mapEffect(() => Effect.fail(new Error("repair is broken"))),
+        Pipeline.map(() => {
+          throw new Error("repair is broken")
+        }),
         Pipeline.retry({ times: 0 })
       )
       yield* TestHarness.run(Dead, repair, [])
