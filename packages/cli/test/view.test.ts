@@ -9,6 +9,7 @@ import * as Http from "node:http"
 import process from "node:process"
 import { fileURLToPath } from "node:url"
 import { chromium } from "playwright-core"
+import { createClient } from "redis"
 import { findChromium } from "./chromium.ts"
 
 const main = fileURLToPath(new URL("../src/internal/main.ts", import.meta.url))
@@ -120,6 +121,39 @@ describe("what the page's server refuses", () => {
         headers: { ...good, origin: `http://${new URL(readOnly).host}` }
       }, body)
       assert.strictEqual(refused.status, 403)
+    }))
+})
+
+describe("a broker with much on it", () => {
+  it.live("a thousand topics are one look, and looks are shared", () =>
+    Effect.gen(function*() {
+      const { url } = yield* Brokers.redis()
+      const client = yield* Effect.acquireRelease(
+        Effect.promise(() => createClient({ url }).on("error", () => {}).connect()),
+        (client) => Effect.sync(() => client.destroy())
+      )
+      yield* Effect.promise(async () => {
+        const batch = client.multi()
+        for (let i = 0; i < 1000; i++) {
+          batch.addCommand(["XADD", `topic.${i}`, "*", "body", "{}"])
+          batch.addCommand(["XGROUP", "CREATE", `topic.${i}`, "g", "0"])
+        }
+        await batch.execAsPipeline()
+      })
+      const address = yield* view(url)
+      const look = Effect.map(request(address, "/api/overview"), ({ body }) => JSON.parse(body))
+      const [first, second] = yield* Effect.all([look, look], { concurrency: 2 })
+      assert.deepStrictEqual([first.topics.length, first.groups.length], [1000, 1000])
+      assert.deepStrictEqual(first.groups[999], {
+        topic: "topic.999",
+        group: "g",
+        lag: 1,
+        pending: 0,
+        retries: 0,
+        oldest: first.groups[999].oldest,
+        consumers: 0
+      })
+      assert.strictEqual(second.at, first.at)
     }))
 })
 

@@ -68,6 +68,7 @@ export const commands = [
   "EVAL",
   "EVALSHA",
   "CLIENT",
+  "CLIENT|UNBLOCK",
   "PING",
   "HGET",
   "HSET",
