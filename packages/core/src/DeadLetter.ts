@@ -127,6 +127,9 @@ const encodeRecord = Schema.encodeSync(RecordJson)
 const HistoryJson = Schema.fromJsonString(Schema.toCodecJson(Schema.Array(Failure)))
 const decodeHistory = Schema.decodeUnknownExit(HistoryJson)
 const encodeHistory = Schema.encodeSync(HistoryJson)
+const HeadersJson = Schema.fromJsonString(Schema.Record(Schema.String, Schema.String))
+const decodeHeaders = Schema.decodeUnknownExit(HeadersJson)
+const encodeHeaders = Schema.encodeSync(HeadersJson)
 
 /**
  * Reads the record of a dead letter; fails with a `SchemaError` when the message is none.
@@ -144,9 +147,15 @@ export const fromHeaders = (headers: Message.Headers): Exit.Exit<Record, Schema.
  * @since 0.1.0
  */
 export const decode: {
+  /**
+   * Decodes the original message of a dead letter as its topic would.
+   */
   <A, RD, RE>(
     topic: Topic.Topic<A, RD, RE>
   ): (self: DeadLetter) => Effect.Effect<A, Schema.SchemaError, RD>
+  /**
+   * Decodes the original message of a dead letter as its topic would.
+   */
   <A, RD, RE>(self: DeadLetter, topic: Topic.Topic<A, RD, RE>): Effect.Effect<A, Schema.SchemaError, RD>
 } = dual(
   2,
@@ -233,40 +242,40 @@ const assemble = (
     (rest) =>
       Option.isNone(rest)
         ? { ...letter, incomplete: true }
-        : {
-          ...letter,
-          ids: [delivery.id, rest.value.id],
-          message: { ...message, body: joined(delivery.body, rest.value.body) }
-        }
+        : { ...letter, ids: [delivery.id, rest.value.id], message: { ...message, ...joined(delivery, rest.value) } }
   )
 }
 
-const joined = (first: Uint8Array, second: Uint8Array): Uint8Array => {
-  const body = new Uint8Array(first.byteLength + second.byteLength)
-  body.set(first)
-  body.set(second, first.byteLength)
-  return body
+/** Puts two pieces together; the second one may begin with the headers. */
+const joined = (head: Delivery, rest: Delivery): Pick<Delivery, "body" | "headers"> => {
+  const headerBytes = Number(rest.headers[letters.headerBytesHeader] ?? 0)
+  const second = rest.body.subarray(headerBytes)
+  const body = new Uint8Array(head.body.byteLength + second.byteLength)
+  body.set(head.body)
+  body.set(second, head.body.byteLength)
+  const headers = decodeHeaders(new TextDecoder().decode(rest.body.subarray(0, headerBytes)))
+  return { body, headers: Exit.isSuccess(headers) ? headers.value : {} }
 }
 
 /**
  * What a dead letter has to be like; a property that is absent says nothing. Times are milliseconds since the epoch.
  *
- * - `ids`: of the letter in the dead-letter topic, or of the message that failed
- * - `tag`: the error's tag, exactly
- * - `text`: anywhere in the error's tag, message or causes, in upper or lower case
- * - `failedFrom`, `failedUntil`: when the last attempt failed, both inclusive
- *
  * @category models
  * @since 0.1.0
  */
 export interface Criteria {
+  /** Of the letter in the dead-letter topic, or of the message that failed. */
   readonly ids?: ReadonlyArray<string> | undefined
   readonly topic?: string | undefined
   readonly group?: string | undefined
   readonly reason?: Reason | undefined
+  /** The error's tag, exactly. */
   readonly tag?: string | undefined
+  /** Anywhere in the error's tag, message or causes, in upper or lower case. */
   readonly text?: string | undefined
+  /** When the last attempt failed, both inclusive. */
   readonly failedFrom?: number | undefined
+  /** When the last attempt failed, both inclusive. */
   readonly failedUntil?: number | undefined
 }
 
@@ -297,40 +306,40 @@ export const matching = (criteria: Criteria): (letter: DeadLetter) => boolean =>
 /**
  * Which dead letters an operation concerns.
  *
- * - `ids`: only those with these ids in the dead-letter topic, in this order; read one by one instead of listed
- * - `filter`: default all
- * - `limit`: at most so many; default all
- * - `dryRun`: says what would be done and does nothing; default `false`
- *
  * @category models
  * @since 0.1.0
  */
 export interface SelectOptions {
+  /** Only those with these ids in the dead-letter topic, in this order; read one by one instead of listed. */
   readonly ids?: ReadonlyArray<string> | undefined
+  /** Default all. */
   readonly filter?: ((letter: DeadLetter) => boolean) | undefined
+  /** At most so many; default all. */
   readonly limit?: number | undefined
+  /** Says what would be done and does nothing; default `false`. */
   readonly dryRun?: boolean | undefined
 }
 
 /**
  * Options of {@link redrive}.
  *
- * - `rate`: messages a second, evenly spaced; default as fast as the broker takes them
- * - `cap`: how often one message may be redriven; default 3. Those beyond it stay where they are
- * - `group`: for which group, instead of the one that the message failed in. It is not checked whether that group exists
- * - `to`: the topics that may be published to. A letter names its topic itself, and whoever may write to the dead-letter
- *   topic may forge one. Default: what belongs to the dead-letter topic by name: from `orders.dead` to `orders`, and to
- *   topics below it such as `orders.created`
- * - `onProgress`: called after each step with what has been done so far
- *
  * @category models
  * @since 0.1.0
  */
 export interface RedriveOptions extends SelectOptions {
+  /** Messages a second, evenly spaced; default as fast as the broker takes them. */
   readonly rate?: number | undefined
+  /** How often one message may be redriven; default 3. Those beyond it stay where they are. */
   readonly cap?: number | undefined
+  /** For which group, instead of the one that the message failed in. It is not checked whether that group exists. */
   readonly group?: string | undefined
+  /**
+   * The topics that may be published to. A letter names its topic itself, and whoever may write to the dead-letter
+   * topic may forge one. Default: what belongs to the dead-letter topic by name: from `orders.dead` to `orders`, and
+   * to topics below it such as `orders.created`.
+   */
   readonly to?: ReadonlyArray<string> | undefined
+  /** Called after each step with what has been done so far. */
   readonly onProgress?: ((sofar: Redriven) => Effect.Effect<void>) | undefined
 }
 
@@ -522,19 +531,50 @@ export const outgoing = (topic: string, delivery: Delivery, record: Record): Out
 }
 
 /**
- * The same letter in two pieces, for one that is too large with its record beside it. The second half is written first:
- * whoever finds the record finds all of it.
+ * The ways to write a dead letter, to be tried in this order while the broker says that it is too large: whole, with a
+ * short record, in two pieces.
+ *
+ * @category encoding
+ * @since 0.1.0
+ */
+export const forms = (
+  topic: string,
+  delivery: Delivery,
+  record: Record
+): Arr.NonEmptyReadonlyArray<Arr.NonEmptyReadonlyArray<Outgoing>> => {
+  const brief = new Record({
+    ...record,
+    error: { tag: record.error.tag.slice(0, 100), message: record.error.message.slice(0, 200), causes: [] },
+    history: record.history.slice(-1).map((failure) => new Failure({ ...failure, error: failure.error.slice(0, 100) }))
+  })
+  const short = outgoing(topic, delivery, brief)
+  return [[outgoing(topic, delivery, record)], [short], split(short)]
+}
+
+/**
+ * A letter in two pieces, the second one first: whoever finds the record finds all of it. The second piece's body is the
+ * message's headers, as JSON, and half of its body: a message whose headers leave no room for a record fits too.
  *
  * @category encoding
  * @since 0.1.0
  */
 export const split = (letter: Outgoing): readonly [rest: Outgoing, head: Outgoing] => {
   const half = Math.floor(letter.body.byteLength / 2)
-  const rest = { [letters.restHeader]: letters.oneLine(letter.id!) }
-  const head = { ...letter.headers, [letters.splitHeader]: letters.oneLine(letter.id!) }
+  const id = letters.oneLine(letter.id!)
+  const { message, records } = letters.separate(letter.headers)
+  const prefix = new TextEncoder().encode(encodeHeaders(message))
+  const body = new Uint8Array(prefix.byteLength + letter.body.byteLength - half)
+  body.set(prefix)
+  body.set(letter.body.subarray(half), prefix.byteLength)
+  const rest = { [letters.restHeader]: id, [letters.headerBytesHeader]: String(prefix.byteLength) }
   return [
-    { ...letter, body: letter.body.subarray(half), fields: undefined, headers: rest, id: `${letter.id}/rest` },
-    { ...letter, body: letter.body.subarray(0, half), fields: undefined, headers: head }
+    { ...letter, body, fields: undefined, headers: rest, id: `${letter.id}/rest` },
+    {
+      ...letter,
+      body: letter.body.subarray(0, half),
+      fields: undefined,
+      headers: { ...records, [letters.splitHeader]: id }
+    }
   ]
 }
 
