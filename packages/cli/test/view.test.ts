@@ -26,6 +26,7 @@ const view = (url: string, ...args: ReadonlyArray<string>) =>
       ),
       (child) =>
         Effect.callback<void>((resume) => {
+          if (child.exitCode !== null) return resume(Effect.void)
           child.once("exit", () => resume(Effect.void))
           child.kill("SIGINT")
         })
@@ -33,6 +34,7 @@ const view = (url: string, ...args: ReadonlyArray<string>) =>
     (child) =>
       Effect.callback<string>((resume) => {
         let text = ""
+        child.once("exit", (code) => resume(Effect.die(new Error(`millrace view ended with ${code}`))))
         child.stdout.on("data", (chunk) => {
           text += chunk
           const address = /^http:\S+/.exec(text)?.[0]
