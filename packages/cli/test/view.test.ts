@@ -76,11 +76,11 @@ const payments = (bank: { open: boolean }) =>
   )
 
 const until = Effect.fnUntraced(function*<E, R>(what: string, holds: Effect.Effect<boolean, E, R>) {
-  for (let i = 0; i < 400; i++) {
+  for (let i = 0; i < 1000; i++) {
     if (yield* holds) return
     yield* Effect.sleep("50 millis")
   }
-  throw new Error(`not within 20 seconds: ${what}`)
+  throw new Error(`not within 50 seconds: ${what}`)
 })
 
 describe("what the page's server refuses", () => {
@@ -123,7 +123,21 @@ describe("what the page's server refuses", () => {
         headers: { ...good, origin: `http://${new URL(readOnly).host}` }
       }, body)
       assert.strictEqual(refused.status, 403)
-    }))
+    }), 120_000)
+})
+
+describe("a broker that restarts", () => {
+  it.live("the page shows it again, without being started again", () =>
+    Effect.gen(function*() {
+      const broker = yield* Brokers.redis({ persistence: "always" })
+      const address = yield* view(broker.url)
+      const status = Effect.map(request(address, "/api/overview"), ({ status }) => status)
+      assert.strictEqual(yield* status, 200)
+      yield* broker.kill
+      yield* until("the page says so", Effect.map(status, (status) => status === 502))
+      yield* broker.start
+      yield* until("the page is back", Effect.map(status, (status) => status === 200))
+    }), 120_000)
 })
 
 describe("a broker with much on it", () => {
@@ -156,7 +170,7 @@ describe("a broker with much on it", () => {
         consumers: 0
       })
       assert.strictEqual(second.at, first.at)
-    }))
+    }), 120_000)
 })
 
 const browser = await findChromium()

@@ -44,6 +44,18 @@ const attempt = (f: () => Promise<unknown>): Effect.Effect<unknown, CommandError
 const options = { RESP: 2, maintNotifications: "disabled" } as const
 const socket = { connectTimeout: 5_000, reconnectStrategy: false } as const
 
+/** The first connection fails at once; one that was lost is made again. */
+const lasting = () => {
+  let isFirst = true
+  return {
+    connected: () => void (isFirst = false),
+    socket: {
+      connectTimeout: 5_000,
+      reconnectStrategy: (attempts: number) => isFirst ? false as const : Math.min(2 ** attempts * 50, 2_000)
+    }
+  }
+}
+
 const open = async (target: Target): Promise<{ readonly admin: Admin; readonly close: () => void }> => {
   const url = Redacted.value(target.url)
   const name = redactUrl(url)
@@ -87,9 +99,11 @@ const open = async (target: Target): Promise<{ readonly admin: Admin; readonly c
     const send = (args: Args) => attempt(() => sentinel.sendCommand(false, [...args]))
     return { admin: { nodes: [{ name, send }], send: (_, args) => send(args) }, close: () => sentinel.destroy() }
   }
-  const client = createClient({ url, socket, ...options })
+  const connection = lasting()
+  const client = createClient({ url, socket: connection.socket, ...options })
   client.on("error", () => {})
   await client.connect()
+  connection.connected()
   const send = (args: Args) => attempt(() => client.sendCommand([...args]))
   return { admin: { nodes: [{ name, send }], send: (_, args) => send(args) }, close: () => client.destroy() }
 }
