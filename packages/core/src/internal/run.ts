@@ -455,7 +455,12 @@ export class Run {
     if (settlement._tag === "Retry") {
       const { id } = attempt.delivery
       const delay = settlement.after === undefined ? 0 : Duration.toMillis(settlement.after)
-      this.retries.add(id, delay, attempt, this.intake.keys === undefined ? undefined : () => this.intake.keys!.gaveUp(id))
+      this.retries.add(
+        id,
+        delay,
+        attempt,
+        this.intake.keys === undefined ? undefined : () => this.intake.keys!.gaveUp(id)
+      )
     }
     this.settling++
     this.settler.add(attempt)
