@@ -120,8 +120,8 @@ export class Attempt extends Inspected implements Settling, Message.Received {
   permit: Permit | undefined
   /** The key that keeps it in order, where keys do. */
   key: string | undefined
-  /** Thrown by the function that gives its key. */
-  keyFailure: unknown
+  /** Of the function that gives its key. */
+  keyFailure: Cause.Cause<unknown> | undefined
   /** Its place among the running attempts, -1 when it has none, and under each `timeout`. */
   slot = -1
   places: Array<number> = none

@@ -86,7 +86,9 @@ export class Ownership {
         this.confirmed(askedAt)
         onSure()
       }),
-      Effect.catchCause((cause) => Effect.logWarning(`${name}: could not extend ownership of in-flight messages`, cause))
+      Effect.catchCause((cause) =>
+        Effect.logWarning(`${name}: could not extend ownership of in-flight messages`, cause)
+      )
     )
   })
 
