@@ -8,8 +8,8 @@
  *
  * @since 0.1.0
  */
-export { send } from "./internal/send.ts"
 export { showAs } from "./internal/inspection.ts"
+export { send } from "./internal/send.ts"
 export { type Received, received } from "./Message.ts"
 export { fromTransport, withSetting } from "./Pipeline.ts"
 export { keyOf, outgoing } from "./Publisher.ts"
