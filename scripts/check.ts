@@ -17,7 +17,8 @@ const steps: Record<string, string> = {
   typetest: "TSTYCHE_TYPESCRIPT_MODULE=@typescript/typescript6 tstyche",
   build: "rm -rf packages/*/dist && tsc -b packages/*/tsconfig.build.json",
   packages: "node scripts/packages.ts",
-  docs: "node scripts/docs.ts"
+  docs: "node scripts/docs.ts",
+  site: "node scripts/site.ts"
 }
 
 const asked = process.argv.slice(2)

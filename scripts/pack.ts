@@ -10,6 +10,14 @@ import process from "node:process"
 
 export const root = path.dirname(import.meta.dirname)
 
+/** Where the project lives: the root manifest names the repository, and nothing else does. */
+export const repository = (): { readonly type: string; readonly url: string; readonly home: string } => {
+  const { repository } = JSON.parse(fs.readFileSync(path.join(root, "package.json"), "utf8")) as {
+    readonly repository: { readonly type: string; readonly url: string }
+  }
+  return { ...repository, home: repository.url.replace(/^git\+/, "").replace(/\.git$/, "") }
+}
+
 /** The tarballs by the name of their package. */
 export type Tarballs = Readonly<Record<string, string>>
 

@@ -18,7 +18,9 @@ export const payments = Pipeline.from(Orders, { group: "payments" }).pipe(
   Pipeline.filter(isPayable),
   Pipeline.mapPromise(charge),
   Pipeline.to(Receipts),
+  // 1, 3, 9 and 27 seconds; jittered: each a little earlier or later, so that many do not come at once
   Pipeline.retry({ times: 4, schedule: Schedule.exponential("1 second", 3).pipe(Schedule.jittered) }),
   Pipeline.deadLetter("orders.dead"),
-  Pipeline.concurrency(64)
+  // the orders of one customer one after the other, also when one is retried
+  Pipeline.concurrency({ max: 64, key: (message) => message.key })
 )

@@ -147,9 +147,15 @@ export const fromHeaders = (headers: Message.Headers): Exit.Exit<Record, Schema.
  * @since 0.1.0
  */
 export const decode: {
+  /**
+   * Decodes the original message of a dead letter as its topic would.
+   */
   <A, RD, RE>(
     topic: Topic.Topic<A, RD, RE>
   ): (self: DeadLetter) => Effect.Effect<A, Schema.SchemaError, RD>
+  /**
+   * Decodes the original message of a dead letter as its topic would.
+   */
   <A, RD, RE>(self: DeadLetter, topic: Topic.Topic<A, RD, RE>): Effect.Effect<A, Schema.SchemaError, RD>
 } = dual(
   2,
@@ -254,22 +260,22 @@ const joined = (head: Delivery, rest: Delivery): Pick<Delivery, "body" | "header
 /**
  * What a dead letter has to be like; a property that is absent says nothing. Times are milliseconds since the epoch.
  *
- * - `ids`: of the letter in the dead-letter topic, or of the message that failed
- * - `tag`: the error's tag, exactly
- * - `text`: anywhere in the error's tag, message or causes, in upper or lower case
- * - `failedFrom`, `failedUntil`: when the last attempt failed, both inclusive
- *
  * @category models
  * @since 0.1.0
  */
 export interface Criteria {
+  /** Of the letter in the dead-letter topic, or of the message that failed. */
   readonly ids?: ReadonlyArray<string> | undefined
   readonly topic?: string | undefined
   readonly group?: string | undefined
   readonly reason?: Reason | undefined
+  /** The error's tag, exactly. */
   readonly tag?: string | undefined
+  /** Anywhere in the error's tag, message or causes, in upper or lower case. */
   readonly text?: string | undefined
+  /** When the last attempt failed, both inclusive. */
   readonly failedFrom?: number | undefined
+  /** When the last attempt failed, both inclusive. */
   readonly failedUntil?: number | undefined
 }
 
@@ -300,40 +306,40 @@ export const matching = (criteria: Criteria): (letter: DeadLetter) => boolean =>
 /**
  * Which dead letters an operation concerns.
  *
- * - `ids`: only those with these ids in the dead-letter topic, in this order; read one by one instead of listed
- * - `filter`: default all
- * - `limit`: at most so many; default all
- * - `dryRun`: says what would be done and does nothing; default `false`
- *
  * @category models
  * @since 0.1.0
  */
 export interface SelectOptions {
+  /** Only those with these ids in the dead-letter topic, in this order; read one by one instead of listed. */
   readonly ids?: ReadonlyArray<string> | undefined
+  /** Default all. */
   readonly filter?: ((letter: DeadLetter) => boolean) | undefined
+  /** At most so many; default all. */
   readonly limit?: number | undefined
+  /** Says what would be done and does nothing; default `false`. */
   readonly dryRun?: boolean | undefined
 }
 
 /**
  * Options of {@link redrive}.
  *
- * - `rate`: messages a second, evenly spaced; default as fast as the broker takes them
- * - `cap`: how often one message may be redriven; default 3. Those beyond it stay where they are
- * - `group`: for which group, instead of the one that the message failed in. It is not checked whether that group exists
- * - `to`: the topics that may be published to. A letter names its topic itself, and whoever may write to the dead-letter
- *   topic may forge one. Default: what belongs to the dead-letter topic by name: from `orders.dead` to `orders`, and to
- *   topics below it such as `orders.created`
- * - `onProgress`: called after each step with what has been done so far
- *
  * @category models
  * @since 0.1.0
  */
 export interface RedriveOptions extends SelectOptions {
+  /** Messages a second, evenly spaced; default as fast as the broker takes them. */
   readonly rate?: number | undefined
+  /** How often one message may be redriven; default 3. Those beyond it stay where they are. */
   readonly cap?: number | undefined
+  /** For which group, instead of the one that the message failed in. It is not checked whether that group exists. */
   readonly group?: string | undefined
+  /**
+   * The topics that may be published to. A letter names its topic itself, and whoever may write to the dead-letter
+   * topic may forge one. Default: what belongs to the dead-letter topic by name: from `orders.dead` to `orders`, and
+   * to topics below it such as `orders.created`.
+   */
   readonly to?: ReadonlyArray<string> | undefined
+  /** Called after each step with what has been done so far. */
   readonly onProgress?: ((sofar: Redriven) => Effect.Effect<void>) | undefined
 }
 

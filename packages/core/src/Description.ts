@@ -24,24 +24,20 @@ export interface Description {
 /**
  * A topic by its name.
  *
- * - `headers`: the topic has a schema for its headers
- * - `key`: the topic has a key
- *
  * @category models
  * @since 0.1.0
  */
 export interface Topic {
   readonly topic: string
   readonly contentType: string
+  /** The topic has a schema for its headers. */
   readonly headers: boolean
+  /** The topic has a key. */
   readonly key: boolean
 }
 
 /**
  * Where a pipeline reads.
- *
- * - `prefetch`: `"automatic"` is about 200 ms of work
- * - `settings`: options of one broker, by their names, as far as they are plain data
  *
  * @category models
  * @since 0.1.0
@@ -49,9 +45,11 @@ export interface Topic {
 export interface Source extends Topic {
   readonly group: string
   readonly startFrom: "new" | "beginning"
+  /** `"automatic"` is about 200 ms of work. */
   readonly prefetch: number | "automatic"
   readonly waiting: number | "unbounded"
   readonly drainTimeout: number | "unbounded"
+  /** Options of one broker, by their names, as far as they are plain data. */
   readonly settings: { readonly [name: string]: unknown }
 }
 
@@ -88,7 +86,6 @@ export type StepKind =
  *
  * - `retry.schedule`: `"default"` grows from 1 second to 5 minutes, jittered; a schedule has no data to show
  * - `retry.while`: failures are asked whether they may be tried again
- * - `deadLetter`: the topic, or `false` where messages are discarded
  * - `concurrency.limit`: `"shared"` with other pipelines, or moved by an algorithm
  *
  * @category models
@@ -103,6 +100,7 @@ export interface Policies {
     readonly schedule: "default" | "custom"
     readonly while: boolean
   }
+  /** The topic, or `false` where messages are discarded. */
   readonly deadLetter: string | false
   readonly concurrency: {
     readonly max: number | "unbounded"

@@ -27,14 +27,13 @@ export interface PipelineReport {
 /**
  * The health of a process.
  *
- * - `live`: no pipeline has stopped for good. A broker that is away does not make a process dead: a restart mends nothing
- * - `ready`: every pipeline consumes, or is paused on purpose
- *
  * @category models
  * @since 0.1.0
  */
 export interface Report {
+  /** No pipeline has stopped for good. A broker that is away does not make a process dead: a restart mends nothing. */
   readonly live: boolean
+  /** Every pipeline consumes, or is paused on purpose. */
   readonly ready: boolean
   readonly pipelines: ReadonlyArray<PipelineReport>
 }

@@ -72,7 +72,9 @@ export interface Settling {
  * @since 0.1.0
  */
 export interface SubscribeOptions {
+  /** The topic; a transport whose topics have wildcards finds its filters in `settings`. */
   readonly topic: string
+  /** The consumer group; created when absent. */
   readonly group: string
   /** Applies when the group is created; an existing group keeps its position. */
   readonly startFrom: "new" | "beginning"
@@ -89,6 +91,7 @@ export interface SubscribeOptions {
   readonly timeout: Duration.Duration | undefined
   /** The dead-letter topic: a source with wildcards must refuse to catch it. */
   readonly deadLetter?: string | undefined
+  /** The transport's own options. */
   readonly settings: Context.Context<never>
 }
 
@@ -238,36 +241,35 @@ export interface Capabilities {
 /**
  * Which stored messages of a topic to read. Bounds are ids and exclusive; by default all, oldest first.
  *
- * - `after`, `before`: only messages stored after, or before, the message of this id, which need not exist any more
- * - `reverse`: newest first
- * - `limit`: at most so many; a page costs requests in proportion to it, not to the topic
- *
  * @category models
  * @since 0.1.0
  */
 export interface BrowseOptions {
+  /** Only messages stored after, or before, the message of this id, which need not exist any more. */
   readonly after?: string | undefined
+  /** Only messages stored after, or before, the message of this id, which need not exist any more. */
   readonly before?: string | undefined
+  /** Newest first. */
   readonly reverse?: boolean | undefined
+  /** At most so many; a page costs requests in proportion to it, not to the topic. */
   readonly limit?: number | undefined
 }
 
 /**
  * What a group of a topic has still to do. A number that the server cannot know is absent, never 0.
  *
- * - `lag`: stored and never delivered to this group
- * - `pending`: delivered and not settled, retries that wait included
- * - `oldest`: when the oldest message that is unsettled or undelivered was published, in milliseconds since the epoch
- * - `consumers`: those that the broker knows; JetStream does not name them
- *
  * @category models
  * @since 0.1.0
  */
 export interface GroupInfo {
   readonly group: string
+  /** Stored and never delivered to this group. */
   readonly lag?: number | undefined
+  /** Delivered and not settled, retries that wait included. */
   readonly pending?: number | undefined
+  /** When the oldest message that is unsettled or undelivered was published, in milliseconds since the epoch. */
   readonly oldest?: number | undefined
+  /** Those that the broker knows; JetStream does not name them. */
   readonly consumers?: ReadonlyArray<ConsumerInfo> | undefined
 }
 

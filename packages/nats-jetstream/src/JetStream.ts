@@ -28,6 +28,7 @@ import { backoff } from "./internal/recovery.ts"
 import { JetStream, partsOf } from "./internal/service.ts"
 import * as settings from "./internal/settings.ts"
 import { confirmAll } from "./internal/settling.ts"
+import { standIn } from "./internal/standIn.ts"
 import { make as makeService } from "./internal/transport.ts"
 import type { CommonOptions, Options, StartFrom } from "./Options.ts"
 
@@ -102,6 +103,58 @@ export const layerFromConnection = (
   Layer.effectContext(Effect.map(makeService(connection, connection.getServer(), options), both))
 
 /**
+ * Provides the service on the broker that is provided, for tests of pipelines that are made by {@link from} or use
+ * {@link ackSync}. `subject` of `TestHarness.publish` says on which subject a message was published.
+ *
+ * **Details**
+ *
+ * Filters are not applied: the pipeline gets every message of its topic. `ackSync` acknowledges. There is no client, so
+ * that {@link publish}, {@link read} and the like fail.
+ *
+ * **Example** (A pipeline of many subjects, in the harness)
+ *
+ * ```ts import.meta.vitest
+ * import { Pipeline, Topic } from "@millrace/core"
+ * import { JetStream } from "@millrace/nats-jetstream"
+ * import { TestHarness } from "@millrace/testing"
+ * import { Effect, Layer, Schema } from "effect"
+ *
+ * const Orders = Topic.make("orders", { schema: Schema.String })
+ * const regions = JetStream.from(Orders, { group: "regions", subject: "orders.{region}.created" }).pipe(
+ *   Pipeline.tap((_, message) => JetStream.ackSync(message)),
+ *   Pipeline.map((order, message) => `${message.params.region}: ${order}`)
+ * )
+ * const test = Effect.gen(function*() {
+ *   const harness = yield* TestHarness.make(Orders, regions)
+ *   yield* harness.publish("a", { subject: "orders.eu.created" })
+ *   return yield* harness.runUntilIdle()
+ * }).pipe(Effect.scoped, Effect.provide(JetStream.layerTest.pipe(Layer.provideMerge(TestHarness.layer))))
+ *
+ * const report = await Effect.runPromise(test)
+ * report.handled.map(({ value }) => value) // => ["eu: a"]
+ * ```
+ *
+ * @category testing
+ * @since 0.1.0
+ */
+export const layerTest: Layer.Layer<JetStream, never, Transport> = Layer.effect(
+  JetStream,
+  Transport.useSync((transport) => {
+    const service = JetStream.of({ transport: standIn(transport), client: noClient })
+    standIns.add(service)
+    return service
+  })
+)
+
+const standIns = new WeakSet<object>()
+
+const noClient: NatsConnection = new Proxy({} as NatsConnection, {
+  get: () => {
+    throw new Error("JetStream.layerTest has no client: use Brokers.nats() of @millrace/testing")
+  }
+})
+
+/**
  * The names in braces of a subject: `"orders.{region}.{kind}"` has `region` and `kind`.
  *
  * @category models
@@ -125,21 +178,23 @@ export interface WithParams<out A, out P> extends Message.Message<A> {
  * What a source on JetStream takes beside what every source does.
  *
  * - `subject`: what to read, where that is not the topic's own name: parts may be `*` or `{name}`, the last one `>`
- * - `subjects`: several of them, without names
- * - `stream`: the stream to read, by its name, where that is not the one that takes the topic: a mirror, one that sources
- *   or transforms. Without `subject` or `subjects`, all that it holds
- * - `startFrom`: also a stream sequence or a time
- * - `ackWait`: this consumer's, instead of the layer's
- * - `acknowledge`: see {@link acknowledge}
  *
  * @category models
  * @since 0.1.0
  */
 export interface FromOptions extends Omit<Pipeline.FromOptions, "startFrom"> {
+  /** Several of them, without names. */
   readonly subjects?: Arr.NonEmptyReadonlyArray<string> | undefined
+  /**
+   * The stream to read, by its name, where that is not the one that takes the topic: a mirror, one that sources or
+   * transforms. Without `subject` or `subjects`, all that it holds.
+   */
   readonly stream?: string | undefined
+  /** Also a stream sequence or a time. */
   readonly startFrom?: StartFrom | undefined
+  /** This consumer's, instead of the layer's. */
   readonly ackWait?: Duration.Input | undefined
+  /** See {@link acknowledge}. */
   readonly acknowledge?: "write" | "confirm" | undefined
 }
 
@@ -164,14 +219,23 @@ export interface FromOptions extends Omit<Pipeline.FromOptions, "startFrom"> {
  * @since 0.1.0
  */
 export const from: {
+  /**
+   * Starts a pipeline at a topic on JetStream.
+   */
   <A, H, RD, RE>(
     topic: Topic.TopicWithHeaders<A, H, RD, RE>,
     options: FromOptions & { readonly subject?: undefined }
   ): Pipeline.Open<Message.WithHeaders<A, H>, A, never, JetStream | RD>
+  /**
+   * Starts a pipeline at a topic on JetStream.
+   */
   <A, RD, RE, const S extends string>(
     topic: Topic.Topic<A, RD, RE>,
     options: FromOptions & { readonly subject: S }
   ): Pipeline.Open<WithParams<A, Params<S>>, A, never, JetStream | RD>
+  /**
+   * Starts a pipeline at a topic on JetStream.
+   */
   <A, RD, RE>(
     topic: Topic.Topic<A, RD, RE>,
     options: FromOptions & { readonly subject?: undefined }
@@ -218,9 +282,27 @@ export const from: {
  * @since 0.1.0
  */
 export const acknowledge: {
+  /**
+   * How a pipeline's acknowledgements are sent.
+   *
+   * **Details**
+   *
+   * - `"write"` (default): written once per turn of the event loop, and known to have arrived when the server has answered
+   *   behind them. A server that is killed may forget some: those messages come again
+   * - `"confirm"`: the server answers each one when it has taken it; about a fifth of the speed
+   */
   (mode: "write" | "confirm"): <M extends Message.Any, A, E, R>(
     self: Pipeline.Pipeline<M, A, E, R>
   ) => Pipeline.Pipeline<M, A, E, R | JetStream>
+  /**
+   * How a pipeline's acknowledgements are sent.
+   *
+   * **Details**
+   *
+   * - `"write"` (default): written once per turn of the event loop, and known to have arrived when the server has answered
+   *   behind them. A server that is killed may forget some: those messages come again
+   * - `"confirm"`: the server answers each one when it has taken it; about a fifth of the speed
+   */
   <M extends Message.Any, A, E, R>(
     self: Pipeline.Pipeline<M, A, E, R>,
     mode: "write" | "confirm"
@@ -248,6 +330,7 @@ export const ackSync = Effect.fnUntraced(function*(
   message: Message.Any,
   options?: { readonly timeout?: Duration.Input | undefined }
 ): Effect.fn.Return<boolean, Settlement.SettleError, JetStream> {
+  if (standIns.has(yield* JetStream)) return yield* Message.settle(message, Settlement.ack)
   const { connection } = yield* partsOf
   const { delivery, received } = yield* ownDelivery(message)
   if (!received.claim()) return false

@@ -29,89 +29,103 @@ export type Manage = "create" | "verify" | "none"
 /**
  * How a stream is created.
  *
- * - `storage`: default `"file"`; `replicas`: default 1
- * - `maxAge`, `maxMessages`, `maxBytes`: beyond them the oldest messages are removed; default none
- * - `duplicateWindow`: how long the server remembers message ids; default 2 minutes
- * - `config`: further options under the server's own names
- *
  * @category models
  * @since 0.1.0
  */
 export interface StreamBounds {
+  /** Default `"file"`; `replicas`: default 1. */
   readonly storage?: "file" | "memory" | undefined
+  /** On how many servers. Default 1. */
   readonly replicas?: number | undefined
+  /** Beyond them the oldest messages are removed; default none. */
   readonly maxAge?: Duration.Input | undefined
+  /** Beyond them the oldest messages are removed; default none. */
   readonly maxMessages?: number | undefined
+  /** Beyond them the oldest messages are removed; default none. */
   readonly maxBytes?: number | undefined
+  /** How long the server remembers message ids; default 2 minutes. */
   readonly duplicateWindow?: Duration.Input | undefined
+  /** Further options under the server's own names. */
   readonly config?: Partial<StreamConfig> | undefined
 }
 
 /**
  * How the streams of sources and outputs are created; options that are given are verified on streams that exist.
  *
- * - `subjects`: a family of subjects that one stream takes, such as `["orders", "orders.>"]`. Every topic and filter in it
- *   is found there, whichever program starts first. Other topics have streams of their own
- * - `name`: the name of that stream; default the topic's, with `.` as `_`
- *
  * @category models
  * @since 0.1.0
  */
 export interface StreamOptions extends StreamBounds {
+  /** The name of that stream; default the topic's, with `.` as `_`. */
   readonly name?: string | undefined
+  /**
+   * A family of subjects that one stream takes, such as `["orders", "orders.>"]`. Every topic and filter in it is
+   * found there, whichever program starts first. Other topics have streams of their own.
+   */
   readonly subjects?: Arr.NonEmptyReadonlyArray<string> | undefined
 }
 
 /**
  * Options that do not concern the connection itself.
  *
- * - `concurrency`: handlers that run at once, of all pipelines on this layer together: a number, or a
- *   `Concurrency.Limit` that may be resized or shared with other layers; default unbounded
- * - `retention`: `"until-acked"` makes work queues: a message is gone when its group has settled it. Default: streams
- *   keep what they take, within the bounds of `stream`
- * - `stream`: of streams that are created for sources and outputs
- * - `deadLetterStream`: of streams that are created for dead letters; the bounds of `stream` do not apply to them.
- *   Default: storage and replicas as in `stream`, no bound
- * - `ackWait`: how long the server waits for a sign of life, and so how soon a peer gets the messages of a process that
- *   died; of consumers that are created, default 30 seconds. Long handlers are kept alive
- * - `publishTimeout`: how long a confirmation may take; default 5 seconds
- * - `domain`: the JetStream domain; `apiPrefix`: instead of it, where an account imports the API under another name
- * - `inboxPrefix`: for users that may only subscribe below it, default `_INBOX`; a connection made elsewhere needs it too
- *
  * @category models
  * @since 0.1.0
  */
 export interface CommonOptions {
+  /**
+   * Handlers that run at once, of all pipelines on this layer together: a number, or a `Concurrency.Limit` that may
+   * be resized or shared with other layers; default unbounded.
+   */
   readonly concurrency?: number | Concurrency.Limit | undefined
+  /** What is done with streams and consumers that are absent. Default `"create"`. */
   readonly manage?: Manage | undefined
+  /**
+   * `"until-acked"` makes work queues: a message is gone when its group has settled it. Default: streams keep what
+   * they take, within the bounds of `stream`.
+   */
   readonly retention?: "limits" | "until-acked" | undefined
+  /** Of streams that are created for sources and outputs. */
   readonly stream?: StreamOptions | undefined
+  /**
+   * Of streams that are created for dead letters; the bounds of `stream` do not apply to them. Default: storage and
+   * replicas as in `stream`, no bound.
+   */
   readonly deadLetterStream?: StreamBounds | undefined
+  /**
+   * How long the server waits for a sign of life, and so how soon a peer gets the messages of a process that died; of
+   * consumers that are created, default 30 seconds. Long handlers are kept alive.
+   */
   readonly ackWait?: Duration.Input | undefined
+  /** How long a confirmation may take; default 5 seconds. */
   readonly publishTimeout?: Duration.Input | undefined
+  /** The JetStream domain. */
   readonly domain?: string | undefined
+  /** Instead of `domain`, where an account imports the API under another name. */
   readonly apiPrefix?: string | undefined
+  /** For users that may only subscribe below it, default `_INBOX`; a connection made elsewhere needs it too. */
   readonly inboxPrefix?: string | undefined
 }
 
 /**
  * Options of `JetStream.layer`.
  *
- * - `url`: `nats://host:port` or `tls://host:port`, several separated by commas; with `user:password@` or `token@`
- * - `credentials`: the text of a credentials file; `nkey`: the seed of a user without one
- * - `tls`: certificates, as texts or files; a `tls://` URL needs none of its own where a known authority vouches
- * - `connectTimeout`: until the first connection; default 10 seconds
- *
  * @category models
  * @since 0.1.0
  */
 export interface Options extends CommonOptions {
+  /** `nats://host:port` or `tls://host:port`, several separated by commas; with `user:password@` or `token@`. */
   readonly url: string | Redacted.Redacted<string>
+  /** The name of the connection, as the server shows it. */
   readonly name?: string | undefined
+  /** A token, instead of a user and a password. */
   readonly token?: Redacted.Redacted<string> | undefined
+  /** The text of a credentials file. */
   readonly credentials?: Redacted.Redacted<string> | undefined
+  /** The seed of a user without a credentials file. */
   readonly nkey?: Redacted.Redacted<string> | undefined
+  /** Certificates, as texts or files; a `tls://` URL needs none of its own where a known authority vouches. */
   readonly tls?: TlsOptions | undefined
+  /** Until the first connection; default 10 seconds. */
   readonly connectTimeout?: Duration.Input | undefined
 }
 
@@ -127,24 +141,26 @@ export type StartFrom = "new" | "beginning" | { readonly sequence: number } | { 
  * Options of {@link publish}.
  *
  * - `id`: default a random one, so that a publish whose outcome is unknown can be repeated
- * - `subject`: where to, if not the topic's own: one that a stream takes
- * - `ttl`: how long the server keeps the message, in whole seconds (2.11)
- * - `expect`: the publish is refused if the stream is not in this state
- * - `retryFor`: how long to repeat a publish that was not confirmed; default 30 seconds, and never longer than the
- *   stream's duplicate window (two minutes unless given)
  *
  * @category models
  * @since 0.1.0
  */
 export interface PublishOptions extends Publisher.PublishOptions {
+  /** Where to, if not the topic's own: one that a stream takes. */
   readonly subject?: string | undefined
+  /** How long the server keeps the message, in whole seconds (2.11). */
   readonly ttl?: Duration.Input | undefined
+  /** The publish is refused if the stream is not in this state. */
   readonly expect?: {
     readonly stream?: string | undefined
     readonly lastSequence?: number | undefined
     readonly lastSubjectSequence?: number | undefined
     readonly lastMessageId?: string | undefined
   } | undefined
+  /**
+   * How long to repeat a publish that was not confirmed; default 30 seconds, and never longer than the stream's
+   * duplicate window (two minutes unless given).
+   */
   readonly retryFor?: Duration.Input | undefined
 }
 
@@ -178,22 +194,21 @@ export interface Read<out A> {
 /**
  * How far a group has come.
  *
- * - `pending`: not yet delivered
- * - `ackPending`: delivered and not settled, waiting retries included
- * - `lag`: both together: what is left to do
- * - `redelivered`: of `ackPending`, those that were delivered more than once
- * - `openPulls`: open requests for messages, of all processes
- *
  * @category models
  * @since 0.1.0
  */
 export interface ConsumerInfo {
   readonly stream: string
   readonly consumer: string
+  /** Not yet delivered. */
   readonly pending: number
+  /** Delivered and not settled, waiting retries included. */
   readonly ackPending: number
+  /** Both together: what is left to do. */
   readonly lag: number
+  /** Of `ackPending`, those that were delivered more than once. */
   readonly redelivered: number
+  /** Open requests for messages, of all processes. */
   readonly openPulls: number
   readonly lastDelivered: { readonly sequence: number; readonly at: DateTime.Utc | undefined }
   readonly ackFloor: { readonly sequence: number; readonly at: DateTime.Utc | undefined }
@@ -220,15 +235,14 @@ export interface StreamInfo {
 /**
  * Options of `JetStream.read`.
  *
- * - `startFrom`: default `"beginning"`
- * - `subject`: what to read, where that is not the topic's own name: parts may be `*`, the last one `>`
- * - `stream`: the stream to read, by its name; without `subject`, all that it holds
- *
  * @category models
  * @since 0.1.0
  */
 export interface ReadOptions {
+  /** Default `"beginning"`. */
   readonly startFrom?: StartFrom | undefined
+  /** What to read, where that is not the topic's own name: parts may be `*`, the last one `>`. */
   readonly subject?: string | undefined
+  /** The stream to read, by its name; without `subject`, all that it holds. */
   readonly stream?: string | undefined
 }

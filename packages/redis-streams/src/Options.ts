@@ -23,8 +23,11 @@ import type { ConnectionOptions } from "node:tls"
  * @since 0.1.0
  */
 export interface Bound {
+  /** Keeps the newest entries, this many. */
   readonly maxLength?: number | undefined
+  /** Keeps the entries of this time. */
   readonly maxAge?: Duration.Input | undefined
+  /** Whether Redis trims to the entry rather than to the block; costs more. Default `false`. */
   readonly exact?: boolean | undefined
 }
 
@@ -50,57 +53,66 @@ export type CredentialsSource = Effect.Effect<Credentials, unknown> | (() => Cre
 /**
  * Options for `RedisStreams.layer`.
  *
- * - `url`: `redis://user:password@host:port/database`, `rediss://` for TLS (`valkey://` and `valkeys://` mean the same),
- *   or `unix:///path/of/the.sock`. In a cluster any of its nodes; with Sentinel one of the Sentinels, while user, password
- *   and database are the master's
- * - `username`, `password`: instead of those in the URL
- * - `credentials`: asked for each connection that is made, for tokens that expire; instead of `username` and `password`
- * - `database`: instead of the one in the URL
- * - `tls`: options of `node:tls`, such as `ca`, `cert`, `key`, `servername`
- * - `cluster`: `true`, or more nodes (`host:port`) to find the cluster by
- * - `sentinel`: the name of the master, more Sentinels, their password
- * - `connectTimeout`: how long the Layer tries to connect before it fails; default 10 seconds
- * - `answerTimeout`: a connection that does not answer for so long is given up and made again; default 10 seconds. After
- *   a fifth of it, at least a second, it is found out whether the server answers on others, and then given up
- * - `consumer`: default `<host>-<pid>-<random>`. Two processes must never share one
- * - `keyPrefix`: put before each topic's name
- * - `concurrency`: handlers that all pipelines on this Layer may run at once; default unbounded
- * - `block`: how long one read may wait at the server; default 2 seconds. Nothing waits for its end
  * - `claim.minIdle`: what nobody has kept for so long is taken over; default 30 seconds. Running handlers keep theirs
- * - `retention`: `"until-acked"` deletes an entry once every group has acknowledged it; `"acknowledged"` trims now and
- *   then what every group has acknowledged; a {@link Bound} trims whatever is older. Default: nothing is deleted
- * - `forgetConsumersAfter`: consumers of dead processes are deleted when they have been idle for so long and own
- *   nothing; default 1 hour
- * - `deduplicateFor`: how long a published id is recognised; default 2 minutes
- * - `offline`: while there is no connection, a publish waits for `wait` (default 5 seconds), at most `max` (default
- *   10,000) of them at a time
  *
  * @category models
  * @since 0.1.0
  */
 export interface Options {
+  /**
+   * `redis://user:password@host:port/database`, `rediss://` for TLS (`valkey://` and `valkeys://` mean the same), or
+   * `unix:///path/of/the.sock`. In a cluster any of its nodes; with Sentinel one of the Sentinels, while user,
+   * password and database are the master's.
+   */
   readonly url: string | Redacted.Redacted<string>
+  /** Instead of those in the URL. */
   readonly username?: string | undefined
+  /** Instead of those in the URL. */
   readonly password?: Redacted.Redacted<string> | undefined
+  /** Asked for each connection that is made, for tokens that expire; instead of `username` and `password`. */
   readonly credentials?: CredentialsSource | undefined
+  /** Instead of the one in the URL. */
   readonly database?: number | undefined
+  /** Options of `node:tls`, such as `ca`, `cert`, `key`, `servername`. */
   readonly tls?: ConnectionOptions | undefined
+  /** `true`, or more nodes (`host:port`) to find the cluster by. */
   readonly cluster?: boolean | { readonly nodes: ReadonlyArray<string> } | undefined
+  /** The name of the master, more Sentinels, their password. */
   readonly sentinel?: {
     readonly master: string
     readonly nodes?: ReadonlyArray<string> | undefined
     readonly password?: Redacted.Redacted<string> | undefined
   } | undefined
+  /** How long the Layer tries to connect before it fails; default 10 seconds. */
   readonly connectTimeout?: Duration.Input | undefined
+  /**
+   * A connection that does not answer for so long is given up and made again; default 10 seconds. After a fifth of
+   * it, at least a second, it is found out whether the server answers on others, and then given up.
+   */
   readonly answerTimeout?: Duration.Input | undefined
+  /** Default `<host>-<pid>-<random>`. Two processes must never share one. */
   readonly consumer?: string | undefined
+  /** Put before each topic's name. */
   readonly keyPrefix?: string | undefined
+  /** Handlers that all pipelines on this Layer may run at once; default unbounded. */
   readonly concurrency?: number | Concurrency.Limit | undefined
+  /** How long one read may wait at the server; default 2 seconds. Nothing waits for its end. */
   readonly block?: Duration.Input | undefined
+  /** How long an owner must be silent before its messages are claimed. Default 30 seconds. */
   readonly claim?: { readonly minIdle?: Duration.Input | undefined } | undefined
+  /**
+   * `"until-acked"` deletes an entry once every group has acknowledged it; `"acknowledged"` trims now and then what
+   * every group has acknowledged; a {@link Bound} trims whatever is older. Default: nothing is deleted.
+   */
   readonly retention?: "until-acked" | "acknowledged" | Bound | undefined
+  /** Consumers of dead processes are deleted when they have been idle for so long and own nothing; default 1 hour. */
   readonly forgetConsumersAfter?: Duration.Input | undefined
+  /** How long a published id is recognised; default 2 minutes. */
   readonly deduplicateFor?: Duration.Input | undefined
+  /**
+   * While there is no connection, a publish waits for `wait` (default 5 seconds), at most `max` (default 10,000) of
+   * them at a time.
+   */
   readonly offline?: { readonly wait?: Duration.Input | undefined; readonly max?: number | undefined } | undefined
 }
 
@@ -120,6 +132,7 @@ export type Removal = "removed" | "kept" | "absent"
  * @since 0.1.0
  */
 export interface RemoveOptions {
+  /** Whether to delete at once, whichever group has not acknowledged it. Default `false`. */
   readonly force?: boolean | undefined
 }
 
@@ -147,8 +160,12 @@ export interface GroupInfo {
  * @since 0.1.0
  */
 export interface ReadOptions {
+  /** The first id, or instant, that is read. Default: the beginning. */
   readonly from?: string | undefined
+  /** The last id, or instant, that is read. Default: the end. */
   readonly to?: string | undefined
+  /** Whether the newest comes first. Default `false`. */
   readonly reverse?: boolean | undefined
+  /** At most so many. Default: all. */
   readonly limit?: number | undefined
 }

@@ -24,12 +24,13 @@ import * as browsing from "./internal/browse.ts"
 import * as groups from "./internal/groups.ts"
 import { HealthRecord } from "./internal/health.ts"
 import * as Maintenance from "./internal/maintenance.ts"
-import * as Settings from "./internal/settings.ts"
 import * as publish from "./internal/publish.ts"
 import * as removal from "./internal/removal.ts"
 import { transportError } from "./internal/reply.ts"
 import * as server_ from "./internal/server.ts"
+import * as Settings from "./internal/settings.ts"
 import { RemoveOnSuccess, Source } from "./internal/source.ts"
+import { standIn } from "./internal/standIn.ts"
 import * as subscribe from "./internal/subscribe.ts"
 import type { GroupInfo, Options, ReadOptions, Removal, RemoveOptions } from "./Options.ts"
 
@@ -160,17 +161,53 @@ export const layerConfig = (
   Layer.effectContext(Effect.flatMap(Config.unwrap(options), make))
 
 /**
- * What a source on Redis takes.
+ * Provides the service on the broker that is provided, for tests of pipelines that are made by {@link from} or use
+ * {@link remove}.
  *
- * - `startFrom`: also the id of an entry, after which a new group begins
- * - `block`, `claim`: for this pipeline, instead of the Layer's
+ * **Details**
+ *
+ * `remove` deletes the message at once, whatever other groups there are. {@link removeOnSuccess} acknowledges.
+ *
+ * **Example** (A pipeline that removes, in the harness)
+ *
+ * ```ts import.meta.vitest
+ * import { Pipeline, Topic } from "@millrace/core"
+ * import { RedisStreams } from "@millrace/redis-streams"
+ * import { TestHarness } from "@millrace/testing"
+ * import { Effect, Layer, Schema } from "effect"
+ *
+ * const Jobs = Topic.make("jobs", { schema: Schema.String })
+ * const removing = RedisStreams.from(Jobs, { group: "jobs" }).pipe(
+ *   Pipeline.mapEffect((_, message) => RedisStreams.remove(message))
+ * )
+ * const report = await Effect.runPromise(
+ *   TestHarness.run(Jobs, removing, ["a"]).pipe(
+ *     Effect.provide(RedisStreams.layerTest.pipe(Layer.provideMerge(TestHarness.layer)))
+ *   )
+ * )
+ * report.handled.map(({ value }) => value) // => ["removed"]
+ * ```
+ *
+ * @category testing
+ * @since 0.1.0
+ */
+export const layerTest: Layer.Layer<RedisStreams, never, Transport.Transport> = Layer.effect(
+  RedisStreams,
+  Transport.Transport.useSync(standIn)
+)
+
+/**
+ * What a source on Redis takes.
  *
  * @category models
  * @since 0.1.0
  */
 export interface FromOptions extends Omit<Pipeline.FromOptions, "startFrom"> {
+  /** Also the id of an entry, after which a new group begins. */
   readonly startFrom?: "new" | "beginning" | (string & {}) | undefined
+  /** For this pipeline, instead of the Layer's. */
   readonly block?: Duration.Input | undefined
+  /** For this pipeline, instead of the Layer's. */
   readonly claim?: { readonly minIdle: Duration.Input } | undefined
 }
 
@@ -184,10 +221,16 @@ const millis = (input: Duration.Input | undefined) =>
  * @since 0.1.0
  */
 export const from: {
+  /**
+   * Starts a pipeline at a topic on Redis, with what only Redis has.
+   */
   <A, H, RD, RE>(
     topic: Topic.TopicWithHeaders<A, H, RD, RE>,
     options: FromOptions
   ): Pipeline.Open<Message.WithHeaders<A, H>, A, never, RedisStreams | RD>
+  /**
+   * Starts a pipeline at a topic on Redis, with what only Redis has.
+   */
   <A, RD, RE>(
     topic: Topic.Topic<A, RD, RE>,
     options: FromOptions
@@ -220,13 +263,40 @@ export const from: {
  * @since 0.1.0
  */
 export const remove: {
+  /**
+   * Removes a message, or many, from its stream: acknowledges it for this group, and deletes it once every group has.
+   *
+   * **Details**
+   *
+   * Works at any point of a handler, and on a message that was settled before. Many are removed with one command for each
+   * stream, and give one answer each, in order. A pipeline that uses it does not compile against another broker's Layer.
+   * Interruption does not take back what was sent.
+   */
   (options?: RemoveOptions): {
     (self: Message.Any): Effect.Effect<Removal, TransportError, RedisStreams>
     (
       self: Arr.NonEmptyReadonlyArray<Message.Any>
     ): Effect.Effect<ReadonlyArray<Removal>, TransportError, RedisStreams>
   }
+  /**
+   * Removes a message, or many, from its stream: acknowledges it for this group, and deletes it once every group has.
+   *
+   * **Details**
+   *
+   * Works at any point of a handler, and on a message that was settled before. Many are removed with one command for each
+   * stream, and give one answer each, in order. A pipeline that uses it does not compile against another broker's Layer.
+   * Interruption does not take back what was sent.
+   */
   (self: Message.Any, options?: RemoveOptions): Effect.Effect<Removal, TransportError, RedisStreams>
+  /**
+   * Removes a message, or many, from its stream: acknowledges it for this group, and deletes it once every group has.
+   *
+   * **Details**
+   *
+   * Works at any point of a handler, and on a message that was settled before. Many are removed with one command for each
+   * stream, and give one answer each, in order. A pipeline that uses it does not compile against another broker's Layer.
+   * Interruption does not take back what was sent.
+   */
   (
     self: Arr.NonEmptyReadonlyArray<Message.Any>,
     options?: RemoveOptions

@@ -74,39 +74,42 @@ export type Need =
 /**
  * A transport to be tested.
  *
- * - `layer`: the broker, and one connection to it as the `Transport`
- * - `connect`: another connection, as another process would have it; closed by its scope
- * - `restart`: ends the broker and starts it again, with what it had stored
- * - `cut`: ends all connections; they may be made again at once
- * - `halfOpen`: from now on no byte passes on the connections that are open, and nobody is told; new ones work
- * - `shape`: changes latency and bandwidth of the connections
- * - `refuse`: the broker refuses to store messages until the scope closes, as a full one does
- * - `changeLeader`: another node of the cluster leads
- * - `deleteTopic`, `deleteGroup`, `deleteConsumers`: what an operator may do behind the back of a running pipeline
- * - `unreachable`: connects to an address where no broker answers
- * - `claimAfter`: how long the transport, as it is configured here, leaves an unsettled message with a consumer that says
- *   nothing. Short makes the suite quick; a second is a good value
- * - `clock`: `"test"` for a broker that runs on `Clock`: its time is `TestClock`'s and each test builds the Layer anew
- * - `capabilities`: narrows what the transport declares
- *
  * @category models
  * @since 0.1.0
  */
 export interface Target<R, E> {
+  /** The broker, and one connection to it as the `Transport`. */
   readonly layer: Layer.Layer<R | Transport, E>
+  /** `"test"` for a broker that runs on `Clock`: its time is `TestClock`'s and each test builds the Layer anew. */
   readonly clock: "test" | "live"
+  /**
+   * How long the transport, as it is configured here, leaves an unsettled message with a consumer that says nothing.
+   * Short makes the suite quick; a second is a good value.
+   */
   readonly claimAfter: Duration.Input
+  /** Another connection, as another process would have it; closed by its scope. */
   readonly connect?: Effect.Effect<Transport["Service"], unknown, NoInfer<R> | Scope.Scope> | undefined
+  /** Ends the broker and starts it again, with what it had stored. */
   readonly restart?: Effect.Effect<void, unknown, NoInfer<R>> | undefined
+  /** Ends all connections; they may be made again at once. */
   readonly cut?: Effect.Effect<void, unknown, NoInfer<R>> | undefined
+  /** From now on no byte passes on the connections that are open, and nobody is told; new ones work. */
   readonly halfOpen?: Effect.Effect<void, unknown, NoInfer<R>> | undefined
+  /** Changes latency and bandwidth of the connections. */
   readonly shape?: ((shape: Proxy.Shape) => Effect.Effect<void, unknown, NoInfer<R>>) | undefined
+  /** The broker refuses to store messages until the scope closes, as a full one does. */
   readonly refuse?: Effect.Effect<void, unknown, NoInfer<R> | Scope.Scope> | undefined
+  /** Another node of the cluster leads. */
   readonly changeLeader?: Effect.Effect<void, unknown, NoInfer<R>> | undefined
+  /** What an operator may do behind the back of a running pipeline. */
   readonly deleteTopic?: ((topic: string) => Effect.Effect<void, unknown, NoInfer<R>>) | undefined
+  /** What an operator may do behind the back of a running pipeline. */
   readonly deleteGroup?: ((topic: string, group: string) => Effect.Effect<void, unknown, NoInfer<R>>) | undefined
+  /** What an operator may do behind the back of a running pipeline. */
   readonly deleteConsumers?: ((topic: string, group: string) => Effect.Effect<void, unknown, NoInfer<R>>) | undefined
+  /** Connects to an address where no broker answers. */
   readonly unreachable?: Effect.Effect<unknown, unknown, NoInfer<R> | Scope.Scope> | undefined
+  /** Narrows what the transport declares. */
   readonly capabilities?: Partial<Capabilities> | undefined
 }
 
@@ -128,7 +131,9 @@ export interface Outcome {
  * @since 0.1.0
  */
 export interface SuiteOptions<R, E> extends Target<R, E> {
+  /** The name of the broker, in the titles of the tests. */
   readonly name: string
+  /** Called with all outcomes when the suite has ended. */
   readonly onEnd?: ((outcomes: ReadonlyArray<Outcome>) => void | Promise<void>) | undefined
 }
 

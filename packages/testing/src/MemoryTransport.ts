@@ -19,20 +19,19 @@ import { connect } from "./internal/memory/transport.ts"
 /**
  * Options of the broker in memory.
  *
- * - `minIdle`: how long an unsettled message stays with a consumer that does not keep it; default 30 seconds
- * - `retention`: `"until-acked"` deletes a message once every group has acknowledged it; default `"keep"`
- * - `concurrency`: handlers that run at once on this broker, all pipelines together; default unbounded
- * - `maxBody`: the largest message in bytes, headers included; default 1 MiB, as NATS has it
- * - `history`: keeps what was published and settled, for {@link MemoryTransport}; default `false`
- *
  * @category models
  * @since 0.1.0
  */
 export interface Options {
+  /** How long an unsettled message stays with a consumer that does not keep it; default 30 seconds. */
   readonly minIdle?: Duration.Input | undefined
+  /** `"until-acked"` deletes a message once every group has acknowledged it; default `"keep"`. */
   readonly retention?: "keep" | "until-acked" | undefined
+  /** Handlers that run at once on this broker, all pipelines together; default unbounded. */
   readonly concurrency?: number | undefined
+  /** The largest message in bytes, headers included; default 1 MiB, as NATS has it. */
   readonly maxBody?: number | undefined
+  /** Keeps what was published and settled, for {@link MemoryTransport}; default `false`. */
   readonly history?: boolean | undefined
 }
 

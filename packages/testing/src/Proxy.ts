@@ -54,12 +54,11 @@ export interface Proxy {
 /**
  * Options for {@link make}.
  *
- * - `pass`: is given each piece on its way and returns what is passed on; `undefined` ends the connection
- *
  * @category models
  * @since 0.1.0
  */
 export interface Options {
+  /** Is given each piece on its way and returns what is passed on; `undefined` ends the connection. */
   readonly pass?: ((piece: Buffer, to: "broker" | "client", connection: Connection) => Buffer | undefined) | undefined
 }
 

@@ -58,32 +58,31 @@ const allFaults = [...episodes, "settle", "publish", "delay", "handler", "poison
 /**
  * What is simulated.
  *
- * - `values`: what is published to the source, in this order
- * - `workers`: processes that run the pipeline; default 2
- * - `faults`: default all
- * - `keepsKeys`: the pipeline keeps the messages of one `Topic.key` in order; default `false`
- * - `attempts`: the most attempts that its retry policy allows; default: not checked
- * - `minIdle`: how long an unsettled message stays with a process that does not keep it; default 30 seconds
- * - `kills`: which messages end the process that handles them, in place of a chance of three in a hundred
- * - `outputOf`: tells what a published message says, by which a second copy is found; default its id
- * - `only`: the faults that may happen, by name: see {@link Run}; default all
- * - `restWithin`: how long it may take, once no more faults happen, until all is settled; default 1 hour
- * - `connect`: changes the transport of each process: for faults of your own
- *
  * @category models
  * @since 0.1.0
  */
 export interface Options<out A> {
+  /** What is published to the source, in this order. */
   readonly values: Iterable<A>
+  /** Processes that run the pipeline; default 2. */
   readonly workers?: number | undefined
+  /** Default all. */
   readonly faults?: ReadonlyArray<Fault> | undefined
+  /** The pipeline keeps the messages of one `Topic.key` in order; default `false`. */
   readonly keepsKeys?: boolean | undefined
+  /** The most attempts that its retry policy allows; default: not checked. */
   readonly attempts?: number | undefined
+  /** How long an unsettled message stays with a process that does not keep it; default 30 seconds. */
   readonly minIdle?: Duration.Input | undefined
+  /** Which messages end the process that handles them, in place of a chance of three in a hundred. */
   readonly kills?: ((message: Message.Any) => boolean) | undefined
+  /** Tells what a published message says, by which a second copy is found; default its id. */
   readonly outputOf?: ((message: Outgoing) => string | undefined) | undefined
+  /** The faults that may happen, by name: see {@link Run}; default all. */
   readonly only?: Iterable<string> | undefined
+  /** How long it may take, once no more faults happen, until all is settled; default 1 hour. */
   readonly restWithin?: Duration.Input | undefined
+  /** Changes the transport of each process: for faults of your own. */
   readonly connect?: ((transport: Transport["Service"]) => Transport["Service"]) | undefined
 }
 
@@ -128,7 +127,9 @@ export class Violated extends Data.TaggedError("Violated")<{
     const history = trace.slice(0, 1 + trace.findIndex((line) => line.includes("VIOLATION")))
     const left = history.length - mostLines
     return [
-      `${violations.length} violations with seed ${JSON.stringify(seed)}; Simulation.run with that seed, and \`only\` the ` +
+      `${violations.length} violations with seed ${
+        JSON.stringify(seed)
+      }; Simulation.run with that seed, and \`only\` the ` +
       "names in `run.faults`, shows it again",
       ...violations.map(({ law, text }) => `  ${law}: ${text}`),
       "the faults:",

@@ -71,7 +71,11 @@ export class NotIdle extends Data.TaggedError("NotIdle")<{
  */
 export interface TestHarness<in A, out R> {
   readonly running: Pipeline.Running
-  readonly publish: (value: A, options?: Publisher.PublishOptions) => Effect.Effect<void, Publisher.PublishError, R>
+  /** Publishes a value; `subject` is the one it was published on, for a pipeline of `JetStream.from`. */
+  readonly publish: (
+    value: A,
+    options?: Publisher.PublishOptions & { readonly subject?: string | undefined }
+  ) => Effect.Effect<void, Publisher.PublishError, R>
   /** Publishes bytes as some other producer might: not decodable, or with headers of its own. */
   readonly publishRaw: (
     body: Uint8Array | string,
@@ -139,7 +143,15 @@ export const make = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
       Effect.flatMap(transport.publish([outgoing]), (results) => Effect.asVoid(Effect.fromResult(results[0]!)))
     return {
       running,
-      publish: (value, options) => Effect.flatMap(Publisher.outgoing(topic, value, options), publish),
+      publish: (value, options) =>
+        Effect.flatMap(Publisher.outgoing(topic, value, options), (outgoing) => {
+          const subject = options?.subject
+          return publish(
+            subject === undefined
+              ? outgoing
+              : { ...outgoing, headers: { ...outgoing.headers, "millrace-subject": subject } }
+          )
+        }),
       publishRaw: (body, headers) =>
         publish({
           topic: topic.name,

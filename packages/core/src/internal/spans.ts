@@ -12,16 +12,19 @@ import { inSpan } from "./traced.ts"
 /**
  * Options of {@link spans}.
  *
- * - `relation`: how a `process` span relates to the span that published the message. `"link"` (default) starts a trace of
- *   its own, as the conventions have it; `"parent"` goes on with the publisher's
- * - `sampleRatio`: the part of the messages that get a span, of those whose publisher was sampled or unknown; default 1.
- *   All messages of a trace are decided alike
- *
  * @category models
  * @since 0.1.0
  */
 export interface SpanOptions {
+  /**
+   * How a `process` span relates to the span that published the message. `"link"` (default) starts a trace of its
+   * own, as the conventions have it; `"parent"` goes on with the publisher's.
+   */
   readonly relation?: "link" | "parent" | undefined
+  /**
+   * The part of the messages that get a span, of those whose publisher was sampled or unknown; default 1. All
+   * messages of a trace are decided alike.
+   */
   readonly sampleRatio?: number | undefined
 }
 

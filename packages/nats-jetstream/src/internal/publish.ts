@@ -126,11 +126,31 @@ export const publishBatch = <A, RD, RE>(
  * @since 0.1.0
  */
 export const to: {
+  /**
+   * A step that publishes to JetStream from a pipeline on any broker, and passes the value on. An array that `value`
+   * returns is several messages.
+   *
+   * **Details**
+   *
+   * The message id derives from the origin and id of the source message, the group and the step's place in the pipeline, so
+   * that a retry does not duplicate within the stream's duplicate window. While the server is unreachable the publish waits
+   * and holds its slot.
+   */
   <B, RD, RE>(
     topic: Topic.Topic<B, RD, RE>
   ): <M extends Message.Any, A extends B, E, R>(
     self: Pipeline.Open<M, A, E, R>
   ) => Pipeline.Open<M, A, E | Publisher.PublishError, R | RE | JetStream>
+  /**
+   * A step that publishes to JetStream from a pipeline on any broker, and passes the value on. An array that `value`
+   * returns is several messages.
+   *
+   * **Details**
+   *
+   * The message id derives from the origin and id of the source message, the group and the step's place in the pipeline, so
+   * that a retry does not duplicate within the stream's duplicate window. While the server is unreachable the publish waits
+   * and holds its slot.
+   */
   <M extends Message.Any, A, B, RD, RE>(
     topic: Topic.Topic<B, RD, RE>,
     value: (value: NoInfer<A>, message: NoInfer<M>) => NoInfer<B> | ReadonlyArray<NoInfer<B>>

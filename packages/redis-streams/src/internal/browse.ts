@@ -77,7 +77,10 @@ const range = (
       let average = 0
       return Stream.paginate({ start: reverse ? text(last) : low, left: limit }, ({ left, start }) => {
         // The first page tells how large entries are.
-        const page = Math.min(left, average === 0 ? 10 : Math.max(1, Math.min(maxPage, Math.floor(maxPageBytes / average))))
+        const page = Math.min(
+          left,
+          average === 0 ? 10 : Math.max(1, Math.min(maxPage, Math.floor(maxPageBytes / average)))
+        )
         return Effect.map(ask([command, key, start, stop, "COUNT", String(page)]), (reply) => {
           const deliveries: ReadonlyArray<RedisDelivery> = read(token, reply)
           const end = deliveries.at(-1)
@@ -107,7 +110,11 @@ export const read = (
 }
 
 /** One entry. */
-export const get = (server: Server, topic: string, id: string): Effect.Effect<Option.Option<Delivery>, TransportError> => {
+export const get = (
+  server: Server,
+  topic: string,
+  id: string
+): Effect.Effect<Option.Option<Delivery>, TransportError> => {
   if (!isId(id)) return Effect.succeed(Option.none())
   const { ask, key, origin, read } = reading(server, topic)
   return Effect.map(

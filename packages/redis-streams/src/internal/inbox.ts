@@ -165,7 +165,9 @@ export class Inbox {
   /** Takes everything out but the retries of this process, and has room for it again. */
   clearHeld(): ReadonlyArray<RedisDelivery> {
     const held = this.buffer.filter((delivery) => RedisDelivery.state(delivery).arrival !== "retry")
-    if (held.length > 0) this.buffer = this.buffer.filter((delivery) => RedisDelivery.state(delivery).arrival === "retry")
+    if (held.length > 0) {
+      this.buffer = this.buffer.filter((delivery) => RedisDelivery.state(delivery).arrival === "retry")
+    }
     for (const delivery of held) {
       this.total++
       this.freshLeft++

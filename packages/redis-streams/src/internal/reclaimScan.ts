@@ -119,7 +119,9 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
     for (const { options: { minIdle } } of subscriptions) least = Math.min(least, minIdle / 4)
     return Math.max(5, least)
   }
-  yield* Effect.suspend(() => Effect.forEach([...subscriptions], (subscription) => subscription.tick, { discard: true })).pipe(
+  yield* Effect.suspend(() =>
+    Effect.forEach([...subscriptions], (subscription) => subscription.tick, { discard: true })
+  ).pipe(
     Effect.andThen(Effect.suspend(() => Effect.sleep(keepEvery()))),
     Effect.forever,
     Effect.forkScoped
@@ -139,16 +141,18 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
 
   return {
     look: (subscription) =>
-      Effect.asVoid(Effect.acquireRelease(
-        Effect.sync(() => {
-          subscriptions.add(subscription)
-        }),
-        () => Effect.sync(() => subscriptions.delete(subscription))
-      ).pipe(
-        // Nothing is read before it is known what was released or abandoned.
-        Effect.andThen(lookAt([subscription])),
-        Effect.tap(Effect.sync(() => isNew.openUnsafe()))
-      ))
+      Effect.asVoid(
+        Effect.acquireRelease(
+          Effect.sync(() => {
+            subscriptions.add(subscription)
+          }),
+          () => Effect.sync(() => subscriptions.delete(subscription))
+        ).pipe(
+          // Nothing is read before it is known what was released or abandoned.
+          Effect.andThen(lookAt([subscription])),
+          Effect.tap(Effect.sync(() => isNew.openUnsafe()))
+        )
+      )
   }
 })
 

@@ -67,8 +67,11 @@ export const make = (server: Server, transport: Transport["Service"]) =>
         })
       },
       { concurrency: "unbounded" }
-    ).pipe(Effect.flatMap((failures) => {
-      const failure = failures.find((failure) => failure !== undefined)
-      return failure === undefined ? Effect.succeed(removals) : Effect.fail(failure)
-    }), Effect.uninterruptible)
+    ).pipe(
+      Effect.flatMap((failures) => {
+        const failure = failures.find((failure) => failure !== undefined)
+        return failure === undefined ? Effect.succeed(removals) : Effect.fail(failure)
+      }),
+      Effect.uninterruptible
+    )
   })

@@ -443,7 +443,12 @@ export class RedisSubscription {
     this.reclaim.found()
     return deliveries.length === 0
       ? Effect.void
-      : Effect.asVoid(this.server.keep.send(this.options.key, this.commands(deliveries.map((delivery) => releaseOf(delivery, this.now())))))
+      : Effect.asVoid(
+        this.server.keep.send(
+          this.options.key,
+          this.commands(deliveries.map((delivery) => releaseOf(delivery, this.now())))
+        )
+      )
   }
 
   /** Releases everything: arrived entries uncounted, retries that wait with their due time and count. */

@@ -3,6 +3,7 @@ import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import * as Crypto from "node:crypto"
 import * as Os from "node:os"
+import type * as Testcontainers from "testcontainers"
 import { BrokersError } from "./BrokersError.ts"
 import type { Controls } from "./controls.ts"
 import { awaitReady } from "./controls.ts"
@@ -72,7 +73,7 @@ const testcontainers: string = "testcontainers"
 
 /** Finds the engine's client. Loaded here only: it is large, and of no use without an engine. */
 const prepare = async () => {
-  const { getContainerRuntimeClient } = await (import(testcontainers) as Promise<typeof import("testcontainers")>)
+  const { getContainerRuntimeClient } = await (import(testcontainers) as Promise<typeof Testcontainers>)
     .catch((error: { readonly code?: string }) => {
       if (error.code !== "ERR_MODULE_NOT_FOUND") throw error
       throw new Error("the package testcontainers is not installed: npm install --save-dev testcontainers")

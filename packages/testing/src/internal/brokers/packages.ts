@@ -25,13 +25,12 @@ const cache = ((): string => {
 export type Fetched = { readonly programs: ReadonlyArray<Program> } | { readonly refused: string }
 
 /** Runs the script. It lets one run at a time; the others wait and find the work done. */
-const run: Effect.Effect<string | undefined> =
-  Effect.callback<string | undefined>((resume) => {
-    execFile(script, [cache], (error, _stdout, stderr) => {
-      const refused = error === null ? undefined : stderr.trim() === "" ? error.message : stderr.trim()
-      resume(Effect.succeed(refused))
-    })
+const run: Effect.Effect<string | undefined> = Effect.callback<string | undefined>((resume) => {
+  execFile(script, [cache], (error, _stdout, stderr) => {
+    const refused = error === null ? undefined : stderr.trim() === "" ? error.message : stderr.trim()
+    resume(Effect.succeed(refused))
   })
+})
 
 const fetch = Effect.fnUntraced(function*(): Effect.fn.Return<Fetched> {
   if (!Fs.existsSync(Path.join(cache, "complete"))) {

@@ -194,7 +194,13 @@ export class Group {
     return touchedAt + (owner === consumer ? 1.5 * minIdle : minIdle)
   }
 
-  private deliver(passage: Passage, consumer: Consumer, now: number, counted: boolean, due: number | undefined): Transport.Delivery {
+  private deliver(
+    passage: Passage,
+    consumer: Consumer,
+    now: number,
+    counted: boolean,
+    due: number | undefined
+  ): Transport.Delivery {
     passage.due = 0
     passage.owner = consumer
     passage.attempts++

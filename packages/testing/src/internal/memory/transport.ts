@@ -88,7 +88,12 @@ const subscribe = (
   connection: Connection,
   options: Transport.SubscribeOptions
 ): Effect.Effect<Transport.Subscription, never, Scope.Scope> => {
-  const consumer: Consumer = { name: `consumer-${++broker.consumers}`, isolateFrom: options.isolateFrom, ordered: options.ordered ?? false, isClosed: false }
+  const consumer: Consumer = {
+    name: `consumer-${++broker.consumers}`,
+    isolateFrom: options.isolateFrom,
+    ordered: options.ordered ?? false,
+    isClosed: false
+  }
   // Looked up each time: a group that was deleted is made again, as the contract has it.
   const group = () => broker.topic(options.topic).group(options.group, options.startFrom)
   group()
@@ -107,31 +112,34 @@ const subscribe = (
     consumer.isClosed = true
     group().wake()
   })
-  return Effect.acquireRelease(Effect.succeed<Transport.Subscription>({
-    // A broker answers in another turn of the loop: one that answered at once would starve every timer.
-    pull: (demand) => Effect.andThen(Effect.yieldNow, take(demand)),
-    // A pull that is interrupted leaves nothing requested.
-    withdraw: Effect.void,
-    settle(batch) {
-      // Nobody hears it; a pipeline that drains after its broker has gone must come to its end.
-      if (!connection.open) return noneLost
-      const from = group()
-      let lost: Array<Transport.Delivery> | undefined
-      for (const { delivery, settlement } of batch) {
-        if (!from.settle(consumer, delivery, settlement)) (lost ??= []).push(delivery)
-      }
-      return lost === undefined ? noneLost : Exit.succeed(lost)
-    },
-    extend: (deliveries) =>
-      Effect.suspend(() =>
-        connection.open
-          ? Effect.succeed(deliveries.filter((delivery) => !group().extend(consumer, delivery)))
-          : noneLost
-      ),
-    begin: (delivery) => Effect.sync(() => !connection.open || group().begin(consumer, delivery)),
-    lease: Number.isFinite(broker.options.minIdle) ? Duration.millis(broker.options.minIdle) : undefined,
-    health: Effect.succeed(consuming(broker))
-  }), () => close)
+  return Effect.acquireRelease(
+    Effect.succeed<Transport.Subscription>({
+      // A broker answers in another turn of the loop: one that answered at once would starve every timer.
+      pull: (demand) => Effect.andThen(Effect.yieldNow, take(demand)),
+      // A pull that is interrupted leaves nothing requested.
+      withdraw: Effect.void,
+      settle(batch) {
+        // Nobody hears it; a pipeline that drains after its broker has gone must come to its end.
+        if (!connection.open) return noneLost
+        const from = group()
+        let lost: Array<Transport.Delivery> | undefined
+        for (const { delivery, settlement } of batch) {
+          if (!from.settle(consumer, delivery, settlement)) (lost ??= []).push(delivery)
+        }
+        return lost === undefined ? noneLost : Exit.succeed(lost)
+      },
+      extend: (deliveries) =>
+        Effect.suspend(() =>
+          connection.open
+            ? Effect.succeed(deliveries.filter((delivery) => !group().extend(consumer, delivery)))
+            : noneLost
+        ),
+      begin: (delivery) => Effect.sync(() => !connection.open || group().begin(consumer, delivery)),
+      lease: Number.isFinite(broker.options.minIdle) ? Duration.millis(broker.options.minIdle) : undefined,
+      health: Effect.succeed(consuming(broker))
+    }),
+    () => close
+  )
 }
 
 const noneLost = Exit.succeed<ReadonlyArray<Transport.Delivery>>([])

@@ -175,9 +175,17 @@ export class Laws {
         const isClaim = now - previous.keptAt >= this.options.minIdle - 1
         this.hold("law 8", isClaim, () => `${worker} was given ${id}, which ${previous.worker} keeps`)
         if (previous.killer === undefined) passage.otherwiseSpent++
-        this.hold("law 2", delivery.suspect || previous.isUncounted || previous.isEarly, () => `${id} was never settled by ${previous.worker} and is no suspect`)
+        this.hold(
+          "law 2",
+          delivery.suspect || previous.isUncounted || previous.isEarly,
+          () => `${id} was never settled by ${previous.worker} and is no suspect`
+        )
       } else {
-        this.hold("law 2", now >= previous.due - 1 || delivery.due !== undefined, () => `${worker} was given ${id} before its retry was due`)
+        this.hold(
+          "law 2",
+          now >= previous.due - 1 || delivery.due !== undefined,
+          () => `${worker} was given ${id} before its retry was due`
+        )
       }
       passage.deliveries++
       passage.before = previous
@@ -236,7 +244,11 @@ export class Laws {
       const isSame = holding.said === undefined || (holding.said === _tag && !holding.isConfirmed)
       this.hold("law 1", isSame, () => `${worker} settled ${delivery.id} twice: ${holding.said}, then ${_tag}`)
       const isFinal = _tag === "Retry" || _tag === "Terminate"
-      this.hold("law 3", !holding.isStopped || !isFinal, () => `${worker} was stopped, and ${short(_tag)} ${delivery.id}`)
+      this.hold(
+        "law 3",
+        !holding.isStopped || !isFinal,
+        () => `${worker} was stopped, and ${short(_tag)} ${delivery.id}`
+      )
       if (_tag === "Release" && holding.said === undefined) holding.passage.released.said++
       holding.said = _tag
     }

@@ -90,7 +90,11 @@ export class Line {
     return Effect.callback<A, E>((resume) => {
       const answer = (exit: Exit.Exit<A, E>) => void world.after(this.delay, process, () => resume(exit))
       const { worker } = this.at
-      const isUnsent = this.happens(`${operation} unsent`, mayBeLost && world.chance(0.05), `${operation} of ${worker} is not sent`)
+      const isUnsent = this.happens(
+        `${operation} unsent`,
+        mayBeLost && world.chance(0.05),
+        `${operation} of ${worker} is not sent`
+      )
       const isUnanswered = this.happens(
         `${operation} unanswered`,
         mayBeLost && world.chance(0.05),
@@ -117,7 +121,8 @@ export class Line {
   transport(inner: Service): Service {
     return {
       ...inner,
-      declare: (topic, purpose) => this.ask("declare", () => inner.declare(topic, purpose), false, this.broken("declare")),
+      declare: (topic, purpose) =>
+        this.ask("declare", () => inner.declare(topic, purpose), false, this.broken("declare")),
       publish: (messages) => this.publish(inner, messages),
       subscribe: (options) =>
         Effect.gen({ self: this }, function*() {
@@ -196,7 +201,13 @@ export class Line {
       if (isPart && Arr.isArrayNonEmpty(part)) {
         this.disturbed(slow)
         const question = () => Effect.map(subscription.settle(part), arrived(part))
-        return this.ask("settle", () => Effect.andThen(question(), this.broken("settle")()), true, this.broken("settle"), true)
+        return this.ask(
+          "settle",
+          () => Effect.andThen(question(), this.broken("settle")()),
+          true,
+          this.broken("settle"),
+          true
+        )
       }
       const question = () => Effect.map(subscription.settle(batch), arrived(batch))
       return Effect.map(this.ask("settle", question, this.at.kinds.settle, this.broken("settle"), true), confirmed)

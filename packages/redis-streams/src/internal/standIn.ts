@@ -1,0 +1,30 @@
+import type * as Message from "@millrace/core/Message"
+import type * as Transport from "@millrace/core/Transport"
+import { invalidOption, received } from "@millrace/core/TransportAuthor"
+import type { TransportError } from "@millrace/core/TransportError"
+import type * as Arr from "effect/Array"
+import * as Effect from "effect/Effect"
+import type * as Stream from "effect/Stream"
+import type { Removal } from "../Options.ts"
+
+/** The service on another broker, for tests. */
+export const standIn = (transport: Transport.Transport["Service"]) => ({
+  transport,
+  groupInfo: () => Effect.succeed(undefined),
+  read: (topic: string): Stream.Stream<Transport.Delivery, TransportError> => transport.browse(topic),
+  trim: () => Effect.succeed(0),
+  remove: (
+    messages: Arr.NonEmptyReadonlyArray<Message.Any>
+  ): Effect.Effect<ReadonlyArray<Removal>, TransportError> =>
+    Effect.forEach(messages, (message) => {
+      const behind = received(message)
+      if (behind === undefined || behind.transport !== transport) {
+        return invalidOption("redis", "message", message.id, "give a message that a pipeline on this Layer received")
+      }
+      behind.claim()
+      return Effect.map(
+        transport.remove(message.topic, [message.id]),
+        (removed) => removed > 0 ? "removed" as const : "absent" as const
+      )
+    })
+})
