@@ -76,7 +76,7 @@ const authenticatorOf = ({ credentials, nkey }: ConnectOptions) => {
 export const addressOf = (url: string | Redacted.Redacted<string>): string =>
   Redacted.isRedacted(url)
     ? addressOf(Redacted.value(url))
-    : url.split(",").map((part) => TransportError.redactUrl(part.trim())).join(",")
+    : TransportError.redactUrl(url)
 
 /**
  * Connects within `connectTimeout`. A connection that is lost later is re-made for ever: at once, then after delays
