@@ -87,7 +87,7 @@ const authenticatorOf = ({ credentials, nkey }: ConnectOptions) => {
 export const addressOf = (url: string | Redacted.Redacted<string>): string =>
   Redacted.isRedacted(url)
     ? addressOf(Redacted.value(url))
-    : url.split(",").map((part) => TransportError.redactUrl(part.trim())).join(",")
+    : TransportError.redactUrl(url)
 
 const hostOf = (server: string): string => server.replace(/:\d+$/, "").replace(/^\[(.*)\]$/, "$1")
 
