@@ -76,6 +76,11 @@ describe("options", () => {
     Topic.make("orders", { schema: Order, key: (order) => order.user > 0 ? order.id : undefined })
   })
 
+  test("a secret may be a plain text, as a URL may", () => {
+    RedisStreams.layer({ url: "redis://localhost:6379", password: "secret" })
+    JetStream.layer({ url: "nats://localhost:4222", token: "secret" })
+  })
+
   test("a topic without a name", () => {
     // @ts-expect-error a topic name has at least one character
     Topic.make("", { schema: Order })
