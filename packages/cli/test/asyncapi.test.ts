@@ -158,7 +158,7 @@ describe("breaking changes", () => {
     ["nothing said", {}, string]
   ]
   for (const [what, wide, narrow] of cases) {
-    it(what, () => {
+    it(`a receiver of: ${what}`, () => {
       assert.notDeepEqual(
         breakingChanges(document("receive", wide), document("receive", narrow)),
         [],

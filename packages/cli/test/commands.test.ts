@@ -53,7 +53,7 @@ for (
     ["NATS", nats()]
   ] as const
 ) {
-  describe(name, () => {
+  describe(`commands on ${name}`, () => {
     layer(broker, { excludeTestServices: true, timeout: "2 minutes" })((it) => {
       it.effect("commands show, publish, redrive and discard", () =>
         Effect.gen(function*() {

@@ -3,7 +3,7 @@ import { DeadLetter, Transport } from "@millrace/core"
 import { JetStream } from "@millrace/nats-jetstream"
 import { RedisStreams } from "@millrace/redis-streams"
 import { Brokers } from "@millrace/testing"
-import { Array as Arr, Context, Effect, Fiber, Layer, Option, Result, Stream } from "effect"
+import { Array as Arr, Context, Effect, Fiber, Layer, Option, Result, type Scope, Stream } from "effect"
 import { createClient } from "redis"
 
 const many = 100_000
@@ -82,7 +82,7 @@ const brokers: ReadonlyArray<{
       readonly requests: Effect.Effect<number>
     },
     unknown,
-    import("effect").Scope.Scope
+    Scope.Scope
   >
 }> = [
   ...(["redis", "valkey"] as const).map((kind) => ({

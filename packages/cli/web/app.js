@@ -172,7 +172,7 @@ const Overview = ({ history, overview }) => {
     "handled/s",
     "lag"
   ]} rows=${history} />
-    <${Topics} title="Dead letters" topics=${dead.toSorted((a, b) => b.messages - a.messages)} to="dead" />
+    <${DeadTopics} topics=${dead.toSorted((a, b) => b.messages - a.messages)} />
     <${Groups} groups=${groups} />
     <${Topics} title="Topics" topics=${topics.filter((t) => !t.dead)} to="topic" />`
 }
@@ -317,7 +317,7 @@ const Dead = ({ mayRedrive, topic }) => {
   const choose = (ids, on) =>
     setChosen((old) => {
       const next = new Set(old)
-      for (const id of ids) on ? next.add(id) : next.delete(id)
+      for (const id of ids) next[on ? "add" : "delete"](id)
       return next
     })
   const redrive = async () => {

@@ -127,6 +127,9 @@ const encodeRecord = Schema.encodeSync(RecordJson)
 const HistoryJson = Schema.fromJsonString(Schema.toCodecJson(Schema.Array(Failure)))
 const decodeHistory = Schema.decodeUnknownExit(HistoryJson)
 const encodeHistory = Schema.encodeSync(HistoryJson)
+const HeadersJson = Schema.fromJsonString(Schema.Record(Schema.String, Schema.String))
+const decodeHeaders = Schema.decodeUnknownExit(HeadersJson)
+const encodeHeaders = Schema.encodeSync(HeadersJson)
 
 /**
  * Reads the record of a dead letter; fails with a `SchemaError` when the message is none.
@@ -239,19 +242,19 @@ const assemble = (
     (rest) =>
       Option.isNone(rest)
         ? { ...letter, incomplete: true }
-        : {
-          ...letter,
-          ids: [delivery.id, rest.value.id],
-          message: { ...message, body: joined(delivery.body, rest.value.body) }
-        }
+        : { ...letter, ids: [delivery.id, rest.value.id], message: { ...message, ...joined(delivery, rest.value) } }
   )
 }
 
-const joined = (first: Uint8Array, second: Uint8Array): Uint8Array => {
-  const body = new Uint8Array(first.byteLength + second.byteLength)
-  body.set(first)
-  body.set(second, first.byteLength)
-  return body
+/** Puts two pieces together; the second one may begin with the headers. */
+const joined = (head: Delivery, rest: Delivery): Pick<Delivery, "body" | "headers"> => {
+  const headerBytes = Number(rest.headers[letters.headerBytesHeader] ?? 0)
+  const second = rest.body.subarray(headerBytes)
+  const body = new Uint8Array(head.body.byteLength + second.byteLength)
+  body.set(head.body)
+  body.set(second, head.body.byteLength)
+  const headers = decodeHeaders(new TextDecoder().decode(rest.body.subarray(0, headerBytes)))
+  return { body, headers: Exit.isSuccess(headers) ? headers.value : {} }
 }
 
 /**
@@ -528,19 +531,50 @@ export const outgoing = (topic: string, delivery: Delivery, record: Record): Out
 }
 
 /**
- * The same letter in two pieces, for one that is too large with its record beside it. The second half is written first:
- * whoever finds the record finds all of it.
+ * The ways to write a dead letter, to be tried in this order while the broker says that it is too large: whole, with a
+ * short record, in two pieces.
+ *
+ * @category encoding
+ * @since 0.1.0
+ */
+export const forms = (
+  topic: string,
+  delivery: Delivery,
+  record: Record
+): Arr.NonEmptyReadonlyArray<Arr.NonEmptyReadonlyArray<Outgoing>> => {
+  const brief = new Record({
+    ...record,
+    error: { tag: record.error.tag.slice(0, 100), message: record.error.message.slice(0, 200), causes: [] },
+    history: record.history.slice(-1).map((failure) => new Failure({ ...failure, error: failure.error.slice(0, 100) }))
+  })
+  const short = outgoing(topic, delivery, brief)
+  return [[outgoing(topic, delivery, record)], [short], split(short)]
+}
+
+/**
+ * A letter in two pieces, the second one first: whoever finds the record finds all of it. The second piece's body is the
+ * message's headers, as JSON, and half of its body: a message whose headers leave no room for a record fits too.
  *
  * @category encoding
  * @since 0.1.0
  */
 export const split = (letter: Outgoing): readonly [rest: Outgoing, head: Outgoing] => {
   const half = Math.floor(letter.body.byteLength / 2)
-  const rest = { [letters.restHeader]: letters.oneLine(letter.id!) }
-  const head = { ...letter.headers, [letters.splitHeader]: letters.oneLine(letter.id!) }
+  const id = letters.oneLine(letter.id!)
+  const { message, records } = letters.separate(letter.headers)
+  const prefix = new TextEncoder().encode(encodeHeaders(message))
+  const body = new Uint8Array(prefix.byteLength + letter.body.byteLength - half)
+  body.set(prefix)
+  body.set(letter.body.subarray(half), prefix.byteLength)
+  const rest = { [letters.restHeader]: id, [letters.headerBytesHeader]: String(prefix.byteLength) }
   return [
-    { ...letter, body: letter.body.subarray(half), fields: undefined, headers: rest, id: `${letter.id}/rest` },
-    { ...letter, body: letter.body.subarray(0, half), fields: undefined, headers: head }
+    { ...letter, body, fields: undefined, headers: rest, id: `${letter.id}/rest` },
+    {
+      ...letter,
+      body: letter.body.subarray(0, half),
+      fields: undefined,
+      headers: { ...records, [letters.splitHeader]: id }
+    }
   ]
 }
 

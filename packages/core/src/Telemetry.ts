@@ -159,14 +159,14 @@ export const Watchdog = Context.Reference<WatchdogOptions | false>("@millrace/co
 
 /**
  * How often a pipeline looks at its health and its handlers, for logs and the watchdog; `undefined`: never. Default:
- * every second.
+ * every 5 seconds. A look may cost a request to the broker.
  *
  * @category references
  * @since 0.1.0
  */
 export const LookInterval = Context.Reference<Duration.Duration | undefined>(
   "@millrace/core/Telemetry/LookInterval",
-  { defaultValue: () => Duration.seconds(1) }
+  { defaultValue: () => Duration.seconds(5) }
 )
 
 // --- metrics

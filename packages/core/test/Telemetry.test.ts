@@ -3,6 +3,7 @@ import { Pipeline, Publisher, Telemetry, Topic } from "@millrace/core"
 import { MemoryTransport, TestHarness } from "@millrace/testing"
 import { Data, Effect, Layer, Metric, Schedule, Schema, Tracer } from "effect"
 import { TestClock } from "effect/testing"
+import { delivery, survives } from "./fixtures/fake.ts"
 
 const Numbers = Topic.make("numbers", { schema: Schema.Number })
 const Doubled = Topic.make("doubled", { schema: Schema.Number })
@@ -111,5 +112,32 @@ describe("metrics", () => {
       Effect.scoped,
       Effect.provide(Layer.merge(MemoryTransport.layer(), Telemetry.layerMetrics)),
       Effect.provideService(Metric.MetricRegistry, new Map())
+    ))
+})
+
+describe("an observer that throws", () => {
+  // was: an observer that throws does not harm the pipeline
+  it.effect("leaves the pipeline and the message alone", () => {
+    let first = true
+    return survives(
+      (from) => from,
+      delivery(1),
+      Effect.provideService(Telemetry.Observer, () => {
+        if (first) {
+          first = false
+          throw new Error("observer")
+        }
+      })
+    )
+  })
+
+  // was: an observer that throws on a retry leaks no permit
+  it.effect("on a retry leaks no permit", () =>
+    survives(
+      (from) => from.pipe(Pipeline.tap((n) => n === 1 ? Effect.fail("no") : Effect.void)),
+      delivery(1),
+      Effect.provideService(Telemetry.Observer, (outcome) => {
+        if (outcome._tag === "Retried") throw new Error("observer")
+      })
     ))
 })

@@ -1,8 +1,9 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Pipeline, Publisher, Topic } from "@millrace/core"
-import { MemoryTransport, TestHarness } from "@millrace/testing"
+import { FakeTransport, MemoryTransport, TestHarness, Wait } from "@millrace/testing"
 import { Effect, Exit, Result, Schedule, Schema, Scope } from "effect"
 import { TestClock } from "effect/testing"
+import { adjust, delivery, on } from "./fixtures/fake.ts"
 
 const Numbers = Topic.make("numbers", { schema: Schema.Number })
 const from = Pipeline.from(Numbers, { group: "test", startFrom: "beginning" })
@@ -139,18 +140,91 @@ describe("batch", () => {
       assert.strictEqual(handled, 20)
     }).pipe(Effect.provide(MemoryTransport.layer())))
 
-  it.effect("has no place in a branch", () =>
+  it.effect("fills in a branch, too", () =>
     Effect.gen(function*() {
-      const error = yield* Effect.flip(TestHarness.run(
+      const batches: Array<ReadonlyArray<number>> = []
+      const report = yield* TestHarness.run(
         Numbers,
         from.pipe(
           Pipeline.branch((n) => n > 0 ? "yes" : "no", {
-            yes: (self) => self.pipe(Pipeline.batch({ size: 2, within: "1 second" }, () => Effect.void)),
+            yes: (self) =>
+              self.pipe(Pipeline.batch({ size: 2, within: "1 second" }, (values) => Effect.sync(() => batches.push(values)))),
             no: (self) => self
-          })
+          }),
+          Pipeline.concurrency(3)
         ),
-        []
-      ))
-      assert.include(error.message, "batch is \"in a branch")
+        [1, 0, 2]
+      )
+      assert.deepStrictEqual([batches, report.counts.handled], [[[1, 2]], 3])
     }).pipe(Effect.provide(TestHarness.layer)))
+})
+
+describe("batchEach", () => {
+  // was: batchEach answering with something that is no Result leaks the permit
+  it.effect("that answers with something that is no Result gives its permit back", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const { running } = yield* on(hand, (from) =>
+        from.pipe(
+          Pipeline.batchEach(
+            { size: 2, within: "1 second" },
+            () => Effect.succeed([undefined, undefined] as unknown as ReadonlyArray<Result.Result<number, string>>)
+          )
+        ))
+      hand.deliver(delivery(1), delivery(2))
+      yield* Wait.turns
+      assert.strictEqual(running.limit.inUse, 0)
+    }))
+})
+
+describe("a lost message", () => {
+  // was: while draining, one lost message interrupts its whole batch and burns the others' attempts
+  it.effect("of a running batch leaves the others alone while the pipeline drains", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const { drained, running } = yield* on(
+        hand,
+        (from) => from.pipe(Pipeline.batch({ size: 3, within: "1 hour" }, () => Effect.sleep("15 seconds"))),
+        { drainTimeout: "1 minute" }
+      )
+      const second = delivery(2)
+      hand.deliver(delivery(1), second, delivery(3))
+      yield* Wait.turns
+      hand.lost.add(second)
+      yield* drained("10 seconds")
+      yield* adjust("10 seconds")
+      assert.strictEqual((yield* running.counts).retried, 0)
+      assert.deepStrictEqual(hand.said, ["1 Ack", "3 Ack"])
+    }))
+
+  // was: a message lost from an open batch, and one from a running batch, harm nobody
+  it.effect("leaves its open batch, and its running batch, alone", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const { drained, running } = yield* on(
+        hand,
+        (from) =>
+          from.pipe(
+            Pipeline.batch({ size: 3, within: "15 seconds" }, () => Effect.sleep("15 seconds")),
+            Pipeline.concurrency(2)
+          )
+      )
+      const second = delivery(2)
+      const fifth = delivery(5)
+      hand.deliver(delivery(1), second)
+      yield* Wait.turns
+      hand.lost.add(second)
+      yield* adjust("10 seconds")
+      hand.deliver(delivery(3), delivery(4), fifth, delivery(6))
+      yield* Wait.turns
+      hand.lost.add(fifth)
+      for (let n = 0; n < 10; n++) yield* adjust("10 seconds")
+      assert.deepStrictEqual([...hand.said].sort(), ["1 Ack", "3 Ack", "4 Ack", "6 Ack"])
+      assert.deepStrictEqual([running.limit.inUse, (yield* running.owned).running, (yield* running.counts).lost], [
+        0,
+        0,
+        2
+      ])
+      assert.isTrue(yield* drained("1 second"))
+    }))
 })

@@ -1,7 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
-import { type Message, Pipeline, Topic } from "@millrace/core"
-import { TestHarness } from "@millrace/testing"
-import { Deferred, Effect, Schedule, Schema } from "effect"
+import { Message, Pipeline, Settlement, Topic, Transport } from "@millrace/core"
+import { FakeTransport, TestHarness, Wait } from "@millrace/testing"
+import { Deferred, Effect, Schedule, Schema, Scope } from "effect"
+import { adjust, delivery, never, Numbers, on } from "./fixtures/fake.ts"
 
 const Event = Schema.Struct({ key: Schema.String, n: Schema.Number })
 type Event = typeof Event.Type
@@ -120,5 +121,113 @@ describe("keys", () => {
       yield* harness.publish({ key: "a", n: 1 })
       const report = yield* harness.runUntilIdle()
       assert.deepStrictEqual([report.handled.length, report.deadLettered.length], [2, 1])
+    }).pipe(Effect.provide(TestHarness.layer)))
+})
+
+describe("a message of a key that is lost", () => {
+  // was: a message lost while it stands behind its key lets the next one of the key run beside the head
+  it.effect("behind the head of its key, it lets no other message run beside the head", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const begun: Array<number> = []
+      yield* on(hand, (from) =>
+        from.pipe(
+          Pipeline.mapPromise((n) => {
+            begun.push(n)
+            return never()
+          }),
+          Pipeline.concurrency({ max: 4, key: () => "k" })
+        ))
+      const second = delivery(2)
+      hand.deliver(delivery(1), second, delivery(3))
+      yield* Wait.turns
+      hand.lost.add(second)
+      yield* adjust("10 seconds")
+      assert.deepStrictEqual(begun, [1])
+    }))
+})
+
+describe("the key of a message", () => {
+  // was: a key that reads the typed headers sees none: every message fails
+  it.effect("is chosen by its typed headers, too", () =>
+    Effect.gen(function*() {
+      const Tenants = Topic.make("numbers", {
+        schema: Schema.Number,
+        headers: Schema.Struct({ tenant: Schema.String })
+      } as any) as unknown as Topic.TopicWithHeaders<number, { readonly tenant: string }>
+      const hand = FakeTransport.make()
+      const scope = yield* Scope.make()
+      const running = yield* Scope.provide(
+        Pipeline.start(
+          Pipeline.from(Tenants, { group: "test" }).pipe(
+            Pipeline.concurrency({ max: 2, key: (message) => message.typedHeaders.tenant.toLowerCase() })
+          )
+        ),
+        scope
+      ).pipe(Effect.provideService(Transport.Transport, hand.transport))
+      yield* Wait.turns
+      hand.deliver(delivery(1, { headers: { tenant: "A" } }))
+      yield* Wait.turns
+      assert.deepStrictEqual((yield* running.counts).handled, 1, JSON.stringify(hand.said))
+    }))
+})
+
+describe("a retry that is requested by hand", () => {
+  // was: a retry asked for by hand lets the next message of the key overtake
+  it.effect("holds up the next message of the key", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const done: Array<number> = []
+      yield* on(hand, (from) =>
+        from.pipe(
+          Pipeline.tap((n, message) =>
+            n === 1 && message.attempt === 1
+              ? Message.settle(message, Settlement.retry("1 minute"))
+              : Effect.sync(() => done.push(n) > 0)
+          ),
+          Pipeline.concurrency({ max: 4, key: () => "k" })
+        ))
+      hand.deliver(delivery(1), delivery(2))
+      yield* adjust("1 second")
+      assert.deepStrictEqual(done, [])
+    }))
+})
+
+describe("order", () => {
+  // was: a key's order breaks when no slot comes free between a retry's due time and 30 s after it
+  it.effect("holds when no slot is free from the due time of a retry on", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const begun: Array<string> = []
+      yield* on(hand, (from) =>
+        from.pipe(
+          Pipeline.tap((n, { attempt }) => {
+            begun.push(`${n}#${attempt}`)
+            return n === 1 && attempt === 1 ? Effect.fail("no") : Effect.sleep("1 minute")
+          }),
+          Pipeline.retry({ times: 3, schedule: Schedule.spaced("1 second") }),
+          Pipeline.concurrency({ max: 1, key: ({ value }) => String(value % 2) })
+        ), { prefetch: 0 })
+      hand.deliver(delivery(1))
+      yield* Wait.turns
+      hand.deliver(delivery(3), delivery(2))
+      yield* adjust("2 seconds")
+      hand.deliver(delivery(1, { attempt: 2 })) // due, and nobody asks
+      for (let n = 0; n < 30; n++) yield* adjust("10 seconds")
+      assert.deepStrictEqual(begun, ["1#1", "2#1", "1#2", "3#1"])
+    }))
+
+  // was: a key whose head waited for its retry stood still for ever, once as many as may wait stood behind it
+  it.effect("holds, and the key goes on, with as many messages behind its head as may wait", () =>
+    Effect.gen(function*() {
+      const report = yield* TestHarness.run(
+        Numbers,
+        Pipeline.from(Numbers, { group: "test", waiting: 5 }).pipe(
+          Pipeline.tap((n, { attempt }) => n === 0 && attempt === 1 ? Effect.fail("once") : Effect.void),
+          Pipeline.concurrency({ max: 4, key: () => "" })
+        ),
+        Array.from({ length: 20 }, (_, n) => n)
+      )
+      assert.deepStrictEqual(report.handled.map(({ value }) => value), Array.from({ length: 20 }, (_, n) => n))
     }).pipe(Effect.provide(TestHarness.layer)))
 })

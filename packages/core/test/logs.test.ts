@@ -180,7 +180,7 @@ describe("logs", () => {
       yield* TestClock.adjust("1 minute")
       assert.strictEqual(of("Warn").length, 1)
       const ended = of("Info").filter(({ text }) => text.includes("again")).map(({ text }) => text)
-      assert.deepStrictEqual(ended, ["memory: consuming again after 1m 1s (3 pipelines affected)"])
+      assert.deepStrictEqual(ended, ["memory: consuming again after 1m 5s (3 pipelines affected)"])
     }).pipe(Effect.scoped, Effect.provide([MemoryTransport.layer(), layer]))
   })
 

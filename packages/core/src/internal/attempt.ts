@@ -3,7 +3,6 @@ import * as Context from "effect/Context"
 import * as DateTime from "effect/DateTime"
 import type * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import type * as Tracer from "effect/Tracer"
 import type * as Message from "../Message.ts"
 import * as Settlement from "../Settlement.ts"
 import type { Delivery, Settling, Transport } from "../Transport.ts"
@@ -93,13 +92,14 @@ export class MessageImpl extends Inspected implements Message.Message<unknown> {
     return this[InFlight].signal
   }
   toJSON(): unknown {
-    const { attempt, headers, id, key, topic, value } = this
-    return { id, topic, key, headers, attempt, value }
+    const { attempt, headers, id, key, topic } = this
+    // Its value, and what its source adds: typed headers, parameters of a subject.
+    return { id, topic, key, headers, attempt, ...Object.fromEntries(Object.entries(this)) }
   }
 }
 
 /** One attempt at one message, from the moment this process owns the delivery until it is settled. */
-export class Attempt implements Settling, Message.Received {
+export class Attempt extends Inspected implements Settling, Message.Received {
   readonly shared: Shared
   readonly delivery: Delivery
   state: State = "buffered"
@@ -120,15 +120,15 @@ export class Attempt implements Settling, Message.Received {
   permit: Permit | undefined
   /** The key that keeps it in order, where keys do. */
   key: string | undefined
-  /** Thrown by the function that gives its key. */
-  keyFailure: unknown
+  /** Of the function that gives its key. */
+  keyFailure: Cause.Cause<unknown> | undefined
   /** Its place among the running attempts, -1 when it has none, and under each `timeout`. */
   slot = -1
   places: Array<number> = none
   /** Called with the broker's answer: `false` when this consumer no longer owned the delivery. */
   onSettled: ((owned: boolean) => void) | undefined
-  /** The span that its handlers run under, where none is opened for them. */
-  parentSpan: Tracer.AnySpan | undefined
+  /** Its message was decided to have no span. */
+  isUnsampled = false
   /** Goes up when the attempt is taken from a step: a late promise or fiber then finds that it is not waited for. */
   epoch = 0
   /** Ends the waiting and calls `stopped` when nothing works on the message; a promise cannot be stopped. */
@@ -139,8 +139,14 @@ export class Attempt implements Settling, Message.Received {
   private aborted: Error | undefined
 
   constructor(shared: Shared, delivery: Delivery) {
+    super()
     this.shared = shared
     this.delivery = delivery
+  }
+
+  toJSON(): unknown {
+    const { delivery: { attempt, id, topic }, group, state } = this
+    return { id, topic, group, attempt, state }
   }
 
   /** The only writer of `state`. */

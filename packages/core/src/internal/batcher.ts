@@ -8,7 +8,7 @@ import * as Result from "effect/Result"
 import * as Scope from "effect/Scope"
 import type { Attempt, Permit } from "./attempt.ts"
 import type { Step } from "./program.ts"
-import type { JoinBatch } from "./steps.ts"
+import { type JoinBatch, notAnEffect } from "./steps.ts"
 
 type BatchStep = Extract<Step, { _tag: "Batch" }>
 
@@ -157,37 +157,45 @@ export class Batcher {
     const now = this.around.now()
     for (const { attempt } of members) attempt.startedAt = now
     const scope = Scope.makeUnsafe()
-    const effect = Effect.suspend(() =>
-      this.step.f(Arr.map(members, ({ value }) => value), Arr.map(members, ({ attempt }) => attempt.message!))
-    ).pipe(Effect.onExit((exit) => Scope.close(scope, exit)))
+    const effect = Effect.suspend(() => {
+      const handled = this.step.f(
+        Arr.map(members, ({ value }) => value),
+        Arr.map(members, ({ attempt }) => attempt.message!)
+      )
+      return Effect.isEffect(handled) ? handled : Exit.failCause(notAnEffect())
+    }).pipe(Effect.onExit((exit) => Scope.close(scope, exit)))
     const fiber = batch.fiber = Effect.runForkWith(Context.add(this.around.context, Scope.Scope, scope))(effect)
     fiber.addObserver((exit) => {
-      const results = this.results(exit, members.length)
       members.forEach(({ resume, stopped, value }, index) => {
         if (stopped !== undefined) return stopped()
-        const result = results(index)
+        const result = exitOfItem(() => this.result(exit, index, members.length))
         resume(Exit.isSuccess(result) && !this.step.each ? Exit.succeed(value) : result)
       })
     })
   }
 
-  private results(exit: Exit.Exit<unknown, unknown>, size: number): (index: number) => Exit.Exit<unknown, unknown> {
-    if (Exit.isFailure(exit) || !this.step.each) return () => exit
+  private result(exit: Exit.Exit<unknown, unknown>, index: number, size: number): Exit.Exit<unknown, unknown> {
+    if (Exit.isFailure(exit) || !this.step.each) return exit
     const items = exit.value
     if (!Array.isArray(items) || items.length !== size) {
-      const wrong = new TypeError(
-        `a function given to Pipeline.batchEach gave ${
-          Array.isArray(items) ? items.length : "no"
-        } results for ${size} messages`
+      const given = Array.isArray(items) ? items.length : "no"
+      return Exit.die(
+        new TypeError(`a function given to Pipeline.batchEach gave ${given} results for ${size} messages`)
       )
-      return () => Exit.die(wrong)
     }
-    return (index) => {
-      const result: unknown = items[index]
-      if (!Result.isResult(result)) {
-        return Exit.die(new TypeError("a function given to Pipeline.batchEach gave something that is no Result"))
-      }
-      return Result.isSuccess(result) ? Exit.succeed(result.success) : Exit.failCause(Cause.fail(result.failure))
+    const result: unknown = items[index]
+    if (!Result.isResult(result)) {
+      return Exit.die(new TypeError("a function given to Pipeline.batchEach gave something that is no Result"))
     }
+    return Result.isSuccess(result) ? Exit.succeed(result.success) : Exit.failCause(Cause.fail(result.failure))
+  }
+}
+
+/** A result may be an object that cannot be looked at. */
+const exitOfItem = (read: () => Exit.Exit<unknown, unknown>): Exit.Exit<unknown, unknown> => {
+  try {
+    return read()
+  } catch (error) {
+    return Exit.die(error)
   }
 }

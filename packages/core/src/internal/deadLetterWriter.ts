@@ -4,7 +4,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as DeadLetter from "../DeadLetter.ts"
 import type { PublishError } from "../Publisher.ts"
-import type { Delivery, Transport } from "../Transport.ts"
+import type { Delivery, Outgoing, Transport } from "../Transport.ts"
 import { describe, type ErrorDetailOptions } from "./errorDetail.ts"
 import type { Program } from "./program.ts"
 import { publishUntilAnswered } from "./publish.ts"
@@ -55,10 +55,19 @@ export class DeadLetterWriter {
   }
 
   /**
-   * Ends when the broker has confirmed the letter, in two pieces where one would be too large. While the broker cannot
-   * be reached it waits. Fails when the broker refuses the letter, and remembers that.
+   * Ends when the broker has confirmed the letter: whole, else with a short record, else in two pieces where one would be
+   * too large. While the broker cannot be reached it waits. Fails when the broker refuses the letter, and remembers that.
    */
   write(
+    delivery: Delivery,
+    cause: Cause.Cause<unknown>,
+    reason: DeadLetter.Reason,
+    attempts: number
+  ): Effect.Effect<void, PublishError> {
+    return Effect.suspend(() => this.writing(delivery, cause, reason, attempts))
+  }
+
+  private writing(
     delivery: Delivery,
     cause: Cause.Cause<unknown>,
     reason: DeadLetter.Reason,
@@ -83,16 +92,8 @@ export class DeadLetterWriter {
       ...(trace === undefined ? {} : { trace }),
       history: DeadLetter.historyOf(delivery.headers)
     })
-    const letter = DeadLetter.outgoing(this.topic, delivery, record)
-    const publish = (part: typeof letter) => publishUntilAnswered(this.transport, part)
     const key = keyOf(delivery)
-    return Effect.catchReason(
-      publish(letter),
-      "PublishError",
-      "TooLarge",
-      () => Effect.forEach(DeadLetter.split(letter), publish, { discard: true })
-    ).pipe(
-      Effect.asVoid,
+    return this.publishFitting(DeadLetter.forms(this.topic, delivery, record)).pipe(
       Effect.tap(() => Effect.sync(() => this.refused.delete(key))),
       Effect.tapError(() =>
         Effect.sync(() => {
@@ -103,6 +104,22 @@ export class DeadLetterWriter {
         })
       )
     )
+  }
+
+  /** Publishes the first form that the broker takes; a limit on headers shows as a refusal. */
+  private publishFitting(
+    [form, ...smaller]: ReadonlyArray<ReadonlyArray<Outgoing>>
+  ): Effect.Effect<void, PublishError> {
+    const published = Effect.forEach(form ?? [], (part) => publishUntilAnswered(this.transport, part), {
+      discard: true
+    })
+    if (smaller.length === 0) return published
+    return Effect.catch(published, (error) =>
+      error.reason._tag === "TooLarge" || error.reason._tag === "Refused"
+        ? Effect.catch(this.publishFitting(smaller), (last) =>
+          // The first refusal says why; a smaller form may be refused for what it is.
+          Effect.fail(last.reason._tag === "TooLarge" ? last : error))
+        : Effect.fail(error))
   }
 
   /** The refused letter of a message that has come again. */

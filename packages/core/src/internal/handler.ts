@@ -11,9 +11,10 @@ import type { Delivery } from "../Transport.ts"
 import { type Attempt, MessageImpl } from "./attempt.ts"
 import type { Deadlines } from "./deadlines.ts"
 import { exitOf } from "./exit.ts"
+import { settledAs } from "./promise.ts"
 import { Slots } from "./slots.ts"
 import * as Steps from "./steps.ts"
-import { Carried, carriesTrace } from "./traceContext.ts"
+import { Carried, carriesTrace, unsampledSpan } from "./traceContext.ts"
 
 /** How a handler ends. */
 export type End =
@@ -70,10 +71,11 @@ export class Handler {
 
   private decoding(attempt: Attempt): Effect.Effect<unknown, unknown> {
     try {
-      return this.codec.decode(attempt.delivery)
+      const decoded = this.codec.decode(attempt.delivery)
+      return Effect.isEffect(decoded) ? decoded : Exit.failCause(Steps.notAnEffect())
     } catch (error) {
       // Bytes that exhaust the stack of a recursive schema do not fit it: they never will.
-      return error instanceof RangeError ? Exit.fail(error) : Exit.die(error)
+      return Steps.isSafely(() => error instanceof RangeError) ? Exit.fail(error) : Exit.failCause(Steps.thrown(error))
     }
   }
 
@@ -135,7 +137,8 @@ export class Handler {
         return this.fork(attempt, pending.effect, index, pending.keep, value)
       case "Await": {
         const epoch = this.wait(attempt, undefined)
-        pending.promise.then(
+        settledAs(
+          pending.promise,
           (result) => {
             if (this.isAt(attempt, epoch)) this.advance(attempt, index + 1, result)
           },
@@ -275,7 +278,7 @@ const decoding = -1
 
 /** What an attempt's Effects find in their context: the trace that its message carries. */
 const contextOf = <R>(attempt: Attempt, context: Context.Context<R>): Context.Context<R> => {
-  const { delivery: { headers }, parentSpan } = attempt
+  const { delivery: { headers }, isUnsampled } = attempt
   const carried = carriesTrace(headers) ? Context.add(context, Carried, headers) : context
-  return parentSpan === undefined ? carried : Context.add(carried, Tracer.ParentSpan, parentSpan)
+  return isUnsampled ? Context.add(carried, Tracer.ParentSpan, unsampledSpan(headers)) : carried
 }

@@ -1,5 +1,4 @@
 import type * as Effect from "effect/Effect"
-import type * as Tracer from "effect/Tracer"
 import type * as Message from "../Message.ts"
 import type * as Settlement from "../Settlement.ts"
 
@@ -11,8 +10,8 @@ export interface InFlight extends Message.Received {
   readonly source: string
   /** The name of this consumer at the broker. */
   readonly clientId: string | undefined
-  /** The span that handlers run under, where none is opened for them. */
-  parentSpan: Tracer.AnySpan | undefined
+  /** The message was decided to have no span: its handlers' spans and publishes have none either. */
+  isUnsampled: boolean
   readonly settle: (settlement: Settlement.Settlement) => Effect.Effect<boolean, Settlement.SettleError>
 }
 

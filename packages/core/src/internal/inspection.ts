@@ -32,6 +32,24 @@ const minDepth = 8
 
 const nameOf = (self: object): string => self.constructor.name
 
+/**
+ * Makes a value show `data` and nothing else of itself, under `console.log`, `JSON.stringify` and every logger: a service
+ * that holds a connection, and with it a password. Gives the value back.
+ *
+ * @category transport authors
+ * @since 0.1.0
+ */
+export const showAs = <A extends object>(self: A, name: string, data: object): A => {
+  const { [NodeInspectSymbol]: inspect, toString } = inspectedAs(name) as Inspected
+  const hidden = (value: unknown) => ({ value, enumerable: false, configurable: true })
+  return Object.defineProperties(self, {
+    constructor: hidden({ name }),
+    toJSON: hidden(() => data),
+    toString: hidden(toString),
+    [NodeInspectSymbol]: hidden(inspect)
+  })
+}
+
 /** A prototype for values that are no instances of a class. */
 export const inspectedAs = (name: string): object => {
   const prototype = Object.create(Inspected.prototype)

@@ -5,6 +5,7 @@ import { Attempt, type Shared } from "./attempt.ts"
 import { Deque } from "./deque.ts"
 import { Isolation } from "./isolation.ts"
 import { KeyedQueue } from "./keyedQueue.ts"
+import { thrown } from "./steps.ts"
 
 /**
  * The messages that this process owns and has not begun: ready ones in the order in which they begin, those behind
@@ -85,9 +86,10 @@ export class Intake {
   }
 
   /** A retry that does not count: another attempt at the same delivery, which its key waits for. */
-  postpone(attempt: Attempt, millis: number): void {
+  postpone(attempt: Attempt, millis: number, isDraining: boolean): void {
     const next = new Attempt(this.options.shared, attempt.delivery)
     next.uncounted = attempt.uncounted + 1
+    if (isDraining) return this.options.release(next)
     this.keys?.retried(attempt)
     this.holdFor(next, millis)
   }
@@ -129,7 +131,7 @@ export class Intake {
     try {
       return key(attempt.message!)
     } catch (error) {
-      attempt.keyFailure = error
+      attempt.keyFailure = thrown(error)
       return undefined
     }
   }
@@ -152,13 +154,6 @@ export class Intake {
   }
 
   // --- leaving
-
-  /** The message has left this process; `comesBack`: as a retry that its key waits for. */
-  left(attempt: Attempt, comesBack: boolean): void {
-    if (this.keys === undefined) return
-    if (comesBack) this.keys.retried(attempt)
-    this.keys.left(attempt)
-  }
 
   /** A peer owns a message that has not begun. */
   lost(attempt: Attempt): void {

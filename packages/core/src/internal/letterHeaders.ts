@@ -11,8 +11,10 @@ export const historyHeader = "millrace-history"
 export const splitHeader = "millrace-split"
 /** On the second piece: the letter's id. */
 export const restHeader = "millrace-rest-of"
+/** On a second piece that begins with the message's headers, as JSON: how many bytes they take. */
+export const headerBytesHeader = "millrace-header-bytes"
 
-const added: ReadonlySet<string> = new Set([groupHeader, historyHeader, splitHeader, restHeader])
+const added: ReadonlySet<string> = new Set([groupHeader, historyHeader, splitHeader, restHeader, headerBytesHeader])
 
 /** A record's depth: 1 for the letter itself, 2 for the dead letter that the message was before, and so on. */
 const depthOf = (name: string): number | undefined => {
@@ -32,6 +34,16 @@ const shifted = (headers: Message.Headers, by: number): Record<string, string> =
     if (depth !== undefined && depth + by >= 1) all[nameOf(depth + by)] = text
   }
   return all
+}
+
+/** The headers of the message in a dead letter, and those that hold the records. */
+export const separate = (
+  headers: Message.Headers
+): { readonly message: Message.Headers; readonly records: Message.Headers } => {
+  const message: Record<string, string> = {}
+  const records: Record<string, string> = {}
+  for (const [name, text] of Object.entries(headers)) (depthOf(name) === undefined ? message : records)[name] = text
+  return { message, records }
 }
 
 /** The headers of the dead letter that a message becomes. */

@@ -19,7 +19,6 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
-import * as Option from "effect/Option"
 import type * as DeadLetter from "../DeadLetter.ts"
 import type { Counts } from "../Pipeline.ts"
 import * as Settlement from "../Settlement.ts"
@@ -28,7 +27,7 @@ import type { Attempt } from "./attempt.ts"
 import type { DeadLetterWriter } from "./deadLetterWriter.ts"
 import type { End } from "./handler.ts"
 import type { Program, Retry } from "./program.ts"
-import { allowedAttempts, decideRetry, defaultRetry } from "./retryDecision.ts"
+import { allowedAttempts, decideRetry, defaultRetry, requestedBy } from "./retryDecision.ts"
 
 /** The rooms that an outcome reaches, given. */
 interface Surroundings {
@@ -45,8 +44,8 @@ interface Surroundings {
   readonly rest: (millis: number) => void
   /** Its handler has succeeded, and the user settles it. */
   readonly awaiting: (attempt: Attempt) => void
-  /** Told of every outcome, in order; one that throws is logged and breaks nothing. */
-  readonly listeners: ReadonlyArray<(outcome: Telemetry.Outcome, attempt: Attempt) => void>
+  /** Told of every outcome, in order. Never throws. */
+  readonly report: (attempt: Attempt, kind: Telemetry.OutcomeKind) => void
 }
 
 /** A message that was handled, for the user to settle within `settleWithin`. */
@@ -59,8 +58,8 @@ interface Awaited {
 const uncountedDelay = Duration.seconds(1)
 
 const retryRequested = (cause: Cause.Cause<unknown>): Settlement.Retry | undefined => {
-  const error = Option.getOrUndefined(Cause.findErrorOption(cause))
-  return Settlement.isRequested(error) && error.settlement._tag === "Retry" ? error.settlement : undefined
+  const requested = requestedBy(cause)
+  return requested?._tag === "Retry" ? requested : undefined
 }
 
 export class Outcomes {
@@ -83,6 +82,8 @@ export class Outcomes {
   /** Outcomes that take time: a schedule is asked, a dead letter is written. */
   private readonly concluding = new Map<Attempt, Fiber.Fiber<void>>()
   private readonly awaited = new Map<Attempt, Awaited>()
+  /** Settlements by hand that are being decided, with what is done if the broker is not told: the handler may have ended. */
+  private readonly byHand = new Map<Attempt, (() => void) | undefined>()
 
   constructor(around: Surroundings) {
     this.around = around
@@ -92,7 +93,12 @@ export class Outcomes {
 
   /** Attempts whose outcome is not settled yet. */
   get held(): Iterable<Attempt> {
-    return [...this.concluding.keys(), ...this.awaited.keys()]
+    return [...this.concluding.keys(), ...this.awaited.keys(), ...this.byHand.keys()]
+  }
+
+  /** Whether a settlement by hand has not been told to the broker yet. */
+  isDecidedByHand(attempt: Attempt): boolean {
+    return this.byHand.has(attempt)
   }
 
   get awaitingCount(): number {
@@ -104,6 +110,7 @@ export class Outcomes {
   /** A handler has ended; `payload` is its value or the cause of its failure. */
   readonly ended = (attempt: Attempt, end: End, payload: unknown): void => {
     if (attempt.isLost) return this.leave(attempt)
+    if (this.waitsForHand(attempt, () => this.ended(attempt, end, payload))) return
     switch (end) {
       case "succeeded": {
         const isManual = this.around.program.policies.ackPolicy === "manual"
@@ -166,7 +173,8 @@ export class Outcomes {
     return Effect.suspend(() => decideRetry(this.retry, cause, attempt.delivery.attempt, attempt.message)).pipe(
       Effect.catchCause((defect) =>
         Effect.andThen(
-          Effect.logError(`${name}: the retry policy failed; the default policy decides`, defect),
+          // What it threw may break a logger.
+          Effect.exit(Effect.logError(`${name}: the retry policy failed; the default policy decides`, defect)),
           decideRetry({ ...defaultRetry, times: this.retry.times }, cause, attempt.delivery.attempt, undefined)
         )
       )
@@ -195,18 +203,19 @@ export class Outcomes {
         if (attempt.isSettled) {
           // On-receive: at most once means that it is gone.
           return Effect.andThen(
-            Effect.logError(`${error}; the message is discarded`, refusal),
+            Effect.exit(Effect.logError(`${error}; the message is discarded`, refusal)),
             Effect.sync(() => end("Discarded"))
           )
         }
         const after = deadLetters.backoff(delivery)
         return Effect.andThen(
-          Effect.logError(
+          Effect.exit(Effect.logError(
             `${error}; the message stays, its letter is tried again in ${Duration.format(after)}`,
             refusal
-          ),
+          )),
           Effect.sync(() => {
             this.counts.unsettled++
+            this.report(attempt, { _tag: "Retried", delay: Duration.toMillis(after), cause })
             this.finish(attempt, { _tag: "Retry", after })
           })
         )
@@ -223,9 +232,9 @@ export class Outcomes {
   }
 
   /** The function that gives its key has failed. */
-  keyFailed(attempt: Attempt, error: unknown): void {
+  keyFailed(attempt: Attempt, cause: Cause.Cause<unknown>): void {
     attempt.to("concluding")
-    this.failed(attempt, Cause.die(error))
+    this.failed(attempt, cause)
   }
 
   /** On-receive: acknowledges before the handler begins. */
@@ -272,6 +281,7 @@ export class Outcomes {
     settlement: Settlement.Settlement
   ): Effect.Effect<boolean, Settlement.SettleError> =>
     Effect.suspend(() => {
+      if (!tags.has(settlement._tag)) return Effect.die(new TypeError("Message.settle was given no settlement"))
       if (!attempt.claim()) return Effect.succeed(false)
       switch (settlement._tag) {
         case "Ack":
@@ -283,14 +293,14 @@ export class Outcomes {
         case "Retry":
         case "Terminate": {
           const cause = Cause.fail(new Settlement.SettlementRequested({ settlement }))
-          return Effect.onError(
+          this.byHand.set(attempt, undefined)
+          return Effect.onExit(
             Effect.flatMap(this.decision(attempt, cause), (decision) => {
               if (decision._tag === "End") return this.deadLetterByHand(attempt, cause, decision.reason)
               this.report(attempt, { _tag: "Retried", delay: Duration.toMillis(decision.delay), cause })
               return this.tell(attempt, { _tag: "Retry", after: decision.delay })
             }),
-            // Refused or interrupted, the policies settle it.
-            () => Effect.sync(() => attempt.hasOutcome || attempt.unclaim())
+            () => Effect.sync(() => this.leftHand(attempt))
           )
         }
       }
@@ -312,13 +322,31 @@ export class Outcomes {
     )
   }
 
+  /** While a settlement by hand is decided, nothing else ends the attempt: `then` is called when that is over. */
+  private waitsForHand(attempt: Attempt, then: () => void): boolean {
+    if (!this.byHand.has(attempt)) return false
+    this.byHand.set(attempt, then)
+    return true
+  }
+
+  /** The settlement by hand is with the settler; or it was refused or interrupted, and the policies settle. */
+  private leftHand(attempt: Attempt): void {
+    const then = this.byHand.get(attempt)
+    if (!this.byHand.delete(attempt)) return
+    if (!attempt.hasOutcome) attempt.unclaim()
+    then?.()
+  }
+
   /** Tells the broker and waits for its answer; the handler may go on meanwhile. */
   private tell(attempt: Attempt, settlement: Settlement.Settlement): Effect.Effect<boolean> {
+    // The pipeline stopped, or a peer took the message, while the settlement was decided.
+    if (attempt.state === "left") return Effect.succeed(false)
     const owned = Deferred.makeUnsafe<boolean>()
     attempt.settlement = settlement
     attempt.onSettled = (answer) => Deferred.doneUnsafe(owned, Exit.succeed(answer))
     this.around.settle(attempt)
     this.settledAwaited(attempt)
+    this.leftHand(attempt)
     return Deferred.await(owned)
   }
 
@@ -346,7 +374,7 @@ export class Outcomes {
 
   private forgotten(attempt: Attempt): void {
     const awaited = this.awaited.get(attempt)
-    if (awaited === undefined) return
+    if (awaited === undefined || this.waitsForHand(attempt, () => this.forgotten(attempt))) return
     // An operation of the broker has settled it.
     if (attempt.isSettled) return this.settledAwaited(attempt)
     this.awaited.delete(attempt)
@@ -366,6 +394,7 @@ export class Outcomes {
       timer.interruptUnsafe()
       this.awaited.delete(attempt)
       attempt.to("concluding")
+      if (this.byHand.delete(attempt)) attempt.unclaim()
       this.released(attempt)
     }
   }
@@ -374,7 +403,17 @@ export class Outcomes {
 
   /** Releases an attempt that this process does not finish, without counting it. */
   released(attempt: Attempt): void {
-    if (attempt.isLost || attempt.isSettled) return this.leave(attempt)
+    if (attempt.isLost) return this.leave(attempt)
+    if (attempt.isSettled) {
+      const cause = attempt.failure ?? Cause.interrupt()
+      // On-receive: acknowledged, and neither handled nor dead-lettered: it is gone.
+      const isGone = this.around.program.policies.ackPolicy === "on-receive"
+      this.report(
+        attempt,
+        isGone ? { _tag: "Discarded", cause, reason: "exhausted" } : { _tag: "FailedAfterSettle", cause }
+      )
+      return this.leave(attempt)
+    }
     this.report(attempt, { _tag: "Released" })
     this.finish(attempt, Settlement.release)
   }
@@ -394,6 +433,12 @@ export class Outcomes {
   /** The drain's deadline has passed. */
   interrupt(): void {
     for (const fiber of [...this.concluding.values()]) fiber.interruptUnsafe()
+    for (const [attempt, then] of [...this.byHand]) {
+      if (then === undefined || attempt.state !== "concluding") continue
+      this.byHand.delete(attempt)
+      attempt.unclaim()
+      this.released(attempt)
+    }
   }
 
   // --- ends
@@ -412,19 +457,16 @@ export class Outcomes {
 
   private concluded(attempt: Attempt, exit: Exit.Exit<void>): void {
     if (Exit.isSuccess(exit)) return
-    if (Cause.hasInterruptsOnly(exit.cause)) {
-      // On-receive: acknowledged, and its dead letter is not written: it is gone.
-      if (attempt.isSettled && !attempt.isLost && !attempt.hasOutcome && attempt.failure !== undefined) {
-        this.report(attempt, { _tag: "Discarded", cause: attempt.failure, reason: "exhausted" })
-      }
-      return this.released(attempt)
-    }
+    if (Cause.hasInterruptsOnly(exit.cause)) return this.released(attempt)
     // A fault of ours must not be tried without counting.
     const { name } = this.around.program
     this.around.run(
       Effect.logError(`${name}: handling the outcome of message ${attempt.delivery.id} failed`, exit.cause)
     )
-    if (attempt.state !== "left") this.finish(attempt, { _tag: "Retry", after: Duration.minutes(1) })
+    if (attempt.state === "left") return
+    const after = Duration.minutes(1)
+    this.report(attempt, { _tag: "Retried", delay: Duration.toMillis(after), cause: exit.cause })
+    this.finish(attempt, { _tag: "Retry", after })
   }
 
   /** Settles, unless it is settled, and leaves. */
@@ -446,16 +488,7 @@ export class Outcomes {
     if (attempt.hasOutcome) return
     attempt.hasOutcome = true
     this.counts[countOf[kind._tag]]++
-    const { listeners, program, run } = this.around
-    if (listeners.length === 0) return
-    const outcome = { pipeline: program.name, delivery: attempt.delivery, message: attempt.message, ...kind }
-    for (const listener of listeners) {
-      try {
-        listener(outcome, attempt)
-      } catch (error) {
-        run(Effect.logError(`${program.name}: an observer of outcomes failed`, error))
-      }
-    }
+    this.around.report(attempt, kind)
   }
 }
 
@@ -464,6 +497,8 @@ class Unsettled extends Error {
   readonly _tag = "Unsettled"
   override readonly name = "Unsettled"
 }
+
+const tags: ReadonlySet<unknown> = new Set<Settlement.Settlement["_tag"]>(["Ack", "Release", "Retry", "Terminate"])
 
 const countOf = {
   Handled: "handled",

@@ -9,9 +9,24 @@ import * as Settlement from "../Settlement.ts"
 export const isThenable = (u: unknown): u is PromiseLike<unknown> =>
   typeof u === "object" && u !== null && "then" in u && typeof u.then === "function"
 
-/** What the types refuse can still be passed by a cast. */
-export const mapReturnedPromise = () =>
-  new TypeError("a function given to Pipeline.map returned a Promise: use Pipeline.mapPromise")
+/** Calls one of both when the promise settles, also when its `then` throws (a Proxy of a promise has no `then`). */
+export const settledAs = (
+  promise: PromiseLike<unknown>,
+  onFulfilled: (value: unknown) => void,
+  onRejected: (error: unknown) => void
+): void => {
+  try {
+    promise.then(onFulfilled, onRejected)
+  } catch (error) {
+    onRejected(error)
+  }
+}
+
+/** What the types refuse can still be passed by a cast. The promise that nothing awaits must not end the process. */
+export const returnedPromise = (step: string, promise: PromiseLike<unknown>): Cause.Cause<never> => {
+  settledAs(promise, () => {}, () => {})
+  return Cause.die(new TypeError(`a function given to Pipeline.${step} returned a Promise: use Pipeline.mapPromise`))
+}
 
 /** What a rejection means: a settlement that was asked for, or what the user's `catch` makes of it. */
 export const rejection = (onRejected: (cause: unknown) => unknown, error: unknown): Cause.Cause<unknown> => {

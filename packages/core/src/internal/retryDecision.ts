@@ -23,6 +23,15 @@ export type RetryDecision =
   | { readonly _tag: "Retry"; readonly delay: Duration.Duration }
   | { readonly _tag: "End"; readonly reason: DeadLetter.Reason }
 
+/** The settlement that a handler requested, also where throwing it made it a defect (in `Effect.sync`, in a batch). */
+export const requestedBy = (cause: Cause.Cause<unknown>): Settlement.Retry | Settlement.Terminate | undefined => {
+  for (const reason of cause.reasons) {
+    const error = Cause.isFailReason(reason) ? reason.error : Cause.isDieReason(reason) ? reason.defect : undefined
+    if (Settlement.isRequested(error)) return error.settlement
+  }
+  return undefined
+}
+
 /**
  * Decides about a failed attempt. A settlement that the handler requested comes first, then the limit, then `while`; a
  * defect is retried without asking `while`.
@@ -34,7 +43,7 @@ export const decideRetry = (
   message: Message.Any | undefined
 ): Effect.Effect<RetryDecision> => {
   const error = Option.getOrUndefined(Cause.findErrorOption(cause))
-  const requested = Settlement.isRequested(error) ? error.settlement : undefined
+  const requested = requestedBy(cause)
   if (requested?._tag === "Terminate") return end("terminated")
   if (attempt > policy.times) return end("exhausted")
   if (requested?._tag === "Retry") {
@@ -48,7 +57,8 @@ export const decideRetry = (
 
 const end = (reason: DeadLetter.Reason): Effect.Effect<RetryDecision> => Effect.succeed({ _tag: "End", reason })
 
-const retryAfter = (delay: Duration.Duration): Effect.Effect<RetryDecision> => Effect.succeed({ _tag: "Retry", delay })
+const retryAfter = (delay: Duration.Duration): Effect.Effect<RetryDecision> =>
+  Effect.succeed({ _tag: "Retry", delay: Duration.max(Duration.zero, delay) })
 
 /**
  * The schedule is stepped anew each time, so the delay is the same whichever process asks. The earlier steps are taken
@@ -59,7 +69,7 @@ const delayed = (policy: Retry, attempt: number, error: unknown): Effect.Effect<
     const now = yield* Clock.currentTimeMillis
     const earlier = yield* delays(policy, attempt - 1, 0, error)
     const [delay] = (yield* delays(policy, attempt, now - sum(earlier), error)).slice(-1)
-    return { _tag: "Retry", delay: delay! } as RetryDecision
+    return { _tag: "Retry", delay: Duration.max(Duration.zero, delay!) } as RetryDecision
   }).pipe(Pull.catchDone(() => end("exhausted")))
 
 const delays = Effect.fnUntraced(function*(policy: Retry, times: number, from: number, error: unknown) {

@@ -115,10 +115,10 @@ export class Run {
       run: this.run,
       settle: (attempt) => this.settle(attempt),
       left: (attempt) => this.left(attempt),
-      postpone: (attempt, millis) => this.intake.postpone(attempt, millis),
+      postpone: (attempt, millis) => this.intake.postpone(attempt, millis, this.isDraining),
       rest: (millis) => this.rest(millis),
       awaiting: (attempt) => this.awaiting(attempt),
-      listeners: [this.sight.outcome]
+      report: this.sight.outcome
     })
     this.shared = {
       source: source.topic.name,
@@ -321,8 +321,9 @@ export class Run {
 
   private *held(): Iterable<Attempt> {
     yield* this.intake.all()
-    for (const attempt of this.handler.waiting.all()) if (!attempt.isSettled) yield attempt
-    for (const attempt of this.outcomes.held) if (!attempt.isSettled) yield attempt
+    const isHeld = (attempt: Attempt) => !attempt.isSettled || this.outcomes.isDecidedByHand(attempt)
+    for (const attempt of this.handler.waiting.all()) if (isHeld(attempt)) yield attempt
+    for (const attempt of this.outcomes.held) if (isHeld(attempt)) yield attempt
   }
 
   // --- taking
@@ -455,7 +456,10 @@ export class Run {
     if (settlement._tag === "Retry") {
       const { id } = attempt.delivery
       const delay = settlement.after === undefined ? 0 : Duration.toMillis(settlement.after)
-      this.retries.add(id, delay, attempt, this.intake.keys === undefined ? undefined : () => this.intake.keys!.gaveUp(id))
+      const { keys } = this.intake
+      this.retries.add(id, delay, attempt, keys === undefined ? undefined : () => keys.gaveUp(id))
+      // Now: settled by hand, the message may come back before its handler has ended.
+      keys?.retried(attempt)
     }
     this.settling++
     this.settler.add(attempt)
@@ -477,7 +481,7 @@ export class Run {
   /** Handled, for the user to settle: its permit and its key are free. */
   private awaiting(attempt: Attempt): void {
     attempt.releasePermit()
-    this.intake.left(attempt, false)
+    this.intake.keys?.left(attempt)
     attempt.key = undefined
     this.progressed()
   }
@@ -488,8 +492,7 @@ export class Run {
     this.prefetch.done()
     attempt.releasePermit()
     this.leftIsolation(attempt)
-    const { delivery, isLost, isSettled, settlement } = attempt
-    this.intake.left(attempt, isSettled && !isLost && settlement._tag === "Retry" && this.retries.has(delivery.id))
+    this.intake.keys?.left(attempt)
     if (this.isTimed) this.observeLimit(attempt)
     this.progressed()
   }
@@ -518,6 +521,11 @@ export class Run {
   private lost(attempt: Attempt): void {
     if (attempt.isLost) return
     this.outcomes.lost(attempt)
+    if (attempt.isSettled && attempt.settlement._tag === "Retry") {
+      // Its retry is with the peer.
+      const { id } = attempt.delivery
+      if (this.retries.isOf(id, attempt) && this.retries.seen(id)) this.intake.keys?.gaveUp(id)
+    }
     switch (attempt.state) {
       case "buffered": {
         this.intake.lost(attempt)
@@ -529,11 +537,6 @@ export class Run {
         return this.outcomes.ended(attempt, "interrupted", undefined)
       case "running":
         return this.handler.interrupt(attempt, new Error("another consumer owns this message"))
-      case "left": {
-        // Its retry is with the peer.
-        const { id } = attempt.delivery
-        if (this.retries.isOf(id, attempt) && this.retries.seen(id)) this.intake.keys?.gaveUp(attempt.delivery.id)
-      }
     }
   }
 

@@ -13,6 +13,7 @@ import { Meter } from "./meter.ts"
 import { labelOf, Outages } from "./outage.ts"
 import { OutcomeLog } from "./outcomeLog.ts"
 import type { Program } from "./program.ts"
+import { isThenable, settledAs } from "./promise.ts"
 import type { Health } from "./running.ts"
 import { deadLetterTopic } from "./validate.ts"
 import { Watchdog } from "./watchdog.ts"
@@ -130,18 +131,35 @@ export class Sight {
     }
   }
 
-  readonly outcome = (outcome: Telemetry.Outcome): void => {
-    this.meter?.ended(outcome._tag)
+  /** The one event of an attempt; a message that was handled costs nothing where nothing looks at it. */
+  readonly outcome = ({ delivery, message }: Attempt, kind: Telemetry.OutcomeKind): void => {
+    this.meter?.ended(kind._tag)
+    if (this.observer === undefined && (this.log === undefined || kind._tag === "Handled")) return
+    const outcome: Telemetry.Outcome = { pipeline: this.program.name, delivery, message, ...kind }
+    this.guarded(() => {
+      if (this.log !== undefined && kind._tag !== "Handled") this.log.ended(outcome, this.view.now())
+    })
+    this.guarded(() => {
+      // An `async` observer is given by mistake: its rejection must not end the process.
+      const returned: unknown = this.observer?.(outcome)
+      if (isThenable(returned)) settledAs(returned, () => {}, this.observerFailed)
+    })
+  }
+
+  private guarded(f: () => void): void {
     try {
-      if (this.log !== undefined && outcome._tag !== "Handled") this.log.ended(outcome, this.view.now())
-      this.observer?.(outcome)
+      f()
     } catch (error) {
-      if (this.hasBroken) return
-      this.hasBroken = true
-      this.view.run(
-        Effect.logError(`${this.program.name}: an observer of outcomes failed; later failures are not logged`, error)
-      )
+      this.observerFailed(error)
     }
+  }
+
+  private readonly observerFailed = (error: unknown): void => {
+    if (this.hasBroken) return
+    this.hasBroken = true
+    this.view.run(
+      Effect.logError(`${this.program.name}: an observer of outcomes failed; later failures are not logged`, error)
+    )
   }
 
   /** The broker has confirmed settlements that were sent `millis` ago. */

@@ -52,14 +52,17 @@ export const spans = (options?: SpanOptions): <A, E, R>(
   ): Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>> => {
     type Spanned = Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>>
     const isBatch = Array.isArray(given)
-    const messages: ReadonlyArray<Message.Any> = isBatch ? given : [given as Message.Any]
-    const publishers = messages.map(({ headers }) => fromTraceparent(headers["traceparent"]))
-    if (!publishers.some((publisher) => isSampled(publisher, ratio))) {
-      messages.forEach((message, i) => unsampled(message, publishers[i]))
+    if (!isBatch && !isSampled((given as Message.Any).headers["traceparent"], ratio)) {
+      unsample(given as Message.Any)
       return handler as Spanned
     }
-    const [message] = messages
-    if (message === undefined) return handler as Spanned
+    const messages: ReadonlyArray<Message.Any> = isBatch ? given : [given as Message.Any]
+    if (isBatch && !messages.some((message) => isSampled(message.headers["traceparent"], ratio))) {
+      for (const message of messages) unsample(message)
+      return handler as Spanned
+    }
+    const message = messages[0]!
+    const publishers = messages.map(({ headers }) => fromTraceparent(headers["traceparent"]))
     const [publisher] = publishers
     return inSpan(
       `process ${templateOf(message)}`,
@@ -82,28 +85,18 @@ export const spans = (options?: SpanOptions): <A, E, R>(
   }
 }
 
+const unsample = (message: Message.Any): void => {
+  const inFlight = inFlightOf(message)
+  if (inFlight !== undefined) inFlight.isUnsampled = true
+}
+
 /** A decision of the publisher's holds; else a part of the traces, the same for all messages of one. */
-const isSampled = (publisher: Tracer.ExternalSpan | undefined, ratio: number): boolean => {
+const isSampled = (traceparent: string | undefined, ratio: number): boolean => {
+  if (traceparent === undefined) return ratio >= 1 || Math.random() < ratio
+  const publisher = fromTraceparent(traceparent)
   if (publisher === undefined) return ratio >= 1 || Math.random() < ratio
   if (!publisher.sampled) return false
   return ratio >= 1 || Number.parseInt(publisher.traceId.slice(-13), 16) / 2 ** 52 < ratio
-}
-
-/** The handler's own spans and publishes are children of a span that is not sampled. */
-const unsampled = (message: Message.Any, publisher: Tracer.ExternalSpan | undefined): void => {
-  const inFlight = inFlightOf(message)
-  if (inFlight === undefined) return
-  inFlight.parentSpan = publisher === undefined
-    ? Tracer.externalSpan({ traceId: hex(32), spanId: hex(16), sampled: false })
-    : publisher.sampled
-    ? { ...publisher, sampled: false }
-    : publisher
-}
-
-const hex = (digits: number): string => {
-  let text = ""
-  while (text.length < digits) text += Math.floor(Math.random() * 2 ** 32).toString(16).padStart(8, "0")
-  return text
 }
 
 const links = (

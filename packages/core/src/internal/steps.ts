@@ -7,7 +7,7 @@ import * as Settlement from "../Settlement.ts"
 import type { Attempt } from "./attempt.ts"
 import { exitOf } from "./exit.ts"
 import type { Step } from "./program.ts"
-import { isThenable, mapReturnedPromise, rejection } from "./promise.ts"
+import { isThenable, rejection, returnedPromise, settledAs } from "./promise.ts"
 
 /**
  * What a step answers that is not its value: something to wait for, or an end. A plain value is returned as it is, so
@@ -124,20 +124,30 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
       return {
         run: (value, attempt) => {
           const result = f(value, attempt.message!)
-          return isThenable(result) ? new Failed(Cause.die(mapReturnedPromise())) : result
+          return isThenable(result) ? new Failed(returnedPromise("map", result)) : result
         }
       }
     }
     case "Filter": {
       const { f } = step
-      return { run: (value, attempt) => f(value, attempt.message!) ? value : filtered }
+      return {
+        run: (value, attempt) => {
+          const result: unknown = f(value, attempt.message!)
+          return isThenable(result) ? new Failed(returnedPromise("filter", result)) : result ? value : filtered
+        }
+      }
     }
     case "FilterMap": {
       const { f } = step
       return {
         run: (value, attempt) => {
           const result = f(value, attempt.message!)
-          return Result.isSuccess(result) ? result.success : filtered
+          if (Result.isResult(result)) return Result.isSuccess(result) ? result.success : filtered
+          return new Failed(
+            isThenable(result)
+              ? returnedPromise("filterMap", result)
+              : Cause.die(new TypeError("a function given to Pipeline.filterMap returned something that is no Result"))
+          )
         }
       }
     }
@@ -188,12 +198,20 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
     case "Middleware": {
       const operations = compile(step.steps, environment, `${path}.`)
       const { f } = step
+      const hasTimeout = operations.some(({ timeout }) => timeout !== undefined)
       return {
         run: (value, attempt) => {
           // Suspended: a middleware may run it again. One that leaves it as it is costs no fiber.
           const handler = Effect.suspend(() => asEffect(operations, value, attempt))
           const wrapped = f(handler, attempt.message!)
-          return ofEffect(wrapped === handler ? asEffect(operations, value, attempt) : wrapped, false, value)
+          if (wrapped !== handler) return ofEffect(wrapped, false, value)
+          if (hasTimeout) return ofEffect(asEffect(operations, value, attempt), false, value)
+          for (let index = 0; index < operations.length; index++) {
+            const result = apply(operations[index]!, value, attempt)
+            if (isPending(result)) return ofEffect(onward(operations, index, value, attempt, result), false, value)
+            value = result
+          }
+          return value
         }
       }
     }
@@ -218,10 +236,13 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
 /** An Effect that is an `Exit` needs no fiber. */
 const ofEffect = (effect: Effect.Effect<unknown, unknown>, keep: boolean, value: unknown): unknown | Pending => {
   const exit = exitOf(effect)
-  if (exit === undefined) return new Run(effect, keep)
+  if (exit === undefined) return Effect.isEffect(effect) ? new Run(effect, keep) : new Failed(notAnEffect())
   if (Exit.isSuccess(exit)) return keep ? value : exit.value
   return isFiltered(exit.cause) ? filtered : new Failed(exit.cause)
 }
+
+export const notAnEffect = (): Cause.Cause<never> =>
+  Cause.die(new TypeError("a function of the pipeline returned something that is no Effect"))
 
 /** Runs one step. A function that throws has a defect, unless it throws a settlement. */
 export const apply = (operation: Operation, value: unknown, attempt: Attempt): unknown | Pending => {
@@ -267,7 +288,7 @@ export const isFiltered = (cause: Cause.Cause<unknown>): boolean =>
   Option.exists(Cause.findErrorOption(cause), (error) => isSafely(() => error instanceof FilteredSignal))
 
 /** An error may be an object that cannot be looked at. */
-const isSafely = (test: () => boolean): boolean => {
+export const isSafely = (test: () => boolean): boolean => {
   try {
     return test()
   } catch {
@@ -290,15 +311,16 @@ const asEffect = (
   return continued(operations, last + 1, timed, attempt, false, value)
 }
 
-/** Runs the operations from `from` on. */
+/** Runs the operations from `from` on; `first` is what the first of them has answered already. */
 const onward = (
   operations: ReadonlyArray<Operation>,
   from: number,
   value: unknown,
-  attempt: Attempt
+  attempt: Attempt,
+  first?: Pending
 ): Effect.Effect<unknown, unknown> => {
   for (let index = from; index < operations.length; index++) {
-    const result = apply(operations[index]!, value, attempt)
+    const result = index === from && first !== undefined ? first : apply(operations[index]!, value, attempt)
     if (!isPending(result)) {
       value = result
       continue
@@ -343,7 +365,8 @@ const effectOf = (pending: Pending, value: unknown, attempt: Attempt): Effect.Ef
       return filteredExit
     case "Await":
       return Effect.callback((resume) => {
-        pending.promise.then(
+        settledAs(
+          pending.promise,
           (result) => resume(Exit.succeed(result)),
           (error) => resume(Exit.failCause(pending.onRejected(error)))
         )

@@ -44,6 +44,22 @@ export const inject = (headers: Record<string, string>, context: Context.Context
   if (tracestate !== undefined && isSameTrace) headers["tracestate"] = tracestate
 }
 
+/** The span that the handlers of a message without a span run under: their own spans are not sampled either. */
+export const unsampledSpan = (headers: Message.Headers): Tracer.ExternalSpan => {
+  const publisher = fromTraceparent(headers["traceparent"])
+  return Tracer.externalSpan({
+    traceId: publisher?.traceId ?? hex(32),
+    spanId: publisher?.spanId ?? hex(16),
+    sampled: false
+  })
+}
+
+const hex = (digits: number): string => {
+  let text = ""
+  while (text.length < digits) text += Math.floor(Math.random() * 2 ** 32).toString(16).padStart(8, "0")
+  return text
+}
+
 const traces = new WeakMap<object, string>()
 
 /** The span that an attempt at a delivery ran in, for its dead letter. */

@@ -125,7 +125,8 @@ const range = (
 ): Effect.Effect<Page, TransportError.TransportError> => {
   if (from > to) return Effect.succeed({ messages: [], next: undefined })
   return source.isBatched
-    ? batched(source, from, to, most)
+    // A user without the permission for batches reads message by message.
+    ? Effect.catch(batched(source, from, to, most), () => range({ ...source, isBatched: false }, from, to, most))
     : source.isOnlyTopic
     ? bySequence(source, from, Math.min(to, from + most - 1), to)
     : Effect.map(following(source, from), (message) =>

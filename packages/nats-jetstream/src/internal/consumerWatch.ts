@@ -1,8 +1,8 @@
 import type { TransportError } from "@millrace/core/TransportError"
-import type { ConsumerConfig, ConsumerInfo, StreamInfo } from "@nats-io/jetstream"
+import type { ConsumerInfo, ConsumerUpdateConfig, StreamInfo } from "@nats-io/jetstream"
 import * as Effect from "effect/Effect"
-import type { Connection } from "./connection.ts"
-import { unexpected } from "./connection.ts"
+import { differences } from "./comparison.ts"
+import { type Connection, unexpected } from "./connection.ts"
 import { consumerDifferences, consumerInfo, type ConsumerSpec } from "./consumers.ts"
 import type { Condition } from "./health.ts"
 import type { Declaring } from "./streams.ts"
@@ -17,15 +17,14 @@ export interface ConsumerWatchOptions {
   readonly condition: Condition
 }
 
-/** Options that are restored when an operator has edited them; whoever changes the filter means another pipeline. */
-const restored: ReadonlyArray<keyof ConsumerConfig> = [
-  "ack_wait",
-  "max_deliver",
-  "backoff",
-  "max_ack_pending",
-  "headers_only",
-  "inactive_threshold"
-]
+/**
+ * Options that are restored when an operator has edited them, with what says that they are off. Whoever changes the filter
+ * means another pipeline.
+ */
+const restored: Pick<
+  ConsumerUpdateConfig,
+  "ack_wait" | "max_deliver" | "backoff" | "max_ack_pending" | "headers_only" | "inactive_threshold"
+> = { ack_wait: 0, max_deliver: -1, backoff: [], max_ack_pending: -1, headers_only: false, inactive_threshold: 0 }
 
 /** An edit that is repeated is meant: it is not undone more often than this. */
 const maxRepairs = 2
@@ -49,7 +48,7 @@ export class ConsumerWatch {
     const edits = this.editsOf(info)
     const isFirst = edits.length > 0 && this.reported !== edits.join("; ")
     const restorable = this.changedOptions(info)
-    if (restorable.length > 0 && this.repairs < maxRepairs && this.options.declaring.manage === "create") {
+    if (Object.keys(restorable).length > 0 && this.repairs < maxRepairs && this.options.declaring.manage === "create") {
       this.repairs++
       return yield* this.repair(info, restorable)
     }
@@ -82,28 +81,25 @@ export class ConsumerWatch {
     ]
   }
 
-  private changedOptions(info: ConsumerInfo): ReadonlyArray<keyof ConsumerConfig> {
+  /** As they were, those of `restored` that have been edited. */
+  private changedOptions(info: ConsumerInfo): Partial<ConsumerUpdateConfig> {
     const before = this.options.consumer.config
-    return restored.filter((option) =>
-      JSON.stringify(info.config[option] ?? null) !== JSON.stringify(before[option] ?? null)
+    const wanted = Object.entries(restored).map(([option, off]) =>
+      [option, Object.entries(before).find(([name]) => name === option)?.[1] ?? off] as const
     )
+    const edited = differences(info.config, Object.fromEntries(wanted)).map(({ name }) => name)
+    return Object.fromEntries(wanted.filter(([option]) => edited.includes(option)))
   }
 
-  private repair(info: ConsumerInfo, options: ReadonlyArray<keyof ConsumerConfig>) {
-    const { connection, consumer } = this.options
-    const before = consumer.config
-    const config = { ...info.config }
-    for (const option of options) {
-      if (before[option] === undefined) delete config[option]
-      else Object.assign(config, { [option]: before[option] })
-    }
+  private repair(info: ConsumerInfo, options: Partial<ConsumerUpdateConfig>) {
+    const { connection } = this.options
     const operation = `restoring consumer ${info.name}`
-    return connection.call(operation, (jsm) => jsm.consumers.add(info.stream_name, config)).pipe(
+    return connection.call(operation, (jsm) => jsm.consumers.update(info.stream_name, info.name, options)).pipe(
       Effect.mapError(unexpected(operation)),
       Effect.tap(() =>
         Effect.logWarning(
           `${
-            options.join(", ")
+            Object.keys(options).join(", ")
           } of consumer ${info.name} of stream ${info.stream_name} was changed while it is read, and has been restored`
         )
       )

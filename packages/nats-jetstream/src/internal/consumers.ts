@@ -117,6 +117,16 @@ export const findConsumer = Effect.fnUntraced(function*(
   return first ?? unmarked.find(({ name }) => name === expected)
 })
 
+/**
+ * What `nats server check consumer` alerts on without a configuration of its own: nearly as many open pulls as a consumer
+ * takes (`max_waiting`, 512), after which processes starve, and many messages that come again.
+ */
+const monitored = {
+  "io.nats.monitor.enabled": "true",
+  "io.nats.monitor.waiting-critical": "460",
+  "io.nats.monitor.redelivery-critical": "1000"
+}
+
 const configOf = (connection: Connection, stream: StreamInfo, spec: ConsumerSpec): Partial<ConsumerConfig> => ({
   ack_policy: AckPolicy.Explicit,
   replay_policy: ReplayPolicy.Instant,
@@ -130,7 +140,7 @@ const configOf = (connection: Connection, stream: StreamInfo, spec: ConsumerSpec
     ? {}
     : { filter_subject: spec.subjects[0] },
   ...atLeast(connection.nc.info?.version, 2, 10)
-    ? { metadata: { [groupKey]: spec.group, [topicKey]: spec.topic } }
+    ? { metadata: { [groupKey]: spec.group, [topicKey]: spec.topic, ...monitored } }
     : {},
   // A work queue delivers whatever it holds.
   ...start(stream.config.retention === RetentionPolicy.Workqueue ? "beginning" : spec.startFrom)

@@ -1,5 +1,6 @@
 import type { PublishError } from "@millrace/core/Publisher"
 import type { Transport } from "@millrace/core/Transport"
+import { showAs } from "@millrace/core/TransportAuthor"
 import type { NatsConnection } from "@nats-io/nats-core"
 import type * as Arr from "effect/Array"
 import * as Context from "effect/Context"
@@ -51,7 +52,8 @@ export const makeService = (
   client: NatsConnection,
   own: Parts
 ): JetStream["Service"] => {
-  const service: JetStream["Service"] = Object.defineProperty({ transport, client }, "client", { enumerable: false })
+  const { address, name } = transport
+  const service: JetStream["Service"] = showAs({ transport, client }, "JetStream", { transport: name, address })
   parts.set(service, own)
   return service
 }

@@ -91,11 +91,43 @@ export const ensureStream = Effect.fnUntraced(function*(
     )
   }
   const existing = found.length === 1 ? yield* infoOf(connection, found[0]!) : undefined
+  if (existing === undefined && spec.purpose === "source") yield* refuseStored(connection, spec)
   const info = existing ?? (yield* create(connection, declaring, spec))
   const covering = yield* widen(connection, declaring, spec, info)
   yield* verify(covering, wantedOf(declaring, spec.purpose))
   yield* verifyKeeps(connection, covering, spec)
   return covering
+})
+
+/** What is stored under these subjects by transforms is not published on them: an empty stream would be read instead. */
+const refuseStored = Effect.fnUntraced(function*(
+  connection: Connection,
+  { subjects }: StreamSpec
+): Effect.fn.Return<void, TransportError.TransportError> {
+  const storing = connection.call("listing streams", async (jsm) => {
+    for await (const { config } of jsm.streams.list()) {
+      const transforms = [
+        config.subject_transform,
+        ...(config.sources ?? []).flatMap((source) => source.subject_transforms ?? []),
+        ...config.mirror?.subject_transforms ?? []
+      ]
+      const stored = transforms.flatMap((transform) => transform?.dest?.replaceAll(/\{\{[^{}]*\}\}/g, "*") ?? [])
+      if (
+        subjects.some((subject) => stored.some((dest) => names.covers(dest, subject) || names.covers(subject, dest)))
+      ) {
+        return config.name
+      }
+    }
+    return undefined
+  })
+  // A user that may not list streams is not kept from making one.
+  const name = yield* Effect.orElseSucceed(storing, () => undefined)
+  if (name === undefined) return
+  return yield* mismatch(
+    `the stream of ${subjects.join(", ")}`,
+    `to be read by its name, JetStream.from(topic, { group, stream: "${name}" })`,
+    `${name}, which stores them by a transform`
+  )
 })
 
 /** The options that were given for streams of a purpose. */

@@ -401,6 +401,7 @@ export const subscribe = Effect.fnUntraced(function*(
     settle: settle.settle,
     extend: settle.extend,
     begin: settle.begin,
+    clientId: consumer.name,
     lease: Duration.millis(lease),
     // A server that has stopped leaves the socket as it was.
     health: Effect.suspend(() => {

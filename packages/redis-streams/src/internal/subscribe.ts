@@ -143,6 +143,7 @@ export const make = Effect.fnUntraced(function*(
       settle: settling(server, subscription, removes),
       extend: extending(server, subscription),
       begin: beginning(server, subscription),
+      clientId: consumer,
       lease: Duration.millis(minIdle),
       health: subscription.health
     }

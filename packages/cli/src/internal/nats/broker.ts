@@ -1,4 +1,4 @@
-import { Transport } from "@millrace/core/Transport"
+import type { Transport } from "@millrace/core/Transport"
 import { Interrupted, TransportError } from "@millrace/core/TransportError"
 import { JetStream, layer as jetStream } from "@millrace/nats-jetstream/JetStream"
 import { JetStreamApiError, type JetStreamManager, jetstreamManager, type StreamInfo } from "@nats-io/jetstream"

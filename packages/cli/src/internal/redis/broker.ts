@@ -1,4 +1,4 @@
-import { Transport } from "@millrace/core/Transport"
+import type { Transport } from "@millrace/core/Transport"
 import type { TransportError } from "@millrace/core/TransportError"
 import { layer as streams, RedisStreams } from "@millrace/redis-streams/RedisStreams"
 import * as Effect from "effect/Effect"

@@ -108,7 +108,7 @@ export const examine = Effect.fnUntraced(
       yield* permissions(admin, target, given.topic),
       ...programChecks("redis", given, { name: "claim.minIdle", millis: given.minIdle }),
       ...(yield* Effect.catch(streams(admin, target, given), (error) =>
-        /^NOPERM/.test(error.message)
+        error.message.startsWith("NOPERM")
           ? Effect.succeed([
             unknown(
               "redis/streams",

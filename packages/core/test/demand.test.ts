@@ -1,0 +1,120 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Pipeline } from "@millrace/core"
+import { FakeTransport, TestHarness, Wait } from "@millrace/testing"
+import { Clock, Effect } from "effect"
+import { adjust, delivery, never, Numbers, on } from "./fixtures/fake.ts"
+
+describe("time", () => {
+  // was: a clock that is set back stalls the pipeline for ever
+  it.effect("messages are asked for although the clock is set back", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      let offset = 10_000_000
+      const clock = yield* Clock.clockWith(Effect.succeed)
+      const setBack: Clock.Clock = Object.assign(Object.create(clock) as Clock.Clock, {
+        currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe() + offset
+      })
+      const { running } = yield* Effect.provideService(
+        on(hand, (from) => from.pipe(Pipeline.tap(() => Effect.sync(() => offset === 0 || (offset = 0)))), {
+          prefetch: undefined
+        }),
+        Clock.Clock,
+        setBack
+      )
+      hand.deliver(delivery(1))
+      yield* adjust("1 second")
+      hand.deliver(delivery(2))
+      yield* adjust("1 minute")
+      assert.strictEqual((yield* running.counts).handled, 2)
+    }))
+})
+
+describe("the demand", () => {
+  // was: a limit that is resized upwards owns more than the subscription was told
+  it.effect("grows with a limit that is raised", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const { running } = yield* on(hand, (from) => from.pipe(Pipeline.mapPromise(() => never())), { prefetch: 0 })
+      running.limit.resizeUnsafe(100)
+      hand.deliver(...Array.from({ length: 200 }, (_, i) => delivery(i)))
+      yield* Wait.turns
+      assert.deepStrictEqual(yield* running.owned, { waiting: 0, running: 100 })
+    }))
+
+  // was: a limit resized to Infinity asks the broker for Infinity
+  it.effect("is finite when the limit is not", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const { running } = yield* on(hand, (from) => from)
+      running.limit.resizeUnsafe(Infinity)
+      hand.deliver(delivery(1))
+      yield* Wait.turns
+      assert.isTrue(
+        hand.demands.map(({ total }) => total).every(Number.isSafeInteger),
+        hand.demands.map(({ total }) => total).join()
+      )
+    }))
+
+  // was: a pipeline takes what the layer's shared limit gives it no permit for
+  it.effect("is bounded by the limit that the layer shares", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      hand.limit.resizeUnsafe(1)
+      const { running } = yield* on(
+        hand,
+        (from) => from.pipe(Pipeline.mapPromise(() => never()), Pipeline.concurrency(64)),
+        { prefetch: 0 }
+      )
+      hand.deliver(...Array.from({ length: 64 }, (_, i) => delivery(i)))
+      yield* Wait.turns
+      assert.isAtMost((yield* running.owned).waiting, 1)
+    }))
+})
+
+describe("the reader", () => {
+  // was: resume during a pause starts a second reader: two pulls at once
+  it.effect("has one pull open, also when it is resumed during a pause", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      let pulling = 0
+      let most = 0
+      const pull = hand.pull
+      hand.pull = (max) =>
+        Effect.acquireUseRelease(
+          Effect.sync(() => most = Math.max(most, ++pulling)),
+          () => pull(max),
+          // It takes the asking back, which takes a moment.
+          () => Effect.andThen(Effect.sleep("1 second"), Effect.sync(() => pulling--))
+        )
+      const { running } = yield* on(hand, (from) => from)
+      const runFork = Effect.runForkWith(yield* Effect.context<never>())
+      runFork(running.pause)
+      runFork(running.resume)
+      yield* adjust("2 seconds")
+      assert.strictEqual(most, 1)
+    }))
+
+  // was: a pipeline whose reader has ended says that it consumes
+  it.effect("that has ended is no consuming pipeline", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      hand.pull = () => Effect.die(new Error("pull"))
+      const { running } = yield* on(hand, (from) => from)
+      assert.notStrictEqual((yield* running.health).state, "consuming")
+    }))
+})
+
+describe("the harness", () => {
+  // was: a promise that takes 50 ms of real time makes the harness say that it is not idle
+  it.effect("waits for a promise that takes 50 ms of real time", () =>
+    Effect.gen(function*() {
+      const report = yield* TestHarness.run(
+        Numbers,
+        Pipeline.from(Numbers, { group: "test", startFrom: "beginning" }).pipe(
+          Pipeline.mapPromise((n) => new Promise<number>((resolve) => setTimeout(() => resolve(n), 50)))
+        ),
+        [1]
+      )
+      assert.strictEqual(report.handled.length, 1)
+    }).pipe(Effect.provide(TestHarness.layer)))
+})

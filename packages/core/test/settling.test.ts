@@ -1,0 +1,93 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Message, Pipeline, Publisher, Settlement } from "@millrace/core"
+import { MemoryTransport, TestHarness, Wait } from "@millrace/testing"
+import { Effect } from "effect"
+import { adjust, Numbers } from "./fixtures/fake.ts"
+
+const from = Pipeline.from(Numbers, { group: "test", startFrom: "beginning" })
+
+describe("the first settlement is final", () => {
+  it.effect("a second settlement is a no-op that reports itself", () =>
+    Effect.gen(function*() {
+      const answers: Array<boolean> = []
+      const report = yield* TestHarness.run(
+        Numbers,
+        from.pipe(
+          Pipeline.tap((_, message) =>
+            Effect.map(Message.settle(message, Settlement.ack), (first) => answers.push(first))
+          ),
+          Pipeline.tap((_, message) =>
+            Effect.map(Message.settle(message, Settlement.retry("1 second")), (second) => answers.push(second))
+          )
+        ),
+        [1]
+      )
+      assert.deepStrictEqual(answers, [true, false])
+      assert.deepStrictEqual(report.settled.map(({ settlement }) => settlement._tag), ["Ack"])
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("a handler that fails after it is counted, neither retried nor dead-lettered", () =>
+    Effect.gen(function*() {
+      const report = yield* TestHarness.run(
+        Numbers,
+        from.pipe(
+          Pipeline.tap((_, message) => Message.settle(message, Settlement.ack)),
+          Pipeline.tap(() => Effect.fail("too late"))
+        ),
+        [1]
+      )
+      assert.deepInclude(report.counts, { failedAfterSettle: 1, retried: 0, deadLettered: 0 })
+    }).pipe(Effect.provide(TestHarness.layer)))
+})
+
+describe("ack policies", () => {
+  it.effect("on-receive acknowledges before the handler; a failure is dead-lettered once", () =>
+    Effect.gen(function*() {
+      const order: Array<string> = []
+      const memory = yield* MemoryTransport.MemoryTransport
+      const report = yield* TestHarness.run(
+        Numbers,
+        from.pipe(
+          Pipeline.tap((n) =>
+            Effect.flatMap(memory.settled, (settled) => {
+              order.push(`${n}: ${settled.length}`)
+              return n === 2 ? Effect.fail("lost once") : Effect.void
+            })
+          ),
+          Pipeline.ackPolicy("on-receive")
+        ),
+        [1, 2]
+      )
+      assert.deepStrictEqual(order, ["1: 1", "2: 2"])
+      assert.deepInclude(report.counts, { handled: 1, deadLettered: 1, retried: 0, failedAfterSettle: 0 })
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("on-receive beside retry is refused", () =>
+    Effect.gen(function*() {
+      const error = yield* Effect.flip(
+        TestHarness.run(Numbers, from.pipe(Pipeline.ackPolicy("on-receive"), Pipeline.retry({ times: 1 })), [])
+      )
+      assert.include(error.message, "drop the retry")
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("manual: success settles nothing; a forgotten message is counted, and retried as a failure", () =>
+    Effect.gen(function*() {
+      const memory = yield* MemoryTransport.MemoryTransport
+      const running = yield* Pipeline.start(
+        from.pipe(
+          Pipeline.tap((n, message) =>
+            n === 1 || message.attempt > 1 ? Message.settle(message, Settlement.ack) : Effect.void
+          ),
+          Pipeline.ackPolicy("manual", { settleWithin: "5 seconds" })
+        )
+      )
+      yield* Publisher.publish(Numbers, 1)
+      yield* Publisher.publish(Numbers, 2)
+      yield* Wait.eventually("the first is settled", memory.settled, ({ length }) => length === 1)
+      yield* adjust("4 seconds")
+      assert.deepInclude(yield* running.counts, { handled: 1, unsettled: 0, retried: 0 })
+      yield* Wait.eventually("the second is reported", running.counts, ({ unsettled }) => unsettled === 1)
+      yield* Wait.eventually("it is handled again", running.counts, ({ handled }) => handled === 2)
+      assert.deepInclude(yield* running.counts, { unsettled: 1, retried: 1 })
+    }).pipe(Effect.provide(MemoryTransport.layer({ history: true, minIdle: "30 seconds" }))))
+})

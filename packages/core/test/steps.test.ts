@@ -1,0 +1,152 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Pipeline, Topic } from "@millrace/core"
+import { FakeTransport, TestHarness, Wait } from "@millrace/testing"
+import { Effect, Result, Schedule, Schema, Scope } from "effect"
+import { delivery, Numbers, survives } from "./fixtures/fake.ts"
+
+const from = Pipeline.from(Numbers, { group: "test", startFrom: "beginning" })
+
+describe("a step that throws", () => {
+  // was: a thenable whose then throws kills the pipeline
+  it.effect("fails its message when the then of a thenable throws", () =>
+    survives((from) =>
+      from.pipe(Pipeline.mapPromise((n) =>
+        n === 1 ?
+          {
+            // oxlint-disable-next-line unicorn/no-thenable -- a thenable is what is tested
+            then() {
+              throw new Error("then")
+            }
+          } as any :
+          Promise.resolve(n)
+      ))
+    ))
+
+  // was: a thenable that answers twice ends its message twice
+  it.effect("ends its message once when a thenable answers twice", () =>
+    survives((from) =>
+      from.pipe(Pipeline.mapPromise((n) =>
+        n === 1 ?
+          {
+            // oxlint-disable-next-line unicorn/no-thenable -- a thenable is what is tested
+            then(done: any) {
+              setImmediate(() => {
+                done(1)
+                done(2)
+              })
+            }
+          } as any :
+          Promise.resolve(n)
+      ))
+    ))
+
+  // was: extend of a transport's own source that throws does not harm the pipeline
+  it.effect("fails its message when it is a transport's own extend", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const scope = yield* Scope.make()
+      const running = yield* Scope.provide(
+        Pipeline.start(Pipeline.fromTransport(Numbers, { group: "test" }, {
+          transport: Effect.succeed(hand.transport),
+          extend(message) {
+            if (message.value === 1) throw new Error("extend")
+            return message
+          }
+        })),
+        scope
+      )
+      yield* Wait.turns
+      hand.deliver(delivery(1))
+      yield* Wait.turns
+      hand.deliver(delivery(2))
+      yield* Wait.turns
+      assert.deepStrictEqual([running.limit.inUse, (yield* running.counts).handled], [0, 1])
+    }))
+
+  // was: mapEffect given a function that returns no Effect is a defect of its message
+  it.effect("fails its message when mapEffect is given no Effect", () =>
+    survives((from) =>
+      from.pipe(Pipeline.mapEffect((n) => n === 1 ? undefined as unknown as Effect.Effect<void> : Effect.void))
+    ))
+})
+
+describe("middleware and branches", () => {
+  it.effect("a middleware wraps all that stands above it, as one Effect that it may run again", () =>
+    Effect.gen(function*() {
+      let failures = 2
+      const log: Array<string> = []
+      const report = yield* TestHarness.run(
+        Numbers,
+        from.pipe(
+          Pipeline.filter((n) => n > 0),
+          Pipeline.map((n) => n + 1),
+          Pipeline.mapPromise(async (n) => n * 10),
+          Pipeline.mapEffect((n) => failures-- > 0 ? Effect.fail("flaky") : Effect.succeed(n)),
+          Pipeline.middleware((handler, message) =>
+            handler.pipe(
+              Effect.retry({ times: 3, while: (error) => error === "flaky" }),
+              Effect.tap((value) => Effect.sync(() => log.push(`${message.id} -> ${value}`)))
+            )
+          ),
+          Pipeline.map((n) => `${n}!`)
+        ),
+        [0, 1]
+      )
+      assert.deepStrictEqual(report.handled.map(({ value }) => value), ["20!"])
+      assert.deepStrictEqual(log, ["2 -> 20"])
+      assert.deepInclude(report.counts, { filtered: 1, retried: 0 })
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("one message, several outputs, settled once all are published", () =>
+    Effect.gen(function*() {
+      const Small = Topic.make("small", { schema: Schema.Number })
+      const Large = Topic.make("large", { schema: Schema.Number })
+      const report = yield* TestHarness.run(
+        Numbers,
+        from.pipe(
+          Pipeline.branch((n) => n < 10 ? "small" : "large", {
+            small: (self) => self.pipe(Pipeline.to(Small)),
+            large: (self) => self.pipe(Pipeline.to(Large), Pipeline.to(Small, (n) => n % 10))
+          }),
+          Pipeline.retry({ times: 1, schedule: Schedule.spaced("1 second") })
+        ),
+        [1, 15]
+      )
+      assert.deepStrictEqual(
+        report.published.slice(2).map(({ body, id, topic }) => [
+          topic,
+          new TextDecoder().decode(body),
+          id?.replace(/^memory-\d+\/numbers\/0\//, "")
+        ]),
+        [
+          ["small", "1", "numbers/test/1/0.small.0"],
+          ["large", "15", "numbers/test/2/0.large.0"],
+          ["small", "5", "numbers/test/2/0.large.1"]
+        ]
+      )
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("branchTag goes by tag, and a filter in a branch filters", () =>
+    Effect.gen(function*() {
+      const Shape = Schema.Union([
+        Schema.TaggedStruct("Circle", { r: Schema.Number }),
+        Schema.TaggedStruct("Square", { a: Schema.Number })
+      ])
+      const Shapes = Topic.make("shapes", { schema: Shape })
+      const report = yield* TestHarness.run(
+        Shapes,
+        Pipeline.from(Shapes, { group: "test", startFrom: "beginning" }).pipe(
+          Pipeline.branchTag({
+            Circle: (self) =>
+              self.pipe(
+                Pipeline.filterMap((circle) => circle.r > 0 ? Result.succeed(`r${circle.r}`) : Result.fail("flat"))
+              ),
+            Square: (self) => self.pipe(Pipeline.mapEffect((square) => Effect.as(Effect.sleep("1 second"), square.a)))
+          })
+        ),
+        [{ _tag: "Circle", r: 1 }, { _tag: "Circle", r: 0 }, { _tag: "Square", a: 2 }]
+      )
+      assert.deepStrictEqual(report.handled.map(({ value }) => value), ["r1", 2])
+      assert.strictEqual(report.counts.filtered, 1)
+    }).pipe(Effect.provide(TestHarness.layer)))
+})

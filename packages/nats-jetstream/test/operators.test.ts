@@ -1,0 +1,456 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as DeadLetter from "@millrace/core/DeadLetter"
+import * as Pipeline from "@millrace/core/Pipeline"
+import * as Publisher from "@millrace/core/Publisher"
+import * as Settlement from "@millrace/core/Settlement"
+import * as Topic from "@millrace/core/Topic"
+import { type Delivery, Transport } from "@millrace/core/Transport"
+import { jetstreamManager, type StreamConfig } from "@nats-io/jetstream"
+import * as Arr from "effect/Array"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Result from "effect/Result"
+import * as Schema from "effect/Schema"
+import * as Stream from "effect/Stream"
+import * as JetStream from "../src/JetStream.ts"
+import { before, demand, onNats, outgoing, publish, settle, subscribe, take, text, until, versions } from "./nats.ts"
+
+const Orders = Topic.make("orders", { schema: Schema.Struct({ id: Schema.Number }) })
+
+/** The client's types do not know that a stream may be sealed by an update. */
+const sealed: Partial<StreamConfig> = { sealed: true }
+
+const manager = JetStream.JetStream.use(({ client }) => Effect.promise(() => jetstreamManager(client)))
+
+/** Runs what a program of its own would: another connection, closed at the end. */
+const elsewhere = <A, E>(
+  url: string,
+  effect: Effect.Effect<A, E, JetStream.JetStream | Transport>,
+  options: JetStream.CommonOptions = {}
+) => Effect.provide(effect, Layer.fresh(JetStream.layer({ url, ...options })))
+
+describe.each(versions)("on nats-server %s", (version) => {
+  const on = (f: Parameters<typeof onNats>[0], options: Parameters<typeof onNats>[1] = {}) =>
+    onNats(f, { version, ...options })
+
+  describe("the bucket of attempts", () => {
+    const ways: Record<string, (jsm: Awaited<ReturnType<typeof jetstreamManager>>) => Promise<unknown>> = {
+      deleted: (jsm) => jsm.streams.delete("KV_millrace"),
+      sealed: (jsm) => jsm.streams.update("KV_millrace", sealed),
+      emptied: (jsm) => jsm.streams.purge("KV_millrace")
+    }
+    for (const [way, harm] of Object.entries(ways)) {
+      it.live(`${way}: messages of a process that died and new ones are handled, and releases go to a peer`, () =>
+        on(() =>
+          Effect.gen(function*() {
+            yield* publish("orders", Arr.makeBy(20, String))
+            const wish = { ackWait: "800 millis", isolateFrom: 3 } as const
+            yield* take(yield* subscribe("orders", wish), 20)
+            const jsm = yield* manager
+            yield* Effect.promise(() => harm(jsm))
+            const subscription = yield* subscribe("orders", wish)
+            const taken = yield* take(subscription, 20).pipe(Effect.timeout("10 seconds"))
+            assert.deepStrictEqual(
+              new Set(taken.map(({ attempt, suspect }) => `${attempt} ${suspect}`)),
+              new Set(["2 true"])
+            )
+            yield* settle(subscription, taken, Settlement.ack)
+            yield* publish("orders", ["new"])
+            const [fresh] = yield* take(subscription, 1)
+            yield* settle(subscription, [fresh!], Settlement.release)
+            const [again] = yield* take(subscription, 1).pipe(Effect.timeout("5 seconds"))
+            assert.strictEqual(text(again!), "new")
+          })
+        ))
+    }
+
+    it.live("deleted, then a suspect is isolated: its attempt begins, and the bucket is made again", () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* publish("orders", ["a"])
+          yield* take(yield* subscribe("orders", { ackWait: "600 millis" }), 1)
+          const subscription = yield* subscribe("orders", { ackWait: "600 millis" })
+          const [suspect] = yield* subscription.pull(demand(1))
+          const jsm = yield* manager
+          yield* Effect.promise(() => jsm.streams.delete("KV_millrace"))
+          assert.isTrue(yield* subscription.begin(suspect!))
+          const names = Effect.promise(() => jsm.streams.names().next())
+          yield* until(names, (names) => names.includes("KV_millrace"))
+        })
+      ))
+
+    it.live("has the storage of the stream that it serves", () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* subscribe("orders")
+          const jsm = yield* manager
+          const { config } = yield* Effect.promise(() => jsm.streams.info("KV_millrace"))
+          assert.strictEqual(config.storage, "memory")
+        }), { layer: { stream: { storage: "memory" } } }))
+  })
+
+  describe("the consumer of a group", () => {
+    it.live("is the same after a subject was added to its stream: the group goes on where it stands", () =>
+      on(({ url }) =>
+        Effect.gen(function*() {
+          const seen: Array<string> = []
+          const work = (name: string) =>
+            Pipeline.from(Orders, { group: "work" }).pipe(
+              Pipeline.tap(({ id }) => Effect.sync(() => void seen.push(`${name} ${id}`)))
+            )
+          const first = yield* Pipeline.start(work("one"))
+          yield* Publisher.publish(Orders, { id: 1 })
+          yield* until(first.counts, ({ handled }) => handled === 1)
+          const jsm = yield* manager
+          const { config } = yield* Effect.promise(() => jsm.streams.info("orders"))
+          const subjects = [...config.subjects, "orders.audit"]
+          yield* Effect.promise(() => jsm.streams.update("orders", { ...config, subjects }))
+          yield* elsewhere(
+            url,
+            Effect.scoped(Effect.gen(function*() {
+              yield* Pipeline.start(work("two"))
+              yield* Publisher.publishAll(Orders, Arr.makeBy(20, (i) => ({ id: 2 + i })))
+              yield* until(Effect.sync(() => seen), (seen) => seen.length >= 21)
+              yield* Effect.sleep("200 millis")
+            }))
+          )
+          assert.strictEqual(new Set(seen.map((line) => line.split(" ")[1])).size, seen.length)
+          const consumers = yield* Effect.promise(() => jsm.consumers.list("orders").next())
+          assert.deepStrictEqual(consumers.map(({ name }) => name), ["work"])
+          assert.strictEqual((yield* JetStream.consumerInfo(Orders, "work")).consumer, "work")
+        })
+      ))
+
+    it.live("an edited ack_wait or max_deliver is restored", () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* publish("orders", ["a"])
+          const subscription = yield* subscribe("orders")
+          yield* take(subscription, 1)
+          const jsm = yield* manager
+          for (const edit of [{ ack_wait: 2e9 }, { max_deliver: 2 }]) {
+            yield* Effect.promise(() => jsm.consumers.update("orders", "group", edit))
+            yield* until(
+              Effect.promise(() => jsm.consumers.info("orders", "group")),
+              ({ config }) => config.ack_wait === 30e9 && config.max_deliver === -1
+            )
+          }
+        })
+      ))
+
+    it.live("an edited filter is in health, with its reason, until it is mended", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const transport = yield* Transport
+          yield* publish("orders", ["a"])
+          const subscription = yield* subscribe("orders")
+          yield* take(subscription, 1)
+          const jsm = yield* manager
+          yield* Effect.promise(() => jsm.consumers.update("orders", "group", { filter_subject: "nothing" }))
+          const health = yield* until(subscription.health, ({ state }) => state === "impaired")
+          assert.match(health.reason ?? "", /filter_subject of consumer group of stream orders was changed/)
+          assert.strictEqual((yield* transport.health).state, "consuming")
+          yield* Effect.promise(() => jsm.consumers.update("orders", "group", { filter_subject: "orders" }))
+          yield* until(subscription.health, ({ state }) => state === "consuming")
+        })
+      ))
+
+    if (!before(version, 11)) {
+      it.live("with an option that Millrace would not set is refused by its name", () =>
+        on(() =>
+          Effect.gen(function*() {
+            yield* Transport.use((transport) => transport.declare("orders", "output"))
+            const jsm = yield* manager
+            yield* Effect.promise(() =>
+              jsm.consumers.add("orders", {
+                durable_name: "group",
+                ack_policy: "explicit",
+                filter_subject: "orders",
+                max_ack_pending: -1,
+                priority_groups: ["a"],
+                priority_policy: "overflow"
+              })
+            )
+            const error = yield* Effect.flip(subscribe("orders"))
+            assert.match(error.message, /priority_.* of consumer group of stream orders is .*, expected absent/)
+          })
+        ))
+    }
+
+    it.live("deleted before it settled anything, a group that began with new messages stays behind the old ones", () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* publish("orders", ["old 1", "old 2"])
+          const subscription = yield* subscribe("orders", { startFrom: "new" })
+          const next = yield* Effect.forkScoped(subscription.pull(demand(10)))
+          const jsm = yield* manager
+          yield* Effect.promise(() => jsm.consumers.delete("orders", "group"))
+          yield* until(JetStream.streamInfo("orders"), ({ consumers }) => consumers === 1)
+          yield* publish("orders", ["new"])
+          assert.deepStrictEqual((yield* Fiber.join(next)).map(text), ["new"])
+        })
+      ))
+  })
+
+  describe("a stream that is created again", () => {
+    it.live("is another one for ids, outputs, dead letters and browsing", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const transport = yield* Transport
+          const Receipts = Topic.make("receipts", { schema: Schema.Struct({ id: Schema.Number }) })
+          const running = yield* Pipeline.start(
+            Pipeline.from(Orders, { group: "g", startFrom: "beginning" }).pipe(
+              Pipeline.mapEffect(({ id }) => id % 2 === 0 ? Effect.succeed({ id }) : Effect.fail("odd")),
+              Pipeline.to(Receipts),
+              Pipeline.retry({ times: 0 })
+            )
+          )
+          const first = yield* Publisher.publish(Orders, { id: 0 })
+          yield* Publisher.publish(Orders, { id: 1 })
+          yield* until(running.counts, ({ deadLettered, handled }) => deadLettered + handled === 2)
+          const jsm = yield* manager
+          yield* Effect.promise(() => jsm.streams.delete("orders"))
+          yield* until(Effect.option(JetStream.streamInfo("orders")), Option.isSome)
+          const second = yield* Publisher.publish(Orders, { id: 2 })
+          yield* Publisher.publish(Orders, { id: 3 })
+          yield* until(running.counts, ({ deadLettered, handled }) => deadLettered + handled === 4)
+          assert.strictEqual((yield* JetStream.streamInfo("receipts")).messages, 2)
+          assert.strictEqual((yield* Stream.runCollect(DeadLetter.list("orders.dead"))).length, 2)
+          assert.deepStrictEqual([first.id, second.id].map((id) => id.split("-")[1]), ["1", "1"])
+          assert.notStrictEqual(first.id, second.id)
+          assert.isTrue(Option.isNone(yield* transport.get("orders", first.id)))
+          assert.isTrue(Option.isSome(yield* transport.get("orders", second.id)))
+          const after = yield* Stream.runCollect(transport.browse("orders", { after: first.id }))
+          assert.strictEqual(after.length, 2)
+        })
+      ))
+
+    it.live("is read from its beginning by a reader without a group", () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* Publisher.publishAll(Orders, [{ id: 1 }, { id: 2 }])
+          const read: Array<number> = []
+          yield* Effect.forkScoped(
+            Stream.runForEach(JetStream.read(Orders), ({ value }) => Effect.sync(() => read.push(value.id)))
+          )
+          yield* until(Effect.sync(() => read.length), (length) => length === 2)
+          const jsm = yield* manager
+          yield* Effect.promise(() => jsm.streams.delete("orders"))
+          yield* Publisher.publishAll(Orders, [{ id: 3 }, { id: 4 }, { id: 5 }])
+          yield* until(Effect.sync(() => read.length), (length) => length >= 5)
+          assert.deepStrictEqual(read, [1, 2, 3, 4, 5])
+        })
+      ))
+  })
+
+  describe("targets", () => {
+    const made = (config: object) =>
+      Effect.gen(function*() {
+        const jsm = yield* manager
+        yield* Effect.promise(() => jsm.streams.add({ name: "made", subjects: ["made.>"], ...config }))
+      })
+
+    it.live("that do not keep what they confirm are refused by name", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const transport = yield* Transport
+          const jsm = yield* manager
+          const refusals: Array<string> = []
+          for (
+            const config of [
+              { no_ack: true },
+              { retention: "interest" },
+              { max_msgs_per_subject: 1 }
+            ]
+          ) {
+            yield* made(config)
+            const error = yield* Effect.flip(transport.declare("made.dead", "deadLetter"))
+            refusals.push(error.message.split(" of stream made")[0]!)
+            yield* Effect.promise(() => jsm.streams.delete("made"))
+          }
+          assert.deepStrictEqual(refusals, ["nats: no_ack", "nats: retention", "nats: max_msgs_per_subject"])
+        })
+      ))
+
+    it.live("bounds of sources do not apply to dead letters, which have their own", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const transport = yield* Transport
+          yield* transport.declare("orders", "output")
+          yield* transport.declare("orders.dead", "deadLetter")
+          const jsm = yield* manager
+          const bounds = yield* Effect.forEach(["orders", "orders_dead"], (name) =>
+            Effect.map(
+              Effect.promise(() => jsm.streams.info(name)),
+              ({ config }) => [config.max_msgs, config.max_age]
+            ))
+          assert.deepStrictEqual(bounds, [[10, 0], [-1, 7 * 24 * 3600e9]])
+        }), { layer: { stream: { maxMessages: 10 }, deadLetterStream: { maxAge: "7 days" } } }))
+
+    it.live("that are full refuse; a message over the stream's own limit is too large", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const transport = yield* Transport
+          yield* made({ max_msgs: 1, discard: "new", max_msg_size: 1000 })
+          const results = yield* transport.publish([
+            outgoing("made.a", "x".repeat(2000)),
+            outgoing("made.a", "a"),
+            outgoing("made.a", "b")
+          ])
+          assert.deepStrictEqual(
+            results.map((result) => Result.isFailure(result) ? result.failure.reason._tag : "stored"),
+            ["TooLarge", "stored", "Refused"]
+          )
+        })
+      ))
+  })
+
+  describe("a family of subjects", () => {
+    const regions = JetStream.from(Orders, { group: "regions", subject: "orders.{region}.>" })
+    const west = JetStream.from(Orders, { group: "west", subjects: ["orders.eu", "orders.us"] })
+    const steps = {
+      regions: Effect.scoped(Pipeline.start(regions)),
+      west: Effect.scoped(Pipeline.start(west)),
+      read: Effect.timeoutOption(Stream.runHead(JetStream.read(Orders)), "300 millis"),
+      publish: Publisher.publish(Orders, { id: 1 }),
+      publishEu: JetStream.publish(Orders, { id: 1 }, { subject: "orders.eu" })
+    }
+    for (
+      const order of [
+        ["regions", "west", "read", "publish"],
+        ["publish", "read", "west", "regions"],
+        ["west", "publish", "regions", "read"]
+      ] as const
+    ) {
+      it.live(`works from an empty server in the order ${order.join(", ")}`, () =>
+        on(() =>
+          Effect.gen(function*() {
+            for (const step of order) yield* steps[step]
+            const { subjects } = yield* JetStream.streamInfo("orders")
+            assert.includeMembers([...subjects], ["orders", "orders.eu", "orders.us", "orders.*.>"])
+          })
+        ))
+    }
+
+    it.live("that is declared is one stream, whoever starts first", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const Created = Topic.make("sales.eu.created", { schema: Schema.Struct({ id: Schema.Number }) })
+          const Sales = Topic.make("sales", { schema: Schema.Struct({ id: Schema.Number }) })
+          yield* Publisher.publish(Created, { id: 1 })
+          const running = yield* Pipeline.start(
+            JetStream.from(Sales, { group: "ledger", subject: "sales.{region}.created", startFrom: "beginning" }).pipe(
+              Pipeline.deadLetter("ledger.dead")
+            )
+          )
+          yield* until(running.counts, ({ handled }) => handled === 1)
+          assert.deepStrictEqual((yield* JetStream.streamInfo(Created)).stream, "SALES")
+        }), { layer: { stream: { name: "SALES", subjects: ["sales.>"] } } }))
+
+    it.live("of a stream that others made is not widened; the error has the command", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const jsm = yield* manager
+          yield* Effect.promise(() => jsm.streams.add({ name: "orders", subjects: ["orders"] }))
+          const error = yield* Effect.flip(Effect.scoped(Pipeline.start(west)))
+          assert.include(error.message, `nats stream edit orders --subjects "orders,orders.eu,orders.us"`)
+        })
+      ))
+
+    it.live("a stream is read by its name: a mirror, and what a transform stored", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const jsm = yield* manager
+          yield* publish("orders", ["{\"id\":1}"])
+          yield* Effect.promise(() => jsm.streams.add({ name: "MIRROR", mirror: { name: "orders" } }))
+          const seen: Array<string> = []
+          const running = yield* Pipeline.start(
+            JetStream.from(Orders, { group: "copies", stream: "MIRROR", startFrom: "beginning" }).pipe(
+              Pipeline.tap((_, message) => Effect.sync(() => seen.push(message.topic)))
+            )
+          )
+          yield* until(running.counts, ({ handled }) => handled === 1)
+          assert.deepStrictEqual(seen, ["orders"])
+          assert.deepStrictEqual(
+            (yield* JetStream.read(Orders, { stream: "MIRROR" }).pipe(Stream.take(1), Stream.runCollect)).map((
+              { value }
+            ) => value.id),
+            [1]
+          )
+        })
+      ))
+  })
+
+  describe("bad messages", () => {
+    it.live("a line break in an id or header is refused by name, and keeps nobody from publishing", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const transport = yield* Transport
+          yield* transport.declare("orders", "output")
+          const hostile = Arr.makeBy(3000, (i) =>
+            i === 2000
+              ? outgoing("orders", "x", { id: "a\r\nNats-Msg-Id: b" })
+              : i === 2500
+              ? outgoing("orders", "x", { headers: { note: "two\nlines" } })
+              : outgoing("orders", String(i)))
+          const [results, innocent] = yield* Effect.all(
+            [
+              transport.publish(hostile as unknown as Arr.NonEmptyArray<typeof hostile[number]>),
+              publish("orders", ["innocent"])
+            ],
+            { concurrency: "unbounded" }
+          ).pipe(Effect.timeout("10 seconds"))
+          const refused = results.flatMap((result) => Result.isFailure(result) ? [result.failure.message] : [])
+          assert.strictEqual(refused.length, 2)
+          assert.match(refused[0]!, /id is .*one line/)
+          assert.match(refused[1]!, /header note is .*one line/)
+          assert.strictEqual(innocent.length, 1)
+        })
+      ))
+
+    it.live("a delay that no date can hold is refused, and an endless retry delay is not an immediate one", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const transport = yield* Transport
+          const [result] = yield* transport.publish([outgoing("orders", "a", { delay: Duration.infinity })])
+          assert.strictEqual(Result.isFailure(result!) && result.failure.reason._tag, "InvalidOption")
+          yield* publish("orders", ["b"])
+          const subscription = yield* subscribe("orders")
+          const taken = yield* take(subscription, 1)
+          yield* settle(subscription, taken, { _tag: "Retry", after: Duration.infinity })
+          const again = yield* Effect.forkScoped(subscription.pull(demand(1)))
+          yield* Effect.sleep("500 millis")
+          assert.isUndefined(again.pollUnsafe())
+        })
+      ))
+  })
+
+  it.live("browsing goes both ways, in pages, between ids", () =>
+    on(() =>
+      Effect.gen(function*() {
+        const transport = yield* Transport
+        const published = yield* publish("orders", Arr.makeBy(1200, String))
+        yield* publish("orders.other", ["not this one"])
+        const texts = (options: Parameters<typeof transport.browse>[1]) =>
+          Effect.map(
+            Stream.runCollect(transport.browse("orders", options)),
+            (all: ReadonlyArray<Delivery>) => all.map(text)
+          )
+        assert.deepStrictEqual(yield* texts({}), Arr.makeBy(1200, String))
+        assert.deepStrictEqual(yield* texts({ reverse: true, limit: 3 }), ["1199", "1198", "1197"])
+        assert.deepStrictEqual(yield* texts({ after: published[9]!.id, before: published[13]!.id }), ["10", "11", "12"])
+        assert.deepStrictEqual(
+          yield* texts({ before: published[700]!.id, reverse: true }),
+          Arr.makeBy(700, (i) => String(699 - i))
+        )
+        const found = yield* transport.get("orders", published[41]!.id)
+        assert.strictEqual(Option.map(found, text).pipe(Option.getOrNull), "41")
+        const [group] = yield* Effect.andThen(subscribe("orders"), transport.groups("orders"))
+        assert.deepInclude(group, { group: "group", lag: 1200, pending: 0 })
+        assert.isNumber(group!.oldest)
+      })
+    ))
+})

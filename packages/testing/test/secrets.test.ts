@@ -1,0 +1,150 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Core from "@millrace/core"
+import { Health, Message, Pipeline, Publisher, Telemetry, Topic, Transport } from "@millrace/core"
+import * as Nats from "@millrace/nats-jetstream"
+import { JetStream } from "@millrace/nats-jetstream"
+import * as Redis from "@millrace/redis-streams"
+import { RedisStreams } from "@millrace/redis-streams"
+import { Brokers } from "@millrace/testing"
+import { Cause, Context, Effect, Layer, Logger, Redacted, Schema } from "effect"
+import { inspect } from "node:util"
+
+const secret = "s3cr3t-p4ss"
+
+/** Every way in which a value is shown. */
+const shown = (value: unknown): Effect.Effect<ReadonlyArray<readonly [how: string, text: string]>> =>
+  Effect.gen(function*() {
+    const texts: Array<readonly [string, string]> = []
+    for (const depth of [0, 2, 4, 8, Infinity]) texts.push([`inspect depth ${depth}`, inspect(value, { depth })])
+    texts.push(["inspect hidden", inspect(value, { depth: Infinity, showHidden: true, getters: true })])
+    texts.push(["JSON", attempt(() => JSON.stringify(value) ?? "")])
+    texts.push(["template", attempt(() => String(value))])
+    const loggers: Record<string, Logger.Logger<unknown, unknown>> = {
+      simple: Logger.formatSimple,
+      logFmt: Logger.formatLogFmt,
+      json: Logger.formatJson,
+      structured: Logger.formatStructured
+    }
+    for (const [name, logger] of Object.entries(loggers)) {
+      const capture = Logger.map(logger, (out) => {
+        texts.push([`Logger ${name}`, typeof out === "string" ? out : inspect(out, { depth: Infinity })])
+      })
+      yield* Effect.logInfo("seen", value).pipe(
+        Effect.annotateLogs({ value }),
+        Effect.provide(Logger.layer([capture]))
+      )
+      yield* Effect.logError(Cause.fail(value)).pipe(Effect.provide(Logger.layer([capture])))
+    }
+    return texts
+  })
+
+/** A value with cycles is no JSON, one without prototype no text: then nothing is shown. */
+const attempt = (show: () => string): string => {
+  try {
+    return show()
+  } catch (error) {
+    assert.instanceOf(error, TypeError)
+    return ""
+  }
+}
+
+/** What a pipeline hands to its user, and the services, with a broker whose address has a password. */
+const walk = (
+  layer: Layer.Layer<any, unknown>,
+  broken: Layer.Layer<any, unknown>,
+  modules: ReadonlyArray<object>
+) =>
+  Effect.gen(function*() {
+    const Orders = Topic.make("orders", { schema: Schema.Number })
+    const values: Array<readonly [string, unknown]> = [["layer", layer], ["topic", Orders]]
+    const pipeline = Pipeline.from(Orders, { group: "g" }).pipe(
+      Pipeline.mapEffect((n, message) =>
+        Effect.sync(() => values.push([`message ${n}`, message], [`received ${n}`, Message.received(message)])).pipe(
+          Effect.andThen(n === 2 ? Effect.fail(new Error("no")) : Effect.void)
+        )
+      ),
+      Pipeline.retry({ times: 0 })
+    )
+    values.push(["pipeline", pipeline], ["description", Pipeline.describe(pipeline)])
+    yield* Effect.scoped(Effect.gen(function*() {
+      const context = yield* Layer.build(layer)
+      for (const [key, service] of context.mapUnsafe) values.push([`service ${key}`, service])
+      const running = yield* Pipeline.start(pipeline).pipe(
+        Effect.provideService(Telemetry.Observer, (outcome) => values.push([`outcome ${outcome._tag}`, outcome])),
+        Effect.provideContext(context)
+      )
+      values.push(["running", running], ["health", yield* Health.report([running])])
+      const transport = Context.get(context as Context.Context<Transport.Transport>, Transport.Transport)
+      const subscription = yield* transport.subscribe({
+        topic: "others",
+        group: "g",
+        startFrom: "new",
+        maxOwned: 1,
+        isolateFrom: Infinity,
+        ordered: false,
+        timeout: undefined,
+        settings: Context.empty()
+      })
+      values.push(["subscription", subscription])
+      yield* Publisher.publishAll(Orders, [1, 2]).pipe(
+        Effect.tap((published) => Effect.sync(() => values.push(["published", published]))),
+        Effect.provideService(Transport.Transport, transport)
+      )
+      const ended = ({ deadLettered, handled }: Pipeline.Counts) => deadLettered + handled
+      while (ended(yield* running.counts) < 2) yield* Effect.sleep("5 millis")
+    }))
+    const unreachable = yield* Effect.scoped(Layer.build(broken)).pipe(Effect.flip)
+    values.push(["error", unreachable], ["cause", Cause.fail(unreachable)])
+    for (const module of modules) for (const [name, value] of Object.entries(module)) values.push([name, value])
+    return values
+  }).pipe(Effect.provideService(Telemetry.Logs, false))
+
+const unsafe = (values: ReadonlyArray<readonly [string, unknown]>) =>
+  Effect.gen(function*() {
+    const found: Array<string> = []
+    for (const [what, value] of values) {
+      for (const [how, text] of yield* shown(value)) if (text.includes(secret)) found.push(`${what}: ${how}`)
+    }
+    return found
+  })
+
+const isSeen = (values: ReadonlyArray<readonly [string, unknown]>, names: ReadonlyArray<string>) => {
+  const seen = values.map(([name]) => name)
+  for (const name of names) assert.include(seen, name)
+}
+
+describe("a password", () => {
+  it.live("of Redis is in nothing that is shown", () =>
+    Effect.scoped(Effect.gen(function*() {
+      const broker = yield* Brokers.redis({ password: secret })
+      const url = Redacted.make(`redis://default:${secret}@${broker.host}:${broker.port}`)
+      const broken = Redacted.make(`redis://default:${secret}@127.0.0.1:1`)
+      const values = yield* walk(
+        RedisStreams.layer({ url }),
+        RedisStreams.layer({ url: broken, connectTimeout: "1 second" }),
+        [
+          Core,
+          Redis
+        ]
+      )
+      isSeen(values, ["message 1", "outcome Handled", "outcome DeadLettered", "error", "subscription"])
+      assert.deepStrictEqual(yield* unsafe(values), [])
+    })))
+
+  it.live("of NATS is in nothing that is shown", () =>
+    Effect.scoped(Effect.gen(function*() {
+      const broker = yield* Brokers.nats({ config: `authorization { user: app, password: "${secret}" }` })
+      const url = Redacted.make(`nats://app:${secret}@${broker.host}:${broker.port}`)
+      const broken = Redacted.make(`nats://app:${secret}@127.0.0.1:1`)
+      const values = yield* walk(
+        JetStream.layer({ url }),
+        JetStream.layer({ url: broken, connectTimeout: "1 second" }),
+        [
+          Core,
+          Nats
+        ]
+      )
+      isSeen(values, ["message 1", "outcome Handled", "outcome DeadLettered", "error", "subscription"])
+      assert.deepStrictEqual(yield* unsafe(values), [])
+    })))
+})
