@@ -161,13 +161,17 @@ for (const { file, manifest } of packed) {
   const kilobytes = fs.statSync(file).size / 1024
   const time = loading(manifest.name)
   console.log(
-    `${manifest.name}: ${kilobytes.toFixed(0)} kB packed, loads in ${time.toFixed(0)} ms (effect: ${effect.toFixed(0)} ms)`
+    `${manifest.name}: ${kilobytes.toFixed(0)} kB packed, loads in ${time.toFixed(0)} ms (effect: ${
+      effect.toFixed(0)
+    } ms)`
   )
   // A program of its own may load what it likes.
   const { kilobytes: maxKilobytes, loading: maxLoading } = manifest.bin === undefined ? bounds.library : bounds.program
   if (kilobytes > maxKilobytes) fail(`${manifest.name}: more than ${maxKilobytes} kB`)
   // A ratio, measured in one run: the machine may be slow.
-  if (time > maxLoading * effect) fail(`${manifest.name}: takes more than ${maxLoading} times as long to load as effect`)
+  if (time > maxLoading * effect) {
+    fail(`${manifest.name}: takes more than ${maxLoading} times as long to load as effect`)
+  }
 }
 
 console.log(`${packed.length} tarballs, ${entries.length} entries`)

@@ -77,7 +77,10 @@ export const make = Effect.fnUntraced(function*(target: Target, options: Partial
   const log = fs.openSync(path.join(folder, "log"), "a")
   const topic = "jobs"
   const direct = yield* Layer.build(layer(target.kind, broker.url))
-  const publisher = Context.get(yield* Layer.build(Layer.fresh(layer(target.kind, proxy.through(broker.url)))), Transport)
+  const publisher = Context.get(
+    yield* Layer.build(Layer.fresh(layer(target.kind, proxy.through(broker.url)))),
+    Transport
+  )
   yield* publisher.declare(topic, "output")
   const scope = yield* Effect.scope
   const workers = new Set<Worker>()

@@ -148,7 +148,9 @@ describe("batch", () => {
         from.pipe(
           Pipeline.branch((n) => n > 0 ? "yes" : "no", {
             yes: (self) =>
-              self.pipe(Pipeline.batch({ size: 2, within: "1 second" }, (values) => Effect.sync(() => batches.push(values)))),
+              self.pipe(
+                Pipeline.batch({ size: 2, within: "1 second" }, (values) => Effect.sync(() => batches.push(values)))
+              ),
             no: (self) => self
           }),
           Pipeline.concurrency(3)

@@ -55,7 +55,10 @@ describe("a suspect", () => {
       const hand = FakeTransport.make()
       const begun: Array<number> = []
       const { running } = yield* on(hand, (from) =>
-        from.pipe(Pipeline.map((n) => void begun.push(n)), Pipeline.ackPolicy("manual", { settleWithin: "5 seconds" })))
+        from.pipe(
+          Pipeline.map((n) => void begun.push(n)),
+          Pipeline.ackPolicy("manual", { settleWithin: "5 seconds" })
+        ))
       hand.deliver(delivery(1))
       yield* Wait.turns
       hand.deliver(delivery(2, { suspect: true, attempt: 4 }))

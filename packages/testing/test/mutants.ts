@@ -916,7 +916,25 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     name: "delivers nothing",
     law: "law 1",
-    caughtBy: ["R4", "R10", "R11", "P2", "P3", "P6", "F2", "F4", "F6", "F7", "F10", "F14", "F15", "L1", "L5", "L7", "L8"],
+    caughtBy: [
+      "R4",
+      "R10",
+      "R11",
+      "P2",
+      "P3",
+      "P6",
+      "F2",
+      "F4",
+      "F6",
+      "F7",
+      "F10",
+      "F14",
+      "F15",
+      "L1",
+      "L5",
+      "L7",
+      "L8"
+    ],
     mutate: subscribing(() => ({ pull: () => Effect.never }))
   },
   {

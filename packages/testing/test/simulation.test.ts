@@ -49,8 +49,7 @@ describe("simulation", () => {
       assert.notDeepEqual((yield* Simulation.run(Events, keyed, { ...ofKeys, seed: 8 })).trace, run.trace)
     }))
 
-  it.live("no law is violated: many at once", () =>
-    watched(Simulation.check(Events, plain, { ...ofAll, seeds: 100 })))
+  it.live("no law is violated: many at once", () => watched(Simulation.check(Events, plain, { ...ofAll, seeds: 100 })))
 
   it.live("no law is violated: keys in order", () =>
     watched(Simulation.check(Events, keyed, { ...ofKeys, seeds: 100 })))
@@ -85,7 +84,8 @@ describe("simulation", () => {
                 attempts: limit,
                 workers,
                 faults: [],
-                kills: ({ value }) => (value as typeof Event.Type).n % 8 === 3 && (value as typeof Event.Type).n < 8 * killers,
+                kills: ({ value }) =>
+                  (value as typeof Event.Type).n % 8 === 3 && (value as typeof Event.Type).n < 8 * killers,
                 seeds: 4,
                 first: 100 * killers
               }
@@ -208,7 +208,12 @@ describe("a broken transport is found out", () => {
       const { run } = violated as Simulation.Violated
       assert.include(violated.message, `with seed ${run.seed}`)
       assert.include(violated.message, run.violations[0]!.text)
-      const again = yield* Simulation.run(Events, keyed, { ...ofKeys, connect, seed: run.seed, only: run.faults.keys() })
+      const again = yield* Simulation.run(Events, keyed, {
+        ...ofKeys,
+        connect,
+        seed: run.seed,
+        only: run.faults.keys()
+      })
       assert.deepStrictEqual(again, run)
       const whole = yield* Simulation.run(Events, keyed, { ...ofKeys, connect, seed: run.seed })
       assert.isBelow(run.faults.size, whole.faults.size / 2)

@@ -105,7 +105,7 @@ export class Batcher {
 
   /** Hands all open batches over, full or not. */
   flushAll(): void {
-    for (const { batch } of [...this.open.values()]) this.flush(batch)
+    for (const { batch } of Array.from(this.open.values())) this.flush(batch)
   }
 
   private flush(batch: Batch): void {

@@ -166,7 +166,7 @@ export class Intake {
   releaseAll(): void {
     const held = this.buffer.takeAll()
     for (const attempt of held) this.keys?.left(attempt)
-    for (const attempt of [...this.early.keys()]) {
+    for (const attempt of Array.from(this.early.keys())) {
       held.push(attempt)
       this.forgetEarly(attempt)
     }

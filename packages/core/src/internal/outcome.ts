@@ -390,7 +390,7 @@ export class Outcomes {
 
   /** Releases what the user has not settled when the pipeline stops. */
   releaseAwaited(): void {
-    for (const [attempt, { timer }] of [...this.awaited]) {
+    for (const [attempt, { timer }] of Array.from(this.awaited)) {
       timer.interruptUnsafe()
       this.awaited.delete(attempt)
       attempt.to("concluding")
@@ -432,8 +432,8 @@ export class Outcomes {
 
   /** The drain's deadline has passed. */
   interrupt(): void {
-    for (const fiber of [...this.concluding.values()]) fiber.interruptUnsafe()
-    for (const [attempt, then] of [...this.byHand]) {
+    for (const fiber of Array.from(this.concluding.values())) fiber.interruptUnsafe()
+    for (const [attempt, then] of Array.from(this.byHand)) {
       if (then === undefined || attempt.state !== "concluding") continue
       this.byHand.delete(attempt)
       attempt.unclaim()

@@ -20,7 +20,10 @@ export type Pending =
   | Filtered
   | Join
 
-abstract class PendingBase {}
+/** Tells answers from values, which may be of any class. */
+abstract class PendingBase {
+  abstract readonly _tag: string
+}
 
 /** A promise. */
 export class Await extends PendingBase {
