@@ -342,6 +342,7 @@ export const subscribe = Effect.fnUntraced(function*(
     confirm: Context.get(options.settings, settings.Acknowledge) === "confirm",
     // Requests that are open here would be given the released messages.
     releaseDelay: () => withdrawn || isTooMuch() ? loop.remaining : 0,
+    isSuperseded: (delivery) => inbox.holdsLater(delivery),
     onRetry: (delivery, delay) => inbox.retried(delivery, delay)
   })
   const inbox = new Inbox({
