@@ -27,8 +27,13 @@ const countOf = (delivery: Delivery): string =>
   delivery instanceof RedisDelivery ? String(RedisDelivery.state(delivery).count) : String(delivery.attempt)
 
 /** The operation that settles a delivery; `undefined` for an acknowledgement, which a former owner may give too. */
-const operationOf = (subscription: RedisSubscription, { delivery, settlement }: Settling): Operation | undefined => {
-  const lease = delivery instanceof RedisDelivery ? subscription.leaseOf(delivery) : ""
+const operationOf = (
+  subscription: RedisSubscription,
+  { delivery, settlement }: Settling,
+  isResent: boolean
+): Operation | undefined => {
+  // The first one may have arrived, and a later delivery may have been settled since.
+  const lease = delivery instanceof RedisDelivery && !isResent ? subscription.leaseOf(delivery) : ""
   switch (settlement._tag) {
     case "Ack":
       return undefined
@@ -64,8 +69,10 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
       const deleted: Array<Delivery> = []
       for (const settling of batch) {
         const { delivery } = settling
+        let isResent = false
         if (subscription.isMine(delivery)) {
           const state = RedisDelivery.state(delivery)
+          isResent = state.isSettling
           // Given again: an acknowledgement stands, everything else is too late.
           if (state.isSuperseded && settling.settlement._tag !== "Ack") {
             lost.add(delivery)
@@ -74,7 +81,7 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
           state.isSettling = true
           if (settling.settlement._tag === "Ack") state.isAcknowledged = true
         }
-        const operation = operationOf(subscription, settling)
+        const operation = operationOf(subscription, settling, isResent)
         if (operation === undefined) acks.push(delivery.id)
         else if (removes && operation[0] === "end") ends.push(delivery)
         else {
