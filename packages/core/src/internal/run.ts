@@ -521,11 +521,6 @@ export class Run {
   private lost(attempt: Attempt): void {
     if (attempt.isLost) return
     this.outcomes.lost(attempt)
-    if (attempt.isSettled && attempt.settlement._tag === "Retry") {
-      // Its retry is with the peer.
-      const { id } = attempt.delivery
-      if (this.retries.isOf(id, attempt) && this.retries.seen(id)) this.intake.keys?.gaveUp(id)
-    }
     switch (attempt.state) {
       case "buffered": {
         this.intake.lost(attempt)

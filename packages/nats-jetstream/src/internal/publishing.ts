@@ -285,7 +285,7 @@ export const encodeHeaders = (message: Transport.Outgoing, expectations: Expecta
   }
   if (message.id !== undefined) {
     refuseBreaks("id", message.id)
-    headers.set("Nats-Msg-Id", idOn(message.topic, message.id))
+    headers.set("Nats-Msg-Id", messageId(message.topic, message.id))
   }
   if (expectations !== undefined) {
     const { expectLastMessageId, expectLastSequence, expectLastSubjectSequence, expectStream, ttl } = expectations
@@ -295,7 +295,7 @@ export const encodeHeaders = (message: Transport.Outgoing, expectations: Expecta
     if (expectLastMessageId !== undefined) refuseBreaks("expect.lastMessageId", expectLastMessageId)
     if (expectStream !== undefined) refuseBreaks("expect.stream", expectStream)
     if (expectLastMessageId !== undefined) {
-      headers.set("Nats-Expected-Last-Msg-Id", idOn(message.topic, expectLastMessageId))
+      headers.set("Nats-Expected-Last-Msg-Id", messageId(message.topic, expectLastMessageId))
     }
     if (expectLastSubjectSequence !== undefined) {
       headers.set("Nats-Expected-Last-Subject-Sequence", `${expectLastSubjectSequence}`)
@@ -304,8 +304,8 @@ export const encodeHeaders = (message: Transport.Outgoing, expectations: Expecta
   return headers
 }
 
-/** The server remembers ids by stream, which may hold several topics: an id belongs to its topic. */
-const idOn = (topic: string, id: string): string => `${topic}/${id}`
+/** The server knows ids for a whole stream; ours belong to a topic. */
+const messageId = (topic: string, id: string): string => `${topic}/${id}`
 
 const deadLetterHeader = "millrace-dead-letter"
 

@@ -32,7 +32,10 @@ export interface Settings {
   /** For logs and errors: without credentials. */
   readonly label: string
   readonly seeds: readonly [Address, ...Array<Address>]
-  readonly topology: "standalone" | "cluster" | { readonly master: string; readonly login: Effect.Effect<Login, unknown> }
+  readonly topology: "standalone" | "cluster" | {
+    readonly master: string
+    readonly login: Effect.Effect<Login, unknown>
+  }
   /** Asked for each connection. */
   readonly login: Effect.Effect<Login, unknown>
   readonly database: number
@@ -114,7 +117,11 @@ const checkUrl = (given: string): Result.Result<URL, TransportError> => {
     return refuse("url", shown, "give redis://host:port, rediss://host:port for TLS, or unix:///path/of/the.sock")
   }
   if (decoded(url.username) === undefined || decoded(url.password) === undefined) {
-    return refuse("url", shown, "user or password hold a % that begins no code: write %25 for it, or give the password apart")
+    return refuse(
+      "url",
+      shown,
+      "user or password hold a % that begins no code: write %25 for it, or give the password apart"
+    )
   }
   const [parameter] = [...url.searchParams.keys()]
   if (parameter !== undefined) {
