@@ -143,7 +143,8 @@ const fieldsOf = (error: unknown): { readonly [name: string]: unknown } | undefi
   let left = 2000
   let count = 0
   for (const name of safely(() => Object.keys(error), [])) {
-    if (known.has(name)) continue
+    // Brands of types begin with `~`.
+    if (known.has(name) || name.startsWith("~")) continue
     const value = secret.test(name) ? "<redacted>" : plain(property(error, name), 0)
     if (value === undefined) continue
     left -= name.length + JSON.stringify(value).length

@@ -1,6 +1,6 @@
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Tracer from "effect/Tracer"
+import type * as Tracer from "effect/Tracer"
 import type * as Message from "../Message.ts"
 import { typeOf } from "./errorDetail.ts"
 import { inFlightOf } from "./inFlight.ts"

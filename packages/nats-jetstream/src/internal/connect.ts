@@ -13,9 +13,9 @@ import { failure, fromCause, transport } from "./connection.ts"
 export interface ConnectOptions {
   readonly url: string | Redacted.Redacted<string>
   readonly name?: string | undefined
-  readonly token?: Redacted.Redacted<string> | undefined
-  readonly credentials?: Redacted.Redacted<string> | undefined
-  readonly nkey?: Redacted.Redacted<string> | undefined
+  readonly token?: string | Redacted.Redacted<string> | undefined
+  readonly credentials?: string | Redacted.Redacted<string> | undefined
+  readonly nkey?: string | Redacted.Redacted<string> | undefined
   readonly tls?: TlsOptions | undefined
   readonly inboxPrefix?: string | undefined
   readonly connectTimeout?: Duration.Input | undefined
@@ -63,7 +63,7 @@ const parse = (text: string) => {
 const authenticatorOf = ({ credentials, nkey }: ConnectOptions) => {
   const given = credentials ?? nkey
   if (given === undefined) return undefined
-  const text = Redacted.value(given).trim()
+  const text = secretOf(given).trim()
   // The client wants the end of the last line, and none behind a seed.
   const authenticator: Authenticator = credentials === undefined
     ? nkeyAuthenticator(new TextEncoder().encode(text))
@@ -87,7 +87,7 @@ const authenticatorOf = ({ credentials, nkey }: ConnectOptions) => {
 export const addressOf = (url: string | Redacted.Redacted<string>): string =>
   Redacted.isRedacted(url)
     ? addressOf(Redacted.value(url))
-    : url.split(",").map((part) => TransportError.redactUrl(part.trim())).join(",")
+    : TransportError.redactUrl(url)
 
 const hostOf = (server: string): string => server.replace(/:\d+$/, "").replace(/^\[(.*)\]$/, "$1")
 
@@ -118,7 +118,7 @@ const verifying = (tls: TlsOptions | undefined, hosts: () => ReadonlyArray<strin
 export const connect = Effect.fnUntraced(function*(
   options: ConnectOptions
 ): Effect.fn.Return<NatsConnection, TransportError.TransportError, Scope.Scope> {
-  const parsed = parse(Redacted.isRedacted(options.url) ? Redacted.value(options.url) : options.url)
+  const parsed = parse(secretOf(options.url))
   if (parsed instanceof TransportError.TransportError) return yield* parsed
   const address = addressOf(options.url)
   const timeout = Duration.fromInputUnsafe(options.connectTimeout ?? "10 seconds")
@@ -154,7 +154,7 @@ export const connect = Effect.fnUntraced(function*(
       : parsed.pass === undefined
       ? { token: parsed.user }
       : { user: parsed.user, pass: parsed.pass }),
-    ...(options.token === undefined ? {} : { token: Redacted.value(options.token) }),
+    ...(options.token === undefined ? {} : { token: secretOf(options.token) }),
     ...(authenticator === undefined ? {} : { authenticator }),
     ...(options.inboxPrefix === undefined ? {} : { inboxPrefix: options.inboxPrefix }),
     ...(options.tls === undefined && !parsed.tls ? {} : { tls: verifying(options.tls, hosts) })
@@ -195,3 +195,6 @@ export const connect = Effect.fnUntraced(function*(
     { interruptible: true }
   )
 })
+
+const secretOf = (secret: string | Redacted.Redacted<string>): string =>
+  typeof secret === "string" ? secret : Redacted.value(secret)
