@@ -167,13 +167,13 @@ export const outgoing = <A, RD, RE>(
     }
     const key = topic.key?.(value)
     if (key !== undefined) {
-      if (!String(key).isWellFormed()) {
+      if (typeof key === "string" && !key.isWellFormed()) {
         return Effect.fail(refused(topic.name, "key", key, "half of a character cannot be encoded"))
       }
       headers["millrace-key"] = encodeURIComponent(key)
     }
     const id = options?.id
-    if (id !== undefined && (/[\r\n]/.test(id) || !String(id).isWellFormed())) {
+    if (id !== undefined && (/[\r\n]/.test(id) || !id.isWellFormed())) {
       return Effect.fail(refused(topic.name, "id", id, "an id is one line of text"))
     }
     const given = options?.delay
