@@ -12,6 +12,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import type { Invalid } from "./internal/invalid.ts"
+import { isOurs } from "./internal/letterHeaders.ts"
 import { PublishError, Unencodable } from "./internal/publishError.ts"
 import { send } from "./internal/send.ts"
 import { invalidOf } from "./internal/topic.ts"
@@ -40,8 +41,8 @@ export {
  */
 export interface PublishOptions {
   /**
-   * Names are sent in lower case; `body` is refused. `content-type` and `millrace-*` are left out, so that the headers of
-   * a message can be forwarded as they are.
+   * Names are sent in lower case; `body` and `millrace-*` are refused. What describes the message that headers came with
+   * (`content-type`, our own headers) is left out, so that the headers of a message can be forwarded as they are.
    */
   readonly headers?: Message.Headers | undefined
   /** The same id is stored once, on brokers that deduplicate and for as long as they do. */
@@ -116,6 +117,8 @@ const give = (
     : Effect.fail(refuse({ option: "topic", value: topic, remedy }))
 }
 
+const isReserved = (name: string) => name === "body" || name.startsWith("millrace-")
+
 const refused = (topic: string, option: string, value: unknown, remedy: string) =>
   new PublishError({
     topic,
@@ -148,14 +151,14 @@ export const outgoing = <A, RD, RE>(
     for (const [given, text] of Object.entries(options?.headers ?? {})) {
       const name = given.toLowerCase()
       // They describe the message that they came with: its headers can be forwarded as they are.
-      if (name === "content-type" || name.startsWith("millrace-")) continue
+      if (name === "content-type" || isOurs(name)) continue
       // The strictest of the brokers decides, so that a pipeline moves between them unchanged.
-      if (!/^[!#$%&'*+.^_`|~0-9a-z-]+$/.test(name) || /[\r\n]/.test(text) || name === "body") {
+      if (!/^[!#$%&'*+.^_`|~0-9a-z-]+$/.test(name) || /[\r\n]/.test(text) || isReserved(name)) {
         const reason = new InvalidOption({
           option: `header ${JSON.stringify(given)}`,
           value: JSON.stringify(text),
-          remedy: name === "body"
-            ? "body is reserved, choose another name"
+          remedy: isReserved(name)
+            ? "body and millrace-* are reserved, choose another name"
             : "a name is an HTTP token, a value has no line break"
         })
         return Effect.fail(new PublishError({ topic: topic.name, reason }))

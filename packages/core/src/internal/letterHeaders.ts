@@ -17,6 +17,10 @@ export const headerBytesHeader = "millrace-header-bytes"
 
 const added: ReadonlySet<string> = new Set([groupHeader, historyHeader, splitHeader, restHeader, headerBytesHeader])
 
+/** Written by this package or a transport of it, and of no use on another message. */
+export const isOurs = (name: string): boolean =>
+  added.has(name) || depthOf(name) !== undefined || name === "millrace-key" || name === "millrace-subject"
+
 /** A record's depth: 1 for the letter itself, 2 for the dead letter that the message was before, and so on. */
 const depthOf = (name: string): number | undefined => {
   if (name === recordHeader) return 1

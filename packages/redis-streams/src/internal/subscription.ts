@@ -7,7 +7,7 @@ import * as Latch from "effect/Latch"
 import { ErrorReply } from "redis"
 import type { Command } from "./command.ts"
 import { DelayedRetries } from "./delayedRetries.ts"
-import { EntryReader, type Facts, type RawEntry, RedisDelivery } from "./entry.ts"
+import { type DeliveryState, EntryReader, type Facts, type RawEntry, RedisDelivery } from "./entry.ts"
 import * as groups from "./groups.ts"
 import { HealthRecord, Refusals } from "./health.ts"
 import { Inbox } from "./inbox.ts"
@@ -70,7 +70,7 @@ export class RedisSubscription {
   private readonly own: DelayedRetries
   private readonly inherited: DelayedRetries
   /** Of retries that wait here and no other consumer ever had: the attempts so far. */
-  private readonly firstHand = new Map<string, number>()
+  private readonly firstHand = new Map<string, { readonly attempt: number; readonly state: DeliveryState }>()
   /** Deliveries that the engine had when the group was deleted or moved back: it gives them out again. */
   private surviving: ReadonlyMap<string, RedisDelivery> = new Map()
   /** The answer to the last hand-out of due retries did not arrive. */
@@ -135,7 +135,8 @@ export class RedisSubscription {
 
   /** A retry is recorded at the server and waits here. */
   wait(delivery: RedisDelivery, ms: number): void {
-    if (RedisDelivery.state(delivery).isFirstHand) this.firstHand.set(delivery.id, delivery.attempt)
+    const state = RedisDelivery.state(delivery)
+    if (state.isFirstHand) this.firstHand.set(delivery.id, { attempt: delivery.attempt, state })
     this.own.add(delivery.id, ms)
   }
 
@@ -264,6 +265,9 @@ export class RedisSubscription {
         const now = this.now()
         const deliveries = list(given).map((entry) => {
           const [id, fields, attempt, failed] = list(entry)
+          const earlier = this.firstHand.get(text(id))
+          // A settlement of the earlier delivery may still be on its way: sent again, it would take the entry back.
+          if (earlier !== undefined) earlier.state.isSuperseded = true
           return this.entries.read(this.origin, rawEntry(id, fields), now, {
             attempt: Number(attempt),
             redelivered: true,
@@ -272,7 +276,7 @@ export class RedisSubscription {
             due: undefined,
             count: Number(attempt),
             arrival,
-            isFirstHand: this.firstHand.has(text(id))
+            isFirstHand: earlier !== undefined
           })
         })
         for (const id of ids) this.firstHand.delete(id)
@@ -374,7 +378,7 @@ export class RedisSubscription {
     const isRecent = !this.hasPaused && (this.retriesKeptAt === 0 || now - this.retriesKeptAt < this.options.minIdle)
     const lease = (attempt: number | undefined) => !isRecent ? "" : attempt === undefined ? "held" : "own"
     for (const id of [...this.own.ids, ...this.inherited.ids]) {
-      const attempt = this.firstHand.get(id)
+      const attempt = this.firstHand.get(id)?.attempt
       operations.push(["extend", id, attempt === undefined ? "" : String(attempt), lease(attempt), ""])
     }
     return Effect.flatMap(
@@ -435,7 +439,7 @@ export class RedisSubscription {
   }
 
   private takeWaiting(ids: ReadonlyArray<string>): Effect.Effect<void> {
-    const operations = ids.map((id): Operation => ["take", id, String(this.firstHand.get(id) ?? 1), "own", ""])
+    const operations = ids.map((id): Operation => ["take", id, String(this.firstHand.get(id)?.attempt ?? 1), "own", ""])
     return ids.length === 0
       ? Effect.void
       : Effect.asVoid(this.server.keep.send(this.options.key, this.commands(operations)))
