@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Pipeline, Publisher, Telemetry, Topic } from "@millrace/core"
+import { Health, Pipeline, Publisher, Telemetry, Topic, Transport } from "@millrace/core"
 import { MemoryTransport, TestHarness } from "@millrace/testing"
-import { Data, Effect, Layer, Metric, Schedule, Schema, Tracer } from "effect"
+import { Array as Arr, Data, Effect, Layer, Metric, Schedule, Schema, Tracer } from "effect"
 import { TestClock } from "effect/testing"
 import { delivery, survives } from "./fixtures/fake.ts"
 
@@ -79,6 +79,145 @@ describe("spans", () => {
         ]
       )
     }).pipe(Effect.scoped, Effect.provide(TestHarness.layer)))
+})
+
+const publisher = { traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", baggage: "user=7" }
+const carried = (flags: string) => ({ traceparent: `00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-${flags}` })
+
+describe("sampling", () => {
+  /** The spans of a handler that opens one of its own and publishes, for messages with these headers. */
+  const spansOf = (
+    options: Telemetry.SpanOptions,
+    headers: ReadonlyArray<Record<string, string>>
+  ) => {
+    const { layer, spans } = recording()
+    return Effect.gen(function*() {
+      const harness = yield* TestHarness.make(
+        Numbers,
+        from.pipe(
+          Pipeline.tap((n) => Effect.withSpan(Publisher.publish(Doubled, n), "own")),
+          Pipeline.to(Doubled),
+          Pipeline.middleware(Telemetry.spans(options))
+        )
+      )
+      for (const each of headers) yield* harness.publish(1, { headers: each })
+      const report = yield* harness.runUntilIdle()
+      const published = report.published.filter(({ topic }) => topic === "doubled")
+      return { sampled: spans.filter(({ sampled }) => sampled).map(({ name }) => name), published }
+    }).pipe(
+      Effect.scoped,
+      Effect.provide(Layer.provideMerge(TestHarness.layer, layer)),
+      Effect.provideService(Telemetry.Logs, false)
+    )
+  }
+
+  it.effect("a message that is not sampled has no span, nor have its handlers and what they publish", () =>
+    Effect.gen(function*() {
+      const { published, sampled } = yield* spansOf({ sampleRatio: 0 }, [{}, carried("01")])
+      assert.deepStrictEqual(sampled, [])
+      assert.strictEqual(published.length, 4)
+      for (const { headers } of published) assert.match(headers["traceparent"]!, /-00$/)
+    }))
+
+  it.effect("the publisher's decision is kept", () =>
+    Effect.gen(function*() {
+      const { sampled } = yield* spansOf({}, [carried("00")])
+      assert.deepStrictEqual(sampled, [])
+      const all = yield* spansOf({}, [carried("01")])
+      assert.deepStrictEqual(all.sampled, ["process numbers", "own", "send doubled", "send doubled"])
+    }))
+
+  it.effect("the messages of a trace are decided alike, and as many as asked for are sampled", () =>
+    Effect.gen(function*() {
+      const traces = Array.from({ length: 200 }, (_, i) => ({
+        traceparent: `00-${(i * 7919 + 1).toString(16).padStart(19, "0")}${
+          Math.floor(i / 200 * 16 ** 13).toString(16).padStart(13, "0")
+        }-b7ad6b7169203331-01`
+      }))
+      const { sampled } = yield* spansOf({ sampleRatio: 0.25 }, traces.flatMap((trace) => [trace, trace]))
+      assert.strictEqual(sampled.filter((name) => name === "process numbers").length, 100)
+    }))
+})
+
+describe("the trace of a message", () => {
+  it.effect("goes on in what handlers publish, baggage and tracestate as well", () =>
+    Effect.gen(function*() {
+      const harness = yield* TestHarness.make(
+        Numbers,
+        from.pipe(Pipeline.tap((n) => Publisher.publish(Doubled, n)))
+      )
+      yield* harness.publish(1, { headers: { ...publisher, tracestate: "a=1" } })
+      const report = yield* harness.runUntilIdle()
+      const { headers } = report.published.find(({ topic }) => topic === "doubled")!
+      assert.deepInclude(headers, { ...publisher, tracestate: "a=1" })
+    }).pipe(Effect.scoped, Effect.provide(TestHarness.layer)))
+
+  it.effect("is in its dead letter: the span of the last attempt, else the publisher's", () => {
+    const { layer, spans } = recording()
+    const failing = from.pipe(Pipeline.mapEffect(() => Effect.fail("no")), Pipeline.middleware(Telemetry.spans()))
+    return Effect.gen(function*() {
+      const once = Pipeline.retry(failing, { times: 0 })
+      const traced = yield* TestHarness.run(Numbers, once, [1])
+      const process = spans.find(({ kind }) => kind === "consumer")!
+      assert.strictEqual(traced.deadLettered[0]!.record.trace, `00-${process.traceId}-${process.spanId}-01`)
+    }).pipe(Effect.provide(Layer.provideMerge(TestHarness.layer, layer)))
+  })
+
+  it.effect("a source with wildcards has one span name, and the subject as an attribute", () => {
+    const { layer, spans } = recording()
+    return Effect.gen(function*() {
+      const memory = yield* MemoryTransport.make()
+      const transport = yield* memory.connect
+      // As a subscription with wildcards gives them.
+      const wild: typeof transport = {
+        ...transport,
+        subscribe: (options) =>
+          Effect.map(transport.subscribe(options), (subscription) => ({
+            ...subscription,
+            pull: (demand) =>
+              Effect.map(subscription.pull(demand), (deliveries) =>
+                Arr.map(deliveries, (delivery) =>
+                  Object.defineProperty(delivery, "topic", { value: `numbers.${delivery.id}` })))
+          }))
+      }
+      yield* Effect.gen(function*() {
+        const running = yield* Pipeline.start(from.pipe(Pipeline.map((n) => n), Pipeline.middleware(Telemetry.spans())))
+        yield* Publisher.publishAll(Numbers, [1, 2])
+        while ((yield* running.counts).handled < 2) yield* TestClock.adjust("10 millis")
+      }).pipe(Effect.scoped, Effect.provideService(Transport.Transport, wild))
+      const processed = spans.filter(({ kind }) => kind === "consumer")
+      assert.deepStrictEqual(processed.map(({ name }) => name), ["process numbers", "process numbers"])
+      assert.deepStrictEqual(
+        processed.map(({ attributes }) => [
+          attributes.get("messaging.destination.name"),
+          attributes.get("messaging.destination.template")
+        ]),
+        [["numbers.1", "numbers"], ["numbers.2", "numbers"]]
+      )
+    }).pipe(Effect.provide(layer), Effect.provideService(Telemetry.Logs, false))
+  })
+})
+
+describe("health", () => {
+  it.effect("probes say whether the process lives and consumes, and why not", () =>
+    Effect.gen(function*() {
+      const running = yield* Pipeline.start(from.pipe(Pipeline.map((n) => n)))
+      const probe = (path: string) => Effect.map(Health.respond([running], path), ({ status }) => status)
+      assert.deepStrictEqual(yield* Effect.forEach(["/health", "/ready", "/other"], probe), [200, 200, 404])
+      yield* running.pause
+      const { body, status } = yield* Health.respond([running], "http://localhost:8080/api/ready?verbose")
+      assert.strictEqual(status, 200)
+      const [pipeline] = JSON.parse(body).pipelines
+      assert.deepInclude(pipeline, { name: "numbers/test", state: "paused", reason: "`pause` was called", waiting: 0 })
+      const away: Pipeline.Running = {
+        ...running,
+        health: Effect.succeed({ state: "reconnecting", since: 0, reason: "connection refused" })
+      }
+      const probeAway = (path: string) => Effect.map(Health.respond([running, away], path), ({ status }) => status)
+      assert.deepStrictEqual(yield* Effect.forEach(["/health", "/ready"], probeAway), [200, 503])
+      const stopped: Pipeline.Running = { ...running, health: Effect.succeed({ state: "stopped", since: 0 }) }
+      assert.strictEqual((yield* Health.respond([stopped], "/health")).status, 503)
+    }).pipe(Effect.scoped, Effect.provide(MemoryTransport.layer()), Effect.provideService(Telemetry.Logs, false)))
 })
 
 describe("metrics", () => {

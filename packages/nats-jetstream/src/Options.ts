@@ -155,6 +155,7 @@ export interface PublishOptions extends Publisher.PublishOptions {
     readonly stream?: string | undefined
     readonly lastSequence?: number | undefined
     readonly lastSubjectSequence?: number | undefined
+    /** The `id` under which the stream's last message was published to the same subject. */
     readonly lastMessageId?: string | undefined
   } | undefined
   /**

@@ -60,7 +60,7 @@ const walk = (
     const pipeline = Pipeline.from(Orders, { group: "g" }).pipe(
       Pipeline.mapEffect((n, message) =>
         Effect.sync(() => values.push([`message ${n}`, message], [`received ${n}`, Message.received(message)])).pipe(
-          Effect.andThen(n === 2 ? Effect.fail(new Error("no")) : Effect.void)
+          Effect.andThen(n === 2 ? Effect.fail("no") : Effect.void)
         )
       ),
       Pipeline.retry({ times: 0 })

@@ -44,6 +44,16 @@ export const describe = (cause: Cause.Cause<unknown>, options: ErrorDetailOption
 /** One line: `Declined: card expired`. */
 export const summarize = (cause: Cause.Cause<unknown>): string => summary(errorsOf(cause)[0])
 
+/** The cause for a log line: what cannot be shown is replaced by its summary, so that no logger fails at it. */
+export const loggable = (cause: Cause.Cause<unknown>): Cause.Cause<unknown> => {
+  try {
+    for (const error of Cause.prettyErrors(cause)) String(error.stack)
+    return cause
+  } catch {
+    return Cause.die(new Error(summarize(cause)))
+  }
+}
+
 /** The value of `error.type`: bounded in length; one error class gives one value. */
 export const typeOf = (cause: Cause.Cause<unknown>): string => {
   const [error] = errorsOf(cause)
@@ -133,7 +143,8 @@ const fieldsOf = (error: unknown): { readonly [name: string]: unknown } | undefi
   let left = 2000
   let count = 0
   for (const name of safely(() => Object.keys(error), [])) {
-    if (known.has(name)) continue
+    // Brands of types begin with `~`.
+    if (known.has(name) || name.startsWith("~")) continue
     const value = secret.test(name) ? "<redacted>" : plain(property(error, name), 0)
     if (value === undefined) continue
     left -= name.length + JSON.stringify(value).length

@@ -57,7 +57,7 @@ export class Outages {
 
 /** A broker as logs name it. */
 export const labelOf = ({ address, name }: { readonly name: string; readonly address: string }): string =>
-  address === undefined || address === name ? name : `${name} at ${address}`
+  address === undefined || address === name ? name : address.includes("://") ? address : `${name} at ${address}`
 
 /** In one outage; what follows is a consequence of these. */
 const maxReasons = 5

@@ -6,9 +6,9 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Result from "effect/Result"
 import * as Tracer from "effect/Tracer"
-import type { PublishError } from "../Publisher.ts"
 import type { Outgoing, Published, Transport } from "../Transport.ts"
 import { instruments, Metrics } from "./instruments.ts"
+import type { PublishError } from "./publishError.ts"
 import { type Counter, type Histogram, Registry } from "./series.ts"
 import { serverAttributes, texts } from "./serverAttributes.ts"
 import { Carried, fromTraceparent, toTraceparent } from "./traceContext.ts"
@@ -16,14 +16,21 @@ import { inSpan, isTraced } from "./traced.ts"
 
 type Results = ReadonlyArray<Result.Result<Published, PublishError>>
 
-/** Gives messages of one topic to the broker, in a `send` span whose context they carry, and counts them. */
+/**
+ * Gives messages of one topic to the broker, in a `send` span whose context they carry, and counts them. `give` is the
+ * way to give them, where that is not the transport's own `publish`.
+ *
+ * @category transport authors
+ * @since 0.1.0
+ */
 export const send = (
   transport: Transport["Service"],
-  messages: Arr.NonEmptyReadonlyArray<Outgoing>
+  messages: Arr.NonEmptyReadonlyArray<Outgoing>,
+  give: (messages: Arr.NonEmptyReadonlyArray<Outgoing>) => Effect.Effect<Results> = transport.publish
 ): Effect.Effect<Results> =>
   Effect.withFiber(({ context }) => {
-    const traced = isTraced(context) ? spanned(transport, messages, context) : undefined
-    const publish = traced ?? transport.publish(messages)
+    const traced = isTraced(context) ? spanned(transport, messages, give, context) : undefined
+    const publish = traced ?? give(messages)
     return Context.get(context, Metrics) ? metered(publish, transport, messages, context) : publish
   })
 
@@ -42,6 +49,7 @@ export const store = (
 const spanned = (
   transport: Transport["Service"],
   messages: Arr.NonEmptyReadonlyArray<Outgoing>,
+  publish: (messages: Arr.NonEmptyReadonlyArray<Outgoing>) => Effect.Effect<Results>,
   context: Context.Context<never>
 ): Effect.Effect<Results> | undefined => {
   const parent = Context.getOrUndefined(context, Tracer.ParentSpan) ??
@@ -66,7 +74,7 @@ const spanned = (
     (span) => {
       const traceparent = toTraceparent(span)
       const [first, ...rest] = messages.map((message) => ({ ...message, headers: { ...message.headers, traceparent } }))
-      return Effect.tap(transport.publish([first!, ...rest]), ([result]) =>
+      return Effect.tap(publish([first!, ...rest]), ([result]) =>
         Effect.sync(() => {
           if (messages.length === 1 && result !== undefined && Result.isSuccess(result)) {
             span.attribute("messaging.message.id", result.success.id)

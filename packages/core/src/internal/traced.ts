@@ -12,10 +12,11 @@ export const isTraced = (context: Context.Context<never>): boolean =>
 
 /** An error as a span shows it: bounded, and safe to read whatever was thrown. */
 class SpanError extends Error {
+  readonly _tag: string
   constructor(cause: Cause.Cause<unknown>) {
     const { message, stack, tag } = describe(cause, { stack: true, fields: false })
     super(message)
-    this.name = tag
+    this.name = this._tag = tag
     this.stack = stack ?? `${tag}: ${message}`
   }
 }

@@ -6,6 +6,8 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
+import { isIP } from "node:net"
+import { checkServerIdentity as checkIdentity, type PeerCertificate } from "node:tls"
 import { failure, fromCause, transport } from "./connection.ts"
 
 export interface ConnectOptions {
@@ -41,8 +43,17 @@ const parse = (text: string) => {
       )
     }
     servers.push(url.port === "" ? `${url.hostname}:4222` : url.host)
-    if (url.username !== "") user = decodeURIComponent(url.username)
-    if (url.password !== "") pass = decodeURIComponent(url.password)
+    try {
+      if (url.username !== "") user = decodeURIComponent(url.username)
+      if (url.password !== "") pass = decodeURIComponent(url.password)
+    } catch {
+      return TransportError.invalidOption(
+        transport,
+        "url",
+        TransportError.redactUrl(given),
+        "write a percent sign in a user or password as %25"
+      )
+    }
     tls ||= url.protocol === "tls:"
   }
   return { servers, user, pass, tls }
@@ -76,7 +87,29 @@ const authenticatorOf = ({ credentials, nkey }: ConnectOptions) => {
 export const addressOf = (url: string | Redacted.Redacted<string>): string =>
   Redacted.isRedacted(url)
     ? addressOf(Redacted.value(url))
-    : url.split(",").map((part) => TransportError.redactUrl(part.trim())).join(",")
+    : TransportError.redactUrl(url)
+
+const hostOf = (server: string): string => server.replace(/:\d+$/, "").replace(/^\[(.*)\]$/, "$1")
+
+/**
+ * The client names no host when it connects by IP, and Node then looks for "localhost" in the certificate. So it is looked
+ * for the addresses that the client connects to.
+ */
+const verifying = (tls: TlsOptions | undefined, hosts: () => ReadonlyArray<string>): TlsOptions => {
+  /** Node's error holds the certificate, which no log can show: it refers to itself. */
+  const check = (host: string, certificate: PeerCertificate): Error | undefined => {
+    const error = checkIdentity(host, certificate)
+    return error === undefined ? undefined : new Error(error.message)
+  }
+  const checkServerIdentity = (name: string, certificate: PeerCertificate): Error | undefined => {
+    const all = hosts()
+    const byName = check(name, certificate)
+    if (name !== "localhost" || (all.includes("localhost") && byName === undefined)) return byName
+    const byAddress = all.filter((host) => isIP(host) !== 0).map((address) => check(address, certificate))
+    return byAddress.length === 0 ? byName : byAddress.includes(undefined) ? undefined : byAddress[0]
+  }
+  return Object.assign({ checkServerIdentity }, tls)
+}
 
 /**
  * Connects within `connectTimeout`. A connection that is lost later is re-made for ever: at once, then after delays
@@ -100,6 +133,7 @@ export const connect = Effect.fnUntraced(function*(
   const authenticator = authenticatorOf(options)
   if (authenticator instanceof TransportError.TransportError) return yield* authenticator
   let client: NatsConnection | undefined
+  const hosts = () => [...parsed.servers, ...client?.getServers().map((server) => server.toString()) ?? []].map(hostOf)
   const settings: ConnectionOptions = {
     servers: parsed.servers,
     name: options.name ?? "millrace",
@@ -123,7 +157,7 @@ export const connect = Effect.fnUntraced(function*(
     ...(options.token === undefined ? {} : { token: secretOf(options.token) }),
     ...(authenticator === undefined ? {} : { authenticator }),
     ...(options.inboxPrefix === undefined ? {} : { inboxPrefix: options.inboxPrefix }),
-    ...(options.tls === undefined ? parsed.tls ? { tls: {} } : {} : { tls: options.tls })
+    ...(options.tls === undefined && !parsed.tls ? {} : { tls: verifying(options.tls, hosts) })
   }
   return yield* Effect.acquireRelease(
     Effect.tryPromise({

@@ -2,9 +2,11 @@ import type * as Message from "@millrace/core/Message"
 import * as Pipeline from "@millrace/core/Pipeline"
 import * as Publisher from "@millrace/core/Publisher"
 import type * as Topic from "@millrace/core/Topic"
-import type * as Arr from "effect/Array"
+import { send } from "@millrace/core/TransportAuthor"
+import * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Result from "effect/Result"
 import * as Schedule from "effect/Schedule"
 import type { Published, PublishOptions } from "../Options.ts"
 import * as atomic from "./atomic.ts"
@@ -43,23 +45,30 @@ export const publish = <A, RD, RE>(
     const id = options.id ?? crypto.randomUUID()
     const message = yield* Publisher.outgoing(topic, value, { headers: options.headers, delay: options.delay, id })
     const retryFor = Duration.fromInputUnsafe(options.retryFor ?? "30 seconds")
-    return yield* sendUntil(
-      all,
-      {
-        message,
-        subject: options.subject,
-        expectations: {
-          ttl: options.ttl === undefined
-            ? undefined
-            : Math.ceil(Duration.toSeconds(Duration.fromInputUnsafe(options.ttl))),
-          expectStream: options.expect?.stream,
-          expectLastSequence: options.expect?.lastSequence,
-          expectLastSubjectSequence: options.expect?.lastSubjectSequence,
-          expectLastMessageId: options.expect?.lastMessageId
-        }
-      },
-      Schedule.upTo(backoff, { duration: retryFor })
-    )
+    const expectations = {
+      ttl: options.ttl === undefined
+        ? undefined
+        : Math.ceil(Duration.toSeconds(Duration.fromInputUnsafe(options.ttl))),
+      expectStream: options.expect?.stream,
+      expectLastSequence: options.expect?.lastSequence,
+      expectLastSubjectSequence: options.expect?.lastSubjectSequence,
+      expectLastMessageId: options.expect?.lastMessageId
+    }
+    const { transport } = yield* JetStream
+    let published: Published | undefined
+    const [result] = yield* send(transport, [message], ([message]) =>
+      sendUntil(
+        all,
+        { message, subject: options.subject, expectations },
+        Schedule.upTo(backoff, { duration: retryFor })
+      )
+        .pipe(
+          Effect.tap((confirmed) => Effect.sync(() => published = confirmed)),
+          Effect.result,
+          Effect.map(Arr.of)
+        ))
+    yield* Effect.fromResult(result!)
+    return published!
   })
 
 /**
@@ -86,7 +95,21 @@ export const publishBatch = <A, RD, RE>(
       )
     }
     const messages = yield* Effect.forEach(values, (value) => Publisher.outgoing(topic, value))
-    return yield* atomic.publishBatch(connection, topic.name, messages)
+    const { transport } = yield* JetStream
+    let stored: { readonly stream: string; readonly lastSequence: number } | undefined
+    const results = yield* send(
+      transport,
+      messages,
+      (messages) =>
+        Effect.tap(atomic.publishBatch(connection, topic.name, messages), (all) => Effect.sync(() => stored = all))
+          .pipe(
+            Effect.map((all) => ({ id: String(all.lastSequence), duplicate: false })),
+            Effect.result,
+            Effect.map((result) => Arr.map(messages, () => result))
+          )
+    )
+    yield* Effect.fromResult(Result.all(results))
+    return stored!
   })
 
 /**
