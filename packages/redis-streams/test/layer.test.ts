@@ -65,7 +65,11 @@ it.live.each<readonly [string, RedisStreams.Options, RegExp]>([
   ["a database as a parameter", { url: "redis://host?db=3" }, /option database/],
   ["a database in a cluster", { url: "redis://host/3", cluster: true }, /only database 0/],
   ["a bare percent sign", { url: "redis://app:50%off@host" }, /write %25/],
-  ["braces around nothing", { url: "redis://host", cluster: true, keyPrefix: "a}b:{" }, /^redis: keyPrefix is .*braces/],
+  [
+    "braces around nothing",
+    { url: "redis://host", cluster: true, keyPrefix: "a}b:{" },
+    /^redis: keyPrefix is .*braces/
+  ],
   ["credentials beside a password", {
     url: "redis://host",
     password: Redacted.make("secret"),
@@ -125,7 +129,10 @@ it.live("credentials are asked for at each connection, and a failure of theirs s
     token = "token-2"
     const before = asked
     yield* run("CLIENT", "KILL", "USER", "app")
-    yield* until("published", Effect.map(redis.publish([outgoing(topic, "a")]), ([outcome]) => outcome!._tag === "Success"))
+    yield* until(
+      "published",
+      Effect.map(redis.publish([outgoing(topic, "a")]), ([outcome]) => outcome!._tag === "Success")
+    )
     yield* until("given", Effect.sync(() => pulling.pollUnsafe() !== undefined))
     assert.isAbove(asked, before)
 
