@@ -1,3 +1,4 @@
+// That services are missing is the point. @effect-diagnostics missingEffectContext:off
 /** The mistakes of a first hour: each test holds the sentence that the compiler prints. */
 import { Millrace, Pipeline, Topic, type Transport, type TransportError } from "@millrace/core"
 import { JetStream } from "@millrace/nats-jetstream"
