@@ -84,46 +84,50 @@ const until = Effect.fnUntraced(function*<E, R>(what: string, holds: Effect.Effe
 })
 
 describe("what the page's server refuses", () => {
-  it.live("another name, another method, a foreign origin, a wrong token; and anything but reading without --allow-redrive", () =>
-    Effect.gen(function*() {
-      const { url } = yield* Brokers.redis()
-      const address = yield* view(url, "--allow-redrive")
-      const { host } = new URL(address)
-      const page = yield* request(address, "/")
-      assert.strictEqual(page.status, 200)
-      const policy = String(page.headers["content-security-policy"])
-      assert.match(policy, /^default-src 'none'; script-src 'self' 'sha256-[^']+'; style-src 'self'; /)
-      assert.notMatch(policy, /unsafe|http/)
-      const token = /name="millrace-token" content="(\w{64})"/.exec(page.body)![1]!
-      assert.strictEqual((yield* request(address, "/api/overview")).status, 200)
-      assert.strictEqual((yield* request(address, "/", { headers: { host: "evil.example" } })).status, 421)
-      assert.strictEqual((yield* request(address, "/../package.json")).status, 404)
-      assert.strictEqual((yield* request(address, "/api/nothing")).status, 404)
-      assert.strictEqual((yield* request(address, "/api/overview", { method: "DELETE" })).status, 405)
-      const body = JSON.stringify({ topic: "orders.dead", ids: ["1-0"] })
-      const good = { origin: `http://${host}`, "content-type": "application/json", "x-millrace-token": token }
-      const post = (path: string, headers: Http.OutgoingHttpHeaders) =>
-        request(address, path, { method: "POST", headers }, body)
-      assert.deepInclude(yield* post("/api/redrive", good), { status: 200, body: "{\"redriven\":0,\"capped\":0}" })
-      for (
-        const wrong of [
-          { origin: "http://evil.example" },
-          { "x-millrace-token": "0".repeat(64) },
-          { "x-millrace-token": "short" },
-          { "content-type": "text/plain" }
-        ]
-      ) {
-        assert.strictEqual((yield* post("/api/redrive", { ...good, ...wrong })).status, 403, JSON.stringify(wrong))
-      }
-      const readOnly = yield* view(url)
-      const closed = yield* request(readOnly, "/")
-      assert.match(closed.body, /name="millrace-token" content=""/)
-      const refused = yield* request(readOnly, "/api/redrive", {
-        method: "POST",
-        headers: { ...good, origin: `http://${new URL(readOnly).host}` }
-      }, body)
-      assert.strictEqual(refused.status, 403)
-    }), 120_000)
+  it.live(
+    "another name, another method, a foreign origin, a wrong token; and anything but reading without --allow-redrive",
+    () =>
+      Effect.gen(function*() {
+        const { url } = yield* Brokers.redis()
+        const address = yield* view(url, "--allow-redrive")
+        const { host } = new URL(address)
+        const page = yield* request(address, "/")
+        assert.strictEqual(page.status, 200)
+        const policy = String(page.headers["content-security-policy"])
+        assert.match(policy, /^default-src 'none'; script-src 'self' 'sha256-[^']+'; style-src 'self'; /)
+        assert.notMatch(policy, /unsafe|http/)
+        const token = /name="millrace-token" content="(\w{64})"/.exec(page.body)![1]!
+        assert.strictEqual((yield* request(address, "/api/overview")).status, 200)
+        assert.strictEqual((yield* request(address, "/", { headers: { host: "evil.example" } })).status, 421)
+        assert.strictEqual((yield* request(address, "/../package.json")).status, 404)
+        assert.strictEqual((yield* request(address, "/api/nothing")).status, 404)
+        assert.strictEqual((yield* request(address, "/api/overview", { method: "DELETE" })).status, 405)
+        const body = JSON.stringify({ topic: "orders.dead", ids: ["1-0"] })
+        const good = { origin: `http://${host}`, "content-type": "application/json", "x-millrace-token": token }
+        const post = (path: string, headers: Http.OutgoingHttpHeaders) =>
+          request(address, path, { method: "POST", headers }, body)
+        assert.deepInclude(yield* post("/api/redrive", good), { status: 200, body: "{\"redriven\":0,\"capped\":0}" })
+        for (
+          const wrong of [
+            { origin: "http://evil.example" },
+            { "x-millrace-token": "0".repeat(64) },
+            { "x-millrace-token": "short" },
+            { "content-type": "text/plain" }
+          ]
+        ) {
+          assert.strictEqual((yield* post("/api/redrive", { ...good, ...wrong })).status, 403, JSON.stringify(wrong))
+        }
+        const readOnly = yield* view(url)
+        const closed = yield* request(readOnly, "/")
+        assert.match(closed.body, /name="millrace-token" content=""/)
+        const refused = yield* request(readOnly, "/api/redrive", {
+          method: "POST",
+          headers: { ...good, origin: `http://${new URL(readOnly).host}` }
+        }, body)
+        assert.strictEqual(refused.status, 403)
+      }),
+    120_000
+  )
 })
 
 describe("a broker that restarts", () => {
