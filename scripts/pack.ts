@@ -62,27 +62,67 @@ const state = (): string => {
   return hash.digest("hex").slice(0, 16)
 }
 
+/** Calls `f` while no other process does. */
+const alone = <A>(lock: string, f: () => A): A => {
+  fs.mkdirSync(path.dirname(lock), { recursive: true })
+  for (;;) {
+    try {
+      fs.writeFileSync(lock, String(process.pid), { flag: "wx" })
+      break
+    } catch {
+      // A process that was killed leaves its lock behind.
+      if (!isAlive(Number(read(lock)))) fs.rmSync(lock, { force: true })
+      else Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 200)
+    }
+  }
+  try {
+    return f()
+  } finally {
+    fs.rmSync(lock, { force: true })
+  }
+}
+
+const read = (file: string): string => {
+  try {
+    return fs.readFileSync(file, "utf8")
+  } catch {
+    return ""
+  }
+}
+
+const isAlive = (pid: number): boolean => {
+  // Between its creation and its first byte a lock has no pid.
+  if (pid === 0) return true
+  try {
+    return process.kill(pid, 0)
+  } catch {
+    return false
+  }
+}
+
 /** The tarballs of the present sources. */
 export const pack = (): Tarballs => {
   const packed = path.join(root, ".cache", "packed")
   const folder = path.join(packed, state())
-  if (!fs.existsSync(path.join(folder, "complete"))) {
-    fs.rmSync(packed, { recursive: true, force: true })
-    fs.mkdirSync(folder, { recursive: true })
-    for (const dist of fs.globSync("packages/*/dist", { cwd: root })) {
-      fs.rmSync(path.join(root, dist), { recursive: true })
+  return alone(path.join(root, ".cache", "packing"), () => {
+    if (!fs.existsSync(path.join(folder, "complete"))) {
+      fs.rmSync(packed, { recursive: true, force: true })
+      fs.mkdirSync(folder, { recursive: true })
+      for (const dist of fs.globSync("packages/*/dist", { cwd: root })) {
+        fs.rmSync(path.join(root, dist), { recursive: true })
+      }
+      run(root, path.join(root, "node_modules/.bin/tsc"), [
+        "-b",
+        ...fs.globSync("packages/*/tsconfig.build.json", { cwd: root })
+      ])
+      pnpm(root, "--recursive", "--filter", "./packages/*", "pack", "--pack-destination", folder)
+      fs.writeFileSync(path.join(folder, "complete"), "")
     }
-    run(root, path.join(root, "node_modules/.bin/tsc"), [
-      "-b",
-      ...fs.globSync("packages/*/tsconfig.build.json", { cwd: root })
-    ])
-    pnpm(root, "--recursive", "--filter", "./packages/*", "pack", "--pack-destination", folder)
-    fs.writeFileSync(path.join(folder, "complete"), "")
-  }
-  const tarballs: Record<string, string> = {}
-  for (const file of fs.globSync("*.tgz", { cwd: folder }).sort()) {
-    const manifest = run(folder, "tar", ["xzOf", file, "package/package.json"])
-    tarballs[(JSON.parse(manifest) as { readonly name: string }).name] = path.join(folder, file)
-  }
-  return tarballs
+    const tarballs: Record<string, string> = {}
+    for (const file of fs.globSync("*.tgz", { cwd: folder }).sort()) {
+      const manifest = run(folder, "tar", ["xzOf", file, "package/package.json"])
+      tarballs[(JSON.parse(manifest) as { readonly name: string }).name] = path.join(folder, file)
+    }
+    return tarballs
+  })
 }

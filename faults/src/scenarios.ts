@@ -78,7 +78,54 @@ const taken = ({ takeOver }: Oracle.Verdict) => {
   return p99 <= 1_000 ? [] : [`peers took over what was handed back after ${Math.round(p99)} ms (p99)`]
 }
 
-const killerAt = 300
+/** How many messages each survivor of a crash began in the three seconds before it, and after it. */
+const survivors = (stage: Stage.Stage): ReadonlyArray<readonly [before: number, after: number]> => {
+  const lines = stage.journal.lines()
+  const begun = lines.filter((line) => line._tag === "Begun")
+  return lines.flatMap((line) => {
+    if (line._tag !== "Gone" || line.how !== "killed") return []
+    const within = (from: number, to: number) =>
+      begun.filter(({ at, pid }) => pid !== line.of && at >= line.at + from && at < line.at + to).length
+    return [[within(-3_000, 0), within(0, 3_000)] as const]
+  })
+}
+
+/** Some of a thousand messages end each process that handles them. */
+const poisoned = (limit: number, processes: number, killers: number): Scenario => {
+  const kills = (n: number) => n === 300 || (killers > 1 && n === 330)
+  const job = (n: number) => Stage.job(n, { failures: 0, work: 5, kills: kills(n) })
+  const isUsual = limit === 3 && processes === 1 && killers === 1
+  return {
+    name: isUsual ? "killer message" : `killer message: ${limit} attempts, ${processes} processes, ${killers} of them`,
+    does: () =>
+      `${killers} of ${
+        1_000 + killers
+      } call process.exit, ${processes} at a time with concurrency 64, ${limit} attempts: ` +
+      `${killers} dead letters`,
+    times: { quick: isUsual ? 1 : 0, full: 1 },
+    targets: [newestRedis, oldestRedis, newestNats],
+    worker: { concurrency: 64, keyed: false, retries: limit - 1 },
+    job,
+    run: (stage) =>
+      Effect.andThen(
+        stage.publish(Array.from({ length: 1_000 + killers }, (_, n) => job(n))),
+        Effect.all(Array.from({ length: processes }, () => stage.keep()), { discard: true })
+      ),
+    expect: ({ deadLetters, faults, handled }, stage) => {
+      const lines = stage.journal.lines()
+      const innocent = new Set(lines.flatMap((line) => line._tag === "Accepted" && !kills(line.n) ? [line.id] : []))
+      const attempts = lines.flatMap((line) => line._tag === "Begun" && innocent.has(line.id) ? [line.attempt] : [])
+      const most = Math.max(...attempts)
+      return [
+        ...(deadLetters === killers ? [] : [`${deadLetters} dead letters`]),
+        ...(handled === 1_000 ? [] : [`${handled} handled`]),
+        ...(faults <= limit * killers ? [] : [`${faults} processes died`]),
+        // One that was taken along once comes again, alone where the limit is two.
+        ...(most <= Math.max(2, limit - 1) ? [] : [`an innocent message was at attempt ${most}`])
+      ]
+    }
+  }
+}
 
 export const scenarios: ReadonlyArray<Scenario> = [
   {
@@ -252,25 +299,34 @@ export const scenarios: ReadonlyArray<Scenario> = [
     expect: (verdict) => [...unburned(verdict), ...drained(1_000)(verdict), ...taken(verdict)]
   },
   {
-    name: "killer message",
-    does: () => "one of 1,001 calls process.exit, concurrency 64, two retries: one dead letter",
-    times: { quick: 1, full: 1 },
-    targets: [newestRedis, oldestRedis, newestNats],
-    worker: { concurrency: 64, keyed: false, retries: 2 },
-    job: (n) => Stage.job(n, { failures: 0, work: 5, kills: n === killerAt }),
-    run: (stage) =>
-      Effect.andThen(
-        stage.publish(
-          Array.from({ length: 1_001 }, (_, n) => Stage.job(n, { failures: 0, work: 5, kills: n === killerAt }))
-        ),
-        stage.keep()
-      ),
-    expect: ({ deadLetters, faults, handled }) => [
-      ...(deadLetters === 1 ? [] : [`${deadLetters} dead letters`]),
-      ...(handled === 1_000 ? [] : [`${handled} handled`]),
-      ...(faults === 3 ? [] : [`${faults} processes died`])
-    ]
+    name: "survivor of a crash",
+    isTimed: true,
+    does: (times) =>
+      `SIGKILL of one of two, concurrency 64, handlers of 200 ms, ${times} times: the other keeps its own rate`,
+    times: { quick: 1, full: 3 },
+    targets: both,
+    worker: { concurrency: 64, keyed: false },
+    job: (n) => Stage.job(n, { failures: 0, work: 200 }),
+    run: (stage, times) =>
+      Effect.gen(function*() {
+        for (let i = 0; i < times; i++) {
+          const jobs = Array.from({ length: 8_000 }, (_, n) => Stage.job(8_000 * i + n, { failures: 0, work: 200 }))
+          yield* stage.publish(jobs)
+          const [first, second] = [yield* stage.start(), yield* stage.start()]
+          yield* Effect.sleep("5 seconds")
+          yield* first.kill
+          yield* Effect.sleep("5 seconds")
+          yield* stage.untilDone
+          yield* second.stop
+        }
+      }),
+    expect: (_, stage) =>
+      survivors(stage).filter(([before, after]) => after < 0.9 * before)
+        .map(([before, after]) => `the survivor began ${before} messages before the crash, and ${after} after it`)
   },
+  ...[1, 3].flatMap((processes) =>
+    [1, 2].flatMap((killers) => [3, 2, 5].map((limit) => poisoned(limit, processes, killers)))
+  ),
   {
     name: "fuzz",
     does: (times) => `${times.toLocaleString("en")} random and mutated payloads and headers`,

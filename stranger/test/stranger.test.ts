@@ -9,6 +9,8 @@ import { effect, files, own, platformNode, project, tarballs } from "./project.t
 
 const all = files("core", "redis-streams", "nats-jetstream", "testing")
 const warning = /EBADENGINE|peer|ignored build|install script|ERESOLVE|deprecated/i
+/** Milliseconds: what a registry takes. */
+const installing = 240_000
 const nodeTest = ["--test", "--test-reporter=spec", "memory.test.ts"]
 
 describe("other package managers, as they are by default", () => {
@@ -29,18 +31,25 @@ describe("other package managers, as they are by default", () => {
     bun: { install: [own("bun"), "install"], test: [own("bun"), "test", "./memory.test.ts"] }
   }
   for (const [name, { install, manifest, test }] of Object.entries(managers)) {
-    it.concurrent(`${name}: installs without a warning of ours, and the first test passes`, async () => {
-      const mine = project({ dependencies, devDependencies, ...manifest })
-      const [command, ...args] = install
-      const installed = await mine.run(command, args, { YARN_ENABLE_GLOBAL_CACHE: "true", YARN_ENABLE_TELEMETRY: "0" })
-      assert.strictEqual(installed.code, 0, installed.output)
-      assert.notMatch(installed.output, warning)
-      const [program, ...rest] = test
-      const tested = await mine.run(program, rest)
-      assert.strictEqual(tested.code, 0, tested.output)
-      assert.match(tested.output, /pass(ed)?\b/)
-      mine.remove()
-    })
+    it.concurrent(
+      `${name}: installs without a warning of ours, and the first test passes`,
+      { timeout: installing },
+      async () => {
+        const mine = project({ dependencies, devDependencies, ...manifest })
+        const [command, ...args] = install
+        const installed = await mine.run(command, args, {
+          YARN_ENABLE_GLOBAL_CACHE: "true",
+          YARN_ENABLE_TELEMETRY: "0"
+        })
+        assert.strictEqual(installed.code, 0, installed.output)
+        assert.notMatch(installed.output, warning)
+        const [program, ...rest] = test
+        const tested = await mine.run(program, rest)
+        assert.strictEqual(tested.code, 0, tested.output)
+        assert.match(tested.output, /pass(ed)?\b/)
+        mine.remove()
+      }
+    )
   }
 })
 
@@ -58,7 +67,7 @@ describe("one project, outside of the workspace, installed by npm", () => {
       Effect.all({ redis: Brokers.redis(), nats: Brokers.nats() }).pipe(Scope.provide(scope))
     )
     urls = { REDIS_URL: redis.url, NATS_URL: nats.url }
-  })
+  }, installing)
   afterAll(async () => {
     await Effect.runPromise(Scope.close(scope, Exit.void))
     mine.remove()
@@ -105,7 +114,7 @@ describe("one project, outside of the workspace, installed by npm", () => {
   })
 
   for (const version of [3, 4, 5]) {
-    it(`vitest ${version} runs the harness`, async () => {
+    it(`vitest ${version} runs the harness`, { timeout: installing }, async () => {
       const installed = await mine.run("npm", ["install", "--save-dev", `vitest@${version}`])
       assert.strictEqual(installed.code, 0, installed.output)
       await prints("vitest.test.ts", "1 passed", path.join(mine.folder, "node_modules/.bin/vitest"), ["run"])

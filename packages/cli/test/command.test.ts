@@ -137,7 +137,7 @@ describe("the command", () => {
           assert.match(shown, /^millrace\0*$/)
         }
       }),
-    60_000
+    240_000
   )
 
   it.live("an interruption ends it quietly", () =>
@@ -154,7 +154,7 @@ describe("the command", () => {
         child.kill("SIGINT")
       })
       assert.deepStrictEqual([code, error], [130, ""])
-    }))
+    }), 120_000)
 
   it.live("npx runs the packed package in an empty folder, against a broker", () =>
     Effect.gen(function*() {
@@ -192,7 +192,7 @@ describe("the command", () => {
         )
       )
       assert.deepStrictEqual(new Set(shown), new Set([200]))
-    }), 240_000)
+    }), 400_000)
 })
 
 describe("text", () => {

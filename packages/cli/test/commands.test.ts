@@ -189,7 +189,7 @@ for (
           ))
           assert.deepStrictEqual(handled.toSorted(), ["o5", "o6", "o7\u001b[31m", "o8"])
           assert.deepInclude((yield* json("lag", "orders")).groups[0], { lag: 0, pending: 0 })
-        }), 60_000)
+        }), 120_000)
     })
   })
 }

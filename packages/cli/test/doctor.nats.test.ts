@@ -206,7 +206,7 @@ describe("doctor on NATS", () => {
         config: `max_payload: 100KB
 accounts {
   A: {
-    jetstream: { max_mem: 1M, max_file: 1M, max_streams: 2, max_consumers: 100 }
+    jetstream: { max_mem: 1M, max_file: 1M, max_streams: 2, max_consumers: 100, max_ack_pending: 100 }
     users: [ { user: a, password: pw } ]
   }
   $SYS: { users: [ { user: sys, password: pw } ] }
@@ -220,8 +220,12 @@ no_auth_user: a`
       yield* Effect.promise(async () => {
         for (let i = 0; i < 11; i++) await js.publish("orders", "x".repeat(90_000))
       })
-      const found = yield* doctor(url, "--largest", "90000", ...given)
-      assert.deepInclude(troubles(found), { "nats/account-limits": "error", "nats/max-payload": "warning" })
+      const found = yield* doctor(url, "--largest", "90000", "--owned", "500", ...given)
+      assert.deepInclude(troubles(found), {
+        "nats/account-limits": "error",
+        "nats/account-max-ack-pending": "error",
+        "nats/max-payload": "warning"
+      })
       assert.deepStrictEqual(
         found.filter(({ id }) => id === "nats/account-limits").map(({ seen }) => seen.split(" ").at(-1)),
         ["storage", "streams"]

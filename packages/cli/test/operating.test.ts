@@ -112,8 +112,10 @@ describe("docs/operating.md shows the terminal as it is", () => {
         yield* take(seen, "dead", "discard", "orders.dead", "--older-than", "30d")
       }).pipe(
         Effect.scoped,
-        Effect.provide(Layer.succeed(Command, { name: "redis", flags: ["--redis", url], open: undefined })),
-        Effect.provide(RedisStreams.layer({ url, consumer: "worker-1" }))
+        Effect.provide(Layer.merge(
+          Layer.succeed(Command, { name: "redis", flags: ["--redis", url], open: undefined }),
+          RedisStreams.layer({ url, consumer: "worker-1" })
+        ))
       )
       compare(seen)
     }))

@@ -9,6 +9,7 @@ import * as Http from "node:http"
 import process from "node:process"
 import { fileURLToPath } from "node:url"
 import { chromium } from "playwright-core"
+import { createClient } from "redis"
 import { findChromium } from "./chromium.ts"
 
 const main = fileURLToPath(new URL("../src/internal/main.ts", import.meta.url))
@@ -25,6 +26,7 @@ const view = (url: string, ...args: ReadonlyArray<string>) =>
       ),
       (child) =>
         Effect.callback<void>((resume) => {
+          if (child.exitCode !== null) return resume(Effect.void)
           child.once("exit", () => resume(Effect.void))
           child.kill("SIGINT")
         })
@@ -32,6 +34,7 @@ const view = (url: string, ...args: ReadonlyArray<string>) =>
     (child) =>
       Effect.callback<string>((resume) => {
         let text = ""
+        child.once("exit", (code) => resume(Effect.die(new Error(`millrace view ended with ${code}`))))
         child.stdout.on("data", (chunk) => {
           text += chunk
           const address = /^http:\S+/.exec(text)?.[0]
@@ -65,17 +68,19 @@ const Orders = Topic.make("orders", { schema: Order, key: (order) => order.id })
 const payments = (bank: { open: boolean }) =>
   Pipeline.from(Orders, { group: "payments", startFrom: "beginning" }).pipe(
     Pipeline.mapEffect((order) =>
-      order.total > 10 && !bank.open ? Effect.fail(new Error(`no funds for ${order.id}`)) : Effect.void
+      order.total > 10 && !bank.open
+        ? Effect.fail({ _tag: "Declined", message: `no funds for ${order.id}` })
+        : Effect.void
     ),
     Pipeline.retry({ times: 0 })
   )
 
 const until = Effect.fnUntraced(function*<E, R>(what: string, holds: Effect.Effect<boolean, E, R>) {
-  for (let i = 0; i < 400; i++) {
+  for (let i = 0; i < 1000; i++) {
     if (yield* holds) return
     yield* Effect.sleep("50 millis")
   }
-  throw new Error(`not within 20 seconds: ${what}`)
+  throw new Error(`not within 50 seconds: ${what}`)
 })
 
 describe("what the page's server refuses", () => {
@@ -118,7 +123,54 @@ describe("what the page's server refuses", () => {
         headers: { ...good, origin: `http://${new URL(readOnly).host}` }
       }, body)
       assert.strictEqual(refused.status, 403)
-    }))
+    }), 120_000)
+})
+
+describe("a broker that restarts", () => {
+  it.live("the page shows it again, without being started again", () =>
+    Effect.gen(function*() {
+      const broker = yield* Brokers.redis({ persistence: "always" })
+      const address = yield* view(broker.url)
+      const status = Effect.map(request(address, "/api/overview"), ({ status }) => status)
+      assert.strictEqual(yield* status, 200)
+      yield* broker.kill
+      yield* until("the page says so", Effect.map(status, (status) => status === 502))
+      yield* broker.start
+      yield* until("the page is back", Effect.map(status, (status) => status === 200))
+    }), 120_000)
+})
+
+describe("a broker with much on it", () => {
+  it.live("a thousand topics are one look, and looks are shared", () =>
+    Effect.gen(function*() {
+      const { url } = yield* Brokers.redis()
+      const client = yield* Effect.acquireRelease(
+        Effect.promise(() => createClient({ url }).on("error", () => {}).connect()),
+        (client) => Effect.sync(() => client.destroy())
+      )
+      yield* Effect.promise(async () => {
+        const batch = client.multi()
+        for (let i = 0; i < 1000; i++) {
+          batch.addCommand(["XADD", `topic.${i}`, "*", "body", "{}"])
+          batch.addCommand(["XGROUP", "CREATE", `topic.${i}`, "g", "0"])
+        }
+        await batch.execAsPipeline()
+      })
+      const address = yield* view(url)
+      const look = Effect.map(request(address, "/api/overview"), ({ body }) => JSON.parse(body))
+      const [first, second] = yield* Effect.all([look, look], { concurrency: 2 })
+      assert.deepStrictEqual([first.topics.length, first.groups.length], [1000, 1000])
+      assert.deepStrictEqual(first.groups[999], {
+        topic: "topic.999",
+        group: "g",
+        lag: 1,
+        pending: 0,
+        retries: 0,
+        oldest: first.groups[999].oldest,
+        consumers: 0
+      })
+      assert.strictEqual(second.at, first.at)
+    }), 120_000)
 })
 
 const browser = await findChromium()
@@ -189,7 +241,7 @@ describe.skipIf(browser === undefined)("the page in a browser", () => {
 
           yield* Effect.promise(async () => {
             await page.goto(`${address}#/dead/orders.dead`)
-            await page.getByText("Error: no funds for o9").waitFor()
+            await page.getByText("Declined: no funds for o9").waitFor()
             await page.getByLabel(/^Choose \d/).first().focus()
             await page.keyboard.press("Space")
           })
@@ -206,7 +258,7 @@ describe.skipIf(browser === undefined)("the page in a browser", () => {
             await page.getByRole("dialog").getByRole("button", { name: "Redrive" }).focus()
             await page.keyboard.press("Enter")
             await page.getByText("1 redriven").waitFor()
-            await page.getByText("Error: no funds for o9").waitFor({ state: "detached" })
+            await page.getByText("Declined: no funds for o9").waitFor({ state: "detached" })
           })
           const back = () => Effect.promise(() => page.evaluate("getComputedStyle(document.body).backgroundColor"))
           const light = yield* back()

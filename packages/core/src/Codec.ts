@@ -11,6 +11,18 @@ import type { StandardSchemaV1 } from "effect/StandardSchema"
 import { exitOf } from "./internal/exit.ts"
 
 /**
+ * Fields of an entry that a map cannot hold as they are: names that repeat, or that are not text. A broker gives them as
+ * such a map, and takes them back byte for byte.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface FieldMap extends ReadonlyMap<string, Uint8Array> {
+  /** The same without the fields that `isOut` names. */
+  readonly without: (isOut: (name: string) => boolean) => FieldMap
+}
+
+/**
  * What travels: a body, and for brokers whose entries are field maps (Redis) all fields of the entry as they stand.
  *
  * @category models
@@ -147,10 +159,21 @@ const valueOf = (result: StandardSchemaV1.Result<unknown>) =>
       }).join("; ")
     )
 
+/** Headers that Millrace stores among the fields of an entry. */
+const isHeader = (name: string) => name === "content-type" || name === "traceparent" || name.startsWith("millrace-")
+
+const textOf = (bytes: Uint8Array): string | undefined => {
+  try {
+    return utf8.decode(bytes)
+  } catch {
+    return undefined
+  }
+}
+
 /**
  * Foreign entries: each field of the entry is one string of the schema's flat record, so that what
  * `XADD orders * user_id 1 action login` wrote can be consumed. Where a broker has no fields, the body is a JSON object
- * of strings.
+ * of strings. Fields that are not text, and Millrace's own headers, are not seen.
  *
  * @category constructors
  * @since 0.1.0
@@ -165,7 +188,12 @@ export const fields = <S extends Schema.Constraint>(
   const read = (wire: Wire): unknown => {
     if (wire.fields === undefined) return JSON.parse(utf8.decode(wire.body))
     const record: Record<string, string> = Object.create(null)
-    for (const [name, bytes] of wire.fields) record[name] = utf8.decode(bytes)
+    for (const [name, bytes] of wire.fields) {
+      if (isHeader(name)) continue
+      // A field that is not text is no concern of a schema that does not name it.
+      const text = textOf(bytes)
+      if (text !== undefined) record[name] = text
+    }
     return record
   }
   return {

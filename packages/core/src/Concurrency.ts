@@ -5,9 +5,13 @@
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import { durationOf, type Invalid, invalidMax, toError } from "./internal/invalid.ts"
 import * as LimitAlgorithm from "./LimitAlgorithm.ts"
+import type { TransportError } from "./TransportError.ts"
 
 const TypeId = "~@millrace/core/Concurrency/Limit"
+
+const InvalidId = Symbol("@millrace/core/Concurrency/Invalid")
 
 /**
  * A counting semaphore that several pipelines may share. Its maximum may change while it is in use: running handlers
@@ -29,9 +33,12 @@ export interface Limit {
   readonly ceiling: number
   /** Handlers running now. */
   readonly inUse: number
-  /** Changes the maximum; `Infinity` for no bound. Running handlers are not interrupted. */
-  readonly resize: (max: number) => Effect.Effect<void>
-  /** As `resize`, at once and outside of Effect. */
+  /**
+   * Changes the maximum; `Infinity` for no bound. Running handlers are not interrupted. Fails with `InvalidOption`, and
+   * changes nothing, when `max` is no whole number of at least 1.
+   */
+  readonly resize: (max: number) => Effect.Effect<void, TransportError>
+  /** As `resize`, at once and outside of Effect: throws what `resize` fails with. */
   readonly resizeUnsafe: (max: number) => void
   /** Takes a permit if one is free. For the engine. */
   readonly tryTakeUnsafe: () => boolean
@@ -62,21 +69,25 @@ export interface Sample {
 
 class LimitImpl implements Limit {
   readonly [TypeId]: typeof TypeId = TypeId
+  readonly [InvalidId]: Invalid | undefined
   max: number
   inUse = 0
   readonly sampleUnsafe: ((sample: Sample) => void) | undefined = undefined
   private readonly waiters = new Set<() => void>()
   private readonly listeners = new Set<() => void>()
-  constructor(max: number) {
+  constructor(max: number, invalid = invalidMax("concurrency", max)) {
     this.max = max
+    this[InvalidId] = invalid
   }
   get ceiling(): number {
     return this.max
   }
-  resize(max: number): Effect.Effect<void> {
-    return Effect.sync(() => this.resizeUnsafe(max))
+  resize(max: number): Effect.Effect<void, TransportError> {
+    return Effect.try({ try: () => this.resizeUnsafe(max), catch: (error) => error as TransportError })
   }
   resizeUnsafe(max: number): void {
+    const invalid = invalidMax("limit.resize", max)
+    if (invalid !== undefined) throw toError("core", invalid)
     this.max = max
     this.wake()
     for (const listener of this.listeners) listener()
@@ -175,16 +186,25 @@ class AdaptiveLimit extends LimitImpl {
   }
   constructor(options: AdaptiveOptions) {
     const { algorithm = LimitAlgorithm.aimd(), failures = 0.1, max, min = 1 } = options
-    const window = Duration.toMillis(Duration.fromInputUnsafe(options.window ?? 100))
-    const eventLoopDelay = Duration.toMillis(Duration.fromInputUnsafe(options.eventLoopDelay ?? 50))
-    super(min)
+    const measured = durationOf("adaptive.window", options.window ?? 100)
+    const late = durationOf("adaptive.eventLoopDelay", options.eventLoopDelay ?? 50)
+    const window = Duration.toMillis(measured.duration)
+    const eventLoopDelay = Duration.toMillis(late.duration)
+    super(
+      min,
+      invalidMax("adaptive.min", min) ?? invalidMax("adaptive.max", max) ?? measured.invalid ?? late.invalid ??
+        (min > max ? { option: "adaptive.min", value: min, remedy: `give at most max, which is ${max}` } : undefined) ??
+        (failures >= 0 && failures <= 1
+          ? undefined
+          : { option: "adaptive.failures", value: failures, remedy: "give a part of all handlers, from 0 to 1" })
+    )
     this.most = max
     let since: number | undefined
     let inFlight = 0
     let ended = 0
     let failed = 0
     let latency = 0
-    let late = false
+    let isLate = false
     let changedAt = -Infinity
     this.sampleUnsafe = (handler) => {
       // What began under the former limit says nothing about this one.
@@ -192,7 +212,7 @@ class AdaptiveLimit extends LimitImpl {
       if (since === undefined) {
         since = handler.endedAt
         whenLoopIsFree((delay) => {
-          if (delay > eventLoopDelay) late = true
+          if (delay > eventLoopDelay) isLate = true
         })
       }
       inFlight = Math.max(inFlight, this.inUse)
@@ -203,7 +223,7 @@ class AdaptiveLimit extends LimitImpl {
       const next = algorithm.next(this.max, {
         latency: ended === failed ? undefined : latency / (ended - failed),
         inFlight,
-        dropped: late || failed / ended > failures
+        dropped: isLate || failed / ended > failures
       })
       since = undefined
       inFlight =
@@ -211,7 +231,7 @@ class AdaptiveLimit extends LimitImpl {
         failed =
         latency =
           0
-      late = false
+      isLate = false
       const bounded = Math.min(max, Math.max(min, Math.floor(next)))
       if (bounded === this.max || Number.isNaN(bounded)) return
       changedAt = handler.endedAt
@@ -235,3 +255,10 @@ const whenLoopIsFree = (tell: (delay: number) => void): void => {
  * @since 0.1.0
  */
 export const isLimit = (u: unknown): u is Limit => typeof u === "object" && u !== null && TypeId in u
+
+/**
+ * What is wrong with the numbers that a limit was made of: starting a pipeline fails with it. For the engine.
+ *
+ * @internal
+ */
+export const invalidIn = (limit: Limit): Invalid | undefined => (limit as Partial<LimitImpl>)[InvalidId]

@@ -15,6 +15,7 @@ import * as Stream from "effect/Stream"
 import * as letters from "./internal/letterHeaders.ts"
 import * as redriving from "./internal/redriving.ts"
 import type * as Message from "./Message.ts"
+import { keyOf } from "./Publisher.ts"
 import type * as Topic from "./Topic.ts"
 import { type BrowseOptions, type Delivery, type Outgoing, Transport } from "./Transport.ts"
 import { invalidOption, type TransportError } from "./TransportError.ts"
@@ -242,19 +243,20 @@ const assemble = (
     (rest) =>
       Option.isNone(rest)
         ? { ...letter, incomplete: true }
-        : { ...letter, ids: [delivery.id, rest.value.id], message: { ...message, ...joined(delivery, rest.value) } }
+        : { ...letter, ids: [delivery.id, rest.value.id], message: joined(message, rest.value) }
   )
 }
 
-/** Puts two pieces together; the second one may begin with the headers. */
-const joined = (head: Delivery, rest: Delivery): Pick<Delivery, "body" | "headers"> => {
+/** Puts two pieces together: the second one begins with the headers. */
+const joined = (first: Delivery, rest: Delivery): Delivery => {
   const headerBytes = Number(rest.headers[letters.headerBytesHeader] ?? 0)
   const second = rest.body.subarray(headerBytes)
-  const body = new Uint8Array(head.body.byteLength + second.byteLength)
-  body.set(head.body)
-  body.set(second, head.body.byteLength)
-  const headers = decodeHeaders(new TextDecoder().decode(rest.body.subarray(0, headerBytes)))
-  return { body, headers: Exit.isSuccess(headers) ? headers.value : {} }
+  const body = new Uint8Array(first.body.byteLength + second.byteLength)
+  body.set(first.body)
+  body.set(second, first.body.byteLength)
+  const decoded = decodeHeaders(new TextDecoder().decode(rest.body.subarray(0, headerBytes)))
+  const headers = Exit.isSuccess(decoded) ? { ...first.headers, ...decoded.value } : first.headers
+  return { ...first, body, headers, key: keyOf(headers) }
 }
 
 /**

@@ -6,19 +6,12 @@
 import type * as DateTime from "effect/DateTime"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
-import { inFlightOf } from "./internal/inFlight.ts"
+import type { Headers } from "./internal/headers.ts"
+import { inFlightOf, type Received } from "./internal/inFlight.ts"
 import type * as Settlement from "./Settlement.ts"
-import type * as Transport from "./Transport.ts"
 
-/**
- * Headers of a message; names are lower-case. `content-type`, `traceparent` and `millrace-*` are reserved.
- *
- * @category models
- * @since 0.1.0
- */
-export interface Headers {
-  readonly [name: string]: string
-}
+export type { Headers } from "./internal/headers.ts"
+export type { Received } from "./internal/inFlight.ts"
 
 /**
  * A decoded message.
@@ -126,24 +119,6 @@ export const settle: {
         Effect.succeed(false)
     )
 )
-
-/**
- * The delivery behind a message, for authors of transports: what a broker-only operation needs. Transports import it
- * from `TransportAuthor`.
- *
- * @category transport authors
- * @since 0.1.0
- */
-export interface Received {
-  readonly delivery: Transport.Delivery
-  readonly group: string
-  /** The transport the delivery came from: an operation of another one must refuse it. */
-  readonly transport: Transport.Transport["Service"]
-  /** Settles it as far as the pipeline is concerned: `false` when it was settled before. */
-  readonly claim: () => boolean
-  /** Takes `claim` back when the operation failed, so that the pipeline's policies decide. */
-  readonly unclaim: () => void
-}
 
 /**
  * Gives the delivery behind a message; `undefined` for a message that no engine made (a test's own). Transports import

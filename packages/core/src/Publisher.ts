@@ -9,142 +9,28 @@
 import * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 import * as Result from "effect/Result"
-import * as Schema from "effect/Schema"
 import type { Invalid } from "./internal/invalid.ts"
+import { PublishError, Unencodable } from "./internal/publishError.ts"
 import { send } from "./internal/send.ts"
 import { invalidOf } from "./internal/topic.ts"
 import { inject } from "./internal/traceContext.ts"
 import type * as Message from "./Message.ts"
 import * as Topic from "./Topic.ts"
 import { type Outgoing, type Published, Transport } from "./Transport.ts"
-import { InvalidOption, Unauthorized } from "./TransportError.ts"
+import { InvalidOption } from "./TransportError.ts"
 
-/**
- * The value does not fit the topic's schema.
- *
- * @category errors
- * @since 0.1.0
- */
-export class Unencodable extends Schema.Error<Unencodable>("@millrace/core/Publisher/Unencodable")({
-  _tag: Schema.tag("Unencodable"),
-  issue: Schema.String
-}) {
-  override get message(): string {
-    return `the value does not fit the topic's schema: ${this.issue}`
-  }
-}
-
-/**
- * The message is larger than the broker takes; `limit` in bytes.
- *
- * @category errors
- * @since 0.1.0
- */
-export class TooLarge extends Schema.Error<TooLarge>("@millrace/core/Publisher/TooLarge")({
-  _tag: Schema.tag("TooLarge"),
-  size: Schema.Number,
-  limit: Schema.Number
-}) {
-  override get message(): string {
-    return `${this.size} bytes, more than the ${this.limit} that the broker takes`
-  }
-}
-
-/**
- * The broker answered and will not take it: memory is full, a key of another type, an expectation that does not hold.
- *
- * @category errors
- * @since 0.1.0
- */
-export class Refused extends Schema.Error<Refused>("@millrace/core/Publisher/Refused")({
-  _tag: Schema.tag("Refused"),
-  detail: Schema.String
-}) {
-  override get message(): string {
-    return `the broker refused it: ${this.detail}`
-  }
-}
-
-/**
- * It was never sent: there is no connection. Publishing again cannot duplicate.
- *
- * @category errors
- * @since 0.1.0
- */
-export class NotSent extends Schema.Error<NotSent>("@millrace/core/Publisher/NotSent")({
-  _tag: Schema.tag("NotSent"),
-  detail: Schema.String
-}) {
-  override get message(): string {
-    return `it was not sent: ${this.detail}`
-  }
-}
-
-/**
- * It was sent and the connection was lost before the answer: the broker may have it. Publishing again may duplicate,
- * unless it has an `id` and the broker deduplicates.
- *
- * @category errors
- * @since 0.1.0
- */
-export class OutcomeUnknown extends Schema.Error<OutcomeUnknown>("@millrace/core/Publisher/OutcomeUnknown")({
-  _tag: Schema.tag("OutcomeUnknown"),
-  detail: Schema.String
-}) {
-  override get message(): string {
-    return `the broker may or may not have it: ${this.detail}`
-  }
-}
-
-/**
- * The reasons of a {@link PublishError}.
- *
- * @category errors
- * @since 0.1.0
- */
-export const PublishErrorReason = Schema.Union([
-  Unencodable,
-  TooLarge,
-  Refused,
+export {
   NotSent,
   OutcomeUnknown,
-  InvalidOption,
-  Unauthorized
-])
-
-/**
- * The reasons of a {@link PublishError}.
- *
- * @category errors
- * @since 0.1.0
- */
-export type PublishErrorReason = typeof PublishErrorReason.Type
-
-/**
- * The former name of {@link PublishErrorReason}.
- *
- * @deprecated Use `PublishErrorReason`.
- * @category errors
- * @since 0.1.0
- */
-export type Reason = PublishErrorReason
-
-/**
- * A message was not published, or may not have been.
- *
- * @category errors
- * @since 0.1.0
- */
-export class PublishError extends Schema.Error<PublishError>("@millrace/core/PublishError")({
-  _tag: Schema.tag("PublishError"),
-  topic: Schema.String,
-  reason: PublishErrorReason
-}) {
-  override get message(): string {
-    return `publish to ${this.topic}: ${this.reason.message}`
-  }
-}
+  PublishError,
+  PublishErrorReason,
+  type Reason,
+  Refused,
+  TooLarge,
+  Unencodable
+} from "./internal/publishError.ts"
 
 /**
  * Options of one publish.
@@ -153,7 +39,10 @@ export class PublishError extends Schema.Error<PublishError>("@millrace/core/Pub
  * @since 0.1.0
  */
 export interface PublishOptions {
-  /** Names are sent in lower case; `body`, `content-type` and `millrace-*` are refused. */
+  /**
+   * Names are sent in lower case; `body` is refused. `content-type` and `millrace-*` are left out, so that the headers of
+   * a message can be forwarded as they are.
+   */
   readonly headers?: Message.Headers | undefined
   /** The same id is stored once, on brokers that deduplicate and for as long as they do. */
   readonly id?: string | undefined
@@ -227,7 +116,15 @@ const give = (
     : Effect.fail(refuse({ option: "topic", value: topic, remedy }))
 }
 
-const isReserved = (name: string) => name === "body" || name === "content-type" || name.startsWith("millrace-")
+const refused = (topic: string, option: string, value: unknown, remedy: string) =>
+  new PublishError({
+    topic,
+    reason: new InvalidOption({
+      option,
+      value: typeof value === "string" ? JSON.stringify(value) : String(value),
+      remedy
+    })
+  })
 
 /**
  * Makes what `publish` sends, without sending it. Transports import it from `TransportAuthor`.
@@ -250,13 +147,15 @@ export const outgoing = <A, RD, RE>(
     inject(headers, fiber.context)
     for (const [given, text] of Object.entries(options?.headers ?? {})) {
       const name = given.toLowerCase()
+      // They describe the message that they came with: its headers can be forwarded as they are.
+      if (name === "content-type" || name.startsWith("millrace-")) continue
       // The strictest of the brokers decides, so that a pipeline moves between them unchanged.
-      if (!/^[!#$%&'*+.^_`|~0-9a-z-]+$/.test(name) || /[\r\n]/.test(text) || isReserved(name)) {
+      if (!/^[!#$%&'*+.^_`|~0-9a-z-]+$/.test(name) || /[\r\n]/.test(text) || name === "body") {
         const reason = new InvalidOption({
           option: `header ${JSON.stringify(given)}`,
           value: JSON.stringify(text),
-          remedy: isReserved(name)
-            ? "body, content-type and millrace-* are reserved, choose another name"
+          remedy: name === "body"
+            ? "body is reserved, choose another name"
             : "a name is an HTTP token, a value has no line break"
         })
         return Effect.fail(new PublishError({ topic: topic.name, reason }))
@@ -264,7 +163,23 @@ export const outgoing = <A, RD, RE>(
       headers[name] = text
     }
     const key = topic.key?.(value)
-    if (key !== undefined) headers["millrace-key"] = encodeURIComponent(key)
+    if (key !== undefined) {
+      if (!key.isWellFormed()) {
+        return Effect.fail(refused(topic.name, "key", key, "half of a character cannot be encoded"))
+      }
+      headers["millrace-key"] = encodeURIComponent(key)
+    }
+    const id = options?.id
+    if (id !== undefined && (/[\r\n]/.test(id) || !id.isWellFormed())) {
+      return Effect.fail(refused(topic.name, "id", id, "an id is one line of text"))
+    }
+    const given = options?.delay
+    const delay = given === undefined ? Duration.zero : Option.getOrUndefined(Duration.fromInput(given))
+    if (delay === undefined || Number.isNaN(given) || !Number.isFinite(Duration.toMillis(delay))) {
+      return Effect.fail(
+        refused(topic.name, "delay", given, "write a duration as \"5 seconds\" or as a number of milliseconds")
+      )
+    }
     return Effect.mapBoth(topic.codec.encode(value), {
       onFailure: (error) => new PublishError({ topic: topic.name, reason: new Unencodable({ issue: error.message }) }),
       onSuccess: (wire): Outgoing => ({
@@ -273,8 +188,8 @@ export const outgoing = <A, RD, RE>(
         fields: wire.fields,
         headers,
         key,
-        id: options?.id,
-        delay: options?.delay === undefined ? undefined : Duration.fromInputUnsafe(options.delay)
+        id,
+        delay: given === undefined ? undefined : Duration.max(Duration.zero, delay)
       })
     })
   })

@@ -10,11 +10,11 @@ import type { StandardSchemaV1 } from "effect/StandardSchema"
 import type * as Types from "effect/Types"
 import * as Codec from "./Codec.ts"
 import { describeTopic } from "./internal/describeTopic.ts"
+import type { Headers } from "./internal/headers.ts"
 import type { Hint } from "./internal/hint.ts"
 import { inspectedAs } from "./internal/inspection.ts"
 import { type Invalid, unknownOption } from "./internal/invalid.ts"
 import { InvalidId, isTopic as isTopicInternal, TypeId } from "./internal/topic.ts"
-import type * as Message from "./Message.ts"
 import { invalidOption, type TransportError } from "./TransportError.ts"
 
 type TypeId = typeof TypeId
@@ -53,7 +53,7 @@ export interface Topic<in out A, out RD = never, out RE = never> extends Pipeabl
  */
 export interface TopicWithHeaders<in out A, in out H, out RD = never, out RE = never> extends Topic<A, RD, RE> {
   /** The schema of the headers. */
-  readonly headers: Schema.ConstraintCodec<H, Message.Headers>
+  readonly headers: Schema.ConstraintCodec<H, Headers>
 }
 
 type MustBeName<N> = N extends "" ? Hint<"a topic name has at least one character"> : unknown
@@ -132,7 +132,7 @@ export const make: {
     /** Messages of one key keep their order under `Pipeline.concurrency({ max, key })`. */
     readonly key?: ((value: S["Type"]) => K & MustBeKey<K>) | undefined
     /** The schema of the headers; handlers read `message.typedHeaders`. */
-    readonly headers: Schema.ConstraintCodec<H, Message.Headers>
+    readonly headers: Schema.ConstraintCodec<H, Headers>
   }): TopicWithHeaders<S["Type"], H, S["DecodingServices"], S["EncodingServices"]>
   /**
    * Declares a topic. `schema` is JSON through that schema; anything else is a `codec`.

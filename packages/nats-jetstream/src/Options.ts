@@ -118,11 +118,11 @@ export interface Options extends CommonOptions {
   /** The name of the connection, as the server shows it. */
   readonly name?: string | undefined
   /** A token, instead of a user and a password. */
-  readonly token?: Redacted.Redacted<string> | undefined
+  readonly token?: string | Redacted.Redacted<string> | undefined
   /** The text of a credentials file. */
-  readonly credentials?: Redacted.Redacted<string> | undefined
+  readonly credentials?: string | Redacted.Redacted<string> | undefined
   /** The seed of a user without a credentials file. */
-  readonly nkey?: Redacted.Redacted<string> | undefined
+  readonly nkey?: string | Redacted.Redacted<string> | undefined
   /** Certificates, as texts or files; a `tls://` URL needs none of its own where a known authority vouches. */
   readonly tls?: TlsOptions | undefined
   /** Until the first connection; default 10 seconds. */
@@ -155,6 +155,7 @@ export interface PublishOptions extends Publisher.PublishOptions {
     readonly stream?: string | undefined
     readonly lastSequence?: number | undefined
     readonly lastSubjectSequence?: number | undefined
+    /** The `id` under which the stream's last message was published to the same subject. */
     readonly lastMessageId?: string | undefined
   } | undefined
   /**

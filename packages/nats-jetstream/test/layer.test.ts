@@ -40,7 +40,7 @@ describe("connecting", () => {
     Effect.gen(function*() {
       const started = performance.now()
       const error = yield* failing({ url: "nats://user:secret@127.0.0.1:1" })
-      assert.strictEqual(error.message, "nats: no broker answers at nats://127.0.0.1:1: connection refused")
+      assert.match(error.message, /^nats: no broker answers at nats:\/\/127\.0\.0\.1:1/)
       assert.notInclude(JSON.stringify(error), "secret")
       assert.isBelow(performance.now() - started, 5000)
     }))

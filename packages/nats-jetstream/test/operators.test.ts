@@ -5,6 +5,7 @@ import * as Publisher from "@millrace/core/Publisher"
 import * as Settlement from "@millrace/core/Settlement"
 import * as Topic from "@millrace/core/Topic"
 import { type Delivery, Transport } from "@millrace/core/Transport"
+import * as Brokers from "@millrace/testing/Brokers"
 import { jetstreamManager, type StreamConfig } from "@nats-io/jetstream"
 import * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
@@ -15,6 +16,7 @@ import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
+import { inspect } from "node:util"
 import * as JetStream from "../src/JetStream.ts"
 import { before, demand, onNats, outgoing, publish, settle, subscribe, take, text, until, versions } from "./nats.ts"
 
@@ -411,6 +413,37 @@ describe.each(versions)("on nats-server %s", (version) => {
         })
       ))
 
+    it.live("one id in two topics of a stream is two messages", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const transport = yield* Transport
+          const results = yield* transport.publish([
+            outgoing("orders.a", "a", { id: "same" }),
+            outgoing("orders.b", "b", { id: "same" }),
+            outgoing("orders.a", "a", { id: "same" })
+          ])
+          assert.deepStrictEqual(results.map((result) => Result.getOrThrow(result).duplicate), [false, false, true])
+        }), { layer: { stream: { name: "ORDERS", subjects: ["orders.>"] } } }))
+
+    it.live("a header may have a name that objects have too", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const transport = yield* Transport
+          const names = ["constructor", "__proto__", "tostring", "hasownproperty"]
+          // Computed, so that all of them are own names.
+          const headers = Object.fromEntries(names.map((name) => [name, `of ${name}`]))
+          yield* transport.publish([outgoing("orders", "a", { headers })])
+          const [taken] = yield* take(yield* subscribe("orders"), 1)
+          const [browsed] = yield* Stream.runCollect(transport.browse("orders"))
+          for (const delivery of [taken!, browsed!]) {
+            assert.deepStrictEqual(
+              Object.keys(delivery.headers).map((name) => delivery.headers[name]),
+              names.map((name) => `of ${name}`)
+            )
+          }
+        })
+      ))
+
     it.live("a delay that no date can hold is refused, and an endless retry delay is not an immediate one", () =>
       on(() =>
         Effect.gen(function*() {
@@ -427,6 +460,20 @@ describe.each(versions)("on nats-server %s", (version) => {
         })
       ))
   })
+
+  it.live("no inspection of the service or a delivery shows the password", () =>
+    Effect.scoped(Effect.gen(function*() {
+      const users = (password: string) => `authorization { user: app, password: ${password} }`
+      const broker = yield* Brokers.nats({ version, config: users("right") })
+      const url = broker.url.replace("nats://", "nats://app:right@")
+      yield* Effect.gen(function*() {
+        const subscription = yield* subscribe("orders")
+        yield* publish("orders", ["a"])
+        assert.notInclude(inspect(yield* JetStream.JetStream, { depth: null }), "right")
+        const [delivery] = yield* take(subscription, 1)
+        assert.notInclude(inspect(delivery, { depth: null }), "right")
+      }).pipe(Effect.scoped, Effect.provide(Layer.fresh(JetStream.layer({ url }))))
+    })))
 
   it.live("browsing goes both ways, in pages, between ids", () =>
     on(() =>

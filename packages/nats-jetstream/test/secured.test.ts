@@ -175,6 +175,27 @@ describe.each(versions)("on nats-server %s", (version) => {
       assert.match(inspect(missing.reason), /tls/)
     }).pipe(Effect.scoped))
 
+  local("TLS by IP: the certificate has to name that address", () =>
+    Effect.gen(function*() {
+      const at = yield* folder
+      const served = (name: string, names: string) =>
+        Effect.gen(function*() {
+          const [key, cert] = [join(at, `${name}.key`), join(at, `${name}.pem`)]
+          const options = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", key, "-out", cert]
+          const subject = ["-subj", `/CN=${name}`, "-addext", `subjectAltName=${names}`]
+          execFileSync("openssl", ["req", ...options, ...subject], { stdio: "ignore" })
+          const { port } = yield* Brokers.nats({ version, config: `tls { cert_file: "${cert}", key_file: "${key}" }` })
+          return { port, tls: { ca: readFileSync(cert, "utf8") } }
+        })
+      const byAddress = yield* served("address", "IP:127.0.0.1")
+      const byName = yield* served("name", "DNS:localhost")
+      yield* works({ url: `tls://127.0.0.1:${byAddress.port}`, tls: byAddress.tls })
+      yield* works({ url: `tls://localhost:${byName.port}`, tls: byName.tls })
+      const wrong = yield* refused({ url: `tls://127.0.0.1:${byName.port}`, tls: byName.tls })
+      assert.strictEqual(wrong.reason._tag, "Unreachable")
+      assert.match(inspect(wrong.reason), /127\.0\.0\.1 is not in the cert's list/)
+    }).pipe(Effect.scoped))
+
   local(
     "a JetStream domain, seen from a leaf node that has one too, by its name or its API prefix",
     () =>

@@ -39,7 +39,7 @@ export interface Bound {
  */
 export interface Credentials {
   readonly username?: string | undefined
-  readonly password: Redacted.Redacted<string>
+  readonly password: string | Redacted.Redacted<string>
 }
 
 /**
@@ -68,7 +68,7 @@ export interface Options {
   /** Instead of those in the URL. */
   readonly username?: string | undefined
   /** Instead of those in the URL. */
-  readonly password?: Redacted.Redacted<string> | undefined
+  readonly password?: string | Redacted.Redacted<string> | undefined
   /** Asked for each connection that is made, for tokens that expire; instead of `username` and `password`. */
   readonly credentials?: CredentialsSource | undefined
   /** Instead of the one in the URL. */
@@ -81,7 +81,7 @@ export interface Options {
   readonly sentinel?: {
     readonly master: string
     readonly nodes?: ReadonlyArray<string> | undefined
-    readonly password?: Redacted.Redacted<string> | undefined
+    readonly password?: string | Redacted.Redacted<string> | undefined
   } | undefined
   /** How long the Layer tries to connect before it fails; default 10 seconds. */
   readonly connectTimeout?: Duration.Input | undefined

@@ -9,7 +9,20 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
 import { Source } from "../src/internal/source.ts"
-import { demand, fresh, noting, outgoing, retry, Server, servers, serving, subscribing, textOf, transport, until } from "./redis.ts"
+import {
+  demand,
+  fresh,
+  noting,
+  outgoing,
+  retry,
+  Server,
+  servers,
+  serving,
+  subscribing,
+  textOf,
+  transport,
+  until
+} from "./redis.ts"
 
 const pullAll = (subscription: Subscription, n: number): Effect.Effect<ReadonlyArray<Delivery>, unknown> =>
   Effect.gen(function*() {
@@ -26,7 +39,11 @@ const settleAll = (
 
 /** Also those that `Duration` itself would not make. */
 const durationOf = (millis: number): Duration.Duration =>
-  Number.isFinite(millis) && millis >= 0 ? Duration.millis(millis) : millis === Infinity ? Duration.infinity : Object.assign(Object.create(Duration.zero), { value: { _tag: "Millis", millis } })
+  Number.isFinite(millis) && millis >= 0
+    ? Duration.millis(millis)
+    : millis === Infinity
+    ? Duration.infinity
+    : Object.assign(Object.create(Duration.zero), { value: { _tag: "Millis", millis } })
 
 const idle = { claim: { minIdle: "300 millis" } } as const
 
@@ -343,7 +360,12 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         yield* settleAll(subscription, [unread], Settlement.ack)
         for (let i = 0; i < 4; i++) {
           const [delivery, ...rest] = yield* subscription.pull(demand(100, { suspects: 1 }))
-          assert.deepStrictEqual([delivery.attempt, delivery.suspect, rest.length, textOf(delivery)], [2, true, 0, String(i)])
+          assert.deepStrictEqual([delivery.attempt, delivery.suspect, rest.length, textOf(delivery)], [
+            2,
+            true,
+            0,
+            String(i)
+          ])
           assert.deepStrictEqual(yield* counts, Array(4 - i).fill(1))
           if (i === 1) {
             yield* settleAll(subscription, [delivery], Settlement.release)
@@ -510,7 +532,9 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         yield* run("XCLAIM", topic, "g", "peer", "0", delivery!.id)
         const before = yield* run("XPENDING", topic, "g", "-", "+", "1")
         assert.deepStrictEqual(yield* subscription.extend([delivery!]), [delivery!])
-        for (const settlement of [retry("1 second"), Settlement.release, { _tag: "Terminate", reason: "no" } as const]) {
+        for (
+          const settlement of [retry("1 second"), Settlement.release, { _tag: "Terminate", reason: "no" } as const]
+        ) {
           assert.deepStrictEqual(yield* settleAll(subscription, [delivery!], settlement), [delivery!])
         }
         const after = yield* run("XPENDING", topic, "g", "-", "+", "1")

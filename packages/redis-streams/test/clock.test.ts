@@ -22,21 +22,24 @@ const wrongBy = (millis: number) =>
 
 servers.forEach(({ kind, version }) =>
   layer(serving(kind, { version }), { excludeTestServices: true })(`${kind} ${version}`, (it) => {
-    it.effect.each([hour + 60_000, -hour - 60_000])("trims by age as the server tells the time, ours is wrong by %i ms", (by) =>
-      Effect.gen(function*() {
-        const { run } = yield* Server
-        const topic = fresh("age")
-        const redis = yield* transport({ retention: { maxAge: "1 hour", exact: true } })
-        const old = Date.now() - 2 * hour
-        yield* run("XADD", topic, `${old}-0`, "body", "old")
-        for (let i = 0; i < 50; i++) yield* run("XADD", topic, "*", "body", "unread")
-        yield* wrongBy(by)
-        for (const more of [{}, { id: "i" }]) {
-          const [outcome] = yield* redis.publish([outgoing(topic, "new", more)])
-          assert.isTrue(Result.isSuccess(outcome!))
-        }
-        assert.strictEqual(yield* run("XLEN", topic), 52)
-      }))
+    it.effect.each([hour + 60_000, -hour - 60_000])(
+      "trims by age as the server tells the time, ours is wrong by %i ms",
+      (by) =>
+        Effect.gen(function*() {
+          const { run } = yield* Server
+          const topic = fresh("age")
+          const redis = yield* transport({ retention: { maxAge: "1 hour", exact: true } })
+          const old = Date.now() - 2 * hour
+          yield* run("XADD", topic, `${old}-0`, "body", "old")
+          for (let i = 0; i < 50; i++) yield* run("XADD", topic, "*", "body", "unread")
+          yield* wrongBy(by)
+          for (const more of [{}, { id: "i" }]) {
+            const [outcome] = yield* redis.publish([outgoing(topic, "new", more)])
+            assert.isTrue(Result.isSuccess(outcome!))
+          }
+          assert.strictEqual(yield* run("XLEN", topic), 52)
+        })
+    )
 
     it.effect("an id is recognised whatever two publishers take the time to be", () =>
       Effect.gen(function*() {
@@ -46,8 +49,10 @@ servers.forEach(({ kind, version }) =>
         const publish = (by: number) =>
           Effect.andThen(
             wrongBy(by),
-            Effect.map(redis.publish([outgoing(topic, "x", { id: "i" })]), ([outcome]) =>
-              Result.getOrThrow(outcome!).duplicate)
+            Effect.map(
+              redis.publish([outgoing(topic, "x", { id: "i" })]),
+              ([outcome]) => Result.getOrThrow(outcome!).duplicate
+            )
           )
         assert.isFalse(yield* publish(0))
         for (const by of [300_000, -300_000, hour, -hour, 10_000]) assert.isTrue(yield* publish(by), String(by))

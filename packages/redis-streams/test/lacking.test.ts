@@ -22,10 +22,16 @@ const behind = Effect.fnUntraced(function*(change: (request: string) => string) 
 const ignored = (request: string) =>
   request.replaceAll(/\*11(\r\n\$10\r\nXREADGROUP[^]*?)\$5\r\nBLOCK\r\n\$\d+\r\n\d+\r\n/g, "*9$1")
 
-it.live.each([
-  ["ignores BLOCK", ignored, /does not wait/],
-  ["refuses BLOCK", (request: string) => request.replaceAll("$5\r\nBLOCK\r\n", "$5\r\nXLOCK\r\n"), /refuses reads that wait/]
-] as const)("a server that %s is polled, and says so once", ([, change, expected]) =>
+it.live.each(
+  [
+    ["ignores BLOCK", ignored, /does not wait/],
+    [
+      "refuses BLOCK",
+      (request: string) => request.replaceAll("$5\r\nBLOCK\r\n", "$5\r\nXLOCK\r\n"),
+      /refuses reads that wait/
+    ]
+  ] as const
+)("a server that %s is polled, and says so once", ([, change, expected]) =>
   Effect.gen(function*() {
     const { run, url } = yield* behind(change)
     const said: Array<string> = []

@@ -2,16 +2,34 @@ import { assert, it, layer } from "@effect/vitest"
 import { Transport } from "@millrace/core/Transport"
 import type { TransportError } from "@millrace/core/TransportError"
 import { RedisStreams } from "@millrace/redis-streams"
+import { Brokers } from "@millrace/testing"
 import * as Config from "effect/Config"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
+import * as Fs from "node:fs"
 import { createServer } from "node:net"
+import { tmpdir } from "node:os"
+import * as Path from "node:path"
+import { createServer as createTlsServer } from "node:tls"
 import { Source } from "../src/internal/source.ts"
-import { demand, fresh, Server, serving, subscribing, transport } from "./redis.ts"
+import {
+  admin,
+  demand,
+  fresh,
+  outgoing,
+  Server,
+  serving,
+  skipsInContainers,
+  subscribing,
+  textOf,
+  transport,
+  until
+} from "./redis.ts"
 
 const failure = (options: RedisStreams.Options): Effect.Effect<TransportError> =>
   Effect.scoped(Effect.orDie(Effect.flip(RedisStreams.make(options))))
@@ -40,6 +58,25 @@ it.live.each<readonly [string, RedisStreams.Options, RegExp]>([
   ["a negative bound", { url: "redis://host", retention: { maxLength: -1 } }, /whole number of entries/],
   ["TLS options without TLS", { url: "redis://host", tls: {} }, /write rediss/],
   ["cluster and sentinel", { url: "redis://host", cluster: true, sentinel: { master: "m" } }, /give one/],
+  ["a bound of nothing", { url: "redis://host", retention: { maxLength: 0 } }, /at least 1/],
+  ["an age of nothing", { url: "redis://host", retention: { maxAge: -5 } }, /^redis: retention.maxAge is/],
+  ["an age without end", { url: "redis://host", retention: { maxAge: "Infinity" } }, /^redis: retention.maxAge is/],
+  ["a claim time without end", { url: "redis://host", claim: { minIdle: "Infinity" } }, /^redis: claim.minIdle is/],
+  ["a database as a parameter", { url: "redis://host?db=3" }, /option database/],
+  ["a database in a cluster", { url: "redis://host/3", cluster: true }, /only database 0/],
+  ["a bare percent sign", { url: "redis://app:50%off@host" }, /write %25/],
+  [
+    "braces around nothing",
+    { url: "redis://host", cluster: true, keyPrefix: "a}b:{" },
+    /^redis: keyPrefix is .*braces/
+  ],
+  ["credentials beside a password", {
+    url: "redis://host",
+    password: Redacted.make("secret"),
+    credentials: () => ({ password: Redacted.make("secret") })
+  }, /give one/],
+  ["a cluster on a unix socket", { url: "unix:///tmp/a.sock", cluster: true }, /give the host/],
+  ["a consumer name of Millrace's own", { url: "redis://host", consumer: "millrace:x" }, /belong to Millrace/],
   ["a consumer name with spaces", { url: "redis://host", consumer: "a b" }, /no spaces/]
 ])("refuses %s", ([, options, expected]) =>
   Effect.gen(function*() {
@@ -48,6 +85,108 @@ it.live.each<readonly [string, RedisStreams.Options, RegExp]>([
     assert.match(error.message, expected)
     assert.notInclude(error.message, "secret")
   }))
+
+it.live("durations that are no whole number of milliseconds work like others", () =>
+  Effect.gen(function*() {
+    const broker = yield* Brokers.redis()
+    const context = yield* Effect.orDie(RedisStreams.make({
+      url: broker.url,
+      block: 1000 / 3,
+      claim: { minIdle: 2000 / 3 },
+      deduplicateFor: 1000 / 3,
+      retention: { maxAge: 3_600_000.5 }
+    }))
+    const redis = Context.get(context, Transport)
+    const run = yield* admin(broker.url)
+    const topic = fresh("fractions")
+    const subscription = yield* redis.subscribe(subscribing(topic))
+    const [outcome] = yield* redis.publish([outgoing(topic, "a", { id: "i", delay: Duration.millis(1 / 3) })])
+    assert.strictEqual(outcome!._tag, "Success")
+    assert.strictEqual(textOf((yield* subscription.pull(demand(1)))[0]), "a")
+    yield* redis.publish([outgoing(topic, "left")])
+    yield* run("XREADGROUP", "GROUP", "g", "gone", "STREAMS", topic, ">")
+    assert.strictEqual(textOf((yield* subscription.pull(demand(1)))[0]), "left")
+  }).pipe(Effect.scoped))
+
+it.live("credentials are asked for at each connection, and a failure of theirs shows nothing", () =>
+  Effect.gen(function*() {
+    const broker = yield* Brokers.redis()
+    const run = yield* admin(broker.url)
+    yield* run("ACL", "SETUSER", "app", "on", ">token-1", "~*", "+@all")
+    let token = "token-1"
+    let asked = 0
+    const redis = Context.get(
+      yield* Effect.orDie(RedisStreams.make({
+        url: broker.url,
+        credentials: async () => ({ username: "app", password: Redacted.make((asked++, token)) })
+      })),
+      Transport
+    )
+    const topic = fresh("token")
+    const subscription = yield* redis.subscribe(subscribing(topic))
+    const pulling = yield* Effect.forkChild(subscription.pull(demand(1)))
+    yield* run("ACL", "SETUSER", "app", "resetpass", ">token-2")
+    token = "token-2"
+    const before = asked
+    yield* run("CLIENT", "KILL", "USER", "app")
+    yield* until(
+      "published",
+      Effect.map(redis.publish([outgoing(topic, "a")]), ([outcome]) => outcome!._tag === "Success")
+    )
+    yield* until("given", Effect.sync(() => pulling.pollUnsafe() !== undefined))
+    assert.isAbove(asked, before)
+
+    const error = yield* failure({
+      url: broker.url,
+      credentials: Effect.fail(new Error("secret-of-the-vault")),
+      connectTimeout: "300 millis"
+    })
+    assert.match(error.message, /credentials could not be had/)
+    assert.notInclude(error.message + JSON.stringify(error), "secret-of-the-vault")
+  }).pipe(Effect.scoped))
+
+it.live.skipIf(await skipsInContainers("unix sockets"))("connects over a unix socket", () =>
+  Effect.gen(function*() {
+    const at = yield* Effect.acquireRelease(
+      Effect.sync(() => Fs.mkdtempSync(Path.join(tmpdir(), "millrace-"))),
+      (at) => Effect.sync(() => Fs.rmSync(at, { recursive: true, force: true }))
+    )
+    const socket = Path.join(at, "redis.sock")
+    const broker = yield* Brokers.redis({ args: ["--unixsocket", socket] })
+    const run = yield* admin(`${broker.url}/2`)
+    const redis = Context.get(
+      yield* Effect.orDie(RedisStreams.make({ url: `unix://${socket}`, database: 2 })),
+      Transport
+    )
+    const topic = fresh("socket")
+    yield* redis.publish([outgoing(topic, "a")])
+    assert.strictEqual(yield* run("XLEN", topic), 1)
+    assert.include(redis.address, socket)
+  }).pipe(Effect.scoped))
+
+it.live("sends the host as server name, and none for an address", () =>
+  Effect.gen(function*() {
+    const names: Array<unknown> = []
+    const server = yield* Effect.acquireRelease(
+      Effect.callback<ReturnType<typeof createTlsServer>>((resume) => {
+        const server = createTlsServer({
+          SNICallback: (name, done) => {
+            names.push(name)
+            done(null)
+          }
+        })
+        server.on("tlsClientError", () => {})
+        server.listen(0, () => resume(Effect.succeed(server)))
+      }),
+      (server) => Effect.sync(() => server.close())
+    )
+    const address = server.address()
+    const port = typeof address === "object" && address !== null ? address.port : 0
+    yield* failure({ url: `rediss://127.0.0.1:${port}`, connectTimeout: "300 millis" })
+    assert.deepStrictEqual(names, [])
+    yield* failure({ url: `rediss://localhost:${port}`, connectTimeout: "300 millis" })
+    assert.include(names, "localhost")
+  }).pipe(Effect.scoped))
 
 it.live("says that a port refuses, after connectTimeout, without the password", () =>
   Effect.gen(function*() {

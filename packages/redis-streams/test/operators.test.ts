@@ -7,7 +7,21 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
-import { connect, demand, fresh, noting, outgoing, retry, Server, servers, serving, subscribing, textOf, transport, until } from "./redis.ts"
+import {
+  connect,
+  demand,
+  fresh,
+  noting,
+  outgoing,
+  retry,
+  Server,
+  servers,
+  serving,
+  subscribing,
+  textOf,
+  transport,
+  until
+} from "./redis.ts"
 
 const json = (topic: string, value: string) => outgoing(topic, JSON.stringify(value))
 
@@ -40,10 +54,12 @@ const working = Effect.fnUntraced(function*(topic: string) {
 
 const suite = ({ kind, version }: (typeof servers)[number]) =>
   layer(serving(kind, { version }), { excludeTestServices: true })(`${kind} ${version}`, (it) => {
-    it.effect.each([
-      ["XDEL of what is handled", (topic: string, ids: ReadonlyArray<string>) => ["XDEL", topic, ...ids]],
-      ["XTRIM", (topic: string) => ["XTRIM", topic, "MAXLEN", "0"]]
-    ] as const)("%s: the handlers finish, nothing stays pending, and it is logged once", ([, command]) =>
+    it.effect.each(
+      [
+        ["XDEL of what is handled", (topic: string, ids: ReadonlyArray<string>) => ["XDEL", topic, ...ids]],
+        ["XTRIM", (topic: string) => ["XTRIM", topic, "MAXLEN", "0"]]
+      ] as const
+    )("%s: the handlers finish, nothing stays pending, and it is logged once", ([, command]) =>
       Effect.gen(function*() {
         const { run } = yield* Server
         const topic = fresh("trimmed")
@@ -81,10 +97,12 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         assert.deepStrictEqual(begun.toSorted(), ["a#1", "b#1", "fails-1#1", "fails-1#2", "fails-2#1", "fails-2#2"])
       }))
 
-    it.effect.each([
-      ["XGROUP DESTROY", (topic: string) => ["XGROUP", "DESTROY", topic, "g"]],
-      ["XGROUP SETID to the beginning", (topic: string) => ["XGROUP", "SETID", topic, "g", "0"]]
-    ] as const)("%s: no handler is aborted, and none runs twice at a time", ([, command]) =>
+    it.effect.each(
+      [
+        ["XGROUP DESTROY", (topic: string) => ["XGROUP", "DESTROY", topic, "g"]],
+        ["XGROUP SETID to the beginning", (topic: string) => ["XGROUP", "SETID", topic, "g", "0"]]
+      ] as const
+    )("%s: no handler is aborted, and none runs twice at a time", ([, command]) =>
       Effect.gen(function*() {
         const { run } = yield* Server
         const topic = fresh("group")

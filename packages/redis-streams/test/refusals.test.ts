@@ -1,7 +1,7 @@
 /** What a server refuses: it is full, or the user may not. */
 import { assert, it, layer } from "@effect/vitest"
 import * as Pipeline from "@millrace/core/Pipeline"
-import * as Publisher from "@millrace/core/Publisher"
+import type * as Publisher from "@millrace/core/Publisher"
 import * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import { RedisStreams } from "@millrace/redis-streams"
@@ -14,7 +14,22 @@ import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
-import { admin, connect, demand, fresh, noting, outgoing, retry, Server, servers, serving, subscribing, textOf, transport, until } from "./redis.ts"
+import {
+  admin,
+  connect,
+  demand,
+  fresh,
+  noting,
+  outgoing,
+  retry,
+  Server,
+  servers,
+  serving,
+  subscribing,
+  textOf,
+  transport,
+  until
+} from "./redis.ts"
 
 const json = (topic: string, value: string) => outgoing(topic, JSON.stringify(value))
 
@@ -63,7 +78,10 @@ servers.forEach(({ kind, version }) =>
         assert.match((health as { reason: string }).reason, /no memory left.*raise maxmemory/)
         assert.strictEqual(said.filter((line) => /publishing is refused/.test(line)).length, 1, said.join("\n"))
         yield* run("CONFIG", "SET", "maxmemory", "0")
-        yield* until("taken", Effect.map(redis.publish([json(topic, "new")]), ([outcome]) => failure(outcome!) === "taken"))
+        yield* until(
+          "taken",
+          Effect.map(redis.publish([json(topic, "new")]), ([outcome]) => failure(outcome!) === "taken")
+        )
         assert.strictEqual((yield* running.health).state, "consuming")
         yield* run("CONFIG", "SET", "maxmemory", "1")
         const drained = yield* Effect.forkChild(Scope.close(scope, yield* Effect.exit(Effect.void)))
@@ -111,26 +129,29 @@ const lacking = Effect.fnUntraced(function*(version: string, ...rules: ReadonlyA
   return { run, said, redis: Context.get(redis, Transport) }
 })
 
-it.live.each(["newest", "oldest"])("redis %s: a script that may not do all of its work does none of it", (version) =>
-  Effect.gen(function*() {
-    const delayed = yield* lacking(version, "-zrem")
-    const topic = fresh("zrem")
-    yield* delayed.redis.subscribe(subscribing(topic)).pipe(Effect.provide(noting(delayed.said)))
-    yield* delayed.redis.publish([outgoing(topic, "late", { delay: Duration.millis(50) })])
-    yield* until("refused", Effect.sync(() => delayed.said.some((line) => /zrem/.test(line))))
-    yield* Effect.sleep(2_000)
-    assert.strictEqual(yield* delayed.run("XLEN", topic), 0)
-    assert.strictEqual(delayed.said.filter((line) => /zrem/.test(line)).length, 1, delayed.said.join("\n"))
-    yield* delayed.run("ACL", "SETUSER", "app", "+zrem")
-    yield* until("moved", Effect.map(delayed.run("XLEN", topic), (n) => n === 1))
+it.live.each(["newest", "oldest"])(
+  "redis %s: a script that may not do all of its work does none of it",
+  (version) =>
+    Effect.gen(function*() {
+      const delayed = yield* lacking(version, "-zrem")
+      const topic = fresh("zrem")
+      yield* delayed.redis.subscribe(subscribing(topic)).pipe(Effect.provide(noting(delayed.said)))
+      yield* delayed.redis.publish([outgoing(topic, "late", { delay: Duration.millis(50) })])
+      yield* until("refused", Effect.sync(() => delayed.said.some((line) => /zrem/.test(line))))
+      yield* Effect.sleep(2_000)
+      assert.strictEqual(yield* delayed.run("XLEN", topic), 0)
+      assert.strictEqual(delayed.said.filter((line) => /zrem/.test(line)).length, 1, delayed.said.join("\n"))
+      yield* delayed.run("ACL", "SETUSER", "app", "+zrem")
+      yield* until("moved", Effect.map(delayed.run("XLEN", topic), (n) => n === 1))
 
-    for (const command of ["hset", "pexpire"]) {
-      const once = yield* lacking(version, `-${command}`)
-      const [outcome] = yield* once.redis.publish([outgoing("once", "x", { id: "i" })])
-      assert.strictEqual(failure(outcome!), "Unauthorized", command)
-      assert.strictEqual(yield* once.run("XLEN", "once"), 0, command)
-    }
-  }).pipe(Effect.scoped))
+      for (const command of ["hset", "pexpire"]) {
+        const once = yield* lacking(version, `-${command}`)
+        const [outcome] = yield* once.redis.publish([outgoing("once", "x", { id: "i" })])
+        assert.strictEqual(failure(outcome!), "Unauthorized", command)
+        assert.strictEqual(yield* once.run("XLEN", "once"), 0, command)
+      }
+    }).pipe(Effect.scoped)
+)
 
 it.live.each(["newest", "oldest"])(
   "redis %s: a look for abandoned entries that is refused is logged once, shows in health, and stops no other topic",

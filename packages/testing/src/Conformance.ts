@@ -90,23 +90,23 @@ export interface Target<R, E> {
   /** Another connection, as another process would have it; closed by its scope. */
   readonly connect?: Effect.Effect<Transport["Service"], unknown, NoInfer<R> | Scope.Scope> | undefined
   /** Ends the broker and starts it again, with what it had stored. */
-  readonly restart?: Effect.Effect<void, unknown, NoInfer<R>> | undefined
+  readonly restart?: Effect.Effect<unknown, unknown, NoInfer<R>> | undefined
   /** Ends all connections; they may be made again at once. */
-  readonly cut?: Effect.Effect<void, unknown, NoInfer<R>> | undefined
+  readonly cut?: Effect.Effect<unknown, unknown, NoInfer<R>> | undefined
   /** From now on no byte passes on the connections that are open, and nobody is told; new ones work. */
-  readonly halfOpen?: Effect.Effect<void, unknown, NoInfer<R>> | undefined
+  readonly halfOpen?: Effect.Effect<unknown, unknown, NoInfer<R>> | undefined
   /** Changes latency and bandwidth of the connections. */
-  readonly shape?: ((shape: Proxy.Shape) => Effect.Effect<void, unknown, NoInfer<R>>) | undefined
+  readonly shape?: ((shape: Proxy.Shape) => Effect.Effect<unknown, unknown, NoInfer<R>>) | undefined
   /** The broker refuses to store messages until the scope closes, as a full one does. */
-  readonly refuse?: Effect.Effect<void, unknown, NoInfer<R> | Scope.Scope> | undefined
+  readonly refuse?: Effect.Effect<unknown, unknown, NoInfer<R> | Scope.Scope> | undefined
   /** Another node of the cluster leads. */
-  readonly changeLeader?: Effect.Effect<void, unknown, NoInfer<R>> | undefined
+  readonly changeLeader?: Effect.Effect<unknown, unknown, NoInfer<R>> | undefined
   /** What an operator may do behind the back of a running pipeline. */
-  readonly deleteTopic?: ((topic: string) => Effect.Effect<void, unknown, NoInfer<R>>) | undefined
+  readonly deleteTopic?: ((topic: string) => Effect.Effect<unknown, unknown, NoInfer<R>>) | undefined
   /** What an operator may do behind the back of a running pipeline. */
-  readonly deleteGroup?: ((topic: string, group: string) => Effect.Effect<void, unknown, NoInfer<R>>) | undefined
+  readonly deleteGroup?: ((topic: string, group: string) => Effect.Effect<unknown, unknown, NoInfer<R>>) | undefined
   /** What an operator may do behind the back of a running pipeline. */
-  readonly deleteConsumers?: ((topic: string, group: string) => Effect.Effect<void, unknown, NoInfer<R>>) | undefined
+  readonly deleteConsumers?: ((topic: string, group: string) => Effect.Effect<unknown, unknown, NoInfer<R>>) | undefined
   /** Connects to an address where no broker answers. */
   readonly unreachable?: Effect.Effect<unknown, unknown, NoInfer<R> | Scope.Scope> | undefined
   /** Narrows what the transport declares. */
@@ -247,9 +247,9 @@ export const check = <R, E>(
  */
 export const suite = async <R, E>(options: SuiteOptions<R, E>): Promise<void> => {
   const { afterAll, beforeAll, describe, it, vi } = await import("vitest")
-  // Nearly all of a test's time is waiting.
-  vi.setConfig({ maxConcurrency: 24 })
   const { clock, name } = options
+  // Nearly all time of a test is waiting; too many at once would miss their heartbeats on a small machine.
+  vi.setConfig({ maxConcurrency: clock === "test" ? 24 : 12 })
   // What a broker's clients log while it is being disturbed would bury what failed.
   const layer = Layer.provideMerge(options.layer, Layer.succeed(References.MinimumLogLevel, "None"))
   const shared = clock === "live" ? ManagedRuntime.make(layer) : undefined

@@ -5,13 +5,14 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { record } from "./conformanceTable.ts"
+import * as Operator from "./operator.ts"
 
 class Server
   extends Context.Service<Server, { readonly broker: Brokers.Broker; readonly proxy: Proxy.Proxy }>()("test/Server")
 {}
 
 const open = Server.use(({ proxy }) =>
-  Layer.build(Layer.fresh(JetStream.layer({ url: `nats://127.0.0.1:${proxy.port}`, ackWait: "1 second" })))
+  Layer.build(Layer.fresh(JetStream.layer({ url: `nats://127.0.0.1:${proxy.port}`, ackWait: "2 seconds" })))
 )
 
 for (const version of process.env["MILLRACE_MATRIX"] === "all" ? ["2.15", "2.10"] : ["2.15"]) {
@@ -19,7 +20,7 @@ for (const version of process.env["MILLRACE_MATRIX"] === "all" ? ["2.15", "2.10"
   await Conformance.suite({
     name,
     clock: "live",
-    claimAfter: "1 second",
+    claimAfter: "2 seconds",
     layer: Layer.effectContext(open).pipe(
       Layer.provideMerge(Layer.effect(
         Server,
@@ -35,6 +36,11 @@ for (const version of process.env["MILLRACE_MATRIX"] === "all" ? ["2.15", "2.10"
     ),
     restart: Server.use(({ broker }) => broker.restart),
     cut: Server.use(({ proxy }) => proxy.cut),
+    halfOpen: Server.use(({ proxy }) => Effect.andThen(proxy.hang, proxy.heal)),
+    shape: (shape) => Server.use(({ proxy }) => proxy.shape(shape)),
+    deleteTopic: (topic) => Server.use(({ broker }) => Operator.jetStream(broker, `STREAM.DELETE.${topic}`)),
+    deleteGroup: (topic, group) =>
+      Server.use(({ broker }) => Operator.jetStream(broker, `CONSUMER.DELETE.${topic}.${group}`)),
     onEnd: record(name)
   })
 }

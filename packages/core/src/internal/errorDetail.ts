@@ -44,6 +44,16 @@ export const describe = (cause: Cause.Cause<unknown>, options: ErrorDetailOption
 /** One line: `Declined: card expired`. */
 export const summarize = (cause: Cause.Cause<unknown>): string => summary(errorsOf(cause)[0])
 
+/** The cause for a log line: what cannot be shown is replaced by its summary, so that no logger fails at it. */
+export const loggable = (cause: Cause.Cause<unknown>): Cause.Cause<unknown> => {
+  try {
+    for (const error of Cause.prettyErrors(cause)) String(error.stack)
+    return cause
+  } catch {
+    return Cause.die(new Error(summarize(cause)))
+  }
+}
+
 /** The value of `error.type`: bounded in length; one error class gives one value. */
 export const typeOf = (cause: Cause.Cause<unknown>): string => {
   const [error] = errorsOf(cause)

@@ -1,11 +1,29 @@
 import type * as Effect from "effect/Effect"
-import type * as Message from "../Message.ts"
 import type * as Settlement from "../Settlement.ts"
+import type * as Transport from "../Transport.ts"
+
+/**
+ * The delivery behind a message, for authors of transports: what a broker-only operation needs. Transports import it
+ * from `TransportAuthor`.
+ *
+ * @category transport authors
+ * @since 0.1.0
+ */
+export interface Received {
+  readonly delivery: Transport.Delivery
+  readonly group: string
+  /** The transport the delivery came from: an operation of another one must refuse it. */
+  readonly transport: Transport.Transport["Service"]
+  /** Settles it as far as the pipeline is concerned: `false` when it was settled before. */
+  readonly claim: () => boolean
+  /** Takes `claim` back when the operation failed, so that the pipeline's policies decide. */
+  readonly unclaim: () => void
+}
 
 /** The engine's side of a message. */
 export const InFlight = Symbol.for("@millrace/core/InFlight")
 
-export interface InFlight extends Message.Received {
+export interface InFlight extends Received {
   /** The topic that the pipeline declares: with wildcards, not the subject of the message. */
   readonly source: string
   /** The name of this consumer at the broker. */
@@ -15,5 +33,5 @@ export interface InFlight extends Message.Received {
   readonly settle: (settlement: Settlement.Settlement) => Effect.Effect<boolean, Settlement.SettleError>
 }
 
-export const inFlightOf = (message: Message.Any): InFlight | undefined =>
+export const inFlightOf = (message: object): InFlight | undefined =>
   InFlight in message ? message[InFlight] as InFlight : undefined

@@ -8,6 +8,12 @@ export interface Invalid {
   readonly remedy: string
 }
 
+/** What is wrong with a maximum of handlers. */
+export const invalidMax = (option: string, max: unknown): Invalid | undefined =>
+  (Number.isInteger(max) && (max as number) >= 1) || max === Infinity
+    ? undefined
+    : { option, value: max, remedy: "give a whole number of at least 1, or Infinity for no bound" }
+
 export const toError = (transport: string, { option, remedy, value }: Invalid): TransportError =>
   invalidOption(transport, option, value, remedy)
 
@@ -18,7 +24,7 @@ export const durationOf = (
 ): { readonly duration: Duration.Duration; readonly invalid: Invalid | undefined } => {
   try {
     const duration = Duration.fromInputUnsafe(input as Duration.Input)
-    if (!Duration.isNegative(duration)) return { duration, invalid: undefined }
+    if (!Duration.isNegative(duration) && !Number.isNaN(input)) return { duration, invalid: undefined }
   } catch {
     // not a duration
   }

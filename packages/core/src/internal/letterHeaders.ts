@@ -1,3 +1,4 @@
+import type * as Codec from "../Codec.ts"
 import type * as Message from "../Message.ts"
 import type { Delivery } from "../Transport.ts"
 
@@ -83,11 +84,16 @@ export const withoutOurs = (
   fields: ReadonlyMap<string, Uint8Array> | undefined
 ): ReadonlyMap<string, Uint8Array> | undefined => {
   if (fields === undefined) return undefined
+  const isOurs = (name: string) => added.has(name) || depthOf(name) !== undefined
+  if (isFieldMap(fields)) return fields.without(isOurs)
   const kept = new Map<string, Uint8Array>()
-  for (const [name, value] of fields) if (!added.has(name) && depthOf(name) === undefined) kept.set(name, value)
+  for (const [name, value] of fields) if (!isOurs(name)) kept.set(name, value)
   return kept
 }
 
 /** A header is one line of printable ASCII on the strictest broker. */
 export const oneLine = (json: string): string =>
   json.replace(/[^\x20-\x7e]/g, (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`)
+
+const isFieldMap = (fields: ReadonlyMap<string, Uint8Array>): fields is Codec.FieldMap =>
+  typeof (fields as Partial<Codec.FieldMap>).without === "function"

@@ -20,14 +20,15 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import type * as DeadLetter from "../DeadLetter.ts"
-import type { Counts } from "../Pipeline.ts"
 import * as Settlement from "../Settlement.ts"
 import type * as Telemetry from "../Telemetry.ts"
 import type { Attempt } from "./attempt.ts"
 import type { DeadLetterWriter } from "./deadLetterWriter.ts"
+import { loggable } from "./errorDetail.ts"
 import type { End } from "./handler.ts"
 import type { Program, Retry } from "./program.ts"
 import { allowedAttempts, decideRetry, defaultRetry, requestedBy } from "./retryDecision.ts"
+import type { Counts } from "./running.ts"
 
 /** The rooms that an outcome reaches, given. */
 interface Surroundings {
@@ -173,8 +174,9 @@ export class Outcomes {
     return Effect.suspend(() => decideRetry(this.retry, cause, attempt.delivery.attempt, attempt.message)).pipe(
       Effect.catchCause((defect) =>
         Effect.andThen(
-          // What it threw may break a logger.
-          Effect.exit(Effect.logError(`${name}: the retry policy failed; the default policy decides`, defect)),
+          Effect.exit(
+            Effect.logError(`${name}: the retry policy failed; the default policy decides`, loggable(defect))
+          ),
           decideRetry({ ...defaultRetry, times: this.retry.times }, cause, attempt.delivery.attempt, undefined)
         )
       )
@@ -461,7 +463,7 @@ export class Outcomes {
     // A fault of ours must not be tried without counting.
     const { name } = this.around.program
     this.around.run(
-      Effect.logError(`${name}: handling the outcome of message ${attempt.delivery.id} failed`, exit.cause)
+      Effect.logError(`${name}: handling the outcome of message ${attempt.delivery.id} failed`, loggable(exit.cause))
     )
     if (attempt.state === "left") return
     const after = Duration.minutes(1)

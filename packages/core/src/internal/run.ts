@@ -1,5 +1,5 @@
 import type * as Arr from "effect/Array"
-import type * as Cause from "effect/Cause"
+import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
@@ -19,7 +19,7 @@ import { DeadLetterWriter } from "./deadLetterWriter.ts"
 import { Deadlines } from "./deadlines.ts"
 import { demandOf, type Holdings, refillAt } from "./demand.ts"
 import { Dispatcher } from "./dispatcher.ts"
-import { summarize } from "./errorDetail.ts"
+import { loggable, summarize } from "./errorDetail.ts"
 import { Handler } from "./handler.ts"
 import { Intake, isFor } from "./intake.ts"
 import type { Isolation } from "./isolation.ts"
@@ -513,7 +513,7 @@ export class Run {
     try {
       this.limit.sampleUnsafe({ endedAt, latency: endedAt - attempt.startedAt, failed: attempt.failure !== undefined })
     } catch (error) {
-      this.run(Effect.logError(`${this.program.name}: the algorithm of its limit failed`, error))
+      this.run(Effect.logError(`${this.program.name}: the algorithm of its limit failed`, loggable(Cause.die(error))))
     }
   }
 
@@ -521,11 +521,6 @@ export class Run {
   private lost(attempt: Attempt): void {
     if (attempt.isLost) return
     this.outcomes.lost(attempt)
-    if (attempt.isSettled && attempt.settlement._tag === "Retry") {
-      // Its retry is with the peer.
-      const { id } = attempt.delivery
-      if (this.retries.isOf(id, attempt) && this.retries.seen(id)) this.intake.keys?.gaveUp(id)
-    }
     switch (attempt.state) {
       case "buffered": {
         this.intake.lost(attempt)

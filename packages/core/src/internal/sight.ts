@@ -1,5 +1,5 @@
 import type * as Arr from "effect/Array"
-import type * as Cause from "effect/Cause"
+import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -9,6 +9,7 @@ import * as Telemetry from "../Telemetry.ts"
 import type { Delivery, GroupInfo, Subscription, Transport } from "../Transport.ts"
 import type { TransportError } from "../TransportError.ts"
 import type { Attempt } from "./attempt.ts"
+import { loggable } from "./errorDetail.ts"
 import { every } from "./every.ts"
 import { Meter } from "./meter.ts"
 import { labelOf, Outages } from "./outage.ts"
@@ -138,15 +139,16 @@ export class Sight {
 
   /** The one event of an attempt; a message that was handled costs nothing where nothing looks at it. */
   readonly outcome = ({ delivery, message }: Attempt, kind: Telemetry.OutcomeKind): void => {
-    this.meter?.ended(kind._tag)
-    if (this.observer === undefined && (this.log === undefined || kind._tag === "Handled")) return
+    this.guarded(() => this.meter?.ended(kind._tag))
+    const { log, observer } = this
+    const isLogged = log !== undefined && kind._tag !== "Handled"
+    if (observer === undefined && !isLogged) return
     const outcome: Telemetry.Outcome = { pipeline: this.program.name, delivery, message, ...kind }
-    this.guarded(() => {
-      if (this.log !== undefined && kind._tag !== "Handled") this.log.ended(outcome, this.view.now())
-    })
+    if (isLogged) this.guarded(() => log.ended(outcome, this.view.now()))
+    if (observer === undefined) return
     this.guarded(() => {
       // An `async` observer is given by mistake: its rejection must not end the process.
-      const returned: unknown = this.observer?.(outcome)
+      const returned: unknown = observer(outcome)
       if (isThenable(returned)) settledAs(returned, () => {}, this.observerFailed)
     })
   }
@@ -163,7 +165,10 @@ export class Sight {
     if (this.hasBroken) return
     this.hasBroken = true
     this.view.run(
-      Effect.logError(`${this.program.name}: an observer of outcomes failed; later failures are not logged`, error)
+      Effect.logError(
+        `${this.program.name}: an observer of outcomes failed; later failures are not logged`,
+        loggable(Cause.die(error))
+      )
     )
   }
 

@@ -1,6 +1,6 @@
 import * as Context from "effect/Context"
 import * as Tracer from "effect/Tracer"
-import type * as Message from "../Message.ts"
+import type { Headers } from "./headers.ts"
 
 /**
  * W3C trace context in headers: `traceparent`, `tracestate`, `baggage`.
@@ -8,11 +8,11 @@ import type * as Message from "../Message.ts"
  * The headers of the message that a handler works on, where they carry a trace: what the handler publishes goes on with
  * it.
  */
-export const Carried = Context.Reference<Message.Headers | undefined>("@millrace/core/internal/Carried", {
+export const Carried = Context.Reference<Headers | undefined>("@millrace/core/internal/Carried", {
   defaultValue: () => undefined
 })
 
-export const carriesTrace = (headers: Message.Headers): boolean =>
+export const carriesTrace = (headers: Headers): boolean =>
   headers["traceparent"] !== undefined || headers["baggage"] !== undefined
 
 /** Version 00 of the header; any other text starts a new trace. */
@@ -45,7 +45,7 @@ export const inject = (headers: Record<string, string>, context: Context.Context
 }
 
 /** The span that the handlers of a message without a span run under: their own spans are not sampled either. */
-export const unsampledSpan = (headers: Message.Headers): Tracer.ExternalSpan => {
+export const unsampledSpan = (headers: Headers): Tracer.ExternalSpan => {
   const publisher = fromTraceparent(headers["traceparent"])
   return Tracer.externalSpan({
     traceId: publisher?.traceId ?? hex(32),
@@ -63,7 +63,7 @@ const hex = (digits: number): string => {
 const traces = new WeakMap<object, string>()
 
 /** The span that an attempt at a delivery ran in, for its dead letter. */
-export const traceOf = (delivery: { readonly headers: Message.Headers }): string | undefined =>
+export const traceOf = (delivery: { readonly headers: Headers }): string | undefined =>
   traces.get(delivery) ?? delivery.headers["traceparent"]
 
 export const setTraceOf = (delivery: object, span: Tracer.AnySpan): void => {

@@ -1,15 +1,15 @@
 import * as Duration from "effect/Duration"
-import { isLimit } from "../Concurrency.ts"
+import { invalidIn, isLimit } from "../Concurrency.ts"
 import type * as Transport from "../Transport.ts"
 import { invalidOption, type TransportError } from "../TransportError.ts"
-import { toError } from "./invalid.ts"
+import { invalidMax, toError } from "./invalid.ts"
 import { allSteps, type Program } from "./program.ts"
 import { invalidOf, isTopic } from "./topic.ts"
 
 /** What cannot work is said before anything is read: option, value and remedy. */
 export const validate = (
   program: Program,
-  transport: Pick<Transport.Transport["Service"], "name" | "nameRemedy">
+  transport: Pick<Transport.Transport["Service"], "name" | "nameRemedy" | "limit">
 ): TransportError | undefined => {
   const { policies: { ackPolicy, concurrency, retry }, source } = program
   const { group, prefetch, topic } = source
@@ -23,8 +23,10 @@ export const validate = (
   }
   const remedy = transport.nameRemedy("group", group)
   if (remedy !== undefined) return invalid("group", group, remedy)
-  const max = isLimit(concurrency) ? concurrency.max : concurrency
-  if (!whole(max, 1) && max !== Infinity) return invalid("concurrency", max, "give a whole number of at least 1")
+  const wrong = isLimit(concurrency) ? invalidIn(concurrency) : invalidMax("concurrency", concurrency)
+  if (wrong !== undefined) return toError(transport.name, wrong)
+  const wrongLayer = invalidIn(transport.limit)
+  if (wrongLayer !== undefined) return toError(transport.name, wrongLayer)
   if (prefetch !== undefined && !whole(prefetch, 0)) {
     return invalid("prefetch", prefetch, "give a whole number, or nothing for 200 ms of work")
   }

@@ -6,14 +6,16 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
+import { isIP } from "node:net"
+import { checkServerIdentity as checkIdentity, type PeerCertificate } from "node:tls"
 import { failure, fromCause, transport } from "./connection.ts"
 
 export interface ConnectOptions {
   readonly url: string | Redacted.Redacted<string>
   readonly name?: string | undefined
-  readonly token?: Redacted.Redacted<string> | undefined
-  readonly credentials?: Redacted.Redacted<string> | undefined
-  readonly nkey?: Redacted.Redacted<string> | undefined
+  readonly token?: string | Redacted.Redacted<string> | undefined
+  readonly credentials?: string | Redacted.Redacted<string> | undefined
+  readonly nkey?: string | Redacted.Redacted<string> | undefined
   readonly tls?: TlsOptions | undefined
   readonly inboxPrefix?: string | undefined
   readonly connectTimeout?: Duration.Input | undefined
@@ -41,8 +43,17 @@ const parse = (text: string) => {
       )
     }
     servers.push(url.port === "" ? `${url.hostname}:4222` : url.host)
-    if (url.username !== "") user = decodeURIComponent(url.username)
-    if (url.password !== "") pass = decodeURIComponent(url.password)
+    try {
+      if (url.username !== "") user = decodeURIComponent(url.username)
+      if (url.password !== "") pass = decodeURIComponent(url.password)
+    } catch {
+      return TransportError.invalidOption(
+        transport,
+        "url",
+        TransportError.redactUrl(given),
+        "write a percent sign in a user or password as %25"
+      )
+    }
     tls ||= url.protocol === "tls:"
   }
   return { servers, user, pass, tls }
@@ -52,7 +63,7 @@ const parse = (text: string) => {
 const authenticatorOf = ({ credentials, nkey }: ConnectOptions) => {
   const given = credentials ?? nkey
   if (given === undefined) return undefined
-  const text = Redacted.value(given).trim()
+  const text = secretOf(given).trim()
   // The client wants the end of the last line, and none behind a seed.
   const authenticator: Authenticator = credentials === undefined
     ? nkeyAuthenticator(new TextEncoder().encode(text))
@@ -78,6 +89,28 @@ export const addressOf = (url: string | Redacted.Redacted<string>): string =>
     ? addressOf(Redacted.value(url))
     : TransportError.redactUrl(url)
 
+const hostOf = (server: string): string => server.replace(/:\d+$/, "").replace(/^\[(.*)\]$/, "$1")
+
+/**
+ * The client names no host when it connects by IP, and Node then looks for "localhost" in the certificate. So it is looked
+ * for the addresses that the client connects to.
+ */
+const verifying = (tls: TlsOptions | undefined, hosts: () => ReadonlyArray<string>): TlsOptions => {
+  /** Node's error holds the certificate, which no log can show: it refers to itself. */
+  const check = (host: string, certificate: PeerCertificate): Error | undefined => {
+    const error = checkIdentity(host, certificate)
+    return error === undefined ? undefined : new Error(error.message)
+  }
+  const checkServerIdentity = (name: string, certificate: PeerCertificate): Error | undefined => {
+    const all = hosts()
+    const byName = check(name, certificate)
+    if (name !== "localhost" || (all.includes("localhost") && byName === undefined)) return byName
+    const byAddress = all.filter((host) => isIP(host) !== 0).map((address) => check(address, certificate))
+    return byAddress.length === 0 ? byName : byAddress.includes(undefined) ? undefined : byAddress[0]
+  }
+  return Object.assign({ checkServerIdentity }, tls)
+}
+
 /**
  * Connects within `connectTimeout`. A connection that is lost later is re-made for ever: at once, then after delays
  * that grow from 0.1 to 2 seconds, jittered.
@@ -85,7 +118,7 @@ export const addressOf = (url: string | Redacted.Redacted<string>): string =>
 export const connect = Effect.fnUntraced(function*(
   options: ConnectOptions
 ): Effect.fn.Return<NatsConnection, TransportError.TransportError, Scope.Scope> {
-  const parsed = parse(Redacted.isRedacted(options.url) ? Redacted.value(options.url) : options.url)
+  const parsed = parse(secretOf(options.url))
   if (parsed instanceof TransportError.TransportError) return yield* parsed
   const address = addressOf(options.url)
   const timeout = Duration.fromInputUnsafe(options.connectTimeout ?? "10 seconds")
@@ -100,6 +133,7 @@ export const connect = Effect.fnUntraced(function*(
   const authenticator = authenticatorOf(options)
   if (authenticator instanceof TransportError.TransportError) return yield* authenticator
   let client: NatsConnection | undefined
+  const hosts = () => [...parsed.servers, ...client?.getServers().map((server) => server.toString()) ?? []].map(hostOf)
   const settings: ConnectionOptions = {
     servers: parsed.servers,
     name: options.name ?? "millrace",
@@ -120,10 +154,10 @@ export const connect = Effect.fnUntraced(function*(
       : parsed.pass === undefined
       ? { token: parsed.user }
       : { user: parsed.user, pass: parsed.pass }),
-    ...(options.token === undefined ? {} : { token: Redacted.value(options.token) }),
+    ...(options.token === undefined ? {} : { token: secretOf(options.token) }),
     ...(authenticator === undefined ? {} : { authenticator }),
     ...(options.inboxPrefix === undefined ? {} : { inboxPrefix: options.inboxPrefix }),
-    ...(options.tls === undefined ? parsed.tls ? { tls: {} } : {} : { tls: options.tls })
+    ...(options.tls === undefined && !parsed.tls ? {} : { tls: verifying(options.tls, hosts) })
   }
   return yield* Effect.acquireRelease(
     Effect.tryPromise({
@@ -161,3 +195,6 @@ export const connect = Effect.fnUntraced(function*(
     { interruptible: true }
   )
 })
+
+const secretOf = (secret: string | Redacted.Redacted<string>): string =>
+  typeof secret === "string" ? secret : Redacted.value(secret)

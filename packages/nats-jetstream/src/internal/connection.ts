@@ -36,6 +36,8 @@ export interface Connection {
   readonly apiPrefix: string
   readonly lives: Lives
   readonly state: () => "connected" | "reconnecting" | "closed"
+  /** Why the server does not let us in, while it does not. */
+  readonly refusal: () => string | undefined
   readonly listen: (listener: Listener) => () => void
   /** Succeeds when the server has read everything written before. */
   readonly flush: Effect.Effect<void, TransportError.TransportError>
@@ -79,6 +81,9 @@ const permissionOf = (cause: unknown): InstanceType<typeof errors.PermissionViol
 /** The client does not export the class. */
 const isNotEnabled = (cause: unknown): cause is Error => cause instanceof Error && cause.name === "JetStreamNotEnabled"
 
+const isLoginRefused = (cause: unknown): cause is Error =>
+  cause instanceof errors.AuthorizationError || cause instanceof errors.UserAuthenticationExpiredError
+
 /** What a failed request means. */
 export const fromCause = (address: string, operation: string, cause: unknown): TransportError.TransportError => {
   const permission = permissionOf(cause)
@@ -93,7 +98,7 @@ export const fromCause = (address: string, operation: string, cause: unknown): T
       })
     )
   }
-  if (cause instanceof errors.AuthorizationError || cause instanceof errors.UserAuthenticationExpiredError) {
+  if (isLoginRefused(cause)) {
     return failure(new TransportError.Unauthorized({ address, operation, detail: cause.message }))
   }
   if (isNotEnabled(cause)) {
@@ -128,6 +133,11 @@ export const watch = Effect.fnUntraced(function*(
 ): Effect.fn.Return<Connection, TransportError.TransportError, Scope.Scope> {
   const { address, ...apiOptions } = options
   const listeners = new Set<Listener>()
+  const runFork = Effect.runForkWith(yield* Effect.context<never>())
+  /** Of the login; said once while it lasts. */
+  let refusal: string | undefined
+  /** A subscription that the server refused: answers to requests may not arrive. */
+  let refusedInbox: InstanceType<typeof errors.PermissionViolationError> | undefined
   let state: "connected" | "reconnecting" | "closed" = nc.isClosed() ? "closed" : "connected"
 
   const lose = (next: "reconnecting" | "closed") => {
@@ -146,10 +156,19 @@ export const watch = Effect.fnUntraced(function*(
         // Said twice after a handshake that was cut off.
         if (state === "connected") return
         state = "connected"
+        refusal = undefined
+        refusedInbox = undefined
         for (const listener of listeners) listener.restored?.()
         return
       case "error":
+        if (isLoginRefused(status.error)) {
+          if (refusal === undefined) {
+            runFork(Effect.logWarning(`${address} refuses the login, trying again: ${status.error.message}`))
+          }
+          refusal = `the server refuses the login: ${status.error.message}`
+        }
         if (status.error instanceof errors.PermissionViolationError) {
+          if (status.error.operation === "subscription") refusedInbox = status.error
           for (const listener of listeners) listener.refused?.(status.error)
         }
     }
@@ -232,6 +251,7 @@ export const watch = Effect.fnUntraced(function*(
     apiPrefix: apiOptions.apiPrefix ?? (apiOptions.domain === undefined ? "$JS.API" : `$JS.${apiOptions.domain}.API`),
     // A connection that is being drained takes no more.
     state: () => nc.isClosed() || nc.isDraining() ? "closed" : state,
+    refusal: () => refusal,
     listen,
     sentSince,
     clockSkew: () => skew,
@@ -259,6 +279,16 @@ export const watch = Effect.fnUntraced(function*(
         if (cause instanceof JetStreamApiError) return cause
         const unheard = isNotEnabled(cause) && !(cause.cause instanceof JetStreamApiError) &&
           nc.info?.jetstream === true
+        if (refusedInbox !== undefined && (unheard || cause instanceof errors.TimeoutError)) {
+          return failure(
+            new TransportError.Unauthorized({
+              address,
+              operation,
+              detail:
+                `no permission to subscribe to ${refusedInbox.subject}, where answers arrive: allow it, or give inboxPrefix`
+            })
+          )
+        }
         return unheard || cause instanceof errors.TimeoutError
           ? interrupted(operation, new NoAnswer("JetStream does not answer: it may have no leader now"))
           : fromCause(address, operation, cause)

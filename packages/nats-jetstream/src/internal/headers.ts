@@ -7,6 +7,7 @@ class Bare {
   [name: string]: string
 }
 Object.setPrototypeOf(Bare.prototype, null)
+Reflect.deleteProperty(Bare.prototype, "constructor")
 
 /** Names in lower case, without what is said to the server: a copy of them must not repeat an id or an expectation. */
 const put = (headers: Bare, name: string, value: string): void => {

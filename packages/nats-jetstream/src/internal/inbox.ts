@@ -167,6 +167,13 @@ export class Inbox implements Owner {
     return everything ? [...this.queue.splice(0), ...this.isolated.splice(0)] : this.queue.splice(most)
   }
 
+  /** Whether a later delivery of the same message has arrived. */
+  holdsLater(delivery: JetStreamDelivery): boolean {
+    const isLater = (other: JetStreamDelivery | undefined) =>
+      other !== undefined && other.delivered > delivery.delivered && other.isSameMessage(delivery)
+    return this.given.some(isLater) || this.queue.some(isLater) || this.isolated.some(isLater)
+  }
+
   /** Returns `false` when a redelivery of this message is already being handled. */
   ended(delivery: JetStreamDelivery, how: Ending, time = this.options.now()): boolean {
     if (delivery.confirming) return true

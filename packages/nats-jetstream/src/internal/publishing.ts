@@ -285,7 +285,7 @@ export const encodeHeaders = (message: Transport.Outgoing, expectations: Expecta
   }
   if (message.id !== undefined) {
     refuseBreaks("id", message.id)
-    headers.set("Nats-Msg-Id", message.id)
+    headers.set("Nats-Msg-Id", messageId(message.topic, message.id))
   }
   if (expectations !== undefined) {
     const { expectLastMessageId, expectLastSequence, expectLastSubjectSequence, expectStream, ttl } = expectations
@@ -294,13 +294,18 @@ export const encodeHeaders = (message: Transport.Outgoing, expectations: Expecta
     if (expectLastSequence !== undefined) headers.set("Nats-Expected-Last-Sequence", `${expectLastSequence}`)
     if (expectLastMessageId !== undefined) refuseBreaks("expect.lastMessageId", expectLastMessageId)
     if (expectStream !== undefined) refuseBreaks("expect.stream", expectStream)
-    if (expectLastMessageId !== undefined) headers.set("Nats-Expected-Last-Msg-Id", expectLastMessageId)
+    if (expectLastMessageId !== undefined) {
+      headers.set("Nats-Expected-Last-Msg-Id", messageId(message.topic, expectLastMessageId))
+    }
     if (expectLastSubjectSequence !== undefined) {
       headers.set("Nats-Expected-Last-Subject-Sequence", `${expectLastSubjectSequence}`)
     }
   }
   return headers
 }
+
+/** The server knows ids for a whole stream; ours belong to a topic. */
+const messageId = (topic: string, id: string): string => `${topic}/${id}`
 
 const deadLetterHeader = "millrace-dead-letter"
 

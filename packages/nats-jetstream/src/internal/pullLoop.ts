@@ -50,6 +50,7 @@ export class PullLoop {
   private silentSince = 0n
   private readonly watchdog: NodeJS.Timeout
   private closing: Promise<void> | undefined
+  private closed: (() => void) | undefined
   private looking: NodeJS.Timeout | undefined
   /** Milliseconds. The server takes at most half of the time that a request is open. */
   private readonly heartbeat: number
@@ -169,7 +170,9 @@ export class PullLoop {
       const ended = () => {
         if (this.epoch === undefined) this.asked = 0
       }
-      this.closing = epoch.drain().then(ended, ended)
+      // The client does not answer a drain whose connection is lost.
+      const lost = new Promise<void>((resolve) => this.closed = resolve)
+      this.closing = Promise.race([epoch.drain().then(ended, ended), lost])
     }
     return this.closing ?? Promise.resolve()
   }
@@ -177,6 +180,7 @@ export class PullLoop {
   /** The connection is gone, and with it the requests and whatever was on its way. */
   abandon(): void {
     this.stay()
+    this.closed?.()
     const epoch = this.epoch
     this.epoch = undefined
     this.asked = 0

@@ -51,6 +51,8 @@ export interface SettlingOptions {
   readonly ordered: boolean
   /** Milliseconds during which a released message would come back to this process. */
   readonly releaseDelay: () => number
+  /** A later delivery of the same message is here. */
+  readonly isSuperseded: (delivery: JetStreamDelivery) => boolean
   readonly onRetry: (delivery: JetStreamDelivery, delay: number) => void
 }
 
@@ -62,7 +64,7 @@ export interface SettlingOptions {
  * gets nothing but an acknowledgement.
  */
 export const settling = (options: SettlingOptions) => {
-  const { confirm, connection, date, lease, ledger, now, onRetry, ordered, releaseDelay } = options
+  const { confirm, connection, date, isSuperseded, lease, ledger, now, onRetry, ordered, releaseDelay } = options
   /** When the server acts on a retry that was written: after that the delivery is nobody's. */
   const due = new WeakMap<JetStreamDelivery, number>()
   const released = new WeakSet<JetStreamDelivery>()
@@ -70,9 +72,9 @@ export const settling = (options: SettlingOptions) => {
   let held: Array<JetStreamDelivery> = []
   let holding: NodeJS.Timeout | undefined
 
-  /** Fenced: a delivery that was settled, or whose lease has ended, gets no settlement more. */
+  /** The lease has not ended, and nothing was said about the delivery that returns it. */
   const isOurs = (delivery: JetStreamDelivery, time: number) =>
-    time < delivery.heldUntil && time < (due.get(delivery) ?? Infinity)
+    time < delivery.heldUntil && !due.has(delivery) && !released.has(delivery)
 
   const write = (delivery: { readonly reply: string }, payload: Uint8Array) =>
     connection.nc.publish(delivery.reply, payload)
@@ -101,7 +103,10 @@ export const settling = (options: SettlingOptions) => {
     for (const { delivery, settlement } of batch) {
       if (!(delivery instanceof JetStreamDelivery)) continue
       const wasReleased = released.has(delivery)
-      const owned = isOurs(delivery, time) && (!wasReleased || settlement._tag === "Release")
+      const isRepeated = settlement._tag === "Release" ? wasReleased : settlement._tag === "Retry" && due.has(delivery)
+      const owned = isRepeated
+        ? time < delivery.heldUntil && !isSuperseded(delivery)
+        : isOurs(delivery, time)
       if (!owned) lost.push(delivery)
       switch (settlement._tag) {
         case "Ack":
@@ -113,7 +118,8 @@ export const settling = (options: SettlingOptions) => {
           break
         case "Retry": {
           const delay = settlement.after === undefined ? defaultDelay : Duration.toMillis(settlement.after)
-          if (owned) {
+          // Once it is due the server may have acted on it.
+          if (owned && time < (due.get(delivery) ?? Infinity)) {
             due.set(delivery, time + delay)
             delivery.firstFailedAt ??= date()
             onRetry(delivery, delay)
@@ -174,8 +180,7 @@ export const settling = (options: SettlingOptions) => {
       const lost: Array<Transport.Delivery> = []
       const extended: Array<JetStreamDelivery> = []
       for (const delivery of deliveries) {
-        const owned = delivery instanceof JetStreamDelivery && isOurs(delivery, time) && !due.has(delivery) &&
-          !released.has(delivery)
+        const owned = delivery instanceof JetStreamDelivery && isOurs(delivery, time)
         if (!owned) lost.push(delivery)
         else extended.push(delivery)
       }

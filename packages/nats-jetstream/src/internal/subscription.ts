@@ -342,6 +342,7 @@ export const subscribe = Effect.fnUntraced(function*(
     confirm: Context.get(options.settings, settings.Acknowledge) === "confirm",
     // Requests that are open here would be given the released messages.
     releaseDelay: () => withdrawn || isTooMuch() ? loop.remaining : 0,
+    isSuperseded: (delivery) => inbox.holdsLater(delivery),
     onRetry: (delivery, delay) => inbox.retried(delivery, delay)
   })
   const inbox = new Inbox({
@@ -405,7 +406,9 @@ export const subscribe = Effect.fnUntraced(function*(
     lease: Duration.millis(lease),
     // A server that has stopped leaves the socket as it was.
     health: Effect.suspend(() => {
-      if (connection.state() !== "connected") return Effect.succeed(condition.reconnecting("the connection was lost"))
+      if (connection.state() !== "connected") {
+        return Effect.succeed(condition.reconnecting(connection.refusal() ?? "the connection was lost"))
+      }
       if (healing && troubles < impairedAfter) {
         return Effect.succeed(condition.reconnecting("what the pipeline reads is being created again"))
       }

@@ -191,7 +191,9 @@ export const make = Effect.fnUntraced(function*(
     groups: (topic) => groups(connection, topic),
     remove: (topic, ids) => browsing.remove(connection, topic, ids),
     health: Effect.sync(() =>
-      connection.state() === "connected" ? condition.connected() : condition.reconnecting("there is no connection")
+      connection.state() === "connected"
+        ? condition.connected()
+        : condition.reconnecting(connection.refusal() ?? "there is no connection")
     )
   }
   return makeService(transport, client, { connection, declaring, send: publish, declared })

@@ -57,5 +57,8 @@ export const redirection = (
 ): { readonly slot: number; readonly address: Address } | undefined => {
   const match = /^(?:MOVED|ASK) (\d+) (.*):(\d+)/.exec(message)
   if (match === null) return undefined
-  return { slot: Number(match[1]), address: { host: match[2] === "" || match[2] === "?" ? from.host : match[2]!, port: Number(match[3]) } }
+  return {
+    slot: Number(match[1]),
+    address: { host: match[2] === "" || match[2] === "?" ? from.host : match[2]!, port: Number(match[3]) }
+  }
 }

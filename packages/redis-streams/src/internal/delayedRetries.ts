@@ -39,7 +39,9 @@ export class DelayedRetries {
     const due = performance.now() + ms
     this.dueOf.set(id, due)
     this.entries.splice(this.indexAfter(due), 0, { id, due })
-    this.arm()
+    // One that is due at once has no timer.
+    if (ms <= 0) this.onDue()
+    else this.arm()
   }
 
   /** The first `n` that are due. They count as waiting until they are forgotten. */

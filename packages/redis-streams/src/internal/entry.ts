@@ -1,7 +1,8 @@
+import type * as Codec from "@millrace/core/Codec"
 import type * as Message from "@millrace/core/Message"
 import { keyOf } from "@millrace/core/Publisher"
 import type { Delivery, Outgoing } from "@millrace/core/Transport"
-import type { Argument } from "./link.ts"
+import type { Argument } from "./command.ts"
 
 /** `id` and the flat list of field names and values, as the server sends them. */
 export type RawEntry = readonly [Buffer, ReadonlyArray<Buffer>]
@@ -81,6 +82,21 @@ export class EntryReader {
   }
 }
 
+/** The fields of an entry as the server has them: also names that repeat, and that are not text. */
+class RawFields extends Map<string, Uint8Array> implements Codec.FieldMap {
+  readonly raw: ReadonlyArray<Buffer>
+
+  constructor(raw: ReadonlyArray<Buffer>) {
+    super()
+    this.raw = raw
+    for (let i = 0; i < raw.length; i += 2) this.set(raw[i]!.toString(), raw[i + 1]!)
+  }
+
+  without(isOut: (name: string) => boolean): RawFields {
+    return new RawFields(this.raw.filter((_, i) => !isOut(this.raw[i - i % 2]!.toString())))
+  }
+}
+
 /** One entry, given to this consumer. */
 export class RedisDelivery implements Delivery {
   readonly topic: string
@@ -135,14 +151,10 @@ export class RedisDelivery implements Delivery {
   }
 
   get fields(): ReadonlyMap<string, Uint8Array> {
-    const map = new Map<string, Uint8Array>()
     if (this.raw === undefined) {
-      map.set("body", this.body)
-      map.set("content-type", Buffer.from(this.headers["content-type"] ?? ""))
-      return map
+      return new Map([["body", this.body], ["content-type", Buffer.from(this.headers["content-type"] ?? "")]])
     }
-    for (let i = 0; i < this.raw.length; i += 2) map.set(this.raw[i]!.toString(), this.raw[i + 1]!)
-    return map
+    return new RawFields(this.raw)
   }
 
   /** In bytes, without the names of fields. */
@@ -249,7 +261,10 @@ export const fieldsOf = (message: Outgoing): Array<Argument> => {
   const { body, fields, headers } = message
   const args: Array<Argument> = []
   if (fields === undefined) args.push("body", bytes(body))
-  else {
+  else if (fields instanceof RawFields) {
+    const { raw } = fields.without((name) => isReserved(name) && name in headers)
+    for (const part of raw) args.push(part)
+  } else {
     for (const [name, value] of fields) {
       // A field of the message wins over a header of its name, but not over what the envelope says.
       if (!(isReserved(name) && name in headers)) args.push(name, bytes(value))

@@ -7,12 +7,11 @@ import type * as Scope from "effect/Scope"
 import { isIP } from "node:net"
 import type { ConnectionOptions } from "node:tls"
 import { createClient, ErrorReply, RESP_TYPES } from "redis"
+import type { Argument, Command } from "./command.ts"
 import { counting, type Received } from "./received.ts"
 import { asError, codeOf, isRefusal, isUnknown } from "./reply.ts"
+import { asEval } from "./scripts/script.ts"
 import { type Address, type Login, nameOf } from "./settings.ts"
-
-export type Argument = string | Buffer
-export type Command = ReadonlyArray<Argument>
 
 const create = (options: DialOptions, address: Address, login: Login) =>
   createClient({
@@ -66,7 +65,8 @@ export class DialError extends Data.TaggedError("DialError")<{ readonly address:
   /** Trying again with the same options cannot help. */
   get isFinal(): boolean {
     const { error } = this
-    return isRefusal(error) || error instanceof ErrorReply && /DB index|cluster support disabled|SELECT is not/i.test(error.message) ||
+    return isRefusal(error) ||
+      error instanceof ErrorReply && /DB index|cluster support disabled|SELECT is not/i.test(error.message) ||
       /\bDENIED\b/.test(error.message)
   }
 }
@@ -96,11 +96,13 @@ const dialAs = (options: DialOptions, address: Address, login: Login): Effect.Ef
     connecting
       // Nothing of the handshake tells that a password is missing or the server still loading: these do.
       .then(() =>
-        Promise.all(probes.map(([name, ...args], i) =>
-          client.sendCommand([name, ...args]).catch((error) =>
-            codeOf(error) === "NOPERM" || i === 0 && isUnknown(error) ? undefined : Promise.reject(error)
+        Promise.all(
+          probes.map(([name, ...args], i) =>
+            client.sendCommand([name, ...args]).catch((error) =>
+              codeOf(error) === "NOPERM" || i === 0 && isUnknown(error) ? undefined : Promise.reject(error)
+            )
           )
-        ))
+        )
       )
       .then(([id]) => {
         if (!client.isReady) return fail(new Error("closed while connecting"))
@@ -209,7 +211,7 @@ export class Link {
         resume(Effect.succeed(replies))
       }
       for (let i = 0; i < commands.length; i++) {
-        connected.client.sendCommand(commands[i]!).then(
+        connected.client.sendCommand(this.known(commands[i]!)).then(
           (reply) => {
             replies[i] = reply
             done()
@@ -221,6 +223,16 @@ export class Link {
         )
       }
     })
+  }
+
+  /** Scripts that this connection has sent in full: the others would be sent again, behind what was sent after them. */
+  private readonly scripts = new Set<Argument>()
+
+  private known(command: Command): Command {
+    const [name, sha] = command
+    if (name !== "EVALSHA" || this.scripts.has(sha!)) return command
+    this.scripts.add(sha!)
+    return asEval(command) ?? command
   }
 
   /** Gives a connection up, so that another one is made. */
@@ -255,6 +267,7 @@ export class Link {
 
   private adopt(connected: Connected): void {
     this.connected = connected
+    this.scripts.clear()
     connected.client.on("error", (error) => this.drop(connected, asError(error)))
     connected.client.on("end", () => this.drop(connected, new Error("the connection was closed")))
     this.down.closeUnsafe()

@@ -1,9 +1,10 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import { ErrorReply } from "redis"
 import * as groups from "./groups.ts"
 import * as keys from "./keys.ts"
-import { list } from "./reply.ts"
+import { codeOf, isPassing, list, transportError } from "./reply.ts"
 import { prune as pruneScript } from "./scripts/prune.ts"
 import { evalsha } from "./scripts/script.ts"
 import { trim as trimScript } from "./scripts/trim.ts"
@@ -31,8 +32,9 @@ export const trim = (server: Server, key: string): Effect.Effect<number, Error> 
 /** Deletes consumers of processes that are gone, and puts the origin back where somebody has deleted it. */
 const prune = (server: Server, maintained: Maintained, period: number): Effect.Effect<void, Error> => {
   const { group, key } = maintained.options
-  const { consumerIdle } = server.settings
-  const args = [group, String(consumerIdle), String(maxPruned), String(Math.max(1, Math.floor(period / 4)))]
+  // Consumers that live show themselves at least as often as their reads end.
+  const idle = Math.max(server.settings.consumerIdle, 2 * server.settings.block)
+  const args = [group, String(idle), String(maxPruned), String(Math.max(1, Math.floor(period / 4)))]
   return Effect.flatMap(
     Effect.timed(server.keep.one(key, evalsha(pruneScript, [key, keys.maintenance(key, group)], args))),
     ([took, reply]) => {
@@ -40,7 +42,7 @@ const prune = (server: Server, maintained: Maintained, period: number): Effect.E
       const again = more === 1
         // A twentieth of the server's time at most.
         ? Effect.andThen(
-          Effect.sleep(Math.max(period / 4, 20 * Duration.toMillis(took))),
+          Effect.sleep(Math.max(period / 4, Math.min(2_000, 20 * Duration.toMillis(took)))),
           Effect.suspend(() => prune(server, maintained, period))
         )
         : Effect.void
@@ -53,11 +55,24 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
   const { consumerIdle, trimsAcknowledged } = server.settings
   const subscribed = new Set<Maintained>()
   const period = Math.min(60_000, consumerIdle, trimsAcknowledged ? 10_000 : Infinity)
-  const maintain = (maintained: Maintained): Effect.Effect<void> =>
-    Effect.ignore(Effect.andThen(
+  const refused = new Set<string>()
+  const maintain = (maintained: Maintained): Effect.Effect<void> => {
+    const { key } = maintained.options
+    return Effect.andThen(
       prune(server, maintained, Math.min(period, 4_000)),
-      trimsAcknowledged ? trim(server, maintained.options.key) : Effect.void
-    ))
+      trimsAcknowledged ? trim(server, key) : Effect.void
+    ).pipe(Effect.matchEffect({
+      onSuccess: () => Effect.sync(() => void refused.delete(key)),
+      onFailure: (error) => {
+        // A group that is gone is the reader's affair, a connection tells by itself.
+        if (!(error instanceof ErrorReply) || isPassing(error) || codeOf(error) === "NOGROUP" || refused.has(key)) {
+          return Effect.void
+        }
+        refused.add(key)
+        return Effect.logWarning(transportError(`tidying up ${key}`, server.settings.label, error).message)
+      }
+    }))
+  }
   yield* Effect.forkScoped(Effect.forever(Effect.andThen(
     Effect.suspend(() => Effect.sleep(period * (0.5 + Math.random() / 2))),
     Effect.suspend(() => Effect.forEach([...subscribed], maintain, { discard: true }))

@@ -6,9 +6,10 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import { ErrorReply } from "redis"
+import type { Argument, Command } from "./command.ts"
 import { fieldsOf } from "./entry.ts"
 import * as keys from "./keys.ts"
-import { type Argument, type Command, Lost } from "./link.ts"
+import { Lost } from "./link.ts"
 import { asError, codeOf, isFull, isPassing, isRedirect, isRefusal, list, text } from "./reply.ts"
 import * as adds from "./scripts/add.ts"
 import { evalsha } from "./scripts/script.ts"
@@ -135,7 +136,9 @@ export const make = (server: Server, unbounded: ReadonlySet<string>): Publish =>
     message.delay !== undefined
       ? Effect.succeed(refused(
         message.topic,
-        new Refused({ detail: `a message of ${fields.length / 2} fields cannot be delayed, ${maxScriptArguments / 2} can` })
+        new Refused({
+          detail: `a message of ${fields.length / 2} fields cannot be delayed, ${maxScriptArguments / 2} can`
+        })
       ))
       : Effect.map(sendWide(key, message, ["*", ...fields]), (reply) => outcomeOf(message, reply))
 

@@ -1,10 +1,11 @@
+import type { TransportError } from "@millrace/core/TransportError"
 import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
-import type { TransportError } from "@millrace/core/TransportError"
 import type * as Scope from "effect/Scope"
 import { ErrorReply } from "redis"
+import type { Command } from "./command.ts"
 import type { RawEntry } from "./entry.ts"
-import { type Command, type Connected, type Link, Lost } from "./link.ts"
+import { type Connected, type Link, Lost } from "./link.ts"
 import { codeOf, isPassing, isUnknown, list, text, transportError } from "./reply.ts"
 import type { Server } from "./server.ts"
 
@@ -184,7 +185,10 @@ export class ReadLoop {
     const old = [...this.subscriptions.values()].filter((subscription) => subscription.wantsOld)
     if (old.length === 0) return this.readNew
     return Effect.andThen(
-      Effect.forEach(old, (subscription) => this.mend(subscription, subscription.takeOld), { concurrency: "unbounded", discard: true }),
+      Effect.forEach(old, (subscription) => this.mend(subscription, subscription.takeOld), {
+        concurrency: "unbounded",
+        discard: true
+      }),
       this.readNew
     )
   })
@@ -199,17 +203,25 @@ export class ReadLoop {
     if (wanting.length === 0) return isBusy ? Effect.void : this.work.await
     const connected = this.link?.current
     if (this.link !== undefined && connected === undefined) return Effect.ignore(this.link.awaitUp(60_000))
-    if (this.link !== undefined && this.link.isStale(this.server.keep.madeAgainAt)) return Effect.ignore(this.link.renew)
+    if (this.link !== undefined && this.link.isStale(this.server.keep.madeAgainAt)) {
+      return Effect.ignore(this.link.renew)
+    }
     return this.read(connected, wanting, isBusy)
   })
 
-  private read(connected: Connected | undefined, wanting: ReadonlyArray<Reading>, isBusy: boolean): Effect.Effect<void> {
+  private read(
+    connected: Connected | undefined,
+    wanting: ReadonlyArray<Reading>,
+    isBusy: boolean
+  ): Effect.Effect<void> {
     const hot = wanting.length === 1 ? [] : wanting.filter((subscription) => subscription.isHot)
     const cold = wanting.length === 1 ? wanting : wanting.filter((subscription) => !subscription.isHot)
     const block = isBusy || hot.length > 0 || connected === undefined || !this.canBlock
       ? undefined
       : this.blockFor(connected, cold)
-    const reads: Array<{ readonly subscriptions: ReadonlyArray<Reading>; readonly count: number }> = hot.map((subscription) => ({
+    const reads: Array<{ readonly subscriptions: ReadonlyArray<Reading>; readonly count: number }> = hot.map((
+      subscription
+    ) => ({
       subscriptions: [subscription],
       count: subscription.wantsNew
     }))
@@ -258,7 +270,11 @@ export class ReadLoop {
       if (!replies.every((reply) => reply === null)) return Effect.void
       const isPolling = this.link === undefined || !this.canBlock
       // Polling, and nothing there: not again at once.
-      if (isPolling) return isBusy ? Effect.void : Effect.asVoid(Effect.timeoutOption(this.work.await, this.pollEvery()))
+      if (isPolling) {
+        return isBusy
+          ? Effect.void
+          : Effect.asVoid(Effect.timeoutOption(this.work.await, this.pollEvery()))
+      }
       return block === undefined ? Effect.void : this.watchBlock(block)
     })
   }
@@ -324,7 +340,11 @@ export class ReadLoop {
     return Effect.catch(effect, (error) => this.heal(undefined, error, [subscription]))
   }
 
-  private heal(connected: Connected | undefined, error: Error, subscriptions: ReadonlyArray<Reading>): Effect.Effect<void> {
+  private heal(
+    connected: Connected | undefined,
+    error: Error,
+    subscriptions: ReadonlyArray<Reading>
+  ): Effect.Effect<void> {
     const code = codeOf(error)
     const pause = Effect.suspend(() =>
       Effect.sleep(Math.min(50 * 2 ** this.troubles++, 2_000) * (0.5 + Math.random() / 2))
@@ -365,7 +385,9 @@ export class ReadLoop {
   /** Of several streams read together only some may be to blame. */
   private failIfWrong(subscription: Reading, error: ErrorReply): Effect.Effect<void> {
     const { key } = subscription.options
-    const fail = Effect.sync(() => subscription.fail(transportError(`reading ${key}`, this.server.settings.label, error)))
+    const fail = Effect.sync(() =>
+      subscription.fail(transportError(`reading ${key}`, this.server.settings.label, error))
+    )
     if (codeOf(error) !== "WRONGTYPE") return fail
     return Effect.matchEffect(this.server.keep.one(key, ["TYPE", key]), {
       onFailure: () => fail,

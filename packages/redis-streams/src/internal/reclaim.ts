@@ -40,6 +40,8 @@ export class Reclaim {
   private isClaimable = false
   private cursor: readonly [consumer: string, id: string] = ["", ""]
   private candidates: ReadonlyArray<Candidate> = []
+  /** Own ones that are to be isolated, and wait until the engine takes one. */
+  private isolated: ReadonlyArray<Candidate> = []
   private lookedAtOwn = -Infinity
   private fullLookAt: number
   private seesAll = false
@@ -77,7 +79,7 @@ export class Reclaim {
   get isReady(): boolean {
     if (this.inbox.freshRoom === 0) return false
     return this.candidates.length > 0 || this.isClaimable ||
-      this.isolatedLeft > 0 && this.inbox.suspectRoom > 0
+      this.isolatedLeft + this.isolated.length > 0 && this.inbox.suspectRoom > 0
   }
 
   /** Something older than whatever is unread is there, isolated suspects apart. */
@@ -92,7 +94,7 @@ export class Reclaim {
 
   /** Takes what there is room for. Resolves to ids whose entries are gone. */
   readonly take: Effect.Effect<ReadonlyArray<string>, Error> = Effect.suspend(() =>
-    this.candidates.length > 0 ? this.takeBack : this.claim
+    this.candidates.length > 0 || this.isolated.length > 0 && this.inbox.suspectRoom > 0 ? this.takeBack : this.claim
   )
 
   private readonly claim: Effect.Effect<ReadonlyArray<string>, Error> = Effect.suspend(() => {
@@ -185,7 +187,7 @@ export class Reclaim {
    */
   readonly lookAtOwn = (isReading: boolean): Effect.Effect<void, Error> =>
     Effect.suspend(() => {
-      const { consumer, group, key, minIdle } = this.options
+      const { consumer, group, isolateFrom, key, minIdle } = this.options
       this.lookedAtOwn = performance.now()
       return Effect.map(
         this.server.keep.one(key, ["XPENDING", key, group, "IDLE", String(minIdle), "-", "+", "100", consumer]),
@@ -209,21 +211,19 @@ export class Reclaim {
             if (state.unsettledAt === 0 || now - state.unsettledAt > 2 * minIdle) state.unsettledAt = now
             else if (isSure) found.push({ id, count: Number(count), how: "unsettled", delivery })
           }
-          this.candidates = found
+          const isIsolated = ({ count, how }: Candidate) => how === "unsettled" && count + 1 >= isolateFrom
+          this.candidates = found.filter((candidate) => !isIsolated(candidate))
+          this.isolated = found.filter(isIsolated)
         }
       )
     })
 
   private readonly takeBack: Effect.Effect<ReadonlyArray<string>, Error> = Effect.suspend(() => {
     const { consumer, dues, group, isolateFrom, key, minIdle } = this.options
-    let suspects = this.inbox.suspectRoom
-    const taken: Array<Candidate> = []
-    const left: Array<Candidate> = []
-    for (const candidate of this.candidates) {
-      const isIsolated = candidate.how === "unsettled" && candidate.count + 1 >= isolateFrom
-      if (taken.length < this.inbox.freshRoom && (!isIsolated || suspects-- > 0)) taken.push(candidate)
-      else left.push(candidate)
-    }
+    const { freshRoom, suspectRoom } = this.inbox
+    const suspects = this.isolated.slice(0, Math.min(freshRoom, suspectRoom))
+    const taken = [...suspects, ...this.candidates.slice(0, freshRoom - suspects.length)]
+    this.isolated = this.isolated.slice(suspects.length)
     // Those that found no room are found again by the next look.
     this.candidates = []
     if (taken.length === 0) return Effect.succeed([])

@@ -5,7 +5,7 @@ import type * as Scope from "effect/Scope"
 import { ErrorReply } from "redis"
 import { slotOf } from "./cluster.ts"
 import * as keys from "./keys.ts"
-import { isPassing, list, text, transportError } from "./reply.ts"
+import { isPassing, list, refusal, text, transportError } from "./reply.ts"
 import { move as moveScript } from "./scripts/move.ts"
 import { peek } from "./scripts/peek.ts"
 import { evalsha } from "./scripts/script.ts"
@@ -40,7 +40,7 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
     const { key } = subscription.options
     return Effect.flatMap(server.keep.one(key, evalsha(moveScript, [key, keys.delayed(key)], [])), (reply) => {
       const [moved, left, failed] = list(reply)
-      if (text(failed) !== "") return Effect.fail(new ErrorReply(`moving a delayed message: ${text(failed)}`))
+      if (text(failed) !== "") return Effect.fail(refusal(`moving a delayed message: ${text(failed)}`))
       return Number(moved) > 0 && Number(left) > 0 ? move(subscription) : Effect.void
     })
   }
@@ -77,7 +77,7 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
     })
 
   const act = (subscription: RedisSubscription, state: unknown): Effect.Effect<void, Error> => {
-    if (typeof state !== "number") return Effect.fail(new ErrorReply(text(state)))
+    if (typeof state !== "number") return Effect.fail(refusal(text(state)))
     if (state === 0) return Effect.sync(() => subscription.looked(false))
     if ((state & 4) !== 0) isPending = true
     return ((state & 4) !== 0 ? subscription.lookFurther : Effect.void).pipe(

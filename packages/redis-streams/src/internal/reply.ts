@@ -1,4 +1,11 @@
-import { Interrupted, InvalidOption, Mismatch, TransportError, Unauthorized, Unsupported } from "@millrace/core/TransportError"
+import {
+  Interrupted,
+  InvalidOption,
+  Mismatch,
+  TransportError,
+  Unauthorized,
+  Unsupported
+} from "@millrace/core/TransportError"
 import { ErrorReply } from "redis"
 
 export const asError = (u: unknown): Error => u instanceof Error ? u : new Error(String(u))
@@ -41,6 +48,9 @@ export const isRefusal = (u: unknown): boolean =>
 /** Names another node: followed where a cluster was asked for, and nowhere else. */
 export const isRedirect = (u: unknown): boolean => u instanceof ErrorReply && ["MOVED", "ASK"].includes(codeOf(u))
 
+/** An error that a script has told in words. */
+export const refusal = (words: string): Error => new ErrorReply(words)
+
 /** The server has no room: `OOM`, also inside a script. */
 export const isFull = (u: unknown): boolean =>
   u instanceof ErrorReply && (codeOf(u) === "OOM" || /\bOOM\b|used memory > 'maxmemory'/.test(u.message))
@@ -48,7 +58,9 @@ export const isFull = (u: unknown): boolean =>
 /** This server knows no such command or option, also inside a script. */
 export const isUnknown = (u: unknown): boolean =>
   u instanceof ErrorReply &&
-  /unknown (sub)?command|syntax error|wrong number of arguments|not supported|disabled|not allowed from script/i.test(u.message)
+  /unknown (sub)?command|syntax error|wrong number of arguments|not supported|disabled|not allowed from script/i.test(
+    u.message
+  )
 
 export const text = (u: unknown): string => Buffer.isBuffer(u) ? u.toString() : String(u)
 

@@ -2,13 +2,14 @@ import { invalidOption, TransportError, Unauthorized, Unreachable } from "@millr
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
 import { ErrorReply } from "redis"
-import { Refusals } from "./health.ts"
 import { redirection, SlotMap, slotOf } from "./cluster.ts"
-import { backoff, type Command, type Connected, type DialError, type Link, make as makeLink } from "./link.ts"
-import { type Address, nameOf, type Settings } from "./settings.ts"
+import type { Command } from "./command.ts"
+import { Refusals } from "./health.ts"
+import { backoff, type Connected, type DialError, type Link, make as makeLink } from "./link.ts"
 import { codeOf, list, text } from "./reply.ts"
 import { asEval } from "./scripts/script.ts"
 import { ServerClock } from "./serverClock.ts"
+import { type Address, nameOf, type Settings } from "./settings.ts"
 import * as Topology from "./topology.ts"
 
 /** Connections for one purpose: one, or in a cluster one to each node that is needed. */

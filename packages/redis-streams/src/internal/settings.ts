@@ -32,7 +32,10 @@ export interface Settings {
   /** For logs and errors: without credentials. */
   readonly label: string
   readonly seeds: readonly [Address, ...Array<Address>]
-  readonly topology: "standalone" | "cluster" | { readonly master: string; readonly login: Effect.Effect<Login, unknown> }
+  readonly topology: "standalone" | "cluster" | {
+    readonly master: string
+    readonly login: Effect.Effect<Login, unknown>
+  }
   /** Asked for each connection. */
   readonly login: Effect.Effect<Login, unknown>
   readonly database: number
@@ -114,7 +117,11 @@ const checkUrl = (given: string): Result.Result<URL, TransportError> => {
     return refuse("url", shown, "give redis://host:port, rediss://host:port for TLS, or unix:///path/of/the.sock")
   }
   if (decoded(url.username) === undefined || decoded(url.password) === undefined) {
-    return refuse("url", shown, "user or password hold a % that begins no code: write %25 for it, or give the password apart")
+    return refuse(
+      "url",
+      shown,
+      "user or password hold a % that begins no code: write %25 for it, or give the password apart"
+    )
   }
   const [parameter] = [...url.searchParams.keys()]
   if (parameter !== undefined) {
@@ -148,7 +155,7 @@ const loginOf = (options: Options, url: URL): Effect.Effect<Login, unknown> => {
     return Effect.succeed({
       username: options.username ?? (url.username === "" ? undefined : decoded(url.username)),
       password: options.password !== undefined
-        ? Redacted.value(options.password)
+        ? secretOf(options.password)
         : url.password === ""
         ? undefined
         : decoded(url.password)
@@ -157,7 +164,7 @@ const loginOf = (options: Options, url: URL): Effect.Effect<Login, unknown> => {
   const ask = Effect.isEffect(credentials)
     ? credentials
     : Effect.tryPromise(() => Promise.resolve().then(credentials))
-  return Effect.map(ask, ({ password, username }) => ({ username, password: Redacted.value(password) }))
+  return Effect.map(ask, ({ password, username }) => ({ username, password: secretOf(password) }))
 }
 
 /** Keys beside a stream must lie in its slot: a name whose braces hold nothing, or stand the wrong way round, cannot. */
@@ -174,7 +181,7 @@ export const nameRemedy =
   }
 
 export const check = (options: Options): Result.Result<Settings, TransportError> => {
-  const given = Redacted.isRedacted(options.url) ? Redacted.value(options.url) : options.url
+  const given = secretOf(options.url)
   const checked = checkUrl(given)
   if (Result.isFailure(checked)) return Result.fail(checked.failure)
   const url = checked.success
@@ -214,7 +221,7 @@ export const check = (options: Options): Result.Result<Settings, TransportError>
         master: sentinel.master,
         login: Effect.succeed({
           username: undefined,
-          password: sentinel.password === undefined ? undefined : Redacted.value(sentinel.password)
+          password: sentinel.password === undefined ? undefined : secretOf(sentinel.password)
         })
       }
       : isCluster
@@ -278,3 +285,6 @@ const checkBound = (bound: Bound | undefined): Result.Result<Trim | undefined, T
   const bad = checkDuration("retention.maxAge", age, 1, maxAge)
   return bad === undefined ? Result.succeed({ by: "age", age, exact }) : Result.fail(bad)
 }
+
+const secretOf = (secret: string | Redacted.Redacted<string>): string =>
+  typeof secret === "string" ? secret : Redacted.value(secret)

@@ -4,8 +4,8 @@ import type * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { ErrorReply } from "redis"
+import type { Command } from "./command.ts"
 import { RedisDelivery } from "./entry.ts"
-import type { Command } from "./link.ts"
 import { codeOf, isPassing, isRefusal, isUnknown, list, transportError } from "./reply.ts"
 import { remove } from "./scripts/remove.ts"
 import { evalsha } from "./scripts/script.ts"
@@ -39,7 +39,13 @@ const operationOf = (subscription: RedisSubscription, { delivery, settlement }: 
     case "Terminate":
       return ["end", delivery.id, countOf(delivery), lease, ""]
     case "Retry":
-      return ["retry", delivery.id, countOf(delivery), lease, `${delayOf(settlement.after)} ${delivery.firstFailedAt ?? ""}`]
+      return [
+        "retry",
+        delivery.id,
+        countOf(delivery),
+        lease,
+        `${delayOf(settlement.after)} ${delivery.firstFailedAt ?? ""}`
+      ]
     default:
       return settlement satisfies never
   }
@@ -137,8 +143,7 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
       })
     })
   // What was sent has to be accounted for, whether the caller is still there or not.
-  return (batch: Arr.NonEmptyReadonlyArray<Settling>) =>
-    Effect.uninterruptible(settle(batch))
+  return (batch: Arr.NonEmptyReadonlyArray<Settling>) => Effect.uninterruptible(settle(batch))
 }
 
 /** Reads pairs of a position and what is the matter there, see the script `settle`. */

@@ -1,4 +1,5 @@
-import type * as Message from "@millrace/core/Message"
+import * as Message from "@millrace/core/Message"
+import * as Settlement from "@millrace/core/Settlement"
 import type * as Transport from "@millrace/core/Transport"
 import { invalidOption, received } from "@millrace/core/TransportAuthor"
 import type { TransportError } from "@millrace/core/TransportError"
@@ -21,9 +22,12 @@ export const standIn = (transport: Transport.Transport["Service"]) => ({
       if (behind === undefined || behind.transport !== transport) {
         return invalidOption("redis", "message", message.id, "give a message that a pipeline on this Layer received")
       }
-      behind.claim()
       return Effect.map(
-        transport.remove(message.topic, [message.id]),
+        // Settled before, the message is only deleted.
+        Effect.andThen(
+          Effect.ignore(Message.settle(message, Settlement.ack)),
+          transport.remove(message.topic, [message.id])
+        ),
         (removed) => removed > 0 ? "removed" as const : "absent" as const
       )
     })

@@ -1,8 +1,8 @@
 import * as Effect from "effect/Effect"
 import { type SlotMap, slotOf } from "./cluster.ts"
 import { type Connected, dial, DialError, type DialOptions } from "./link.ts"
-import type { Address, Settings } from "./settings.ts"
 import { asError, codeOf, list, text } from "./reply.ts"
+import type { Address, Settings } from "./settings.ts"
 
 /** Where a connection for a key has to go, asked again whenever one is made. */
 export interface Topology {

@@ -12,7 +12,6 @@ interface Parts {
   >
   readonly operations: Record<string, Json>
   readonly messages: Record<string, Json>
-  readonly schemas: Record<string, Json>
 }
 
 /** Names in a document are made of these characters. */
@@ -20,58 +19,64 @@ const nameOf = (text: string): string => text.replaceAll(/[^A-Za-z0-9._-]/g, "_"
 
 const ref = (...path: ReadonlyArray<string>): Json => ({ $ref: `#/${path.join("/")}` })
 
-/** Moves the definitions of one schema among those of the document; two of one name that differ get two names. */
-const place = (parts: Parts, schema: Json, definitions: Json): Json => {
-  const names = new Map<string, string>()
-  for (const [name, definition] of Object.entries(definitions)) {
-    let free = nameOf(name)
-    const text = JSON.stringify(definition)
-    for (let i = 2; originals.get(parts)?.get(free) !== undefined && originals.get(parts)!.get(free) !== text; i++) {
-      free = `${nameOf(name)}_${i}`
-    }
-    names.set(name, free)
-    const known = originals.get(parts) ?? new Map<string, string>()
-    originals.set(parts, known.set(free, text))
-  }
-  const renamed = (value: unknown): unknown =>
-    Array.isArray(value)
-      ? value.map(renamed)
-      : typeof value === "object" && value !== null
-      ? Object.fromEntries(
-        Object.entries(value).map(([key, inner]) => {
-          const target = key === "$ref" && typeof inner === "string"
-            ? /^#\/definitions\/(.*)$/.exec(inner)?.[1]
-            : undefined
-          const name = target === undefined ? undefined : names.get(decodeURIComponent(target).replaceAll("~1", "/"))
-          return [key, name === undefined ? renamed(inner) : `#/components/schemas/${name}`]
-        })
-      )
-      : value
-  for (const [name, definition] of Object.entries(definitions)) {
-    parts.schemas[names.get(name)!] = renamed(definition) as Json
-  }
-  return renamed(schema) as Json
-}
-
-const originals = new WeakMap<Parts, Map<string, string>>()
-
 const isEffectSchema = (loaded: Loaded, u: unknown): u is Parameters<Loaded["Schema"]["toJsonSchemaDocument"]>[0] =>
   loaded.Schema.isSchema(u)
 
-/** What is on the wire, as draft 07, which AsyncAPI's own schemas are an extension of. */
-const payloadOf = (loaded: Loaded, parts: Parts, schema: unknown): Json => {
-  if (isEffectSchema(loaded, schema)) {
-    const { definitions, schema: root } = loaded.JsonSchema.toDocumentDraft07(
-      loaded.Schema.toJsonSchemaDocument(schema)
-    )
-    return place(parts, root as Json, definitions as Json)
+const isObject = (u: unknown): u is Json => typeof u === "object" && u !== null && !Array.isArray(u)
+
+/** Replaces references to definitions. */
+const renamed = (value: unknown, names: ReadonlyMap<string, string>): unknown => {
+  if (Array.isArray(value)) return value.map((inner) => renamed(inner, names))
+  if (!isObject(value)) return value
+  return Object.fromEntries(
+    Object.entries(value).map(([key, inner]) => {
+      const target = key === "$ref" ? /^#\/definitions\/(.*)$/.exec(String(inner))?.[1] : undefined
+      const name = target === undefined ? undefined : names.get(decodeURIComponent(target).replaceAll("~1", "/"))
+      return [key, name === undefined ? renamed(inner, names) : `#/components/schemas/${name}`]
+    })
+  )
+}
+
+/** The schemas of a document; two of one name that differ get two names. */
+class Schemas {
+  readonly all: Record<string, unknown> = {}
+  private readonly originals = new Map<string, string>()
+  private readonly loaded: Loaded
+
+  constructor(loaded: Loaded) {
+    this.loaded = loaded
   }
-  // Libraries with Standard Schema may say what they accept as JSON Schema.
-  const standard = schema as
-    | { readonly "~standard"?: { readonly jsonSchema?: { input?: (options: object) => Json } } }
-    | undefined
-  const input = standard?.["~standard"]?.jsonSchema?.input
-  return input === undefined ? {} : input({ target: "draft-07" })
+
+  /** What is on the wire, as draft 07, which AsyncAPI's own schemas are an extension of. */
+  of(schema: unknown): Json {
+    const { JsonSchema, Schema } = this.loaded
+    if (isEffectSchema(this.loaded, schema)) {
+      const { definitions, schema: root } = JsonSchema.toDocumentDraft07(Schema.toJsonSchemaDocument(schema))
+      return this.place(root, definitions)
+    }
+    // Libraries with Standard Schema may say what they accept as JSON Schema.
+    const standard = isObject(schema) || typeof schema === "function" ? Reflect.get(schema, "~standard") : undefined
+    const input = standard?.jsonSchema?.input
+    return typeof input === "function" ? input({ target: "draft-07" }) : {}
+  }
+
+  private place(root: object, definitions: object): Json {
+    const names = new Map(Object.entries(definitions).map(([name, definition]) => [name, this.name(name, definition)]))
+    for (const [name, definition] of Object.entries(definitions)) {
+      this.all[names.get(name)!] = renamed(definition, names)
+    }
+    const placed = renamed(root, names)
+    return isObject(placed) ? placed : {}
+  }
+
+  private name(name: string, definition: unknown): string {
+    const text = JSON.stringify(definition)
+    const wanted = nameOf(name)
+    let free = wanted
+    for (let i = 2; (this.originals.get(free) ?? text) !== text; i++) free = `${wanted}_${i}`
+    this.originals.set(free, text)
+    return free
+  }
 }
 
 const record: Json = {
@@ -98,14 +103,16 @@ const outputs = (steps: ReadonlyArray<Step>): ReadonlyArray<TopicData> =>
   )
 
 class Builder {
-  readonly parts: Parts = { channels: {}, operations: {}, messages: {}, schemas: {} }
+  readonly parts: Parts = { channels: {}, operations: {}, messages: {} }
   private readonly loaded: Loaded
   private readonly nats: boolean
+  readonly schemas: Schemas
   private readonly topics = new Map<string, Topic<unknown, unknown, unknown>>()
 
   constructor(loaded: Loaded, nats: boolean) {
     this.loaded = loaded
     this.nats = nats
+    this.schemas = new Schemas(loaded)
     for (const topic of loaded.topics) this.topics.set(topic.name, topic)
     for (const pipeline of loaded.pipelines) {
       const { outputs, source } = loaded.Pipeline.topics(pipeline)
@@ -130,13 +137,15 @@ class Builder {
   private topic(topic: Topic<unknown, unknown, unknown>): void {
     const name = nameOf(topic.name)
     const headers = "headers" in topic && topic.headers !== undefined
-      ? payloadOf(this.loaded, this.parts, topic.headers)
+      ? this.schemas.of(topic.headers)
       : undefined
-    const payload = payloadOf(this.loaded, this.parts, topic.schema)
+    const payload = this.schemas.of(topic.schema)
     const target = typeof payload["$ref"] === "string"
-      ? this.parts.schemas[payload["$ref"].split("/").at(-1)!]
+      ? this.schemas.all[payload["$ref"].split("/").at(-1)!]
       : payload
-    const description = typeof target?.["description"] === "string" ? target["description"] : undefined
+    const description = isObject(target) && typeof target["description"] === "string"
+      ? target["description"]
+      : undefined
     this.parts.messages[name] = {
       name: topic.name,
       contentType: topic.codec.contentType,
@@ -194,7 +203,7 @@ export interface About {
 export const documentOf = (loaded: Loaded, { server, title, version }: About): Json => {
   const builder = new Builder(loaded, server?.startsWith("nats") === true || server?.startsWith("tls") === true)
   builder.build()
-  const { channels, messages, operations, schemas } = builder.parts
+  const { channels, messages, operations } = builder.parts
   const url = server === undefined ? undefined : new URL(server)
   return {
     asyncapi: "3.0.0",
@@ -210,6 +219,6 @@ export const documentOf = (loaded: Loaded, { server, title, version }: About): J
     }),
     channels,
     operations,
-    components: { messages, schemas }
+    components: { messages, schemas: builder.schemas.all }
   }
 }

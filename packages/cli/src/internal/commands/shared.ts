@@ -1,8 +1,11 @@
+import type { TransportError } from "@millrace/core/TransportError"
 import * as Argument from "effect/cli/Argument"
 import * as Flag from "effect/cli/Flag"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
+import { Output } from "../Output.ts"
+import { clean } from "../text.ts"
 
 export const json = Flag.Boolean("json").pipe(
   Flag.withDefault(false),
@@ -41,6 +44,15 @@ export const whole = (name: string, least: number): Flag.Flag<number> =>
     Flag.filter((n) => n >= least, (n) => `${n} is too small: give a whole number of at least ${least}`)
   )
 
-/** Repeats until interrupted. */
-export const every = (millis: number) => <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<never, E, R> =>
-  Effect.forever(Effect.andThen(effect, Effect.sleep(Duration.millis(millis))))
+/** Repeats until interrupted. Fails when the first time fails; a later failure is a line, and the next time comes. */
+export const every = (millis: number) =>
+<A, R>(
+  effect: Effect.Effect<A, TransportError, R>
+): Effect.Effect<never, TransportError, R> => {
+  const pause = Effect.sleep(Duration.millis(millis))
+  const again = Effect.catch(
+    effect,
+    ({ message }) => Effect.flatMap(Output, (output) => output.error(`millrace: ${clean(message)}`))
+  )
+  return Effect.andThen(effect, Effect.forever(Effect.andThen(pause, again)))
+}

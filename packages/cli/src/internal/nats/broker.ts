@@ -113,15 +113,7 @@ const make = Effect.fnUntraced(function*(target: Target) {
     stored: (topic) => attempt(`looking for the stream of ${topic}`, () => stored(jsm, topic)),
     held: () => Effect.succeed(undefined),
     retries: () => Effect.succeed(undefined),
-    examine: (given) =>
-      Effect.mapError(
-        doctor.examine(client, jsm, given),
-        (cause) =>
-          new TransportError({
-            transport: "nats",
-            reason: new Interrupted({ operation: "examining the server", cause })
-          })
-      )
+    examine: (given) => doctor.examine(client, jsm, given)
   })
 })
 

@@ -1,3 +1,4 @@
+import { Interrupted, TransportError } from "@millrace/core/TransportError"
 import type { JetStreamManager } from "@nats-io/jetstream"
 import type { NatsConnection } from "@nats-io/nats-core"
 import * as Clock from "effect/Clock"
@@ -15,10 +16,11 @@ export const examine = Effect.fnUntraced(
     client: NatsConnection,
     jsm: JetStreamManager,
     given: Given
-  ): Effect.fn.Return<ReadonlyArray<Finding>, Error> {
+  ): Effect.fn.Return<ReadonlyArray<Finding>, TransportError> {
     const found = yield* Effect.tryPromise({
       try: () => facts(client, jsm, given),
-      catch: (cause) => cause instanceof Error ? cause : new Error(String(cause))
+      catch: (cause) =>
+        new TransportError({ transport: "nats", reason: new Interrupted({ operation: "examining the server", cause }) })
     })
     const now = yield* Clock.currentTimeMillis
     return [

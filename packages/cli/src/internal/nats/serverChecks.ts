@@ -87,6 +87,23 @@ const account = ({ account }: Facts): ReadonlyArray<Finding> => {
     )
 }
 
+const ackPending = ({ account }: Facts, { owned }: Given): ReadonlyArray<Finding> => {
+  const id = "nats/account-max-ack-pending"
+  const most = account?.limits.max_ack_pending ?? 0
+  if (most <= 0 || owned === undefined) return []
+  return [
+    owned > most
+      ? bad(
+        "error",
+        id,
+        `the account allows max_ack_pending ${count(most)}, processes want ${count(owned)}`,
+        "processes starve: the server sends nothing more until others have settled",
+        "have the limit of the account raised, or lower the concurrency"
+      )
+      : ok(id, `the account allows max_ack_pending ${count(most)}`)
+  ]
+}
+
 const payload = ({ maxPayload }: Facts, { largest }: Given): ReadonlyArray<Finding> => {
   const id = "nats/max-payload"
   if (maxPayload === undefined || largest === undefined) return []
@@ -171,6 +188,7 @@ export const serverChecks = (facts: Facts, given: Given): ReadonlyArray<Finding>
   version(facts),
   sync(facts),
   ...account(facts),
+  ...ackPending(facts, given),
   ...payload(facts, given),
   ...clock(facts),
   ...bucket(facts)

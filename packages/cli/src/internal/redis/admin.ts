@@ -1,8 +1,9 @@
 import { Interrupted, redactUrl, TransportError, Unauthorized, Unreachable } from "@millrace/core/TransportError"
+import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
-import { createClient, createCluster, createSentinel, ErrorReply } from "redis"
+import { createClient, createCluster, createSentinel } from "redis"
 
 export interface Target {
   readonly url: Redacted.Redacted<string>
@@ -16,28 +17,44 @@ type Args = ReadonlyArray<string>
 /** One server that holds data, and its name without credentials. */
 export interface Node {
   readonly name: string
-  readonly send: (args: Args) => Effect.Effect<unknown, Error>
+  readonly send: (args: Args) => Effect.Effect<unknown, CommandError>
 }
 
 /** A connection for commands that a transport does not need. */
 export interface Admin {
-  readonly send: (key: string, args: Args) => Effect.Effect<unknown, Error>
+  readonly send: (key: string, args: Args) => Effect.Effect<unknown, CommandError>
   /** Every master of a cluster, or the one server. */
   readonly nodes: ReadonlyArray<Node>
 }
 
-const asError = (cause: unknown): Error => cause instanceof Error ? cause : new Error(String(cause))
+/** What the server or the connection said to one command. */
+export class CommandError extends Data.TaggedError("CommandError")<{ readonly message: string }> {}
 
-const attempt = (f: () => Promise<unknown>): Effect.Effect<unknown, Error> =>
+const asError = (cause: unknown): CommandError =>
+  new CommandError({ message: cause instanceof Error ? cause.message : String(cause) })
+
+const attempt = (f: () => Promise<unknown>): Effect.Effect<unknown, CommandError> =>
   Effect.tryPromise({ try: f, catch: asError }).pipe(
     Effect.timeoutOrElse({
       duration: "10 seconds",
-      orElse: () => Effect.fail(new Error("no answer within 10 seconds"))
+      orElse: () => Effect.fail(new CommandError({ message: "no answer within 10 seconds" }))
     })
   )
 
 const options = { RESP: 2, maintNotifications: "disabled" } as const
 const socket = { connectTimeout: 5_000, reconnectStrategy: false } as const
+
+/** The first connection fails at once; one that was lost is made again. */
+const lasting = () => {
+  let isFirst = true
+  return {
+    connected: () => void (isFirst = false),
+    socket: {
+      connectTimeout: 5_000,
+      reconnectStrategy: (attempts: number) => isFirst ? false as const : Math.min(2 ** attempts * 50, 2_000)
+    }
+  }
+}
 
 const open = async (target: Target): Promise<{ readonly admin: Admin; readonly close: () => void }> => {
   const url = Redacted.value(target.url)
@@ -82,9 +99,11 @@ const open = async (target: Target): Promise<{ readonly admin: Admin; readonly c
     const send = (args: Args) => attempt(() => sentinel.sendCommand(false, [...args]))
     return { admin: { nodes: [{ name, send }], send: (_, args) => send(args) }, close: () => sentinel.destroy() }
   }
-  const client = createClient({ url, socket, ...options })
+  const connection = lasting()
+  const client = createClient({ url, socket: connection.socket, ...options })
   client.on("error", () => {})
   await client.connect()
+  connection.connected()
   const send = (args: Args) => attempt(() => client.sendCommand([...args]))
   return { admin: { nodes: [{ name, send }], send: (_, args) => send(args) }, close: () => client.destroy() }
 }
@@ -102,18 +121,19 @@ export const make = (target: Target): Effect.Effect<Admin, TransportError, Scope
   )
 
 /** The transport's error for what the server or the connection said. */
-export const failure = (operation: string, target: Target) => (cause: Error, connecting = false): TransportError => {
-  const address = redactUrl(Redacted.value(target.url))
-  const isRefused = cause instanceof ErrorReply && /^(NOAUTH|WRONGPASS|NOPERM)/.test(cause.message)
-  return new TransportError({
-    transport: "redis",
-    reason: isRefused
-      ? new Unauthorized({ address, operation, detail: cause.message })
-      : connecting
-      ? new Unreachable({ address, cause })
-      : new Interrupted({ operation, cause })
-  })
-}
+export const failure =
+  (operation: string, target: Target) => (cause: CommandError, connecting = false): TransportError => {
+    const address = redactUrl(Redacted.value(target.url))
+    const isRefused = /^(NOAUTH|WRONGPASS|NOPERM)/.test(cause.message)
+    return new TransportError({
+      transport: "redis",
+      reason: isRefused
+        ? new Unauthorized({ address, operation, detail: cause.message })
+        : connecting
+        ? new Unreachable({ address, cause })
+        : new Interrupted({ operation, cause })
+    })
+  }
 
 /** A flat list of names and values, as RESP2 has it. */
 export const pairs = (reply: unknown): ReadonlyMap<string, unknown> => {

@@ -4,7 +4,17 @@ import { layer as streams, RedisStreams } from "@millrace/redis-streams/RedisStr
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { Broker, type Held, type Stored } from "../Broker.ts"
-import { type Admin, failure, info, list, make as connect, millisOf, pairs, type Target } from "./admin.ts"
+import {
+  type Admin,
+  type CommandError,
+  failure,
+  info,
+  list,
+  make as connect,
+  millisOf,
+  pairs,
+  type Target
+} from "./admin.ts"
 import * as doctor from "./doctor.ts"
 import { scan } from "./scan.ts"
 
@@ -44,7 +54,7 @@ const make = Effect.fnUntraced(function*(target: Target) {
   const { transport } = yield* RedisStreams
   const admin = yield* connect(target)
   const keyOf = (topic: string) => target.keyPrefix + topic
-  const failing = <A>(operation: string, effect: Effect.Effect<A, Error>): Effect.Effect<A, TransportError> =>
+  const failing = <A>(operation: string, effect: Effect.Effect<A, CommandError>): Effect.Effect<A, TransportError> =>
     Effect.mapError(effect, (error) => failure(operation, target)(error))
   const server = yield* failing(
     "asking the server for its version",

@@ -1,7 +1,7 @@
 import * as Effect from "effect/Effect"
 import { bad, type Finding, type Given, ok, unknown } from "../findings.ts"
 import { programChecks } from "../programChecks.ts"
-import type { Admin, Target } from "./admin.ts"
+import type { Admin, CommandError, Target } from "./admin.ts"
 import { refusals, serverFacts, streamFacts } from "./facts.ts"
 import { scan } from "./scan.ts"
 import { serverChecks } from "./serverChecks.ts"
@@ -98,7 +98,7 @@ const streams = Effect.fnUntraced(function*(admin: Admin, target: Target, given:
 
 /** Everything about a server, its streams and groups. */
 export const examine = Effect.fnUntraced(
-  function*(admin: Admin, target: Target, given: Given): Effect.fn.Return<ReadonlyArray<Finding>, Error> {
+  function*(admin: Admin, target: Target, given: Given): Effect.fn.Return<ReadonlyArray<Finding>, CommandError> {
     const servers = yield* Effect.forEach(admin.nodes, serverFacts)
     const several = servers.length > 1
     return [

@@ -1,5 +1,5 @@
 import * as Effect from "effect/Effect"
-import { type Admin, info, list, type Node, pairs } from "./admin.ts"
+import { type Admin, type CommandError, info, list, type Node, pairs } from "./admin.ts"
 
 /** What one server says about itself; `undefined` where this user may not ask. */
 export interface ServerFacts {
@@ -36,7 +36,7 @@ export interface GroupFacts {
   readonly stuck: { readonly id: string; readonly consumer: string; readonly idle: number } | undefined
 }
 
-const maybe = <A>(effect: Effect.Effect<A, Error>): Effect.Effect<A | undefined> =>
+const maybe = <A>(effect: Effect.Effect<A, CommandError>): Effect.Effect<A | undefined> =>
   Effect.match(effect, { onFailure: () => undefined, onSuccess: (value) => value })
 
 const parameters = [
@@ -68,6 +68,7 @@ export const commands = [
   "EVAL",
   "EVALSHA",
   "CLIENT",
+  "CLIENT|UNBLOCK",
   "PING",
   "HGET",
   "HSET",
@@ -138,7 +139,7 @@ const groupFacts = Effect.fnUntraced(function*(admin: Admin, key: string, raw: u
 export const streamFacts = Effect.fnUntraced(
   function*(admin: Admin, key: string, topic: string, stuckAfter: number): Effect.fn.Return<
     StreamFacts | undefined,
-    Error
+    CommandError
   > {
     const reply = yield* admin.send(key, ["XINFO", "STREAM", key]).pipe(
       Effect.catch((error) => /no such key/i.test(error.message) ? Effect.succeed(undefined) : Effect.fail(error))

@@ -129,4 +129,3 @@ for i = 5, #ARGV, 3 do
 end
 return { given, {}, gone, 0, '', '' }
 `)
-

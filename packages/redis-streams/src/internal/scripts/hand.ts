@@ -14,10 +14,11 @@ ${needs("HDEL", "dues", "'a'")}
 for i = 4, #ARGV do
   local id = ARGV[i]
   local held = redis.call('XPENDING', stream, group, id, id, 1)[1]
-  if held and held[2] ~= me then
+  local due = redis.call('HGET', dues, id)
+  -- Without an owner and a due time, a peer has taken the retry and settled it while this process stood still.
+  if held and held[2] ~= me or not held and not due then
     taken[#taken + 1] = id
   else
-    local due = redis.call('HGET', dues, id)
     local attempt = held and held[4] + 1 or 2
     if held and not due and again then attempt = held[4] end
     -- FORCE: an entry of nobody, whose consumer was deleted, is still this process' retry.

@@ -8,7 +8,7 @@ import * as Script from "./script.ts"
  * milliseconds. Replies: how many were deleted, 1 if there are more, 1 if the consumer that holds the origin is there.
  */
 export const prune = Script.make(`${fieldsOf}
-${needs("XGROUP|DELCONSUMER", "KEYS[1]", "ARGV[1]", "'a'")}
+${needs("XGROUP", "'DELCONSUMER'", "KEYS[1]", "ARGV[1]", "'a'")}
 local locked = redis.pcall('SET', KEYS[2], '1', 'NX', 'PX', ARGV[4])
 if locked == false then return { 0, 0, 1 } end
 local idle, most, deleted, more, hasOrigin = tonumber(ARGV[2]), tonumber(ARGV[3]), 0, 0, 0

@@ -1,5 +1,5 @@
-import * as Script from "./script.ts"
 import { before, fieldsOf, needs } from "./lua.ts"
+import * as Script from "./script.ts"
 
 /**
  * Acknowledges and deletes what every group has acknowledged, where the server has no XACKDEL. KEYS: stream.

@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto"
-import type { Argument, Command } from "../link.ts"
+import type { Argument, Command } from "../command.ts"
 
 /** A Lua script: looks at an entry's owner and acts on it in one step of the server. */
 export interface Script {

@@ -26,7 +26,7 @@ const publishing = (
   )
 
 /** Handles 300 messages while `disturb` strikes; every delivery and acknowledgement is on record. */
-const disturbed = Effect.fnUntraced(function*(name: string, disturb: Effect.Effect<void, unknown>, strikes = 2) {
+const disturbed = Effect.fnUntraced(function*(name: string, disturb: Effect.Effect<unknown, unknown>, strikes = 2) {
   const { claimAfter, transport } = yield* rig.Rig
   const topic = rig.numbers(name)
   const deliveries = new Map<string, Array<{ readonly attempt: number; readonly redelivered: boolean }>>()
@@ -45,7 +45,7 @@ const disturbed = Effect.fnUntraced(function*(name: string, disturb: Effect.Effe
   )
   const publisher = yield* Effect.forkChild(publishing(transport, topic, rig.range(300)))
   for (const share of [80, 180].slice(0, strikes)) {
-    yield* rig.until(`${share} are handled`, () => values.size >= share)
+    yield* rig.until(`${share} are handled`, () => values.size >= share, 60_000)
     yield* rig.bounded("the fault strikes", disturb)
   }
   yield* rig.until("the publisher is done", () => publisher.pollUnsafe() !== undefined, 60_000)
@@ -233,7 +233,7 @@ export const fault: ReadonlyArray<rig.Test> = [
       disturbed(
         "x6",
         Effect.suspend(() =>
-          shape(strikes++ === 0 ? { latency: 50, bandwidth: Infinity } : { latency: 5, bandwidth: 50_000 })
+          shape(strikes++ === 0 ? { latency: 50, bandwidth: Infinity } : { latency: 5, bandwidth: 200_000 })
         )
       ),
       Effect.ignore(shape({ latency: 0, bandwidth: Infinity }))

@@ -38,15 +38,15 @@ export class Rig extends Context.Service<Rig, {
   readonly capabilities: Capabilities
   /** Another process of the same broker. */
   readonly connect: Effect.Effect<TransportService, unknown, Scope.Scope>
-  readonly restart: Effect.Effect<void, unknown>
-  readonly cut: Effect.Effect<void, unknown>
-  readonly halfOpen: Effect.Effect<void, unknown>
-  readonly shape: (shape: Proxy.Shape) => Effect.Effect<void, unknown>
-  readonly refuse: Effect.Effect<void, unknown, Scope.Scope>
-  readonly changeLeader: Effect.Effect<void, unknown>
-  readonly deleteTopic: (topic: string) => Effect.Effect<void, unknown>
-  readonly deleteGroup: (topic: string, group: string) => Effect.Effect<void, unknown>
-  readonly deleteConsumers: (topic: string, group: string) => Effect.Effect<void, unknown>
+  readonly restart: Effect.Effect<unknown, unknown>
+  readonly cut: Effect.Effect<unknown, unknown>
+  readonly halfOpen: Effect.Effect<unknown, unknown>
+  readonly shape: (shape: Proxy.Shape) => Effect.Effect<unknown, unknown>
+  readonly refuse: Effect.Effect<unknown, unknown, Scope.Scope>
+  readonly changeLeader: Effect.Effect<unknown, unknown>
+  readonly deleteTopic: (topic: string) => Effect.Effect<unknown, unknown>
+  readonly deleteGroup: (topic: string, group: string) => Effect.Effect<unknown, unknown>
+  readonly deleteConsumers: (topic: string, group: string) => Effect.Effect<unknown, unknown>
   readonly unreachable: Effect.Effect<unknown, unknown, Scope.Scope>
   /** How long an unsettled message stays with a consumer that says nothing, in milliseconds. */
   readonly claimAfter: number

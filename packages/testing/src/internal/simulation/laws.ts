@@ -52,6 +52,7 @@ interface Holding {
   isConfirmed: boolean
   due: number
   outcome: Telemetry.Outcome["_tag"] | undefined
+  hasBegun: boolean
   /** Its process was ended by this killer. */
   killer: string | undefined
   /** Its handler was stopped from outside, other than by a timeout, while its process was stopping. */
@@ -203,6 +204,7 @@ export class Laws {
         isConfirmed: false,
         due: 0,
         outcome: undefined,
+        hasBegun: false,
         killer: undefined,
         isStopped: false
       }
@@ -312,7 +314,9 @@ export class Laws {
     if (holding === undefined) return () => {}
     const { passage } = holding
     const peer = passage.holding!
-    const isOurs = peer === holding || holding.cameLate
+    // A step further on, the process may not know yet what has happened since it began.
+    const isOurs = peer === holding || holding.cameLate || holding.hasBegun
+    holding.hasBegun = true
     this.hold("law 8", isOurs, () => `${worker} begins ${id}, which ${peer.worker} took from it`)
     const { attempts, keepsKeys } = this.options
     this.hold("law 2", attempt <= Math.max(2, attempts), () => `${worker} begins ${id} for the ${attempt}th time`)

@@ -1,0 +1,159 @@
+/** Entries, names and groups of other producers. */
+import { assert, layer } from "@effect/vitest"
+import * as Codec from "@millrace/core/Codec"
+import * as DeadLetter from "@millrace/core/DeadLetter"
+import * as Pipeline from "@millrace/core/Pipeline"
+import * as Topic from "@millrace/core/Topic"
+import { Transport } from "@millrace/core/Transport"
+import { RedisStreams } from "@millrace/redis-streams"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Schema from "effect/Schema"
+import * as Stream from "effect/Stream"
+import { createClient, RESP_TYPES } from "redis"
+import { connect, demand, fresh, outgoing, Server, servers, serving, subscribing, textOf, until } from "./redis.ts"
+
+/** The fields of each entry, byte for byte. */
+const stored = (topic: string) =>
+  Server.use(({ url }) =>
+    Effect.promise(async () => {
+      const client = createClient({
+        url,
+        RESP: 2,
+        commandOptions: { typeMapping: { [RESP_TYPES.BLOB_STRING]: Buffer } }
+      })
+      await client.connect()
+      const entries: any = await client.sendCommand(["XRANGE", topic, "-", "+"])
+      client.destroy()
+      return entries.map(([, fields]: [Buffer, ReadonlyArray<Buffer>]) =>
+        fields.map((part) => part.toString("latin1"))
+      ) as ReadonlyArray<ReadonlyArray<string>>
+    })
+  )
+
+servers.forEach(({ kind, version }) =>
+  layer(serving(kind, { version }), { excludeTestServices: true })(`${kind} ${version}`, (it) => {
+    it.effect("topics and groups have any name that Redis takes", () =>
+      Effect.gen(function*() {
+        const redis = Context.get(yield* connect(), Transport)
+        for (const name of ["orders:eu", "a b", "straße/{x}", "a}b:{"]) {
+          const topic = fresh(name)
+          const subscription = yield* redis.subscribe(subscribing(topic, { group: `workers:${name}` }))
+          yield* redis.publish([outgoing(topic, "1", { id: "i" }), outgoing(topic, "2")])
+          const [delivery] = yield* subscription.pull(demand(1))
+          assert.strictEqual(textOf(delivery), "1")
+          assert.deepStrictEqual((yield* redis.groups(topic)).map(({ group }) => group), [`workers:${name}`])
+        }
+        assert.isDefined(redis.nameRemedy("topic", ""))
+        assert.isUndefined(redis.nameRemedy("group", "orders:eu"))
+      }))
+
+    it.effect("fields decode beside binary ones that the schema does not name, and without our own headers", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("fields")
+        const context = yield* connect()
+        yield* run(
+          "XADD",
+          topic,
+          "*",
+          "user",
+          "1",
+          "metadata",
+          Buffer.from([0x81, 0xff, 0x00]) as any,
+          "millrace-group",
+          "g"
+        )
+        const seen: Array<unknown> = []
+        const codecs: ReadonlyArray<Codec.Codec<any>> = [
+          Codec.fields(Schema.Struct({ user: Schema.String })),
+          Codec.fields(Schema.Record(Schema.String, Schema.String))
+        ]
+        for (const codec of codecs) {
+          const source = Topic.make(topic, { codec })
+          const running = yield* Pipeline.from(source, { group: fresh("g"), startFrom: "beginning" }).pipe(
+            Pipeline.map((value) => void seen.push({ ...value })),
+            Pipeline.start,
+            Effect.provide(context)
+          )
+          yield* until("settled", Effect.map(running.counts, ({ filtered, handled }) => handled + filtered === 1))
+        }
+        // Redriven for a group that these are not.
+        assert.deepStrictEqual(seen, [])
+        yield* run("XADD", topic, "*", "user", "2", "metadata", Buffer.from([0x81, 0xff, 0x00]) as any)
+        yield* until("both", Effect.sync(() => seen.length === 2))
+        assert.deepStrictEqual(seen, [{ user: "2" }, { user: "2" }])
+      }))
+
+    it.effect("an entry with repeated and binary names is dead-lettered and redriven byte for byte", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("raw")
+        const context = yield* connect()
+        const binary = Buffer.from([0xff, 0x01])
+        yield* run("XADD", topic, "*", "tag", "one", "tag", "two", binary as any, binary as any)
+        const [original] = yield* stored(topic)
+        const source = Topic.make(topic, { codec: Codec.fields(Schema.Struct({ missing: Schema.String })) })
+        const running = yield* Pipeline.from(source, { group: "g", startFrom: "beginning" }).pipe(
+          Pipeline.start,
+          Effect.provide(context)
+        )
+        yield* until("dead-lettered", Effect.map(running.counts, ({ deadLettered }) => deadLettered === 1))
+        const [letter] = yield* stored(`${topic}.dead`)
+        assert.deepStrictEqual(letter!.slice(0, 6), original)
+        yield* Effect.provide(DeadLetter.redrive(`${topic}.dead`), context)
+        yield* until("again", Effect.map(running.counts, ({ deadLettered }) => deadLettered === 2))
+        const redriven = (yield* stored(topic)).at(-1)!
+        assert.deepStrictEqual(redriven.slice(0, 6), original)
+        const names = redriven.filter((_, i) => i % 2 === 0)
+        assert.deepStrictEqual(names.slice(3).filter((name) => !/^millrace-(group|history)$/.test(name)), [])
+      }))
+
+    it.effect("an entry of 10,000 fields is dead-lettered, once, and stops nothing", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("wide")
+        const context = yield* connect({ claim: { minIdle: "1 second" } })
+        const fields = Array.from({ length: 10_000 }, (_, i) => [`f${i}`, String(i)]).flat()
+        yield* run("XADD", topic, "*", ...fields)
+        yield* run("XADD", topic, "*", "body", `"after"`)
+        const handled: Array<string> = []
+        const running = yield* Pipeline.from(Topic.make(topic, { schema: Schema.String }), {
+          group: "g",
+          startFrom: "beginning"
+        }).pipe(Pipeline.map((value) => void handled.push(value)), Pipeline.start, Effect.provide(context))
+        yield* until(
+          "settled",
+          Effect.map(running.counts, ({ deadLettered }) => deadLettered === 1 && handled.length === 1)
+        )
+        yield* until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
+        const [letter, ...more] = yield* stored(`${topic}.dead`)
+        assert.deepStrictEqual(letter!.slice(0, fields.length), fields)
+        assert.deepStrictEqual(more, [])
+      }))
+
+    it.effect("stored entries are read between ids and times, forwards and back, and one by its id", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("read")
+        const context = yield* connect()
+        for (let i = 1; i <= 5; i++) yield* run("XADD", topic, `${i}000-1`, "body", String(i))
+        const read = (options?: RedisStreams.ReadOptions) =>
+          Effect.map(
+            Effect.provide(Stream.runCollect(RedisStreams.read({ name: topic }, options)), context),
+            (all) => all.map(textOf).join("")
+          )
+        assert.strictEqual(yield* read(), "12345")
+        assert.strictEqual(yield* read({ reverse: true }), "54321")
+        assert.strictEqual(yield* read({ from: "2000-1", to: "4000" }), "234")
+        assert.strictEqual(yield* read({ from: "2000", to: "4000", reverse: true, limit: 2 }), "43")
+        assert.strictEqual(yield* read({ limit: 0 }), "")
+        const error = yield* Effect.flip(read({ from: "yesterday" }))
+        assert.match(error.message, /from is "yesterday": give the id/)
+        const one = yield* Effect.provide(RedisStreams.get(topic, "3000-1"), context)
+        assert.strictEqual(textOf(Option.getOrThrow(one)), "3")
+        assert.isTrue(Option.isNone(yield* Effect.provide(RedisStreams.get(topic, "3000-2"), context)))
+      }))
+  })
+)

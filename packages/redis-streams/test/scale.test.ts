@@ -1,0 +1,180 @@
+/** Many consumers and large pending lists, large replies and slow networks. */
+import { assert, it, layer } from "@effect/vitest"
+import { Transport } from "@millrace/core/Transport"
+import { RedisStreams } from "@millrace/redis-streams"
+import { Brokers, Proxy } from "@millrace/testing"
+import * as Arr from "effect/Array"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Stream from "effect/Stream"
+import {
+  connect,
+  demand,
+  fresh,
+  noting,
+  outgoing,
+  Server,
+  servers,
+  serving,
+  subscribing,
+  transport,
+  until
+} from "./redis.ts"
+
+/** Microseconds that the server spent on a command in all. */
+const spent = (stats: unknown, command: string): number =>
+  Number(new RegExp(`cmdstat_${command}:calls=\\d+,usec=(\\d+)`).exec(String(stats))?.[1] ?? 0)
+
+servers.forEach(({ kind, version }) =>
+  layer(serving(kind, { version }), { excludeTestServices: true })(`${kind} ${version}`, (it) => {
+    it.effect("a look for abandoned entries costs nothing of what is pending elsewhere", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("pending")
+        yield* run("XGROUP", "CREATE", topic, "g", "0", "MKSTREAM")
+        yield* run(
+          "EVAL",
+          "for i = 1, 100000 do redis.call('XADD', KEYS[1], '*', 'body', 'x') end",
+          "1",
+          topic
+        )
+        // Twenty live consumers hold it all.
+        for (let i = 0; i < 20; i++) {
+          yield* run("XREADGROUP", "GROUP", "g", `live-${i}`, "COUNT", "5000", "STREAMS", topic, ">")
+        }
+        const redis = yield* transport({ claim: { minIdle: "30 seconds" } })
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        yield* Effect.forkScoped(subscription.pull(demand(10)))
+        yield* Effect.sleep(500)
+        yield* run("CONFIG", "RESETSTAT")
+        yield* Effect.sleep(3_000)
+        const stats = yield* run("INFO", "commandstats")
+        // 20 such processes may have a twentieth of a core: 2.5 ms a second each.
+        assert.isAtMost(spent(stats, "evalsha"), 3 * 2_500)
+      }))
+
+    it.effect("dead consumers are deleted some at a time, names of any alphabet too, and live ones stay", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("consumers")
+        yield* run("XGROUP", "CREATE", topic, "g", "0", "MKSTREAM")
+        yield* run("XGROUP", "CREATECONSUMER", topic, "g", "wörker-消費者")
+        yield* run(
+          "EVAL",
+          "for i = 1, 3000 do redis.call('XGROUP', 'CREATECONSUMER', KEYS[1], 'g', 'dead-' .. i) end",
+          "1",
+          topic
+        )
+        yield* run("XADD", topic, "*", "body", "x")
+        yield* run("XREADGROUP", "GROUP", "g", "owner", "STREAMS", topic, ">")
+        const names = Effect.map(
+          run("XINFO", "CONSUMERS", topic, "g"),
+          (all: ReadonlyArray<ReadonlyArray<unknown>>) => all.map(([, name]) => String(name))
+        )
+        const context = yield* connect({ forgetConsumersAfter: "800 millis", consumer: "me" })
+        const redis = Context.get(context, Transport)
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        yield* Effect.forkScoped(subscription.pull(demand(1)))
+        yield* run("CONFIG", "RESETSTAT")
+        yield* until("deleted", Effect.map(names, (all) => !all.some((name) => /dead-|wörker/.test(name))))
+        // Old servers know a consumer only once it was given something.
+        const others = (all: ReadonlyArray<string>) =>
+          all.filter((name) => name !== "me" && !name.startsWith("millrace:"))
+        assert.deepStrictEqual(others(yield* names), ["owner"])
+        assert.isDefined((yield* names).find((name) => name.startsWith("millrace:origin:")))
+        const info = yield* Effect.provide(RedisStreams.groupInfo(topic, "g"), context)
+        assert.deepStrictEqual(others(info!.consumers.map(({ name }) => name)), ["owner"])
+      }))
+
+    it.effect("an origin whose consumer was deleted is put back by a process that knows it", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("origin")
+        const redis = yield* transport({ forgetConsumersAfter: "400 millis" })
+        yield* redis.subscribe(subscribing(topic))
+        const origin = Effect.map(
+          run("XINFO", "CONSUMERS", topic, "g"),
+          (all: ReadonlyArray<ReadonlyArray<unknown>>) =>
+            all.map(([, name]) => String(name)).find((name) => name.startsWith("millrace:origin:"))
+        )
+        const before = yield* origin
+        yield* run("XGROUP", "DELCONSUMER", topic, "g", String(before))
+        yield* until("put back", Effect.map(origin, (now) => now === before))
+      }))
+  })
+)
+
+layer(serving("redis"), { excludeTestServices: true })("large messages", (it) => {
+  it.effect("are listed, read and redriven, however large they are together", () =>
+    Effect.gen(function*() {
+      const topic = fresh("large")
+      const context = yield* connect({ claim: { minIdle: "2 seconds" } })
+      const redis = Context.get(context, Transport)
+      for (let i = 0; i < 40; i++) yield* redis.publish([outgoing(topic, new Uint8Array(4_000_000).fill(i))])
+      const letters = yield* Stream.runFold(redis.browse(topic), () => 0, (n, { body }) => n + body.length)
+      assert.strictEqual(letters, 160_000_000)
+      const newest = yield* Stream.runCollect(redis.browse(topic, { reverse: true, limit: 2 }))
+      assert.deepStrictEqual(newest.map(({ body }) => body[0]), [39, 38])
+    }), 60_000)
+})
+
+it.live(
+  "a slow network is no dead connection: messages of 200 kB at 10 MB/s arrive without a standstill",
+  () =>
+    Effect.gen(function*() {
+      const broker = yield* Brokers.redis()
+      const proxy = yield* Proxy.make(broker)
+      const direct = Context.get(yield* Effect.orDie(RedisStreams.make({ url: broker.url })), Transport)
+      const topic = fresh("slow")
+      const body = new Uint8Array(200_000)
+      for (let i = 0; i < 5; i++) yield* direct.publish(Arr.makeBy(20, () => outgoing(topic, body)))
+      yield* proxy.shape({ latency: 0, bandwidth: 10_000_000 })
+      const said: Array<string> = []
+      const url = proxy.through(broker.url)
+      const redis = Context.get(
+        yield* Effect.orDie(RedisStreams.make({ url, claim: { minIdle: "5 seconds" } })).pipe(
+          Effect.provide(noting(said))
+        ),
+        Transport
+      )
+      const subscription = yield* redis.subscribe(subscribing(topic))
+      let got = 0
+      const attempts = new Set<number>()
+      while (got < 100) {
+        const deliveries = yield* subscription.pull(demand(512))
+        for (const { attempt } of deliveries) attempts.add(attempt)
+        got += deliveries.length
+        yield* subscription.settle(
+          Arr.map(deliveries, (delivery) => ({ delivery, settlement: { _tag: "Ack" } as const }))
+        )
+      }
+      assert.deepStrictEqual([...attempts], [1])
+      assert.deepStrictEqual(said.filter((line) => /lost/.test(line)), [])
+    }).pipe(Effect.scoped),
+  60_000
+)
+
+it.live(
+  "one reply that takes longer than the connection's timeout is waited for while its bytes arrive",
+  () =>
+    Effect.gen(function*() {
+      const broker = yield* Brokers.redis()
+      const proxy = yield* Proxy.make(broker)
+      const direct = Context.get(yield* Effect.orDie(RedisStreams.make({ url: broker.url })), Transport)
+      const topic = fresh("one")
+      yield* direct.publish([outgoing(topic, new Uint8Array(6_000_000))])
+      yield* proxy.shape({ latency: 0, bandwidth: 2_000_000 })
+      const said: Array<string> = []
+      const url = proxy.through(broker.url)
+      const redis = Context.get(
+        yield* Effect.orDie(RedisStreams.make({ url, answerTimeout: "1 second" })).pipe(Effect.provide(noting(said))),
+        Transport
+      )
+      const [delivery] = yield* (yield* redis.subscribe(subscribing(topic))).pull(demand(1))
+      assert.deepStrictEqual([delivery.body.length, delivery.attempt], [6_000_000, 1])
+      const [stored] = yield* Stream.runCollect(redis.browse(topic))
+      assert.strictEqual(stored!.body.length, 6_000_000)
+      assert.deepStrictEqual(said.filter((line) => /lost/.test(line)), [])
+    }).pipe(Effect.scoped),
+  60_000
+)
