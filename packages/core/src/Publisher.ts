@@ -164,7 +164,7 @@ export const outgoing = <A, RD, RE>(
     }
     const key = topic.key?.(value)
     if (key !== undefined) {
-      if (!key.isWellFormed()) {
+      if (typeof key === "string" && !key.isWellFormed()) {
         return Effect.fail(refused(topic.name, "key", key, "half of a character cannot be encoded"))
       }
       headers["millrace-key"] = encodeURIComponent(key)

@@ -1,16 +1,19 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Pipeline from "@millrace/core/Pipeline"
+import * as Settlement from "@millrace/core/Settlement"
 import * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import * as Brokers from "@millrace/testing/Brokers"
 import { jetstreamManager } from "@nats-io/jetstream"
+import { connect } from "@nats-io/transport-node"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import { createServer } from "node:net"
 import * as JetStream from "../src/JetStream.ts"
-import { outgoing, skipsInContainers, until, versions } from "./nats.ts"
+import { outgoing, publish, settle, skipsInContainers, subscribe, take, until, versions } from "./nats.ts"
 
 const Jobs = Topic.make("jobs", { schema: Schema.Struct({ n: Schema.Number }) })
 
@@ -105,4 +108,47 @@ describe.skipIf(await skipsInContainers("three nodes")).each(versions)("three no
         Effect.provide(JetStream.layer({ url: nodes.map(({ url }) => url).join(","), stream: { replicas: 3 } }))
       )
     }), 180_000)
+
+  it.live(
+    "the bucket of attempts has the replicas of the stream that it serves; its leader killed, releases come again, soon uncounted",
+    () =>
+      Effect.gen(function*() {
+        const nodes = yield* cluster(version)
+        const url = nodes.map(({ url }) => url).join(",")
+        yield* Effect.gen(function*() {
+          const { client } = yield* JetStream.JetStream
+          const jsm = yield* Effect.promise(() => jetstreamManager(client, { checkAPI: false }))
+          // Made by operations: the layer says nothing of replicas.
+          yield* patiently(
+            Effect.tryPromise(() => jsm.streams.add({ name: "jobs", subjects: ["jobs"], num_replicas: 3 }))
+          )
+          const subscription = yield* patiently(subscribe("jobs", { ackWait: "3 seconds", isolateFrom: Infinity }))
+          const bucket = Effect.tryPromise(() => jsm.streams.info("KV_millrace"))
+          const { cluster: placed, config } = yield* patiently(bucket)
+          assert.strictEqual(config.num_replicas, 3)
+          const names = yield* Effect.forEach(nodes, (node) =>
+            Effect.map(
+              Effect.promise(() => connect({ servers: node.url })),
+              (nc) => {
+                const name = nc.info?.server_name
+                void nc.close()
+                return name
+              }
+            ))
+          yield* patiently(publish("jobs", ["a"]))
+          const taken = yield* take(subscription, 1)
+          yield* nodes[Math.max(0, names.indexOf(placed?.leader))]!.kill
+          // Until there are new leaders a release may be lost, and counts; the message comes again all the time.
+          let held = taken
+          const released = Effect.gen(function*() {
+            yield* patiently(Effect.suspend(() => settle(subscription, held, Settlement.release)))
+            const before = held[0]!.attempt
+            held = yield* take(subscription, 1).pipe(Effect.timeout("20 seconds"))
+            return held[0]!.attempt === before
+          })
+          yield* until(released, (isUncounted) => isUncounted, "60 seconds")
+        }).pipe(Effect.scoped, Effect.provide(Layer.fresh(JetStream.layer({ url }))))
+      }),
+    120_000
+  )
 })

@@ -50,7 +50,10 @@ describe("texts from outside", () => {
   it("headers may have any name", () => {
     const given = headers()
     for (const name of ["constructor", "__proto__", "toString"]) given.set(name, "x")
-    assert.deepStrictEqual(Object.entries(toHeaders(given)), [["constructor", "x"], ["__proto__", "x"], ["tostring", "x"]])
+    assert.deepStrictEqual(Object.entries(toHeaders(given)), [["constructor", "x"], ["__proto__", "x"], [
+      "tostring",
+      "x"
+    ]])
     assert.isUndefined(toHeaders(headers())["constructor"])
   })
 

@@ -330,12 +330,28 @@ export class RedisSubscription {
   /** What the lease of a delivery is, see the script `settle`. */
   leaseOf(delivery: RedisDelivery): Operation[3] {
     const { isFirstHand, keptAt } = RedisDelivery.state(delivery)
-    return this.now() - keptAt >= this.options.minIdle ? "" : isFirstHand ? "own" : "held"
+    return this.hasPaused || this.now() - keptAt >= this.options.minIdle ? "" : isFirstHand ? "own" : "held"
+  }
+
+  /** When the event loop last turned, and until when this process may still read what waited in its sockets. */
+  private turnedAt = performance.now()
+  private doubtUntil = -Infinity
+
+  /**
+   * Whether this process has just stood still for so long that its leases may have ended: then an entry that nobody has
+   * may have been settled by a peer, however lately its reply was read.
+   */
+  private get hasPaused(): boolean {
+    const now = performance.now()
+    if (now - this.turnedAt > this.options.minIdle / 2) this.doubtUntil = now + 2000
+    this.turnedAt = now
+    return now < this.doubtUntil
   }
 
   /** Keeps what waits here from being claimed, and releases what has arrived for an engine that wants nothing. */
   readonly tick: Effect.Effect<void> = Effect.suspend(() => {
     const { inbox } = this
+    void this.hasPaused
     const now = this.now()
     if (inbox.isWithdrawn && inbox.size > 0 && now - inbox.keptAt > keepsWithdrawn) {
       return this.releaseInbox
@@ -355,7 +371,7 @@ export class RedisSubscription {
       const { count } = RedisDelivery.state(delivery)
       operations.push(["extend", delivery.id, String(count), this.leaseOf(delivery), ""])
     }
-    const isRecent = this.retriesKeptAt === 0 || now - this.retriesKeptAt < this.options.minIdle
+    const isRecent = !this.hasPaused && (this.retriesKeptAt === 0 || now - this.retriesKeptAt < this.options.minIdle)
     const lease = (attempt: number | undefined) => !isRecent ? "" : attempt === undefined ? "held" : "own"
     for (const id of [...this.own.ids, ...this.inherited.ids]) {
       const attempt = this.firstHand.get(id)
