@@ -56,7 +56,10 @@ describe("demo", () => {
         const { exitCode, stderr, stdout } = yield* run("demo.ts", args)
         assert.strictEqual(exitCode, 1)
         assert.strictEqual(stdout, "")
-        assert.match(stderr, /^(redis|nats): no broker answers at (redis|nats):\/\/127\.0\.0\.1:1\n$/)
+        assert.match(
+          stderr,
+          /^(redis|nats): no broker answers at (redis|nats):\/\/127\.0\.0\.1:1: connection refused( \(ECONNREFUSED\))?\n$/
+        )
       }).pipe(Effect.provide(NodeServices.layer)))
   }
 

@@ -208,7 +208,7 @@ const bound = (text: string, length: number): string => text.length > length ? `
 
 /** User and password of an address in a text are no part of what went wrong. */
 const text = (given: string, length: number): string =>
-  bound(given, length * 2).replace(/([a-z][a-z0-9+.-]*:\/\/)[^\s"'<>]*@/gi, "$1<redacted>@").slice(0, length)
+  bound(given, length * 2).replace(/(?!file:)(\b[a-z][a-z0-9+.-]*:\/\/)[^\s"'<>]*@/gi, "$1<redacted>@").slice(0, length)
 
 const show = (u: unknown): string => {
   if (typeof u === "object" && u !== null) {

@@ -10,6 +10,7 @@ import type { Delivery, GroupInfo, Subscription, Transport } from "../Transport.
 import type { TransportError } from "../TransportError.ts"
 import type { Attempt } from "./attempt.ts"
 import { loggable } from "./errorDetail.ts"
+import { every } from "./every.ts"
 import { Meter } from "./meter.ts"
 import { labelOf, Outages } from "./outage.ts"
 import { OutcomeLog } from "./outcomeLog.ts"
@@ -57,7 +58,8 @@ export class Sight {
   private hasFailed = false
   /** An observer has thrown, and that was logged. */
   private hasBroken = false
-  private readonly fibers: Array<Fiber.Fiber<unknown, unknown>> = []
+  private readonly timers: Array<() => void> = []
+  private isClosed = false
 
   constructor(
     program: Program,
@@ -103,7 +105,7 @@ export class Sight {
       group: this.group
     }, { silence: Duration.toMillis(watchdog.silence), unconfirmed: Duration.toMillis(watchdog.unconfirmed) })
     const interval = Context.get(context, Telemetry.LookInterval)
-    if (interval !== undefined) this.fibers.push(view.run(Effect.forever(Effect.delay(this.look, interval))))
+    if (interval !== undefined) this.timers.push(every(this.clock, view.run, interval, this.look))
     this.meter?.observe({ buffered: view.buffered, running: view.running, health: () => this.lastState })
   }
 
@@ -111,7 +113,10 @@ export class Sight {
 
   started(): void {
     this.log?.started(labelOf(this.transport), this.view.concurrency())
-    if (this.pollEvery < Infinity) this.fibers.push(this.view.run(this.poll))
+    if (this.pollEvery < Infinity) {
+      this.view.run(this.poll)
+      this.timers.push(every(this.clock, this.view.run, Duration.millis(this.pollEvery), this.poll))
+    }
   }
 
   delivered(deliveries: Arr.NonEmptyReadonlyArray<Delivery>): void {
@@ -234,10 +239,9 @@ export class Sight {
   private readonly poll: Effect.Effect<void> = Effect.suspend(() =>
     this.group.pipe(
       Effect.catch(() => Effect.succeed(undefined)),
-      Effect.map((info) => this.meter!.group(info, this.clock.currentTimeMillisUnsafe())),
-      Effect.catchCause((cause) => this.failed(cause)),
-      Effect.andThen(Effect.sleep(Duration.millis(this.pollEvery))),
-      Effect.forever
+      Effect.map((info) => this.isClosed || this.meter!.group(info, this.clock.currentTimeMillisUnsafe())),
+      Effect.asVoid,
+      Effect.catchCause((cause) => this.failed(cause))
     )
   )
 
@@ -249,7 +253,8 @@ export class Sight {
 
   close(): void {
     this.outages.left(this)
-    for (const fiber of this.fibers) fiber.interruptUnsafe()
+    this.isClosed = true
+    for (const stop of this.timers) stop()
     this.log?.flush()
     this.log?.stopped(this.view.counts())
     this.meter?.close()
