@@ -232,6 +232,11 @@ export interface Capabilities {
   readonly delayedPublish: boolean
   /** `release` leaves the attempt count as it was, also across processes. */
   readonly uncountedRelease: boolean
+  /**
+   * Released messages keep the order of the stream, however often the only consumer is restarted while they wait. A broker
+   * that appends them to a queue of redeliveries (JetStream) keeps it through one restart.
+   */
+  readonly orderedRelease: boolean
   /** `settle` and `extend` know whether this consumer still owns a delivery. */
   readonly ownership: boolean
   /** The largest body in bytes; `undefined` where only the server's own limit counts. */

@@ -94,6 +94,7 @@ export const make: (
           deduplication: true,
           delayedPublish: true,
           uncountedRelease: true,
+          orderedRelease: true,
           ownership: true,
           maxBody: undefined
         },

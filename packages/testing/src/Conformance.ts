@@ -68,6 +68,7 @@ export type Need =
   | "deduplication"
   | "delayedPublish"
   | "uncountedRelease"
+  | "orderedRelease"
   | "ownership"
   | "maxBody"
 
@@ -175,6 +176,7 @@ const reasons: Record<Need, string> = {
   deduplication: "the transport declares no deduplication",
   delayedPublish: "the transport declares no delayed publish",
   uncountedRelease: "the transport declares that a release counts an attempt",
+  orderedRelease: "the transport declares that released messages lose their order through several restarts",
   ownership: "the transport declares that it does not know who owns a delivery",
   maxBody: "the transport declares no limit of its own"
 }

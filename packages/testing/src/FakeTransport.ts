@@ -116,6 +116,7 @@ export class FakeTransport {
       deduplication: true,
       delayedPublish: true,
       uncountedRelease: true,
+      orderedRelease: true,
       ownership: true,
       maxBody: undefined
     },

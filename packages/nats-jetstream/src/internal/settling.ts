@@ -158,12 +158,18 @@ export const settling = (options: SettlingOptions) => {
       else writeReleases()
     })
 
-  const writeReleases = (more: ReadonlyArray<Addressed> = []) => {
+  /** `last`: the subscription closes, nothing is open any more, and these are released too. */
+  const writeReleases = (last?: ReadonlyArray<Addressed>) => {
     clearTimeout(holding)
     holding = undefined
     const delay = releaseDelay()
+    // A released message that is delayed would come behind unread ones.
+    if (ordered && delay > 0 && last === undefined) {
+      holding = setTimeout(writeReleases, delay)
+      return
+    }
     const payload = delay > 0 ? nak(delay) : releaseNow
-    const all = [...held, ...more].sort((one, other) => Number(one.sequence) - Number(other.sequence))
+    const all = [...held, ...last ?? []].sort((one, other) => Number(one.sequence) - Number(other.sequence))
     held = []
     if (connection.state() === "connected") { for (const delivery of all) write(delivery, payload) }
   }

@@ -419,7 +419,7 @@ export const flow: ReadonlyArray<rig.Test> = [
       yield* stop
     }
     for (const ns of done.values()) assert.deepEqual(ns, ns.toSorted((a, b) => a - b))
-  }, { needs: ["uncountedRelease"] }),
+  }, { needs: ["uncountedRelease", "orderedRelease"] }),
 
   test(
     "F15",

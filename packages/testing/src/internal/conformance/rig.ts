@@ -70,6 +70,7 @@ export type Need =
   | "deduplication"
   | "delayedPublish"
   | "uncountedRelease"
+  | "orderedRelease"
   | "ownership"
   | "maxBody"
 

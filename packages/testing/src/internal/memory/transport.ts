@@ -43,6 +43,7 @@ const transport = (
       deduplication: true,
       delayedPublish: true,
       uncountedRelease: true,
+      orderedRelease: true,
       ownership: true,
       maxBody: broker.options.maxBody
     },
