@@ -151,7 +151,7 @@ export interface Subscription {
    * the message has been delivered again, in any process, an earlier delivery's settlement changes nothing.
    *
    * A failure says that some may not have arrived: the engine calls `settle` again with the same batch, so that must be
-   * safe. A settlement that the broker refuses for its content is logged and must not fail its neighbours. The next
+   * safe, and a settlement that had arrived is not lost. A settlement that the broker refuses for its content is logged and must not fail its neighbours. The next
    * batch may be given before this one is confirmed.
    */
   readonly settle: (

@@ -138,7 +138,7 @@ it.live("credentials are asked for at each connection, and a failure of theirs s
 
     const error = yield* failure({
       url: broker.url,
-      credentials: Effect.fail(new Error("secret-of-the-vault")),
+      credentials: Effect.fail("secret-of-the-vault"),
       connectTimeout: "300 millis"
     })
     assert.match(error.message, /credentials could not be had/)
