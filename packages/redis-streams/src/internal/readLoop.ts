@@ -6,7 +6,7 @@ import { ErrorReply } from "redis"
 import type { Command } from "./command.ts"
 import type { RawEntry } from "./entry.ts"
 import { type Connected, type Link, Lost } from "./link.ts"
-import { codeOf, isPassing, isUnknown, list, text, transportError } from "./reply.ts"
+import { codeOf, isPassing, isRedirect, isUnknown, list, text, transportError } from "./reply.ts"
 import type { Server } from "./server.ts"
 
 /** Without `CLIENT UNBLOCK` nothing can end a read early, so none may be long. */
@@ -367,7 +367,9 @@ export class ReadLoop {
     if (code === "WRONGTYPE" || code === "NOPERM" || code === "NOAUTH") {
       return Effect.forEach(subscriptions, (subscription) => this.failIfWrong(subscription, error), { discard: true })
     }
-    if (connected !== undefined && isPassing(error)) {
+    // A slot that has moved: the next connection goes where the cluster says.
+    const hasMoved = this.server.settings.topology === "cluster" && isRedirect(error)
+    if (connected !== undefined && (hasMoved || isPassing(error))) {
       this.isStuck = true
       return Effect.andThen(pause, Effect.sync(() => this.link?.drop(connected, error)))
     }

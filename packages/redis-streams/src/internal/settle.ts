@@ -32,8 +32,7 @@ const operationOf = (
   { delivery, settlement }: Settling,
   isResent: boolean
 ): Operation | undefined => {
-  // The first one may have arrived, and a later delivery may have been settled since.
-  const lease = delivery instanceof RedisDelivery && !isResent ? subscription.leaseOf(delivery) : ""
+  const lease = delivery instanceof RedisDelivery ? subscription.leaseOf(delivery) : ""
   switch (settlement._tag) {
     case "Ack":
       return undefined
@@ -48,7 +47,8 @@ const operationOf = (
         "retry",
         delivery.id,
         countOf(delivery),
-        lease,
+        // The first one may have arrived, and a later delivery may have been settled since.
+        isResent ? "" : lease,
         `${delayOf(settlement.after)} ${delivery.firstFailedAt ?? ""}`
       ]
     default:
