@@ -12,6 +12,7 @@ import * as groups from "./groups.ts"
 import { HealthRecord, Refusals } from "./health.ts"
 import { Inbox } from "./inbox.ts"
 import * as keys from "./keys.ts"
+import { hasPaused } from "./pauses.ts"
 import type { ReadLoop } from "./readLoop.ts"
 import { firstFailure, rawEntry, Reclaim } from "./reclaim.ts"
 import { codeOf, isPassing, list, text, transportError } from "./reply.ts"
@@ -26,6 +27,9 @@ export const chunk = 500
 
 /** A pipeline that pauses keeps what has arrived for so long; then a peer may have it. */
 const keepsWithdrawn = 1_000
+
+/** For how long after a pause replies may be read that had waited in a socket. Milliseconds. */
+const doubtedFor = 2_000
 
 /** How long an operation that is refused waits for its next turn. */
 const refusedFor = 1_000
@@ -337,25 +341,17 @@ export class RedisSubscription {
     return this.hasPaused || this.now() - keptAt >= this.options.minIdle ? "" : isFirstHand ? "own" : "held"
   }
 
-  /** When the event loop last turned, and until when this process may still read what waited in its sockets. */
-  private turnedAt = performance.now()
-  private doubtUntil = -Infinity
-
   /**
    * Whether this process has just stood still for so long that its leases may have ended: then an entry that nobody has
    * may have been settled by a peer, however lately its reply was read.
    */
   private get hasPaused(): boolean {
-    const now = performance.now()
-    if (now - this.turnedAt > this.options.minIdle / 2) this.doubtUntil = now + 2000
-    this.turnedAt = now
-    return now < this.doubtUntil
+    return hasPaused(this.options.minIdle / 2, doubtedFor)
   }
 
   /** Keeps what waits here from being claimed, and releases what has arrived for an engine that wants nothing. */
   readonly tick: Effect.Effect<void> = Effect.suspend(() => {
     const { inbox } = this
-    void this.hasPaused
     const now = this.now()
     if (inbox.isWithdrawn && inbox.size > 0 && now - inbox.keptAt > keepsWithdrawn) {
       return this.releaseInbox
