@@ -36,6 +36,8 @@ export const asProcess = Effect.fnUntraced(function*(
   yield* child.stdout.pipe(
     Stream.decodeText(),
     Stream.splitLines,
+    // The worker logs there too.
+    Stream.filter((line) => line.startsWith("done ")),
     Stream.runForEach((line) => onDone(name, Number(line.slice("done ".length)))),
     Effect.orDie,
     Effect.forkScoped

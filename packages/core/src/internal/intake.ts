@@ -147,10 +147,11 @@ export class Intake {
     return this.isolated.size > 0 ? 0 : this.isolation.demand(now)
   }
 
-  /** An isolated suspect has left: how long the others have their turn now, in milliseconds. */
-  leftIsolation(attempt: Attempt): number | undefined {
-    if (!this.isolated.delete(attempt)) return undefined
-    return this.isolation.current === attempt ? this.isolation.leave(this.options.now()) : 0
+  /** `true` when an isolated suspect has left. */
+  leftIsolation(attempt: Attempt): boolean {
+    if (!this.isolated.delete(attempt)) return false
+    if (this.isolation.current === attempt) this.isolation.leave(this.options.now())
+    return true
   }
 
   // --- leaving

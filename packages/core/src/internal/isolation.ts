@@ -23,7 +23,7 @@ export class Isolation {
   current: Attempt | undefined
   private since = 0
   /** Until then other messages have their turn. Monotonic milliseconds. */
-  private restUntil = -Infinity
+  restUntil = -Infinity
 
   /** `limit`: the allowed attempts. */
   constructor(limit: number) {
@@ -51,12 +51,10 @@ export class Isolation {
     this.since = now
   }
 
-  /** The others get as much time as the suspect took: a queue of suspects must not stop a pipeline. Milliseconds. */
-  leave(now: number): number {
-    const rest = Math.min(maxRest, now - this.since)
+  /** The others get as much time as the suspect took: a queue of suspects must not stop a pipeline. */
+  leave(now: number): void {
+    this.restUntil = now + Math.min(maxRest, now - this.since)
     this.current = undefined
-    this.restUntil = now + rest
-    return rest
   }
 }
 

@@ -383,9 +383,15 @@ export class Run {
   }
 
   private leftIsolation(attempt: Attempt): void {
-    const rest = this.intake.leftIsolation(attempt)
-    // A timer may fire up to a millisecond early.
-    if (rest !== undefined) this.cancelRest = this.after(rest + 1, () => this.demandChanged())
+    if (this.intake.leftIsolation(attempt)) this.awaitRest()
+  }
+
+  /** A timer may fire early: the rest has ended when the clock says so. */
+  private awaitRest(): void {
+    const left = this.isolation.restUntil - this.now()
+    if (left <= 0) return this.demandChanged()
+    this.cancelRest?.()
+    this.cancelRest = this.after(Math.ceil(left) + 1, () => this.awaitRest())
   }
 
   // --- beginning
