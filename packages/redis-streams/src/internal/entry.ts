@@ -140,6 +140,7 @@ export class RedisDelivery implements Delivery {
       isAcknowledged: false,
       isGone: false,
       isSuperseded: false,
+      isBeginning: false,
       unsettledAt: 0,
       previous: undefined,
       next: undefined
@@ -201,6 +202,8 @@ export interface DeliveryState {
   isAcknowledged: boolean
   /** This consumer was given the entry again: this delivery has no say any more. */
   isSuperseded: boolean
+  /** Its attempt is being counted: which count the server holds is not known, and counting renews the lease. */
+  isBeginning: boolean
   /** The entry is not in the stream any more. */
   isGone: boolean
   /** When it was first seen to be neither settled nor extended; 0: never. */

@@ -176,10 +176,12 @@ export const extending = (server: Server, subscription: RedisSubscription) => {
       const asked = subscription.now()
       const isStale = (delivery: Delivery) =>
         subscription.isMine(delivery) && RedisDelivery.state(delivery).isSuperseded
-      // The entry was deleted: nobody else can have it, and its handler finishes.
-      const isGone = (delivery: Delivery) => subscription.isMine(delivery) && RedisDelivery.state(delivery).isGone
+      // The entry was deleted: nobody else can have it, and its handler finishes. Or it is being counted.
+      const isExempt = (delivery: Delivery) =>
+        subscription.isMine(delivery) &&
+        (RedisDelivery.state(delivery).isGone || RedisDelivery.state(delivery).isBeginning)
       const stale = all.filter(isStale)
-      const deliveries = all.filter((delivery) => !isStale(delivery) && !isGone(delivery))
+      const deliveries = all.filter((delivery) => !isStale(delivery) && !isExempt(delivery))
       if (deliveries.length === 0) return Effect.succeed(stale)
       const operations = deliveries.map((delivery): Operation => [
         "extend",
@@ -230,7 +232,10 @@ export const beginning = (server: Server, subscription: RedisSubscription) => {
   const { key } = subscription.options
   return (delivery: Delivery): Effect.Effect<boolean, TransportError> =>
     Effect.suspend(() => {
-      if (subscription.isMine(delivery) && RedisDelivery.state(delivery).isSuperseded) return Effect.succeed(false)
+      const state = subscription.isMine(delivery) ? RedisDelivery.state(delivery) : undefined
+      if (state?.isSuperseded) return Effect.succeed(false)
+      if (state !== undefined) state.isBeginning = true
+      const asked = subscription.now()
       const command = subscription.commands([["begin", delivery.id, countOf(delivery), "", String(delivery.attempt)]])
       return Effect.matchEffect(server.keep.one(key, command[0]!), {
         onFailure: (error) =>
@@ -239,12 +244,14 @@ export const beginning = (server: Server, subscription: RedisSubscription) => {
             : Effect.fail(transportError(`beginning in ${key}`, server.settings.label, error)),
         onSuccess: (reply) =>
           Effect.sync(() => {
-            if (list(reply).length > 0) {
-              if (subscription.isMine(delivery)) subscription.ended(delivery)
-              return false
-            }
-            if (subscription.isMine(delivery)) RedisDelivery.state(delivery).count = delivery.attempt
-            return true
+            const isOwned = list(reply).length === 0
+            if (state === undefined) return isOwned
+            state.isBeginning = false
+            if (isOwned) {
+              state.count = delivery.attempt
+              state.keptAt = asked
+            } else if (subscription.isMine(delivery)) subscription.ended(delivery)
+            return isOwned
           })
       })
     }).pipe(Effect.uninterruptible)
