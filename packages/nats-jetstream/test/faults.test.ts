@@ -120,6 +120,13 @@ describe.each(versions)("on nats-server %s", (version) => {
           "%20"
         ])
         assert.strictEqual((yield* transport.health).state, "consuming")
+        const stored = yield* Stream.runCollect(transport.browse("orders"))
+        assert.deepStrictEqual(stored.map(({ headers }) => Object.entries(headers)[0]), [
+          ["ä", "x"],
+          undefined,
+          [" ", "a\rb"],
+          undefined
+        ])
       })
     ))
 

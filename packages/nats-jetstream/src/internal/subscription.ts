@@ -35,7 +35,6 @@ export const subscribe = Effect.fnUntraced(function*(
   connection: Connection,
   declaring: Declaring,
   ledger: AttemptLedger,
-  inboxPrefix: string,
   options: Transport.SubscribeOptions
 ): Effect.fn.Return<Transport.Subscription, TransportFailure, Scope.Scope> {
   const badName = names.validateTopic(options.topic) ?? names.validateGroup(options.group)
@@ -286,7 +285,6 @@ export const subscribe = Effect.fnUntraced(function*(
     connection,
     clock,
     subject: `${connection.apiPrefix}.CONSUMER.MSG.NEXT.${consumer.stream_name}.${consumer.name}`,
-    inboxPrefix,
     life: () => life,
     maxBatch: consumer.config.max_batch ?? Infinity,
     maxBytes: consumer.config.max_bytes ?? Infinity,

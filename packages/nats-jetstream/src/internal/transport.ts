@@ -59,14 +59,14 @@ export const make = Effect.fnUntraced(function*(
       })
     )
   }
-  const inboxPrefix = options.inboxPrefix ?? "_INBOX"
   const connection = yield* watch(client, {
     address,
+    inboxPrefix: options.inboxPrefix ?? "_INBOX",
     ...(options.domain === undefined ? {} : { domain: options.domain }),
     ...(options.apiPrefix === undefined ? {} : { apiPrefix: options.apiPrefix })
   })
   const publishTimeout = Duration.fromInputUnsafe(options.publishTimeout ?? "5 seconds")
-  const { send } = yield* publishing(connection, { timeout: publishTimeout, inboxPrefix })
+  const { send } = yield* publishing(connection, { timeout: publishTimeout })
   const declaring: Declaring = {
     manage: options.manage ?? "create",
     retention: options.retention,
@@ -184,7 +184,7 @@ export const make = Effect.fnUntraced(function*(
     },
     limit,
     nameRemedy: names.remedy,
-    subscribe: (wish) => subscribe(connection, declaring, ledger, inboxPrefix, wish),
+    subscribe: (wish) => subscribe(connection, declaring, ledger, wish),
     declare,
     publish: (messages) => Effect.flatMap(publishOnce(messages), identified),
     browse: (topic, options) => browsing.browse(connection, topic, options),
