@@ -4,6 +4,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type { Delivery, Subscription } from "../Transport.ts"
 import type { Attempt } from "./attempt.ts"
+import { summarize } from "./errorDetail.ts"
 import { elapsed, type Instant, instant, PauseDetector } from "./pauseDetector.ts"
 
 /**
@@ -87,7 +88,8 @@ export class Ownership {
         onSure()
       }),
       Effect.catchCause((cause) =>
-        Effect.logWarning(`${name}: could not extend ownership of in-flight messages`, cause)
+        // The line of the outage tells why.
+        Effect.logDebug(`${name}: could not extend ownership of in-flight messages: ${summarize(cause)}`)
       )
     )
   })

@@ -174,6 +174,7 @@ export const connect = Effect.fnUntraced(function*(
           : error
       }
     }).pipe(
+      Effect.raceFirst(sayIfSilent(address, timeout)),
       Effect.timeoutOrElse({
         duration: timeout,
         orElse: () =>
@@ -195,6 +196,15 @@ export const connect = Effect.fnUntraced(function*(
     { interruptible: true }
   )
 })
+
+/** A server that has said nothing for two seconds is worth a line. */
+const sayIfSilent = (address: string, timeout: Duration.Duration): Effect.Effect<never> =>
+  Effect.sleep("2 seconds").pipe(
+    Effect.andThen(Effect.logWarning(
+      `${address}: no connection yet: the server does not answer; trying for ${Duration.format(timeout)}`
+    )),
+    Effect.andThen(Effect.never)
+  )
 
 const secretOf = (secret: string | Redacted.Redacted<string>): string =>
   typeof secret === "string" ? secret : Redacted.value(secret)

@@ -1,3 +1,4 @@
+import { connectionDetail } from "@millrace/core/TransportAuthor"
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -58,16 +59,30 @@ export interface Connected {
 }
 
 /** A connection could not be made. */
-export class DialError extends Data.TaggedError("DialError")<{ readonly address: Address; readonly error: Error }> {
+export class DialError extends Data.TaggedError("DialError")<{
+  readonly address: Address
+  readonly error: Error
+  /** Nothing listens at any of the addresses that were given. */
+  readonly isAlone?: boolean
+}> {
   override get message(): string {
-    return `${nameOf(this.address)}: ${this.error.message}`
+    return `${nameOf(this.address)}: ${this.detail}`
   }
   /** Trying again with the same options cannot help. */
   get isFinal(): boolean {
     const { error } = this
     return isRefusal(error) ||
       error instanceof ErrorReply && /DB index|cluster support disabled|SELECT is not/i.test(error.message) ||
-      /\bDENIED\b/.test(error.message)
+      /\bDENIED\b|Unknown RESP type|unknown command '?SENTINEL/i.test(error.message) ||
+      /^(CERT_|ERR_TLS_|ERR_SSL_|SELF_SIGNED|DEPTH_ZERO|UNABLE_TO_)/.test(systemCode(error))
+  }
+  /** Nothing listens there. */
+  get isAbsent(): boolean {
+    return ["ECONNREFUSED", "ENOTFOUND", "ENOENT", "EACCES"].includes(systemCode(this.error))
+  }
+  /** Why, in a few words. */
+  get detail(): string {
+    return connectionDetail(this.error) ?? this.error.message
   }
 }
 
@@ -80,6 +95,8 @@ export class Lost extends Error {
   }
 }
 
+const systemCode = (error: Error): string => "code" in error && typeof error.code === "string" ? error.code : ""
+
 /** Commands that tell whether a connection works; of these only the second one must be answered. */
 const probes = [["CLIENT", "ID"], ["PING"]] as const
 
@@ -87,11 +104,17 @@ const dialAs = (options: DialOptions, address: Address, login: Login): Effect.Ef
   Effect.callback<Connected, DialError>((resume) => {
     let heard: Error | undefined
     const client = create(options, address, login)
-    client.on("error", (error) => heard ??= asError(error))
+    let isOver = false
     const fail = (error: unknown) => {
+      isOver = true
       client.destroy()
       resume(Effect.fail(new DialError({ address, error: heard ?? asError(error) })))
     }
+    client.on("error", (error) => {
+      heard ??= asError(error)
+      // The client goes on waiting for a server that speaks another protocol.
+      if (!isOver) fail(heard)
+    })
     const [connecting, received] = counting(() => client.connect())
     connecting
       // Nothing of the handshake tells that a password is missing or the server still loading: these do.
@@ -107,6 +130,7 @@ const dialAs = (options: DialOptions, address: Address, login: Login): Effect.Ef
       .then(([id]) => {
         if (!client.isReady) return fail(new Error("closed while connecting"))
         const clientId = id === undefined ? undefined : String(id)
+        isOver = true
         resume(Effect.succeed({ client, address, clientId, received, madeAt: performance.now() }))
       })
       .catch(fail)
@@ -158,7 +182,10 @@ export class Link {
 
   /** Why there is no connection now. */
   get trouble(): string | undefined {
-    return this.connected === undefined ? `${this.purpose}: no connection (${this.cause.message})` : undefined
+    if (this.connected !== undefined) return undefined
+    // The same for all connections: an outage is one.
+    const { cause } = this
+    return `no connection: ${cause instanceof DialError ? cause.message : connectionDetail(cause) ?? cause.message}`
   }
 
   /** Waits for the connection at most `within` milliseconds. */
@@ -280,45 +307,32 @@ export class Link {
     redial: Effect.Effect<Connected, DialError>,
     first?: Connected
   ): Effect.Effect<never, never, Scope.Scope> => {
-    let said = ""
-    let isNews = true
-    let madeAt = 0
+    // The pipelines log the outage, which is one for all connections.
     const connect = (established: boolean) =>
       redial.pipe(
-        Effect.tapError((error) => {
-          this.cause = error
-          if (!error.isFinal || said === error.message) return Effect.void
-          said = error.message
-          return Effect.logError(`redis: ${this.purpose}: ${said} (asked again until it is allowed)`)
-        }),
+        Effect.tapError((error) => Effect.sync(() => void (this.cause = error))),
         Effect.retry(backoff),
         Effect.orDie,
         Effect.timed,
         Effect.flatMap(([took, connected]) => {
           this.adopt(connected)
-          madeAt = performance.now()
-          if (established) this.madeAgainAt = madeAt
-          return established && isNews
-            ? Effect.logInfo(
+          if (established) this.madeAgainAt = performance.now()
+          return established && !this.isRenewing
+            ? Effect.logDebug(
               `redis: ${this.purpose}: connected again to ${nameOf(connected.address)} after ${
                 Math.round(Duration.toMillis(took))
               } ms`
             )
-            : Effect.void
+            : Effect.sync(() => void (this.isRenewing = false))
         })
       )
     const lost = Effect.andThen(
       this.down.await,
-      Effect.suspend(() => {
-        const { message } = this.cause
-        // Made and lost again and again, for the same reason, it is one episode.
-        isNews = !this.isRenewing && (message !== said || performance.now() - madeAt > 10_000)
-        this.isRenewing = false
-        said = message
-        return isNews
-          ? Effect.logWarning(`redis: ${this.purpose}: connection lost (${message}), connecting again`)
-          : Effect.void
-      })
+      Effect.suspend(() =>
+        this.isRenewing
+          ? Effect.void
+          : Effect.logDebug(`redis: ${this.purpose}: connection lost (${this.cause.message}), connecting again`)
+      )
     )
     return Effect.addFinalizer(() =>
       Effect.sync(() => {

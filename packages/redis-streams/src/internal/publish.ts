@@ -150,7 +150,7 @@ export const make = (server: Server, unbounded: ReadonlySet<string>): Publish =>
     return Result.succeed({ id: text(id), duplicate: duplicate === 1 })
   }
 
-  /** Said once, until a message is taken again; shows in the health meanwhile. */
+  /** Shows in the health until a message is taken again; pipelines log their health, publishers have the error. */
   const report = (outcomes: ReadonlyArray<Outcome>): Effect.Effect<void> => {
     const operation = "publishing"
     let isTaken = false
@@ -159,12 +159,12 @@ export const make = (server: Server, unbounded: ReadonlySet<string>): Publish =>
       else if (isLasting(outcome.failure.reason)) {
         const { message } = outcome.failure.reason
         return server.refusals.add(operation, `publishing: ${message}`)
-          ? Effect.logError(`redis: publishing is refused (${message}); said once, until a message is taken again`)
+          ? Effect.logDebug(`redis: publishing is refused (${message}); said once, until a message is taken again`)
           : Effect.void
       }
     }
     return isTaken && server.refusals.clear(operation)
-      ? Effect.logInfo("redis: messages are taken again")
+      ? Effect.logDebug("redis: messages are taken again")
       : Effect.void
   }
 

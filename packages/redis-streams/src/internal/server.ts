@@ -1,4 +1,5 @@
 import { invalidOption, TransportError, Unauthorized, Unreachable } from "@millrace/core/TransportError"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
 import { ErrorReply } from "redis"
@@ -6,7 +7,7 @@ import { redirection, SlotMap, slotOf } from "./cluster.ts"
 import type { Command } from "./command.ts"
 import { Refusals } from "./health.ts"
 import { backoff, type Connected, type DialError, type Link, make as makeLink } from "./link.ts"
-import { codeOf, list, text } from "./reply.ts"
+import { codeOf, isRefusal, list, text } from "./reply.ts"
 import { asEval } from "./scripts/script.ts"
 import { ServerClock } from "./serverClock.ts"
 import { type Address, nameOf, type Settings } from "./settings.ts"
@@ -273,29 +274,57 @@ const knows = (connected: Connected, command: string): Effect.Effect<boolean> =>
     )
   )
 
+/** Tries as long as trying may help: where nothing listens, that is said at once. */
 const firstConnection = (settings: Settings, topology: Topology.Topology): Effect.Effect<Connected, TransportError> => {
   let last: DialError | undefined
+  const limit = Duration.format(Duration.millis(settings.connectTimeout))
+  let isSaid = false
+  /** Once. */
+  const saying = (detail: string) =>
+    Effect.suspend(() => {
+      if (isSaid) return Effect.void
+      isSaid = true
+      return Effect.logWarning(`${settings.label}: no connection yet: ${detail}; trying for ${limit}`)
+    })
+  const isFinal = (error: DialError) => error.isFinal || error.isAlone === true
   return topology.connect("").pipe(
-    Effect.tapError((error) => Effect.sync(() => last = error)),
-    Effect.retry({ schedule: backoff, while: (error) => !error.isFinal }),
+    Effect.tapError((error) => {
+      last = error
+      return isFinal(error) ? Effect.void : saying(error.detail)
+    }),
+    Effect.retry({ schedule: backoff, while: (error) => !isFinal(error) }),
     Effect.mapError((error) => refused(settings, error)),
+    Effect.raceFirst(
+      Effect.andThen(
+        Effect.sleep(silence),
+        Effect.andThen(
+          saying(`the server does not answer${settings.tls === undefined ? "" : ", it may not speak TLS"}`),
+          Effect.never
+        )
+      )
+    ),
     Effect.timeoutOrElse({
       duration: settings.connectTimeout,
-      orElse: () =>
-        Effect.fail(
-          new TransportError({
-            transport: "redis",
-            reason: new Unreachable({ address: settings.label, ...(last === undefined ? {} : { cause: last.error }) })
-          })
-        )
+      orElse: () => Effect.fail(unreachable(settings, last?.error))
     })
   )
 }
 
+/** In milliseconds: a server that has said nothing for so long is worth a line. */
+const silence = 2_000
+
+const unreachable = ({ label }: Settings, cause: Error | undefined): TransportError =>
+  new TransportError({
+    transport: "redis",
+    reason: new Unreachable(cause === undefined ? { address: label } : { address: label, cause })
+  })
+
 const refused = (settings: Settings, { error }: DialError): TransportError =>
   /ERR AUTH .*without any password/.test(error.message)
     ? invalidOption("redis", "password", "given", "this server has none, leave it out")
-    : new TransportError({
+    : isRefusal(error) || /\bDENIED\b/.test(error.message)
+    ? new TransportError({
       transport: "redis",
       reason: new Unauthorized({ address: settings.label, operation: "the connection", detail: error.message })
     })
+    : unreachable(settings, error)
