@@ -84,6 +84,7 @@ describe("logs", () => {
         "error.type": "TypeError"
       })
       assert.include(String(stack), "logs.test.ts")
+      assert.notInclude(String(stack), "core/src/internal")
     }).pipe(Effect.scoped, Effect.provide([MemoryTransport.layer(), layer]))
   })
 

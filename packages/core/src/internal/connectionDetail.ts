@@ -67,7 +67,7 @@ const byText: ReadonlyArray<readonly [pattern: RegExp, detail: string]> = [
   [/unknown RESP type/i, "the server does not speak the Redis protocol; correct the host and the port"],
   [
     /socket closed|node provided an undefined error|connection disconnected/i,
-    "the server closed the connection; it may expect TLS"
+    "the server closed the connection"
   ],
   [/time(d)? ?out/i, "no answer in time"],
   [/connection (was )?refused/i, "connection refused"]

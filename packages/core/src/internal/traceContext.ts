@@ -69,12 +69,28 @@ class UnsampledSpan implements Tracer.ExternalSpan {
   get spanId(): string {
     return this.ids.spanId
   }
+  get isUsed(): boolean {
+    return this.#ids !== undefined
+  }
   private get ids() {
     return this.#ids ??= fromTraceparent(this.#traceparent) ?? { traceId: hex(32), spanId: hex(16) }
   }
 }
 
-export const unsampledSpan = (headers: Headers): Tracer.ExternalSpan => new UnsampledSpan(headers["traceparent"])
+const unused = new WeakMap<object, { readonly span: UnsampledSpan; readonly context: Context.Context<never> }>()
+
+/** `context` for the handlers of a message without a span; a trace of its own is shared until somebody looks at its ids. */
+export const unsampled = <R>(context: Context.Context<R>, headers: Headers): Context.Context<R> => {
+  const { traceparent } = headers
+  if (traceparent !== undefined) return Context.add(context, Tracer.ParentSpan, new UnsampledSpan(traceparent))
+  const known = unused.get(context)
+  if (known !== undefined && !known.span.isUsed) return known.context as Context.Context<R>
+  const span = new UnsampledSpan(undefined)
+  // Flat: each fiber looks up a dozen services.
+  const added = Context.makeUnsafe<R>(new Map(Context.add(context, Tracer.ParentSpan, span).mapUnsafe))
+  unused.set(context, { span, context: added as Context.Context<never> })
+  return added
+}
 
 const hex = (digits: number): string => {
   let text = ""

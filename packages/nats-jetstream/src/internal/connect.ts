@@ -42,6 +42,14 @@ const parse = (text: string) => {
           : "give nats://host:port or tls://host:port, several separated by commas"
       )
     }
+    if (!["", "/"].includes(url.pathname) || url.search !== "" || url.hash !== "") {
+      return TransportError.invalidOption(
+        transport,
+        "url",
+        TransportError.redactUrl(given),
+        "an address ends with its port: percent-encode / ? # in a user or password, and give a token as an option"
+      )
+    }
     servers.push(url.port === "" ? `${url.hostname}:4222` : url.host)
     try {
       if (url.username !== "") user = decodeURIComponent(url.username)

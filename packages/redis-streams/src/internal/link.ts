@@ -1,4 +1,5 @@
 import { connectionDetail } from "@millrace/core/TransportAuthor"
+import * as Cause from "effect/Cause"
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -150,7 +151,10 @@ export const dial = (options: DialOptions, address: Address): Effect.Effect<Conn
   )
 
 /** The words of a failure of whoever gives credentials; what else it holds may be secret. */
-const describe = (cause: unknown): string => cause instanceof Error ? cause.name : typeof cause
+const describe = (cause: unknown): string => {
+  const own = Cause.isUnknownError(cause) && "cause" in cause ? cause.cause : cause
+  return own instanceof Error ? own.name : typeof own
+}
 
 /** 50 ms to 2 s, jittered: while a server is down, every connection asks for it once every other second at most. */
 export const backoff = Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("2 seconds")]).pipe(

@@ -1,3 +1,4 @@
+import { connectionDetail } from "@millrace/core/TransportAuthor"
 import { invalidOption, TransportError, Unauthorized, Unreachable } from "@millrace/core/TransportError"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -290,7 +291,7 @@ const firstConnection = (settings: Settings, topology: Topology.Topology): Effec
   return topology.connect("").pipe(
     Effect.tapError((error) => {
       last = error
-      return isFinal(error) ? Effect.void : saying(error.detail)
+      return isFinal(error) ? Effect.void : saying(reasonOf(settings, error))
     }),
     Effect.retry({ schedule: backoff, while: (error) => !isFinal(error) }),
     Effect.mapError((error) => refused(settings, error)),
@@ -305,7 +306,7 @@ const firstConnection = (settings: Settings, topology: Topology.Topology): Effec
     ),
     Effect.timeoutOrElse({
       duration: settings.connectTimeout,
-      orElse: () => Effect.fail(unreachable(settings, last?.error))
+      orElse: () => Effect.fail(unreachable(settings, last))
     })
   )
 }
@@ -313,18 +314,27 @@ const firstConnection = (settings: Settings, topology: Topology.Topology): Effec
 /** In milliseconds: a server that has said nothing for so long is worth a line. */
 const silence = 2_000
 
-const unreachable = ({ label }: Settings, cause: Error | undefined): TransportError =>
+/** Why a first connection failed; a server that expects TLS says nothing and closes it. */
+const reasonOf = ({ tls }: Settings, { detail }: DialError): string =>
+  tls === undefined && detail === connectionDetail(new Error("socket closed")) ? `${detail}; it may expect TLS` : detail
+
+const unreachable = (settings: Settings, last: DialError | undefined): TransportError =>
   new TransportError({
     transport: "redis",
-    reason: new Unreachable(cause === undefined ? { address: label } : { address: label, cause })
+    reason: new Unreachable({
+      address: settings.label,
+      ...(last === undefined ? {} : { cause: new Error(reasonOf(settings, last)) })
+    })
   })
 
-const refused = (settings: Settings, { error }: DialError): TransportError =>
-  /ERR AUTH .*without any password/.test(error.message)
+const refused = (settings: Settings, failure: DialError): TransportError => {
+  const { error } = failure
+  return /ERR AUTH .*without any password/.test(error.message)
     ? invalidOption("redis", "password", "given", "this server has none, leave it out")
     : isRefusal(error) || /\bDENIED\b/.test(error.message)
     ? new TransportError({
       transport: "redis",
       reason: new Unauthorized({ address: settings.label, operation: "the connection", detail: error.message })
     })
-    : unreachable(settings, error)
+    : unreachable(settings, failure)
+}
