@@ -123,6 +123,24 @@ describe("a message that a peer owns", () => {
     }))
 })
 
+describe("an extension that has no answer", () => {
+  it.effect("does not stop the ones after it", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const { extend } = hand
+      hand.extend = () => Effect.never
+      yield* on(hand, (from) => from.pipe(Pipeline.mapPromise(() => never())))
+      hand.deliver(delivery(1))
+      yield* adjust("10 seconds")
+      yield* adjust("10 seconds")
+      hand.extend = extend
+      yield* adjust("5 seconds")
+      assert.deepStrictEqual(hand.extended, [["1"], ["1"]])
+      yield* adjust("5 seconds")
+      assert.deepStrictEqual(hand.extended, [["1"], ["1"], ["1"]])
+    }))
+})
+
 describe("a process that stood still", () => {
   // was: a process that stood still began what a peer had long handled
   it.effect("asks before it begins what it has buffered", () =>
