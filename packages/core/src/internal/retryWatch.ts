@@ -82,6 +82,15 @@ export class RetryWatch {
     return true
   }
 
+  /** It cannot come back any more. */
+  gaveUp(id: string): void {
+    const entry = this.entries.get(id)
+    if (entry === undefined) return
+    this.remove(entry)
+    entry.onGone?.()
+    this.options.onChange()
+  }
+
   private remove(entry: Entry): void {
     this.entries.delete(entry.id)
     if (this.dueNow.delete(entry)) return
