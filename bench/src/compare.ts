@@ -2,7 +2,7 @@
  * Two commits in turn: this one, and another with its own child programs.
  */
 import * as Effect from "effect/Effect"
-import * as Child from "./child.ts"
+import type * as Child from "./child.ts"
 import { type Cell, Fleet, specOf, type Urls } from "./fleet.ts"
 import * as plan from "./plan.ts"
 import { cpuRatio, rateRatio, type Result, type Results } from "./results.ts"

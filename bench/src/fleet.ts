@@ -118,10 +118,10 @@ export class Fleet {
   }
 
   /** A topic with so many messages. Arms that only consume share it, each pass in a group of its own. */
-  topic(server: Server, spec: Spec, count: number): Effect.Effect<string> {
+  topic(server: Server, spec: Spec, count: number, use: "measured" | "warm" = "measured"): Effect.Effect<string> {
     const isOwn = this.options.ownTopics === true || spec.rate !== undefined || workOf(spec.arm) !== "consume" ||
       spec.arm === "bullmq"
-    const key = `${spec.broker}/${spec.size}/${count}`
+    const key = `${spec.broker}/${spec.size}/${count}/${use}`
     const known = isOwn ? undefined : this.topics.get(key)
     if (known !== undefined) return Effect.succeed(known)
     const name = `bench${names++}x`
@@ -164,7 +164,7 @@ export class Fleet {
       const topics = { topic: `memory${names++}`, warmUp: `memory${names++}` }
       if (server !== undefined) {
         const { rate: _, ...still } = spec
-        if (warming > 0) topics.warmUp = yield* this.topic(server, still, warming)
+        if (warming > 0) topics.warmUp = yield* this.topic(server, still, warming, "warm")
         topics.topic = yield* this.topic(server, spec, spec.count)
       }
       const producer = spec.rate === undefined ? undefined : yield* this.producer(spec.broker)

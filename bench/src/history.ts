@@ -45,7 +45,7 @@ export const write = (rows: ReadonlyArray<Row>, commit: string): string => {
     ])
   )
   const release: Release = { version, commit, ratios }
-  const before = releases().filter((other) => byVersion(other, release) < 0).at(-1)
+  const before = releases().findLast((other) => byVersion(other, release) < 0)
   fs.mkdirSync(folder, { recursive: true })
   fs.writeFileSync(path.join(folder, `${version}.json`), `${JSON.stringify(release, undefined, 2)}\n`)
   return markdown(

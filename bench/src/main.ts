@@ -47,7 +47,9 @@ const report = (value: unknown): void => {
   if (!isPass(value)) return
   const { measured: { cpu, rate }, spec } = value
   process.stderr.write(
-    `${spec.broker} ${spec.arm} limit ${spec.concurrency} ${spec.size} B ${spec.delay} ms: ` +
+    `${
+      (performance.now() / 1000).toFixed(1)
+    } s ${spec.broker} ${spec.arm} limit ${spec.concurrency} ${spec.size} B ${spec.delay} ms: ` +
       `${table.thousands(rate)}, ${cpu.toFixed(2)} µs\n`
   )
 }

@@ -206,6 +206,32 @@ describe.each(versions)("on nats-server %s", (version) => {
         })
       ))
 
+    it.live("an ordered subscription begins with everything that was released, in the order of the stream", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const numbers = Arr.makeBy(700, String)
+          yield* publish("orders", numbers.slice(0, 600))
+          const released = (count: number) =>
+            Effect.scoped(Effect.gen(function*() {
+              const subscription = yield* subscribe("orders", { maxOwned: 600 })
+              yield* settle(subscription, yield* take(subscription, count), Settlement.release)
+            }))
+          yield* released(600)
+          // The server now has these behind the others.
+          yield* released(4)
+          yield* publish("orders", numbers.slice(600))
+          const subscription = yield* subscribe("orders", { ordered: true })
+          const seen: Array<string> = []
+          while (seen.length < 700) {
+            const taken = yield* subscription.pull(demand(8))
+            assert.isAtMost(taken.length, 8)
+            seen.push(...taken.map(text))
+            yield* settle(subscription, taken, Settlement.ack)
+          }
+          assert.deepStrictEqual(seen, numbers)
+        })
+      ))
+
     it.live("attempts are right through retries, releases and other processes", () =>
       on(() =>
         Effect.gen(function*() {
