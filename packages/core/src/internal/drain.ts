@@ -33,6 +33,12 @@ export const drain = (run: Run): Effect.Effect<void> =>
     if (!(yield* within(run.settler.awaitIdle, grace))) {
       yield* Effect.logError(`${name}: the broker did not confirm the last settlements; it will deliver them again`)
     }
+    // 8. Dead letters of messages that the broker had deleted when they were released.
+    if (!(yield* within(run.outcomes.awaitWriting, grace))) {
+      yield* Effect.logError(
+        `${name}: dead letters of messages that the broker has deleted could not be written in time`
+      )
+    }
     run.close()
   })
 

@@ -140,7 +140,11 @@ export class OutcomeLog {
     now: number
   ): void {
     const times = attempts === 1 ? "1 attempt" : `${attempts} attempts`
-    const after = reason === "undecodable" ? "it cannot be decoded" : `after ${times}, ${reason}`
+    const after = reason === "undecodable"
+      ? "it cannot be decoded"
+      : reason === "vanished"
+      ? `after ${times}, the broker stores it no longer`
+      : `after ${times}, ${reason}`
     this.failed(
       kind,
       delivery,

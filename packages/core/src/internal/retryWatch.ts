@@ -69,6 +69,15 @@ export class RetryWatch {
     if (entry !== undefined) this.remove(entry)
   }
 
+  /** It cannot come back any more. */
+  gaveUp(id: string): void {
+    const entry = this.entries.get(id)
+    if (entry === undefined) return
+    this.remove(entry)
+    entry.onGone?.()
+    this.options.onChange()
+  }
+
   private remove(entry: Entry): void {
     this.entries.delete(entry.id)
     if (this.dueNow.delete(entry)) return

@@ -488,8 +488,22 @@ export class Run {
 
   /** The broker has answered. */
   private settled(attempt: Attempt, owned: boolean): void {
-    if (!owned) this.lost(attempt)
+    if (!owned) {
+      if (attempt.delivery.vanished === true && !attempt.isLost && isMeantToReturn(attempt)) {
+        this.retries.gaveUp(attempt.delivery.id)
+        this.outcomes.vanished(attempt)
+      } else {
+        this.lost(attempt)
+      }
+    }
     attempt.onSettled?.(owned)
+  }
+
+  /** The broker deleted messages that no attempt here stands for. */
+  vanished(ids: ReadonlyArray<string>): void {
+    for (const id of ids) this.retries.gaveUp(id)
+    this.outcomes.counts.vanished += ids.length
+    this.sight.vanished(ids.length)
   }
 
   /** Handled, for the user to settle: its permit and its key are free. */
@@ -606,6 +620,10 @@ export class Run {
     this.settler.close()
   }
 }
+
+/** Its settlement asked for another delivery. */
+const isMeantToReturn = ({ settlement }: Attempt): boolean =>
+  settlement._tag === "Retry" || settlement._tag === "Release"
 
 /** How long a key waits for a retry that is due, where ownership does not end. Milliseconds. */
 const giveUpWithoutLease = 30_000
