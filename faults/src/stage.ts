@@ -123,9 +123,11 @@ export const make = Effect.fnUntraced(function*(target: Target, options: Partial
       child.kill(to === "stop" ? "SIGTERM" : "SIGKILL")
     }
     const gone = new Promise<number>((resolve) =>
-      child.on("exit", (code) => {
+      child.on("exit", (code, signal) => {
         const after = told === undefined ? 0 : performance.now() - told.at
-        const how = told?.to === "stop" && code === 130
+        // Told before its program listens for signals, it has nothing to drain.
+        const isEarly = signal === "SIGTERM" && !journal.lines().some((line) => line._tag === "Up" && line.pid === of)
+        const how = told?.to === "stop" && (code === 130 || isEarly)
           ? "drained"
           : told?.to === "die" || code === exitCodeOfKiller
           ? "killed"

@@ -38,11 +38,9 @@ describe("connecting", () => {
 
   it.live("a port that refuses is a typed error at once, not a wait", () =>
     Effect.gen(function*() {
-      const started = performance.now()
-      const error = yield* failing({ url: "nats://user:secret@127.0.0.1:1" })
+      const error = yield* failing({ url: "nats://user:secret@127.0.0.1:1", connectTimeout: "1 hour" })
       assert.match(error.message, /^nats: no broker answers at nats:\/\/127\.0\.0\.1:1/)
       assert.notInclude(JSON.stringify(error), "secret")
-      assert.isBelow(performance.now() - started, 5000)
     }))
 
   it.live("a server that accepts and never speaks is given connectTimeout", () =>

@@ -4,7 +4,7 @@ import * as Settlement from "@millrace/core/Settlement"
 import * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import type { RedisStreams } from "@millrace/redis-streams"
-import { Brokers } from "@millrace/testing"
+import { Brokers, Proxy } from "@millrace/testing"
 import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -13,7 +13,7 @@ import * as Fiber from "effect/Fiber"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
-import { connect as connectTo, createServer } from "node:net"
+import { createServer } from "node:net"
 import {
   connect,
   demand,
@@ -36,8 +36,8 @@ const onServer = <A, E>(
 
 const quick = { answerTimeout: "1 second", claim: { minIdle: "1 second" } } as const
 
-/** How long the load test runs, in seconds: `MILLRACE_SOAK=120` for the long one. */
-const soakFor = Number(process.env["MILLRACE_SOAK"] ?? 5)
+/** How long the load test runs at least, in seconds: `MILLRACE_SOAK=120` for the long one. */
+const soakFor = Number(process.env["MILLRACE_SOAK"] ?? 3)
 
 /** A pipeline that notes what it handled, on connections of its own. */
 const consuming = Effect.fnUntraced(function*(topic: string, options?: Partial<RedisStreams.Options>) {
@@ -57,36 +57,33 @@ const consuming = Effect.fnUntraced(function*(topic: string, options?: Partial<R
   return { running, handled, suspects, redis: Context.get(context, Transport) }
 })
 
-/** Stands before the server. What hangs passes nothing any more and stays open; new connections work. */
-const proxy = Effect.fnUntraced(function*(port: number) {
-  const connections: Array<{ reads: boolean; publishes: boolean; hangs: boolean; isMute: boolean }> = []
-  const door = createServer((client) => {
-    const connection = { reads: false, publishes: false, hangs: false, isMute: false }
-    connections.push(connection)
-    const server = connectTo(port, "127.0.0.1")
-    client.on("data", (chunk) => {
-      connection.reads ||= chunk.includes("XREADGROUP")
-      connection.publishes ||= chunk.includes("XADD")
-      if (!connection.hangs) server.write(chunk)
-    })
-    server.on("data", (chunk) => connection.hangs || connection.isMute || client.write(chunk))
-    for (const [one, other] of [[client, server], [server, client]] as const) {
-      one.on("close", () => other.destroy()).on("error", () => {})
+/** Stands before the server, and knows what each connection is for. */
+const watched = Effect.fnUntraced(function*(broker: Brokers.Broker) {
+  const uses = new Map<Proxy.Connection, { reads: boolean; publishes: boolean; isMute: boolean }>()
+  const proxy = yield* Proxy.make(broker, {
+    pass: (piece, to, connection) => {
+      const use = uses.get(connection) ?? { reads: false, publishes: false, isMute: false }
+      uses.set(connection, use)
+      if (to === "client") return use.isMute ? Buffer.alloc(0) : piece
+      use.reads ||= piece.includes("XREADGROUP")
+      use.publishes ||= piece.includes("XADD")
+      return piece
     }
   })
-  yield* Effect.acquireRelease(
-    Effect.callback<void>((resume) => void door.listen(0, "127.0.0.1", () => resume(Effect.void))),
-    () => Effect.sync(() => door.close())
-  )
-  const address = door.address()
   return {
-    url: `redis://127.0.0.1:${typeof address === "object" && address !== null ? address.port : 0}`,
+    proxy,
+    url: proxy.through(broker.url),
+    /** Nothing passes on these any more, and nobody is told; new connections work. */
     hang: (which: "all" | "reading") => {
-      for (const connection of connections) connection.hangs ||= which === "all" || connection.reads
+      for (const [connection, { reads }] of uses) if (which === "all" || reads) connection.hang()
     },
-    /** What is sent on the keeping connection arrives, and no answer comes back. */
-    mute: () => {
-      for (const connection of connections) connection.isMute ||= !connection.reads && !connection.publishes
+    /** What is sent on these arrives, and no answer comes back. */
+    mute: (which: "keeping" | "publishing") => {
+      for (const use of uses.values()) {
+        use.isMute ||= which === "publishing"
+          ? use.publishes
+          : !use.reads && !use.publishes
+      }
     }
   }
 })
@@ -128,7 +125,11 @@ describe("what a server does to a consumer", () => {
         const topic = fresh("killed")
         const { handled, running } = yield* consuming(topic)
         for (let round = 0; round < 5; round++) {
-          for (let i = 0; i < 200; i++) yield* run("XADD", topic, "*", "body", JSON.stringify(`${round} ${i}`))
+          yield* Effect.forEach(
+            Arr.makeBy(200, (i) => JSON.stringify(`${round} ${i}`)),
+            (body) => run("XADD", topic, "*", "body", body),
+            { concurrency: "unbounded", discard: true }
+          )
           yield* run("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         }
         yield* until("all handled", Effect.sync(() => handled.size === 1_000))
@@ -173,7 +174,7 @@ describe("what a server does to a consumer", () => {
           })))
           const end = performance.now() + soakFor * 1_000
           let kills = 0
-          while (performance.now() < end) {
+          while (performance.now() < end || confirmed.size <= 1_000) {
             yield* Effect.sleep(soakFor < 60 ? 1_000 : 3_000)
             yield* broker.kill
             kills++
@@ -191,7 +192,6 @@ describe("what a server does to a consumer", () => {
               `once (${explained.length} of them redelivered as suspect), ${resettled} settlements sent again`
           )
           assert.strictEqual(explained.length, repeated.length)
-          assert.isAbove(confirmed.size, 1_000)
         })
       ),
     (soakFor + 120) * 1_000
@@ -257,13 +257,13 @@ describe("what a server does to a consumer", () => {
     ))
 
   it.live(
-    "half-open, all connections or only the reading one: consumption stood still for 8 to 14 seconds",
+    "half-open, all connections or only the reading one: consumption goes on before the answer timeout has passed",
     () =>
       onServer(
         {},
         Effect.gen(function*() {
           const { broker, run } = yield* Server
-          const { hang, url } = yield* proxy(broker.port)
+          const { hang, url } = yield* watched(broker)
           const topic = fresh("half-open")
           const { handled } = yield* consuming(topic, { url, answerTimeout: "10 seconds", claim: {} })
           for (const which of ["all", "reading"] as const) {
@@ -280,19 +280,15 @@ describe("what a server does to a consumer", () => {
               )
             )
             yield* run("XADD", topic, "*", "body", JSON.stringify(after))
-            yield* until(after, Effect.sync(() => handled.has(after)), 7)
-            yield* until(
-              "settled",
-              Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0),
-              3
-            )
+            yield* until(after, Effect.sync(() => handled.has(after)), 9)
+            yield* until("settled", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
           }
         })
       ),
     60_000
   )
 
-  it.live("may not acknowledge, or claim, or connect any more: that was tried for ever and nobody was told", () =>
+  it.live("may not acknowledge, or claim, or connect any more: that is logged once, shows in health, and ends when it may", () =>
     onServer(
       {},
       Effect.gen(function*() {
@@ -414,12 +410,12 @@ describe("what a server does to a consumer", () => {
 })
 
 describe("what a consumer's connection does to a message", () => {
-  it.live("a due retry whose answer was lost with the connection counted an attempt that nobody saw", () =>
+  it.live("a due retry whose answer is lost with the connection is given again, and counts one attempt", () =>
     onServer(
       {},
       Effect.gen(function*() {
         const { broker, run } = yield* Server
-        const { mute, url } = yield* proxy(broker.port)
+        const { mute, url } = yield* watched(broker)
         const redis = yield* transport({ url, answerTimeout: "1 second" })
         const topic = fresh("lost-hand")
         const subscription = yield* redis.subscribe(subscribing(topic))
@@ -430,7 +426,7 @@ describe("what a consumer's connection does to a message", () => {
           yield* subscription.settle([{ delivery, settlement: retry(delay) }])
         }
         const pulling = yield* Effect.forkChild(subscription.pull(demand(1)), { startImmediately: true })
-        mute()
+        mute("keeping")
         const count = Effect.map(run("XPENDING", topic, "g", "-", "+", "1"), ([[, , , count]]) => Number(count))
         yield* until("counted at the server", Effect.map(count, (n) => n === 3))
         const [again] = yield* Fiber.join(pulling)
@@ -443,7 +439,7 @@ describe("what a consumer's connection does to a message", () => {
       { persistence: "always" },
       Effect.gen(function*() {
         const { broker, run } = yield* Server
-        const redis = yield* transport(quick)
+        const redis = yield* transport()
         const topic = fresh("settle")
         const subscription = yield* redis.subscribe(subscribing(topic))
         yield* redis.publish(Arr.makeBy(4, (i) => outgoing(topic, String(i))) as any)
@@ -493,16 +489,17 @@ describe("what a consumer's connection does to a message", () => {
     onServer(
       {},
       Effect.gen(function*() {
-        const { broker } = yield* Server
-        const redis = yield* transport({ answerTimeout: "300 millis" })
+        const { broker, run } = yield* Server
         const topic = fresh("unknown")
+        const { mute, proxy, url } = yield* watched(broker)
+        const redis = yield* transport({ url })
         yield* redis.publish([outgoing(topic, "first")])
-        yield* broker.pause
-        const [outcome] = yield* redis.publish([outgoing(topic, "second")])
-        yield* broker.resume
+        mute("publishing")
+        const publishing = yield* Effect.forkChild(redis.publish([outgoing(topic, "second")]))
+        yield* until("it has arrived", Effect.map(run("XLEN", topic), (n) => n === 2))
+        yield* proxy.cut
+        const [outcome] = yield* Fiber.join(publishing)
         assert.strictEqual(Result.isFailure(outcome!) && outcome.failure.reason._tag, "OutcomeUnknown")
-        const subscription = yield* redis.subscribe(subscribing(topic))
-        assert.strictEqual(textOf((yield* subscription.pull(demand(1)))[0]), "first")
       })
     ))
 

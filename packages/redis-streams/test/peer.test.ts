@@ -38,7 +38,7 @@ const calls = (stats: unknown, command: string): number =>
   Number(new RegExp(`cmdstat_${command}:calls=(\\d+)`).exec(String(stats))?.[1] ?? 0)
 
 layer(serving("redis", { persistence: "always" }), { excludeTestServices: true })("once went wrong elsewhere", (it) => {
-  it.effect("P1: a deleted stream meant thousands of reads a second, and new messages were never handled", () =>
+  it.effect("P1: a deleted stream costs a few reads a second, and new messages are handled", () =>
     Effect.gen(function*() {
       const { run } = yield* Server
       const topic = fresh("p1")
@@ -53,7 +53,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       assert.strictEqual((yield* running.health).state, "consuming")
     }))
 
-  it.effect("P2: a message that was acknowledged as documented stayed pending for ever", () =>
+  it.effect("P2: a message that is acknowledged, by policy or by hand, is not pending any more", () =>
     Effect.gen(function*() {
       const { run } = yield* Server
       const redis = yield* transport()
@@ -70,7 +70,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       yield* until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
     }))
 
-  it.effect("P3: a handler that failed was never called again, and its message stayed pending", () =>
+  it.effect("P3: a handler that fails is called again, and its message does not stay pending", () =>
     Effect.gen(function*() {
       const { run } = yield* Server
       const redis = yield* transport()
@@ -88,7 +88,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       assert.strictEqual(calls, 3)
     }))
 
-  it.effect("P4: an undecodable entry stuck, and took a whole batch with it", () =>
+  it.effect("P4: an undecodable entry is dead-lettered alone, and its batch is handled", () =>
     Effect.gen(function*() {
       const { run } = yield* Server
       const redis = yield* transport()
@@ -108,7 +108,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       assert.deepStrictEqual(Uint8Array.from(dead!.body), bad)
     }))
 
-  it.effect("P5: stopping with a backlog left what had been fetched pending, and the next start did not get it", () =>
+  it.effect("P5: a stop with a backlog releases what was fetched, and the next start gets it", () =>
     Effect.gen(function*() {
       const { run } = yield* Server
       const redis = yield* transport()
@@ -130,7 +130,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       assert.strictEqual(handled.length, 100)
     }))
 
-  it.effect("P6: a slow consumer took the whole backlog", () =>
+  it.effect("P6: a slow consumer takes no more than its prefetch", () =>
     Effect.gen(function*() {
       const { run } = yield* Server
       const redis = yield* transport()
@@ -150,7 +150,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       assert.isAtMost(pending, 4 + 512)
     }))
 
-  it.effect("P7: a start id for a group that existed meant no message and a hot loop", () =>
+  it.effect("P7: a start id for a group that exists changes nothing", () =>
     Effect.gen(function*() {
       const { run } = yield* Server
       const redis = yield* transport()
@@ -170,7 +170,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       assert.isAtMost(calls(yield* run("INFO", "commandstats"), "xreadgroup"), 3)
     }))
 
-  it.effect("P8: a second single read in a group failed", () =>
+  it.effect("P8: a second single read in a group succeeds", () =>
     Effect.gen(function*() {
       const redis = yield* transport()
       const topic = fresh("p8")
@@ -181,7 +181,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       assert.deepStrictEqual(texts, [`"0"`, `"1"`])
     }))
 
-  it.effect("P10: claiming took one command for each entry and nothing new was read", () =>
+  it.effect("P10: many entries are claimed by one command, and what is new is read", () =>
     Effect.gen(function*() {
       const { run } = yield* Server
       const redis = yield* transport()
@@ -200,17 +200,17 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       assert.isAtMost(calls(yield* run("INFO", "commandstats"), "evalsha"), 40)
     }))
 
-  it.effect("P10: a handler that took longer than the claim time was run twice at once", () =>
+  it.effect("P10: a handler that takes longer than the claim time runs once", () =>
     Effect.gen(function*() {
       const redis = yield* transport()
       const topic = fresh("p10-long")
       yield* redis.publish([json(topic, "long")])
       let starts = 0
       const pipeline = source(topic).pipe(
-        Pipeline.mapEffect(() => Effect.andThen(Effect.sync(() => starts++), Effect.sleep("3 seconds"))),
+        Pipeline.mapEffect(() => Effect.andThen(Effect.sync(() => starts++), Effect.sleep("3500 millis"))),
         Pipeline.concurrency(4)
       )
-      const options = { claim: { minIdle: "300 millis" } } as const
+      const options = { claim: { minIdle: "1500 millis" } } as const
       const one = yield* started(pipeline, options)
       const two = yield* started(pipeline, options)
       const handled = Effect.zipWith(one.counts, two.counts, (a, b) => a.handled + b.handled)
@@ -218,7 +218,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       assert.strictEqual(starts, 1)
     }))
 
-  it.effect("P10: a message that always failed was tried again without end", () =>
+  it.effect("P10: a message that always fails is dead-lettered after its limit", () =>
     Effect.gen(function*() {
       const { run } = yield* Server
       const redis = yield* transport()
@@ -238,7 +238,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       assert.strictEqual((yield* running.counts).handled, 1)
     }))
 
-  it.effect("P11: while the server was killed and restarted, publishes and acknowledgements were lost", () =>
+  it.effect("P11: publishes and acknowledgements survive a kill and restart of the server", () =>
     Effect.gen(function*() {
       const { broker, run } = yield* Server
       const topic = fresh("p11")
@@ -273,7 +273,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       yield* until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
     }))
 
-  it.effect("a polling interval above three seconds kept the subscriber from starting", () =>
+  it.effect("a long block does not delay the start", () =>
     Effect.gen(function*() {
       const redis = yield* transport()
       const topic = fresh("interval")
@@ -284,7 +284,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       yield* until("a", Effect.sync(() => handled.length === 1))
     }))
 
-  it.effect("a read that blocked longer than the client's own timeout failed and slept", () =>
+  it.effect("a read may block longer than the answer timeout", () =>
     Effect.gen(function*() {
       const { run } = yield* Server
       const redis = yield* transport()
@@ -292,7 +292,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       const handled: Array<string> = []
       const running = yield* started(
         source(topic).pipe(Pipeline.map((value) => void handled.push(value))),
-        { block: "3 seconds", answerTimeout: "500 millis" }
+        { block: "10 seconds", answerTimeout: "1500 millis" }
       )
       yield* run("CONFIG", "RESETSTAT")
       yield* Effect.sleep(2_000)

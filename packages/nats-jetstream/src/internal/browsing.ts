@@ -7,19 +7,11 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
 import { type Connection, interrupted, unexpected } from "./connection.ts"
-import { headersIn, toHeaders } from "./headers.ts"
+import { getBatch, type Stored } from "./directGet.ts"
+import { headersIn } from "./headers.ts"
 import { idOf, isEarlier, type Life, sequenceIn } from "./life.ts"
 import { atLeast } from "./server.ts"
 import { findStream } from "./streams.ts"
-
-/** A stored message, as an answer of the API has it. */
-interface Stored {
-  readonly subject: string
-  readonly seq: number
-  readonly time: string
-  readonly body: Uint8Array
-  readonly headers: Transport.Delivery["headers"]
-}
 
 /** The most messages that one request asks for. */
 const maxBatch = 512
@@ -136,14 +128,10 @@ const range = (
 }
 
 const batched = ({ connection, stream, topic, ...rest }: Source, from: number, to: number, most: number) =>
-  connection.call(`reading ${topic}`, async (jsm) => {
-    const messages: Array<Stored> = []
-    const answers = await jsm.direct.getBatch(stream, { seq: from, batch: most, next_by_subj: topic })
-    for await (const { data, header, seq, subject, timestamp } of answers) {
-      messages.push({ subject, seq, time: timestamp, body: data, headers: toHeaders(header) })
-    }
-    return messages
-  }).pipe(
+  connection.call(
+    `reading ${topic}`,
+    () => getBatch(connection, stream, { seq: from, batch: most, next_by_subj: topic })
+  ).pipe(
     Effect.mapError(unexpected(`reading ${topic}`)),
     Effect.flatMap((found) => {
       const messages = found.filter(({ seq }) => seq <= to)

@@ -34,6 +34,8 @@ export interface Connection {
   readonly nc: NatsConnection
   readonly jsm: JetStreamManager
   readonly apiPrefix: string
+  /** Subjects on which this client is answered begin with it. */
+  readonly inboxPrefix: string
   readonly lives: Lives
   readonly state: () => "connected" | "reconnecting" | "closed"
   /** Why the server does not let us in, while it does not. */
@@ -129,9 +131,9 @@ export const unexpected =
 /** Watches a client's connection for as long as the scope is open. Closing it is its owner's business. */
 export const watch = Effect.fnUntraced(function*(
   nc: NatsConnection,
-  options: JetStreamManagerOptions & { readonly address: string }
+  options: JetStreamManagerOptions & { readonly address: string; readonly inboxPrefix: string }
 ): Effect.fn.Return<Connection, TransportError.TransportError, Scope.Scope> {
-  const { address, ...apiOptions } = options
+  const { address, inboxPrefix, ...apiOptions } = options
   const listeners = new Set<Listener>()
   const runFork = Effect.runForkWith(yield* Effect.context<never>())
   /** Of the login; said once while it lasts. */
@@ -248,6 +250,7 @@ export const watch = Effect.fnUntraced(function*(
     nc,
     jsm,
     lives: new Lives(),
+    inboxPrefix,
     apiPrefix: apiOptions.apiPrefix ?? (apiOptions.domain === undefined ? "$JS.API" : `$JS.${apiOptions.domain}.API`),
     // A connection that is being drained takes no more.
     state: () => nc.isClosed() || nc.isDraining() ? "closed" : state,

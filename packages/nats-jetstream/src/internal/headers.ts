@@ -26,34 +26,73 @@ export const toHeaders = (given: MsgHdrs | undefined): Message.Headers => {
  * are read from its bytes, which it keeps to itself; a client that keeps them elsewhere is asked.
  */
 export const headersOf = (msg: { readonly headers?: MsgHdrs | undefined }): Message.Headers => {
-  if (!("_msg" in msg && "_rdata" in msg)) return toHeaders(msg.headers)
+  const bytes = bytesOf(msg)
+  if (bytes === undefined) return toHeaders(msg.headers)
+  if (bytes.length === 0) return none
+  if (isLast(bytes)) return lastHeaders
+  lastBytes = new Uint8Array(bytes)
+  return lastHeaders = headersIn(bytes)
+}
+
+const bytesOf = (msg: object): Uint8Array | undefined => {
+  if (!("_msg" in msg && "_rdata" in msg)) return undefined
   const { _msg: at, _rdata: bytes } = msg
   if (!Predicate.hasProperty(at, "hdr") || typeof at.hdr !== "number" || !(bytes instanceof Uint8Array)) {
-    return toHeaders(msg.headers)
+    return undefined
   }
-  if (at.hdr <= 0) return none
-  if (isLast(bytes, at.hdr)) return lastHeaders
-  lastBytes = new Uint8Array(bytes.subarray(0, at.hdr))
-  return lastHeaders = parse(textOf(bytes, at.hdr))
+  return bytes.subarray(0, Math.max(0, at.hdr))
+}
+
+/** An answer of the server: a status, or a stored message with headers that the server has added. */
+export interface Answer {
+  readonly status: number
+  readonly description: string
+  /** Empty where the server has added no such header. */
+  readonly added: (name: string) => string
+  readonly headers: Message.Headers
+}
+
+export const answerIn = (msg: { readonly headers?: MsgHdrs | undefined }): Answer => {
+  const bytes = bytesOf(msg)
+  if (bytes === undefined) {
+    const { headers } = msg
+    return {
+      status: headers?.code ?? 0,
+      description: headers?.description ?? "",
+      added: (name) => headers?.last(name) ?? "",
+      headers: toHeaders(headers)
+    }
+  }
+  const text = textOf(bytes)
+  const [, status = "0", description = ""] = /^NATS\/1\.0(?: (\d{3})(?: ([^\r]*))?)?\r\n/.exec(text) ?? []
+  return {
+    status: Number(status),
+    description,
+    added: (name) => {
+      // The server writes its headers behind those of the publisher.
+      const at = text.lastIndexOf(`\r\n${name}:`)
+      return at < 0 ? "" : text.slice(at + name.length + 3, text.indexOf("\r\n", at + 2)).trim()
+    },
+    headers: parse(text)
+  }
 }
 
 /** Headers as they were stored, whoever wrote them: the client refuses names that are no token. */
-export const headersIn = (bytes: Uint8Array): Message.Headers => parse(textOf(bytes, bytes.length))
+export const headersIn = (bytes: Uint8Array): Message.Headers => parse(textOf(bytes))
 
 const none: Message.Headers = Object.freeze(new Bare())
 
 const decoder = new TextDecoder()
 
-const textOf = (bytes: Uint8Array, length: number): string =>
-  bytes instanceof Buffer ? bytes.toString("utf8", 0, length) : decoder.decode(bytes.subarray(0, length))
+const textOf = (bytes: Uint8Array): string => bytes instanceof Buffer ? bytes.toString("utf8") : decoder.decode(bytes)
 
 /** Often all messages have the same. */
 let lastBytes = new Uint8Array(0)
 let lastHeaders = none
 
-const isLast = (bytes: Uint8Array, length: number): boolean => {
-  if (length !== lastBytes.length) return false
-  for (let i = length - 1; i >= 0; i--) if (bytes[i] !== lastBytes[i]) return false
+const isLast = (bytes: Uint8Array): boolean => {
+  if (bytes.length !== lastBytes.length) return false
+  for (let i = bytes.length - 1; i >= 0; i--) if (bytes[i] !== lastBytes[i]) return false
   return true
 }
 

@@ -75,7 +75,7 @@ const window = 1024
  */
 export const publishing = Effect.fnUntraced(function*(
   connection: Connection,
-  options: { readonly timeout: Duration.Duration; readonly inboxPrefix: string }
+  options: { readonly timeout: Duration.Duration }
 ): Effect.fn.Return<
   {
     readonly send: (messages: Arr.NonEmptyReadonlyArray<PendingMessage>) => Effect.Effect<ReadonlyArray<Answer>>
@@ -87,7 +87,7 @@ export const publishing = Effect.fnUntraced(function*(
   const clock = yield* Clock.clockWith(Effect.succeed)
   const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
   const timeout = Duration.toMillis(options.timeout)
-  const inbox = createInbox(options.inboxPrefix)
+  const inbox = createInbox(connection.inboxPrefix)
   const slots = new Map<string, Slot>()
   const waiters: Array<() => void> = []
   let tokens = 0

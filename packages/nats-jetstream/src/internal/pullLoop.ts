@@ -17,7 +17,6 @@ export interface PullLoopOptions {
   readonly clock: Clock.Clock
   /** Where requests go. */
   readonly subject: string
-  readonly inboxPrefix: string
   /** The present life of the stream. */
   readonly life: () => Life
   /** The consumer's own bound on one request. */
@@ -78,9 +77,9 @@ export class PullLoop {
 
   /** Begins an epoch. */
   begin(): void {
-    const { connection, inboxPrefix } = this.options
+    const { connection } = this.options
     if (connection.state() !== "connected") return
-    const epoch: Subscription = connection.nc.subscribe(createInbox(inboxPrefix), {
+    const epoch: Subscription = connection.nc.subscribe(createInbox(connection.inboxPrefix), {
       callback: (error, msg) => {
         if (error === null) this.receive(msg, epoch)
         else this.options.onFailure(fromCause(connection.nc.getServer(), "reading", error))

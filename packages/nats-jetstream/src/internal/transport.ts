@@ -59,14 +59,14 @@ export const make = Effect.fnUntraced(function*(
       })
     )
   }
-  const inboxPrefix = options.inboxPrefix ?? "_INBOX"
   const connection = yield* watch(client, {
     address,
+    inboxPrefix: options.inboxPrefix ?? "_INBOX",
     ...(options.domain === undefined ? {} : { domain: options.domain }),
     ...(options.apiPrefix === undefined ? {} : { apiPrefix: options.apiPrefix })
   })
   const publishTimeout = Duration.fromInputUnsafe(options.publishTimeout ?? "5 seconds")
-  const { send } = yield* publishing(connection, { timeout: publishTimeout, inboxPrefix })
+  const { send } = yield* publishing(connection, { timeout: publishTimeout })
   const declaring: Declaring = {
     manage: options.manage ?? "create",
     retention: options.retention,
@@ -178,13 +178,13 @@ export const make = Effect.fnUntraced(function*(
       deduplication: true,
       delayedPublish: atLeast(client.info?.version, 2, 12),
       uncountedRelease: declaring.manage !== "none",
-      orderedRelease: false,
+      orderedRelease: true,
       ownership: true,
       maxBody: undefined
     },
     limit,
     nameRemedy: names.remedy,
-    subscribe: (wish) => subscribe(connection, declaring, ledger, inboxPrefix, wish),
+    subscribe: (wish) => subscribe(connection, declaring, ledger, wish),
     declare,
     publish: (messages) => Effect.flatMap(publishOnce(messages), identified),
     browse: (topic, options) => browsing.browse(connection, topic, options),

@@ -140,6 +140,7 @@ export class RedisDelivery implements Delivery {
       isAcknowledged: false,
       isGone: false,
       isSuperseded: false,
+      isBeginning: false,
       unsettledAt: 0,
       previous: undefined,
       next: undefined
@@ -148,6 +149,10 @@ export class RedisDelivery implements Delivery {
 
   static state(delivery: RedisDelivery): DeliveryState {
     return delivery.#state
+  }
+
+  get vanished(): boolean {
+    return this.#state.isGone
   }
 
   get fields(): ReadonlyMap<string, Uint8Array> {
@@ -201,7 +206,9 @@ export interface DeliveryState {
   isAcknowledged: boolean
   /** This consumer was given the entry again: this delivery has no say any more. */
   isSuperseded: boolean
-  /** The entry is not in the stream any more. */
+  /** Its attempt is being counted: which count the server holds is not known, and counting renews the lease. */
+  isBeginning: boolean
+  /** The entry was deleted from the stream, and no other consumer has it. */
   isGone: boolean
   /** When it was first seen to be neither settled nor extended; 0: never. */
   unsettledAt: number

@@ -130,6 +130,7 @@ export const make = Effect.fnUntraced(function*(
       minIdle,
       block,
       isolateFrom: options.isolateFrom,
+      onVanished: options.onVanished ?? (() => {}),
       ordered: options.ordered ?? false
     })
     readLoop.add(subscription)
