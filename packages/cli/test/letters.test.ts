@@ -5,12 +5,13 @@ import { RedisStreams } from "@millrace/redis-streams"
 import { Brokers } from "@millrace/testing"
 import { Array as Arr, Context, Effect, Fiber, Layer, Option, Result, type Scope, Stream } from "effect"
 import { createClient } from "redis"
+import { outgoing } from "../../core/src/internal/letters.ts"
 
 const many = 100_000
 
 const letter = (i: number): Transport.Outgoing => {
   const body = new TextEncoder().encode(`{"n":${i}}`)
-  return DeadLetter.outgoing(
+  return outgoing(
     "orders.dead",
     {
       id: `${i}`,

@@ -5,11 +5,26 @@
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import { durationOf, type Invalid, invalidMax, toError } from "./internal/invalid.ts"
+import type { DurationHint } from "./internal/hint.ts"
+import { durationOf, type Invalid, invalidMax, toError, unknownOption } from "./internal/invalid.ts"
 import * as LimitAlgorithm from "./LimitAlgorithm.ts"
 import type { TransportError } from "./TransportError.ts"
 
-const TypeId = "~@millrace/core/Concurrency/Limit"
+/**
+ * Marks limits.
+ *
+ * @category type ids
+ * @since 0.1.0
+ */
+export const TypeId = "~@millrace/core/Concurrency/Limit"
+
+/**
+ * Marks limits.
+ *
+ * @category type ids
+ * @since 0.1.0
+ */
+export type TypeId = typeof TypeId
 
 const InvalidId = Symbol("@millrace/core/Concurrency/Invalid")
 
@@ -26,7 +41,7 @@ const InvalidId = Symbol("@millrace/core/Concurrency/Invalid")
  * @since 0.1.0
  */
 export interface Limit {
-  readonly [TypeId]: typeof TypeId
+  readonly [TypeId]: TypeId
   /** How many handlers may run at once now. */
   readonly max: number
   /** The most that `max` may become by itself. */
@@ -68,7 +83,7 @@ export interface Sample {
 }
 
 class LimitImpl implements Limit {
-  readonly [TypeId]: typeof TypeId = TypeId
+  readonly [TypeId]: TypeId = TypeId
   readonly [InvalidId]: Invalid | undefined
   max: number
   inUse = 0
@@ -140,11 +155,11 @@ export interface AdaptiveOptions {
   /** Computes the next limit. Default `LimitAlgorithm.aimd()`. */
   readonly algorithm?: LimitAlgorithm.LimitAlgorithm | undefined
   /** How long it measures before it moves, and at least 10 handlers. Default 100 milliseconds. */
-  readonly window?: Duration.Input | undefined
+  readonly window?: Duration.Input | DurationHint | undefined
   /** A larger part of failed handlers than this counts as a drop. Default 0.1. */
   readonly failures?: number | undefined
   /** An event loop that is later than this counts as a drop. Default 50 milliseconds. */
-  readonly eventLoopDelay?: Duration.Input | undefined
+  readonly eventLoopDelay?: Duration.Input | DurationHint | undefined
 }
 
 /**
@@ -160,24 +175,6 @@ export interface AdaptiveOptions {
  */
 export const makeAdaptive = (options: AdaptiveOptions): Limit => new AdaptiveLimit(options)
 
-/**
- * The former name of {@link make}.
- *
- * @deprecated Use `Concurrency.make`.
- * @category constructors
- * @since 0.1.0
- */
-export const shared = make
-
-/**
- * The former name of {@link makeAdaptive}.
- *
- * @deprecated Use `Concurrency.makeAdaptive`.
- * @category constructors
- * @since 0.1.0
- */
-export const adaptive = makeAdaptive
-
 class AdaptiveLimit extends LimitImpl {
   override readonly sampleUnsafe: (sample: Sample) => void
   private readonly most: number
@@ -192,7 +189,8 @@ class AdaptiveLimit extends LimitImpl {
     const eventLoopDelay = Duration.toMillis(late.duration)
     super(
       min,
-      invalidMax("adaptive.min", min) ?? invalidMax("adaptive.max", max) ?? measured.invalid ?? late.invalid ??
+      unknownOption("adaptive", options, ["algorithm", "failures", "max", "min", "window", "eventLoopDelay"]) ??
+        invalidMax("adaptive.min", min) ?? invalidMax("adaptive.max", max) ?? measured.invalid ?? late.invalid ??
         (min > max ? { option: "adaptive.min", value: min, remedy: `give at most max, which is ${max}` } : undefined) ??
         (failures >= 0 && failures <= 1
           ? undefined

@@ -9,6 +9,8 @@
  */
 
 import * as Duration from "effect/Duration"
+import type { DurationHint } from "./internal/hint.ts"
+import { durationOf } from "./internal/invalid.ts"
 
 /**
  * What handlers experienced in one window of time.
@@ -46,7 +48,7 @@ export interface AimdOptions {
   /** What a drop leaves of the limit. Default 0.9. */
   readonly backoff?: number | undefined
   /** A window with a higher mean latency is a drop. Default: no such bound. */
-  readonly latency?: Duration.Input | undefined
+  readonly latency?: Duration.Input | DurationHint | undefined
 }
 
 /**
@@ -64,7 +66,7 @@ export const aimd = (options?: AimdOptions): LimitAlgorithm => {
   const backoff = options?.backoff ?? 0.9
   const latency = options?.latency === undefined
     ? Infinity
-    : Duration.toMillis(Duration.fromInputUnsafe(options.latency))
+    : Duration.toMillis(durationOf("aimd.latency", options.latency).duration)
   let slowStart = true
   return {
     next(limit, window) {

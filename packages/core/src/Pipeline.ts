@@ -8,7 +8,6 @@
  */
 import type * as Arr from "effect/Array"
 import type * as Cause from "effect/Cause"
-import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
@@ -22,11 +21,13 @@ import type * as Types from "effect/Types"
 import { isLimit } from "./Concurrency.ts"
 import type * as Concurrency from "./Concurrency.ts"
 import type { Description } from "./Description.ts"
+import { addPolicy, addStep } from "./internal/compose.ts"
 import { describe as describeProgram, topics as topicsOf } from "./internal/describe.ts"
-import type { Hint } from "./internal/hint.ts"
-import { durationOf, type Invalid, unknownOption } from "./internal/invalid.ts"
-import { isPipeline as isPipelineInternal, make, programOf, type TypeId } from "./internal/pipeline.ts"
-import type { Policies, Step as ProgramStep } from "./internal/program.ts"
+import type { DurationHint, Hint } from "./internal/hint.ts"
+import { durationOf, unknownOption } from "./internal/invalid.ts"
+import { untilRun } from "./internal/neverRun.ts"
+import { isPipeline as isPipelineInternal, make, programOf, TypeId as TypeIdInternal } from "./internal/pipeline.ts"
+import type { Step as ProgramStep } from "./internal/program.ts"
 import { fromPromise, promiseForm, settledResults, wrapPromise } from "./internal/promise.ts"
 import { defaultSchedule } from "./internal/retryDecision.ts"
 import type { Running } from "./internal/running.ts"
@@ -39,7 +40,21 @@ import type * as Topic from "./Topic.ts"
 import * as Transport from "./Transport.ts"
 import type { TransportError } from "./TransportError.ts"
 
-type TypeId = typeof TypeId
+/**
+ * Marks pipelines.
+ *
+ * @category type ids
+ * @since 0.1.0
+ */
+export const TypeId: "~@millrace/core/Pipeline" = TypeIdInternal
+
+/**
+ * Marks pipelines.
+ *
+ * @category type ids
+ * @since 0.1.0
+ */
+export type TypeId = typeof TypeId
 
 /**
  * A pipeline: `M` the message its handlers see, `A` the value now, `E` the failures its policies settle, `R` the
@@ -144,17 +159,7 @@ export interface FromOptions {
   /** How many messages may wait behind another one of their key before pulling stops. Default 10,000. */
   readonly maxBlocked?: number | undefined
   /** How long running handlers may finish when the pipeline stops. Default 30 seconds. */
-  readonly drainTimeout?: Duration.Input | undefined
-}
-
-const addStep = (self: AnyPipeline, step: ProgramStep, invalid?: Invalid): any => {
-  const program = programOf(self)
-  return make({ ...program, steps: [...program.steps, step], invalid: program.invalid ?? invalid })
-}
-
-const addPolicy = (self: AnyPipeline, policies: Partial<Policies>, invalid?: Invalid): any => {
-  const program = programOf(self)
-  return make({ ...program, policies: { ...program.policies, ...policies }, invalid: program.invalid ?? invalid })
+  readonly drainTimeout?: Duration.Input | DurationHint | undefined
 }
 
 /**
@@ -195,30 +200,6 @@ export const from: {
   ): Open<Message.Message<A>, A, never, Transport.Transport | RD>
 } = (topic: Topic.Topic<any, any, any>, options: FromOptions): any =>
   makeSource(topic, options, { transport: Transport.Transport, options: [] })
-
-/**
- * Starts a pipeline on one particular broker: what a transport's own `from` is made of. Transports import it from
- * `TransportAuthor`.
- *
- * **Details**
- *
- * `transport` puts that broker's service into `R`, `settings` reach its `subscribe`, and `extend` adds to each message
- * what that broker's messages have beside the common fields. With `options`, the names of the broker's own options,
- * any other option is refused when the pipeline starts.
- *
- * @category transport authors
- * @since 0.1.0
- */
-export const fromTransport = <A, RD, RE, R, M extends Message.Message<A> = Message.Message<A>>(
-  topic: Topic.Topic<A, RD, RE>,
-  options: FromOptions,
-  broker: {
-    readonly transport: Effect.Effect<Transport.Transport["Service"], never, R>
-    readonly settings?: Context.Context<never> | undefined
-    readonly extend?: ((message: Message.Message<A>, delivery: Transport.Delivery) => M) | undefined
-    readonly options?: ReadonlyArray<string> | undefined
-  }
-): Open<M, A, never, R | RD> => makeSource(topic, options, broker)
 
 /**
  * Describes a pipeline as plain data: source, steps and policies, defaults included. `console.log` and `JSON.stringify`
@@ -566,20 +547,6 @@ export const to: {
 )
 
 /**
- * Publishes as {@link to} does, to another broker than the source's: what a transport's own `to` is made of.
- *
- * @category steps
- * @since 0.1.0
- */
-export const toTransport = <M extends Any, A, E, R, B, RD, RE, R2>(
-  self: Open<M, A, E, R>,
-  transport: Effect.Effect<Transport.Transport["Service"], never, R2>,
-  topic: Topic.Topic<B, RD, RE>,
-  value: ((value: A, message: M) => B | ReadonlyArray<B>) | undefined
-): Open<M, A, E | PublishError, R | RE | R2> =>
-  addStep(self, { _tag: "To", topic, f: value, transport: transport as any } as ProgramStep)
-
-/**
  * Fails with `Cause.TimeoutError` when what stands above it takes longer; the handler is interrupted, its signal aborts.
  *
  * @category steps
@@ -698,7 +665,7 @@ export interface BatchOptions {
   /** The most messages of a batch; at least 1. */
   readonly size: number
   /** How long the first message of a batch waits for others. */
-  readonly within: Duration.Input
+  readonly within: Duration.Input | DurationHint
   /** Wraps the function, once for each batch: `Telemetry.spans()`, a transaction. It must not run the handler twice. */
   readonly middleware?:
     | (<A, E, R>(
@@ -1287,36 +1254,8 @@ export const ackPolicy: {
  */
 export interface AckPolicyOptions {
   /** With `manual`: a message unsettled this long after its handler succeeded is reported. Default 30 seconds. */
-  readonly settleWithin?: Duration.Input | undefined
+  readonly settleWithin?: Duration.Input | DurationHint | undefined
 }
-
-/**
- * Adds one of a broker's own settings: what a transport's own policies are made of. Transports import it from
- * `TransportAuthor`.
- *
- * @category transport authors
- * @since 0.1.0
- */
-export const withSetting: {
-  /**
-   * Adds one of a broker's own settings: what a transport's own policies are made of. Transports import it from
-   * `TransportAuthor`.
-   */
-  <A>(reference: Context.Reference<A>, value: A): Policy
-  /**
-   * Adds one of a broker's own settings: what a transport's own policies are made of. Transports import it from
-   * `TransportAuthor`.
-   */
-  <M extends Any, A, E, R, S>(
-    self: Pipeline<M, A, E, R>,
-    reference: Context.Reference<S>,
-    value: S
-  ): Pipeline<M, A, E, R>
-} = dual(
-  3,
-  (self: AnyPipeline, reference: Context.Reference<any>, value: any) =>
-    addPolicy(self, { settings: Context.add(programOf(self).policies.settings, reference, value) })
-)
 
 // --- running
 
@@ -1343,7 +1282,8 @@ export type {
 } from "./internal/running.ts"
 
 /**
- * Starts a pipeline and returns once it is ready. Closing the scope drains it: running handlers finish within
+ * Starts a pipeline and returns once it is ready. A process that ends by itself and has run none of its pipelines' programs
+ * warns about it. Closing the scope drains it: running handlers finish within
  * `drainTimeout`, what is unsettled is handed back for a peer to take at once, without counting an attempt.
  *
  * @category running
@@ -1351,8 +1291,10 @@ export type {
  */
 export const start = <M extends Any, A, E, R>(
   self: Pipeline<M, A, E, R>
-): Effect.Effect<Running, TransportError, (R & Hint<NoLayer>) | (Scope.Scope & Hint<NotClosed>)> =>
-  startProgram(programOf(self)) as any
+): Effect.Effect<Running, TransportError, (R & Hint<NoLayer>) | (Scope.Scope & Hint<NotClosed>)> => {
+  const program = programOf(self)
+  return untilRun(program.name, startProgram(program)) as any
+}
 
 /**
  * Runs a pipeline until it is interrupted, then drains it.
@@ -1374,7 +1316,10 @@ export const run = <M extends Any, A, E, R>(
 export const runAll = <const P extends readonly [AnyPipeline, ...Array<AnyPipeline>]>(
   pipelines: P
 ): Effect.Effect<never, TransportError, Exclude<Services<P[number]>, Scope.Scope> & Hint<NoLayer>> =>
-  Effect.forEach(pipelines, (pipeline) => run(pipeline), { concurrency: "unbounded", discard: true }) as any
+  untilRun(
+    pipelines.map(({ name }) => name).join(", "),
+    Effect.forEach(pipelines, (pipeline) => run(pipeline), { concurrency: "unbounded", discard: true })
+  ) as any
 
 /**
  * Provides a running pipeline as a Layer without services, to stand among others. It fails when the pipeline cannot

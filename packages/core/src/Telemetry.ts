@@ -12,7 +12,9 @@ import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Layer from "effect/Layer"
 import type * as DeadLetter from "./DeadLetter.ts"
-import { Metrics } from "./internal/instruments.ts"
+import type { DurationHint } from "./internal/hint.ts"
+import { MetricsEnabled } from "./internal/instruments.ts"
+import { noObserver } from "./internal/observer.ts"
 import * as prometheus from "./internal/prometheus.ts"
 import type * as Message from "./Message.ts"
 import type * as Transport from "./Transport.ts"
@@ -51,7 +53,7 @@ export type OutcomeKind =
   | {
     readonly _tag: "DeadLettered" | "Discarded"
     readonly cause: Cause.Cause<unknown>
-    readonly reason: DeadLetter.Reason
+    readonly reason: DeadLetter.DeadLetterReason
   }
   | { readonly _tag: "FailedAfterSettle"; readonly cause: Cause.Cause<unknown> }
 
@@ -62,10 +64,9 @@ export type OutcomeKind =
  * @category references
  * @since 0.1.0
  */
-export const Observer = Context.Reference<((outcome: Outcome) => void) | undefined>(
-  "@millrace/core/Telemetry/Observer",
-  { defaultValue: () => undefined }
-)
+export const Observer = Context.Reference<(outcome: Outcome) => void>("@millrace/core/Telemetry/Observer", {
+  defaultValue: () => noObserver
+})
 
 // --- logs
 
@@ -107,14 +108,14 @@ export const Logs = Context.Reference<LogOptions | false>("@millrace/core/Teleme
  */
 export const layerLogs = (
   options: {
-    readonly longRunning?: Duration.Input | undefined
+    readonly longRunning?: Duration.Input | DurationHint | undefined
     readonly perMinute?: number | undefined
   } | false
 ): Layer.Layer<never> =>
   Layer.succeed(
     Logs,
     options === false ? false : {
-      longRunning: Duration.fromInputUnsafe(options.longRunning ?? "5 minutes"),
+      longRunning: Duration.fromInputUnsafe((options.longRunning ?? "5 minutes") as Duration.Input),
       perMinute: options.perMinute ?? 10
     }
   )
@@ -171,7 +172,7 @@ export const LookInterval = Context.Reference<Duration.Duration | undefined>(
 
 // --- metrics
 
-export { Metrics }
+export { MetricsEnabled }
 
 /**
  * How often a pipeline with metrics asks its broker for `millrace.lag`, `millrace.pending` and `millrace.oldest.age`;
@@ -192,7 +193,7 @@ export const PollInterval = Context.Reference<Duration.Duration | undefined>(
  * @category layers
  * @since 0.1.0
  */
-export const layerMetrics: Layer.Layer<never> = Layer.succeed(Metrics, true)
+export const layerMetrics: Layer.Layer<never> = Layer.succeed(MetricsEnabled, true)
 
 /**
  * Keeps metrics like {@link layerMetrics}, and asks the broker about each group once in `interval`. Default interval:

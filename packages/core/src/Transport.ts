@@ -66,7 +66,7 @@ export interface Settling {
 }
 
 /**
- * What a subscription is for. A transport's own options travel in `settings` (see `Pipeline.fromTransport`).
+ * What a subscription is for. A transport's own options travel in `settings` (see `TransportAuthor.fromTransport`).
  *
  * @category models
  * @since 0.1.0

@@ -106,8 +106,8 @@ export class Unsupported extends Schema.Error<Unsupported>("@millrace/core/Trans
  * @category errors
  * @since 0.1.0
  */
-export class Interrupted extends Schema.Error<Interrupted>("@millrace/core/TransportError/Interrupted")({
-  _tag: Schema.tag("Interrupted"),
+export class OperationFailed extends Schema.Error<OperationFailed>("@millrace/core/TransportError/OperationFailed")({
+  _tag: Schema.tag("OperationFailed"),
   operation: Schema.String,
   cause: Schema.optional(Schema.Defect())
 }) {
@@ -129,7 +129,7 @@ export const TransportErrorReason = Schema.Union([
   Unauthorized,
   Mismatch,
   Unsupported,
-  Interrupted
+  OperationFailed
 ])
 
 /**
@@ -139,15 +139,6 @@ export const TransportErrorReason = Schema.Union([
  * @since 0.1.0
  */
 export type TransportErrorReason = typeof TransportErrorReason.Type
-
-/**
- * The former name of {@link TransportErrorReason}.
- *
- * @deprecated Use `TransportErrorReason`.
- * @category errors
- * @since 0.1.0
- */
-export type Reason = TransportErrorReason
 
 /**
  * The one error a running pipeline can end with: every handler failure ends in a settlement instead.

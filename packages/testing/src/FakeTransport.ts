@@ -62,7 +62,7 @@ export class FakeTransport {
   /** As the pipeline subscribed. */
   options: Transport.SubscribeOptions | undefined
   lease: Duration.Duration | undefined = Duration.seconds(30)
-  readonly limit: Concurrency.Limit = Concurrency.shared(Infinity)
+  readonly limit: Concurrency.Limit = Concurrency.make(Infinity)
   private wake: (() => void) | undefined
 
   /** Gives these to the open pull, or to the next one. */

@@ -7,6 +7,7 @@
 import * as Concurrency from "@millrace/core/Concurrency"
 import type * as Settlement from "@millrace/core/Settlement"
 import * as Transport from "@millrace/core/Transport"
+import { checkOptions, type DurationHint, durationOf } from "@millrace/core/TransportAuthor"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -24,7 +25,7 @@ import { connect } from "./internal/memory/transport.ts"
  */
 export interface Options {
   /** How long an unsettled message stays with a consumer that does not keep it; default 30 seconds. */
-  readonly minIdle?: Duration.Input | undefined
+  readonly minIdle?: Duration.Input | DurationHint | undefined
   /** `"until-acked"` deletes a message once every group has acknowledged it; default `"keep"`. */
   readonly retention?: "keep" | "until-acked" | undefined
   /** Handlers that run at once on this broker, all pipelines together; default unbounded. */
@@ -90,14 +91,16 @@ export class MemoryTransport extends Context.Service<MemoryTransport, {
 }>()("@millrace/testing/MemoryTransport") {}
 
 /**
- * Makes a broker in memory.
+ * Makes a broker in memory. An option that cannot work is a defect.
  *
  * @category constructors
  * @since 0.1.0
  */
 export const make = (options?: Options): Effect.Effect<MemoryTransport["Service"]> =>
-  Effect.map(Clock.clockWith(Effect.succeed), (clock) => {
-    const minIdle = Duration.fromInputUnsafe(options?.minIdle ?? "30 seconds")
+  Effect.flatMap(Clock.clockWith(Effect.succeed), (clock) => {
+    const { duration: minIdle, invalid } = durationOf("minIdle", options?.minIdle ?? "30 seconds")
+    const wrong = checkOptions("memory", "layer", options ?? {}, known, invalid)
+    if (wrong !== undefined) return Effect.die(wrong)
     const broker = new Broker(clock, {
       minIdle: Duration.toMillis(minIdle),
       untilAcked: options?.retention === "until-acked",
@@ -105,7 +108,7 @@ export const make = (options?: Options): Effect.Effect<MemoryTransport["Service"
       history: options?.history ?? false
     })
     const limit = Concurrency.make(options?.concurrency ?? Infinity)
-    return MemoryTransport.of({
+    return Effect.succeed(MemoryTransport.of({
       connect: connect(broker, limit),
       groups: Effect.sync(() => [...broker.topics.values()].flatMap((topic) => [...topic.groups.values()].map(state))),
       deleteTopic: (topic) => Effect.sync(() => broker.deleteTopic(topic)),
@@ -114,8 +117,10 @@ export const make = (options?: Options): Effect.Effect<MemoryTransport["Service"
       published: Effect.sync(() => broker.published),
       settled: Effect.sync(() => broker.settled),
       activity: Effect.sync(() => broker.activity)
-    })
+    }))
   })
+
+const known = ["minIdle", "retention", "concurrency", "maxBody", "history"]
 
 const state = (group: Group): GroupState => ({
   topic: group.topic.name,

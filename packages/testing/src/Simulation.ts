@@ -13,11 +13,11 @@ import * as Publisher from "@millrace/core/Publisher"
 import * as Telemetry from "@millrace/core/Telemetry"
 import type * as Topic from "@millrace/core/Topic"
 import { type Outgoing, Transport } from "@millrace/core/Transport"
+import * as TransportAuthor from "@millrace/core/TransportAuthor"
 import type { TransportError } from "@millrace/core/TransportError"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
-import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -25,6 +25,7 @@ import * as Random from "effect/Random"
 import * as References from "effect/References"
 import * as Result from "effect/Result"
 import * as Scheduler from "effect/Scheduler"
+import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import { Faults, minimize } from "./internal/simulation/faults.ts"
 import { Laws } from "./internal/simulation/laws.ts"
@@ -119,9 +120,15 @@ export interface Run {
  * @category errors
  * @since 0.1.0
  */
-export class Violated extends Data.TaggedError("Violated")<{
-  readonly run: Run
-}> {
+export class Violated extends Schema.Error<Violated>("@millrace/testing/Violated")({
+  _tag: Schema.tag("Violated"),
+  run: Schema.Struct({
+    seed: Schema.Union([Schema.Number, Schema.String]),
+    faults: Schema.ReadonlyMap(Schema.String, Schema.String),
+    trace: Schema.Array(Schema.String),
+    violations: Schema.Array(Schema.Struct({ law: Schema.String, at: Schema.Number, text: Schema.String }))
+  })
+}) {
   override get message(): string {
     const { faults, seed, trace, violations } = this.run
     const history = trace.slice(0, 1 + trace.findIndex((line) => line.includes("VIOLATION")))
@@ -149,7 +156,7 @@ const mostLines = 60
  * @category errors
  * @since 0.1.0
  */
-export class Trouble extends Data.TaggedError("Trouble")<{}> {}
+export class Trouble extends Schema.Error<Trouble>("@millrace/testing/Trouble")({ _tag: Schema.tag("Trouble") }) {}
 
 const Troubles = Context.Reference<((message: Message.Any) => Effect.Effect<void, Trouble>) | undefined>(
   "@millrace/testing/Simulation/Troubles",
@@ -218,7 +225,7 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
       published: () => published
     })
     const context = yield* Effect.context<any>()
-    const outgoing = yield* Effect.forEach(options.values, (value) => Publisher.outgoing(topic, value))
+    const outgoing = yield* Effect.forEach(options.values, (value) => TransportAuthor.outgoing(topic, value))
 
     const workers = new Set<Worker>()
     let failure: Exit.Exit<never, TransportError> | undefined
@@ -252,7 +259,7 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
     }
     const troubles = (worker: Worker) => (message: Message.Any): Effect.Effect<void, Trouble> =>
       Effect.suspend(() => {
-        const { delivery } = Message.received(message)!
+        const { delivery } = TransportAuthor.received(message)!
         if (worker.process.state === "dead") return Effect.never
         const fate = fateOf(message)
         const ended = laws.begun(worker.name, delivery)

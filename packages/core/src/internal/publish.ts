@@ -1,10 +1,11 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
-import * as Publisher from "../Publisher.ts"
+import type * as Publisher from "../Publisher.ts"
 import * as Settlement from "../Settlement.ts"
 import type { Outgoing, Published, Transport } from "../Transport.ts"
 import type { Attempt } from "./attempt.ts"
+import { outgoing } from "./outgoing.ts"
 import type { Source, Step } from "./program.ts"
 import { send, store } from "./send.ts"
 
@@ -42,8 +43,8 @@ export const publishStep = (
     const target = step.transport ?? Effect.succeed(transport)
     const publish = (value: unknown, id: string) =>
       Effect.flatMap(
-        Publisher.outgoing(step.topic, value, { id }),
-        (outgoing) => Effect.flatMap(target, (target) => Effect.asVoid(publishUntilAnswered(target, outgoing, send)))
+        outgoing(step.topic, value, { id }),
+        (message) => Effect.flatMap(target, (target) => Effect.asVoid(publishUntilAnswered(target, message, send)))
       )
     let given: unknown
     try {

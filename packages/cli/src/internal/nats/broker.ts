@@ -1,5 +1,5 @@
 import type { Transport } from "@millrace/core/Transport"
-import { Interrupted, TransportError } from "@millrace/core/TransportError"
+import { OperationFailed, TransportError } from "@millrace/core/TransportError"
 import { JetStream, layer as jetStream } from "@millrace/nats-jetstream/JetStream"
 import { JetStreamApiError, type JetStreamManager, jetstreamManager, type StreamInfo } from "@nats-io/jetstream"
 import * as Effect from "effect/Effect"
@@ -18,7 +18,7 @@ export interface Target {
 const attempt = <A>(operation: string, f: () => Promise<A>): Effect.Effect<A, TransportError> =>
   Effect.tryPromise({
     try: f,
-    catch: (cause) => new TransportError({ transport: "nats", reason: new Interrupted({ operation, cause }) })
+    catch: (cause) => new TransportError({ transport: "nats", reason: new OperationFailed({ operation, cause }) })
   })
 
 const isPattern = (subject: string) => /(^|\.)[*>](\.|$)/.test(subject)

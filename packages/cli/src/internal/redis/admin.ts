@@ -1,4 +1,4 @@
-import { Interrupted, redactUrl, TransportError, Unauthorized, Unreachable } from "@millrace/core/TransportError"
+import { OperationFailed, redactUrl, TransportError, Unauthorized, Unreachable } from "@millrace/core/TransportError"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
@@ -131,7 +131,7 @@ export const failure =
         ? new Unauthorized({ address, operation, detail: cause.message })
         : connecting
         ? new Unreachable({ address, cause })
-        : new Interrupted({ operation, cause })
+        : new OperationFailed({ operation, cause })
     })
   }
 
