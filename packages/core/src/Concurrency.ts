@@ -53,7 +53,7 @@ export interface Limit {
    * changes nothing, when `max` is no whole number of at least 1.
    */
   readonly resize: (max: number) => Effect.Effect<void, TransportError>
-  /** As `resize`, at once and outside of Effect: throws what `resize` fails with. */
+  /** As `resize`, at once and outside of Effect: throws the error of `resize`. */
   readonly resizeUnsafe: (max: number) => void
   /** Takes a permit if one is free. For the engine. */
   readonly tryTakeUnsafe: () => boolean
@@ -163,7 +163,7 @@ export interface AdaptiveOptions {
 }
 
 /**
- * Makes a limit that moves between `min` and `max` with what its handlers experience.
+ * Makes a limit that moves between `min` and `max` with the latency and the errors of its handlers.
  *
  * **Details**
  *
@@ -205,7 +205,7 @@ class AdaptiveLimit extends LimitImpl {
     let isLate = false
     let changedAt = -Infinity
     this.sampleUnsafe = (handler) => {
-      // What began under the former limit says nothing about this one.
+      // A handler that began under the former limit says nothing about this one.
       if (handler.endedAt - handler.latency < changedAt) return
       if (since === undefined) {
         since = handler.endedAt
@@ -255,7 +255,7 @@ const whenLoopIsFree = (tell: (delay: number) => void): void => {
 export const isLimit = (u: unknown): u is Limit => typeof u === "object" && u !== null && TypeId in u
 
 /**
- * What is wrong with the numbers that a limit was made of: starting a pipeline fails with it. For the engine.
+ * The error of a limit whose numbers cannot work: starting a pipeline fails with it. For the engine.
  *
  * @internal
  */

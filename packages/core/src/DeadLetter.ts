@@ -195,7 +195,7 @@ const joined = (first: Delivery, rest: Delivery): Delivery => {
 }
 
 /**
- * What a dead letter has to be like; a property that is absent says nothing. Times are milliseconds since the epoch.
+ * The properties of the wanted dead letters; an absent property matches all. Times are milliseconds since the epoch.
  *
  * @category models
  * @since 0.1.0
@@ -253,7 +253,7 @@ export interface SelectOptions {
   readonly filter?: ((letter: DeadLetter) => boolean) | undefined
   /** At most so many; default all. */
   readonly limit?: number | undefined
-  /** Says what would be done and does nothing; default `false`. */
+  /** Reports and changes nothing; default `false`. */
   readonly dryRun?: boolean | undefined
 }
 
@@ -271,17 +271,17 @@ export interface RedriveOptions extends SelectOptions {
   /** For which group, instead of the one that the message failed in. It is not checked whether that group exists. */
   readonly group?: string | undefined
   /**
-   * The topics that may be published to. A letter names its topic itself, and whoever may write to the dead-letter
-   * topic may forge one. Default: what belongs to the dead-letter topic by name: from `orders.dead` to `orders`, and
+   * The topics that may be published to. A letter names its topic itself, and a writer of the dead-letter
+   * topic may forge one. Default: topics that belong to the dead-letter topic by name: from `orders.dead` to `orders`, and
    * to topics below it such as `orders.created`.
    */
   readonly to?: ReadonlyArray<string> | undefined
-  /** Called after each step with what has been done so far. */
+  /** Called after each step with the numbers so far. */
   readonly onProgress?: ((sofar: Redriven) => Effect.Effect<void>) | undefined
 }
 
 /**
- * What {@link redrive} did, or, as a dry run, would do.
+ * The result of {@link redrive}, or, as a dry run, its plan.
  *
  * @category models
  * @since 0.1.0
@@ -311,7 +311,7 @@ export interface Refused {
  *
  * **Details**
  *
- * The id of what is published derives from the dead letter, so that a redrive that was killed can be repeated; where
+ * The id of the published message derives from the dead letter, so that a redrive that was killed can be repeated; where
  * the broker no longer knows the id, a repeat delivers the message once more. An interruption waits until the messages
  * at hand are published and deleted. Attempts begin anew; how it failed before is kept in the record's `history` if it
  * fails again, as far as there is room.

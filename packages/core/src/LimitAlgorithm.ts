@@ -1,5 +1,5 @@
 /**
- * How a limit of handlers follows what the handlers experience. Algorithms only compute;
+ * How a limit of handlers follows their latency and errors. Algorithms only compute;
  * `Concurrency.makeAdaptive` measures and enforces.
  *
  * All of them treat errors, timeouts and a late event loop as a drop, never grow a limit that is not used, and stay
@@ -13,7 +13,7 @@ import type { DurationHint } from "./internal/hint.ts"
 import { durationOf } from "./internal/invalid.ts"
 
 /**
- * What handlers experienced in one window of time.
+ * Latency and errors of the handlers in one window of time.
  *
  * @category models
  * @since 0.1.0
@@ -45,7 +45,7 @@ export interface LimitAlgorithm {
  * @since 0.1.0
  */
 export interface AimdOptions {
-  /** What a drop leaves of the limit. Default 0.9. */
+  /** The part of the limit that a drop leaves. Default 0.9. */
   readonly backoff?: number | undefined
   /** A window with a higher mean latency is a drop. Default: no such bound. */
   readonly latency?: Duration.Input | DurationHint | undefined

@@ -1,5 +1,5 @@
 /**
- * What a handler sees of one delivery.
+ * A delivery as a handler sees it.
  *
  * @since 0.1.0
  */

@@ -1,7 +1,7 @@
 /**
  * Pipelines are values: a source, steps, policies. Nothing happens until one is run.
  *
- * Steps are positional, each concerns what stands above it. Policies concern the whole pipeline, come after the steps
+ * Steps are positional, each concerns the steps above it. Policies concern the whole pipeline, come after the steps
  * and may stand in any order. Every handler gets the current value and, second, the source `Message`.
  *
  * @since 0.1.0
@@ -102,7 +102,7 @@ type Results<B, I extends 0 | 1> = Effect.Success<B> extends ReadonlyArray<infer
   ? X extends Result.Result<infer A, infer E> ? [A, E][I] : never
   : never
 type NoEffect<B> = B extends Effect.Effect<unknown, unknown, unknown>
-  ? "this resolves to an Effect nobody runs: use Pipeline.mapEffect"
+  ? "this resolves to an Effect that is never run: use Pipeline.mapEffect"
   : unknown
 type Sync<B> = B extends PromiseLike<unknown> ? "this returns a Promise: use Pipeline.mapPromise"
   : B extends Effect.Effect<unknown, unknown, unknown> ? "this returns an Effect: use Pipeline.mapEffect"
@@ -133,7 +133,7 @@ export type Services<P> = P extends Pipeline<Any, unknown, unknown, infer R> ? R
 export type Error<P> = P extends Pipeline<Any, unknown, infer E, unknown> ? E : never
 
 /**
- * What every broker's source takes.
+ * Options of a source that every broker has.
  *
  * @category models
  * @since 0.1.0
@@ -236,18 +236,18 @@ export const topics = (self: AnyPipeline): {
 // --- steps
 
 /**
- * Transforms the value with a function that returns one. What it throws is a defect.
+ * Transforms the value with a function that returns one. An error that it throws is a defect.
  *
  * @category steps
  * @since 0.1.0
  */
 export const map: {
   /**
-   * Transforms the value with a function that returns one. What it throws is a defect.
+   * Transforms the value with a function that returns one. An error that it throws is a defect.
    */
   <M extends Any, A, B>(f: (value: A, message: NoInfer<M>) => B & Sync<B>): Step<M, A, B>
   /**
-   * Transforms the value with a function that returns one. What it throws is a defect.
+   * Transforms the value with a function that returns one. An error that it throws is a defect.
    */
   <M extends Any, A, E, R, B>(self: Open<M, A, E, R>, f: (value: A, message: M) => B & Sync<B>): Open<M, B, E, R>
 } = dual(2, (self: AnyPipeline, f: any) => addStep(self, { _tag: "Map", f }))
@@ -482,7 +482,7 @@ export const filterMap: {
 } = dual(2, (self: AnyPipeline, f: any) => addStep(self, { _tag: "FilterMap", f }))
 
 /**
- * Publishes the value, or what `value` makes of it (an array is several messages), and passes the value on.
+ * Publishes the value, or the result of `value` (an array is several messages), and passes the value on.
  *
  * **Details**
  *
@@ -494,7 +494,7 @@ export const filterMap: {
  */
 export const to: {
   /**
-   * Publishes the value, or what `value` makes of it (an array is several messages), and passes the value on.
+   * Publishes the value, or the result of `value` (an array is several messages), and passes the value on.
    *
    * **Details**
    *
@@ -505,7 +505,7 @@ export const to: {
     topic: Topic.Topic<B, RD, RE>
   ): <M extends Any, A extends B, E, R>(self: Open<M, A, E, R>) => Open<M, A, E | PublishError, R | RE>
   /**
-   * Publishes the value, or what `value` makes of it (an array is several messages), and passes the value on.
+   * Publishes the value, or the result of `value` (an array is several messages), and passes the value on.
    *
    * **Details**
    *
@@ -517,7 +517,7 @@ export const to: {
     value: (value: NoInfer<A>, message: NoInfer<M>) => NoInfer<B> | ReadonlyArray<NoInfer<B>>
   ): Step<M, A, A, PublishError, RE>
   /**
-   * Publishes the value, or what `value` makes of it (an array is several messages), and passes the value on.
+   * Publishes the value, or the result of `value` (an array is several messages), and passes the value on.
    *
    * **Details**
    *
@@ -529,7 +529,7 @@ export const to: {
     topic: Topic.Topic<B, RD, RE>
   ): Open<M, A, E | PublishError, R | RE>
   /**
-   * Publishes the value, or what `value` makes of it (an array is several messages), and passes the value on.
+   * Publishes the value, or the result of `value` (an array is several messages), and passes the value on.
    *
    * **Details**
    *
@@ -547,20 +547,20 @@ export const to: {
 )
 
 /**
- * Fails with `Cause.TimeoutError` when what stands above it takes longer; the handler is interrupted, its signal aborts.
+ * Fails with `Cause.TimeoutError` when the steps above it take longer; the handler is interrupted, its signal aborts.
  *
  * @category steps
  * @since 0.1.0
  */
 export const timeout: {
   /**
-   * Fails with `Cause.TimeoutError` when what stands above it takes longer; the handler is interrupted, its signal aborts.
+   * Fails with `Cause.TimeoutError` when the steps above it take longer; the handler is interrupted, its signal aborts.
    */
   <const D extends Duration.Input | string>(
     duration: D & MustBeDuration<D>
   ): <M extends Any, A, E, R>(self: Open<M, A, E, R>) => Open<M, A, E | Cause.TimeoutError, R>
   /**
-   * Fails with `Cause.TimeoutError` when what stands above it takes longer; the handler is interrupted, its signal aborts.
+   * Fails with `Cause.TimeoutError` when the steps above it take longer; the handler is interrupted, its signal aborts.
    */
   <M extends Any, A, E, R, const D extends Duration.Input | string>(
     self: Open<M, A, E, R>,
@@ -901,7 +901,7 @@ type Cases<M extends Any, A, C> =
 
 /**
  * Sends each value down the branch of its `_tag`. Exhaustive: a missing tag and an unknown one are type errors. A
- * message is settled once its branch, and what stands below, are done.
+ * message is settled once its branch and the steps below are done.
  *
  * @category steps
  * @since 0.1.0
@@ -909,14 +909,14 @@ type Cases<M extends Any, A, C> =
 export const branchTag: {
   /**
    * Sends each value down the branch of its `_tag`. Exhaustive: a missing tag and an unknown one are type errors. A
-   * message is settled once its branch, and what stands below, are done.
+   * message is settled once its branch and the steps below are done.
    */
   <M extends Any, A extends { readonly _tag: string }, C extends Cases<M, A, C>>(
     cases: C
   ): Step<M, A, Out<C, 0>, Out<C, 1>, Out<C, 2>>
   /**
    * Sends each value down the branch of its `_tag`. Exhaustive: a missing tag and an unknown one are type errors. A
-   * message is settled once its branch, and what stands below, are done.
+   * message is settled once its branch and the steps below are done.
    */
   <M extends Any, A extends { readonly _tag: string }, E, R, C extends Cases<M, A, C>>(
     self: Open<M, A, E, R>,
@@ -966,7 +966,7 @@ const addBranch = (
  *
  * **Gotchas**
  *
- * What a filter above rejects passes through as a failure that is not in `E`: recover by tag, not from everything.
+ * A message that a filter above rejects passes through as a failure that is not in `E`: recover by tag, not from everything.
  *
  * @category steps
  * @since 0.1.0
@@ -977,7 +977,7 @@ export const middleware: {
    *
    * **Gotchas**
    *
-   * What a filter above rejects passes through as a failure that is not in `E`: recover by tag, not from everything.
+   * A message that a filter above rejects passes through as a failure that is not in `E`: recover by tag, not from everything.
    */
   <M extends Any, A, E, R, B, E2, R2>(
     f: (handler: Effect.Effect<A, E, R>, message: NoInfer<M>) => Effect.Effect<B, E2, R2>
@@ -987,7 +987,7 @@ export const middleware: {
    *
    * **Gotchas**
    *
-   * What a filter above rejects passes through as a failure that is not in `E`: recover by tag, not from everything.
+   * A message that a filter above rejects passes through as a failure that is not in `E`: recover by tag, not from everything.
    */
   <M extends Any, A, E, R, B, E2, R2>(
     self: Open<M, A, E, R>,
@@ -1005,7 +1005,7 @@ export const middleware: {
  *
  * A failure of `next()` that the function lets through, or throws again, keeps its type for the policies; another
  * rejection is a `Cause.UnknownError`. A message that a filter above rejects passes through as a rejection of `next()`:
- * throw what is not yours.
+ * throw errors that are not yours.
  *
  * **Example** (Measuring handlers)
  *
@@ -1038,7 +1038,7 @@ export const middlewarePromise: {
    *
    * A failure of `next()` that the function lets through, or throws again, keeps its type for the policies; another
    * rejection is a `Cause.UnknownError`. A message that a filter above rejects passes through as a rejection of `next()`:
-   * throw what is not yours.
+   * throw errors that are not yours.
    */
   <M extends Any, A, B>(
     f: (next: () => Promise<A>, message: NoInfer<M>) => PromiseLike<B & NoEffect<B>>
@@ -1050,7 +1050,7 @@ export const middlewarePromise: {
    *
    * A failure of `next()` that the function lets through, or throws again, keeps its type for the policies; another
    * rejection is a `Cause.UnknownError`. A message that a filter above rejects passes through as a rejection of `next()`:
-   * throw what is not yours.
+   * throw errors that are not yours.
    */
   <M extends Any, A, E, R, B>(
     self: Open<M, A, E, R>,
@@ -1127,18 +1127,18 @@ export const retry: {
   }, unknownOption("retry", options, ["times", "schedule", "while", "uncounted"])))
 
 /**
- * Stores what will not be tried again in `topic`, instead of `<topic>.dead`.
+ * Stores messages that will not be tried again in `topic`, instead of `<topic>.dead`.
  *
  * @category policies
  * @since 0.1.0
  */
 export const deadLetter: {
   /**
-   * Stores what will not be tried again in `topic`, instead of `<topic>.dead`.
+   * Stores messages that will not be tried again in `topic`, instead of `<topic>.dead`.
    */
   <const N extends string>(topic: N & MustBeName<N>): Policy
   /**
-   * Stores what will not be tried again in `topic`, instead of `<topic>.dead`.
+   * Stores messages that will not be tried again in `topic`, instead of `<topic>.dead`.
    */
   <M extends Any, A, E, R, const N extends string>(
     self: Pipeline<M, A, E, R>,
@@ -1147,7 +1147,7 @@ export const deadLetter: {
 } = dual(2, (self: AnyPipeline, topic: string) => addPolicy(self, { deadLetter: topic }))
 
 /**
- * Throws away what will not be tried again: the written-down alternative to {@link deadLetter}.
+ * Deletes messages that will not be tried again: the written-down alternative to {@link deadLetter}.
  *
  * @category policies
  * @since 0.1.0
@@ -1216,7 +1216,7 @@ export const concurrency: {
 export type AckPolicy = "on-success" | "on-receive" | "manual"
 
 /**
- * Chooses when messages are acknowledged. With `manual`, what is unsettled `settleWithin` (default 30 seconds) after its
+ * Chooses when messages are acknowledged. With `manual`, a message that is unsettled `settleWithin` (default 30 seconds) after its
  * handler succeeded is reported with its id and will be redelivered.
  *
  * @category policies
@@ -1224,12 +1224,12 @@ export type AckPolicy = "on-success" | "on-receive" | "manual"
  */
 export const ackPolicy: {
   /**
-   * Chooses when messages are acknowledged. With `manual`, what is unsettled `settleWithin` (default 30 seconds) after its
+   * Chooses when messages are acknowledged. With `manual`, a message that is unsettled `settleWithin` (default 30 seconds) after its
    * handler succeeded is reported with its id and will be redelivered.
    */
   (policy: AckPolicy, options?: AckPolicyOptions): Policy
   /**
-   * Chooses when messages are acknowledged. With `manual`, what is unsettled `settleWithin` (default 30 seconds) after its
+   * Chooses when messages are acknowledged. With `manual`, a message that is unsettled `settleWithin` (default 30 seconds) after its
    * handler succeeded is reported with its id and will be redelivered.
    */
   <M extends Any, A, E, R>(
@@ -1284,7 +1284,7 @@ export type {
 /**
  * Starts a pipeline and returns once it is ready. A process that ends by itself and has run none of its pipelines' programs
  * warns about it. Closing the scope drains it: running handlers finish within
- * `drainTimeout`, what is unsettled is handed back for a peer to take at once, without counting an attempt.
+ * `drainTimeout`, unsettled messages are released for a peer to take at once, without counting an attempt.
  *
  * @category running
  * @since 0.1.0

@@ -1,5 +1,5 @@
 /**
- * What is said to the broker about one delivery.
+ * The answer to the broker about one delivery.
  *
  * A delivery is settled exactly once or it is redelivered; the first settlement is final.
  *
@@ -62,7 +62,7 @@ export interface Terminate {
 }
 
 /**
- * What can be said about a delivery on every broker. A new member does not compile until every transport handles it.
+ * The answers that every broker takes. A new member does not compile until every transport handles it.
  *
  * @category models
  * @since 0.1.0

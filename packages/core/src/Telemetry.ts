@@ -1,5 +1,5 @@
 /**
- * Seeing what becomes of messages: logs, outcomes, metrics, spans.
+ * Observing messages: logs, outcomes, metrics, spans.
  *
  * Logs are on, metrics and spans are off unless asked for. Metric and span names follow the OpenTelemetry messaging
  * conventions 1.44; names that the conventions do not have begin with `millrace.`. `messaging.system` is the transport's
@@ -20,9 +20,9 @@ import type * as Message from "./Message.ts"
 import type * as Transport from "./Transport.ts"
 
 /**
- * What became of one attempt at one message.
+ * The outcome of one attempt at one message.
  *
- * - `Handled`: `value` is what the last step gave
+ * - `Handled`: `value` is the result of the last step
  * - `Filtered`: a filter, or the group that a redriven message is for, said that it is not for this pipeline
  * - `Retried`: the next attempt comes after `delay` milliseconds
  * - `DeadLettered`, `Discarded`: no further attempt
@@ -71,7 +71,7 @@ export const Observer = Context.Reference<(outcome: Outcome) => void>("@millrace
 // --- logs
 
 /**
- * What pipelines log.
+ * The log lines of pipelines.
  *
  * @category models
  * @since 0.1.0
@@ -84,7 +84,7 @@ export interface LogOptions {
 }
 
 /**
- * What pipelines started under it log; `false`: nothing. Default: a handler of 5 minutes is long, 10 warnings of a kind a
+ * The log lines of pipelines started under it; `false`: nothing. Default: a handler of 5 minutes is long, 10 warnings of a kind a
  * minute.
  *
  * **Details**
@@ -101,7 +101,7 @@ export const Logs = Context.Reference<LogOptions | false>("@millrace/core/Teleme
 })
 
 /**
- * Sets what the pipelines started under it log; `false`: nothing.
+ * Sets the log lines of the pipelines started under it; `false`: nothing.
  *
  * @category layers
  * @since 0.1.0
@@ -121,7 +121,7 @@ export const layerLogs = (
   )
 
 /**
- * What of an error is recorded beside its tag, its message and its causes, in dead letters and logs: its stack, its own
+ * The parts of an error that are recorded beside its tag, its message and its causes, in dead letters and logs: its stack, its own
  * fields. Fields named like a secret are never recorded. Default: both.
  *
  * @category references

@@ -79,7 +79,7 @@ type MustBeKey<K> = K extends string | undefined ? unknown
  * **Details**
  *
  * `schema` is a schema of Effect, or of any library with Standard Schema (zod, valibot, arktype): see
- * {@link Codec.standard} for what such a schema must be. The broker decides which names a topic may have; a name that it
+ * {@link Codec.standard} for the limits of such a schema. The broker decides which names a topic may have; a name that it
  * cannot take, and any other bad input, is a typed error when the topic is first used. Declaring never throws.
  *
  * **Example** (Declaring a topic)
@@ -103,7 +103,7 @@ export const make: {
    * **Details**
    *
    * `schema` is a schema of Effect, or of any library with Standard Schema (zod, valibot, arktype): see
-   * {@link Codec.standard} for what such a schema must be. The broker decides which names a topic may have; a name that it
+   * {@link Codec.standard} for the limits of such a schema. The broker decides which names a topic may have; a name that it
    * cannot take, and any other bad input, is a typed error when the topic is first used. Declaring never throws.
    */
   <A, RD, RE, const N extends string, K = undefined>(name: N & MustBeName<N>, options: {
@@ -118,7 +118,7 @@ export const make: {
    * **Details**
    *
    * `schema` is a schema of Effect, or of any library with Standard Schema (zod, valibot, arktype): see
-   * {@link Codec.standard} for what such a schema must be. The broker decides which names a topic may have; a name that it
+   * {@link Codec.standard} for the limits of such a schema. The broker decides which names a topic may have; a name that it
    * cannot take, and any other bad input, is a typed error when the topic is first used. Declaring never throws.
    */
   <S extends StandardSchemaV1<unknown, unknown>, const N extends string, K = undefined>(
@@ -136,7 +136,7 @@ export const make: {
    * **Details**
    *
    * `schema` is a schema of Effect, or of any library with Standard Schema (zod, valibot, arktype): see
-   * {@link Codec.standard} for what such a schema must be. The broker decides which names a topic may have; a name that it
+   * {@link Codec.standard} for the limits of such a schema. The broker decides which names a topic may have; a name that it
    * cannot take, and any other bad input, is a typed error when the topic is first used. Declaring never throws.
    */
   <S extends Schema.Constraint, H, const N extends string, K = undefined>(name: N & MustBeName<N>, options: {
@@ -153,7 +153,7 @@ export const make: {
    * **Details**
    *
    * `schema` is a schema of Effect, or of any library with Standard Schema (zod, valibot, arktype): see
-   * {@link Codec.standard} for what such a schema must be. The broker decides which names a topic may have; a name that it
+   * {@link Codec.standard} for the limits of such a schema. The broker decides which names a topic may have; a name that it
    * cannot take, and any other bad input, is a typed error when the topic is first used. Declaring never throws.
    */
   <S extends Schema.Constraint, const N extends string, K = undefined>(name: N & MustBeName<N>, options: {

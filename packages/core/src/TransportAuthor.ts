@@ -1,5 +1,5 @@
 /**
- * What authors of transports need beside {@link Transport}: one module, so that the other modules are for users.
+ * The tools of transport authors beside {@link Transport}: one module, so that the other modules are for users.
  *
  * A transport builds its own `from` on {@link fromTransport}, its own policies on {@link withSetting}, its broker-only
  * operations on {@link received}, and its errors on `TransportError.invalidOption` and `TransportError.redactUrl`. It
@@ -35,12 +35,12 @@ export { send } from "./internal/send.ts"
 export type { Received }
 
 /**
- * Starts a pipeline on one particular broker: what a transport's own `from` is made of.
+ * Starts a pipeline on one particular broker: a transport's own `from` is made of it.
  *
  * **Details**
  *
  * `transport` puts that broker's service into `R`, `settings` reach its `subscribe`, and `extend` adds to each message
- * what that broker's messages have beside the common fields. With `options`, the names of the broker's own options,
+ * the fields that only that broker's messages have. With `options`, the names of the broker's own options,
  * any other option is refused when the pipeline starts, and so is `invalid`.
  *
  * @category constructors
@@ -59,7 +59,7 @@ export const fromTransport = <A, RD, RE, R, M extends Message.Message<A> = Messa
 ): Pipeline.Open<M, A, never, R | RD> => makeSource(topic, options, broker)
 
 /**
- * Publishes as `Pipeline.to` does, to another broker than the source's: what a transport's own `to` is made of.
+ * Publishes as `Pipeline.to` does, to another broker than the source's: a transport's own `to` is made of it.
  *
  * @category steps
  * @since 0.1.0
@@ -73,21 +73,21 @@ export const toTransport = <M extends Message.Any, A, E, R, B, RD, RE, R2>(
   addStep(self, { _tag: "To", topic, f: value, transport: transport as any } as Step)
 
 /**
- * Adds one of a broker's own settings: what a transport's own policies are made of.
+ * Adds one of a broker's own settings: a transport's own policies are made of it.
  *
  * @category policies
  * @since 0.1.0
  */
 export const withSetting: {
   /**
-   * Adds one of a broker's own settings: what a transport's own policies are made of.
+   * Adds one of a broker's own settings: a transport's own policies are made of it.
    */
   <A>(
     reference: Context.Reference<A>,
     value: A
   ): <M extends Message.Any, A, E, R>(self: Pipeline.Pipeline<M, A, E, R>) => Pipeline.Pipeline<M, A, E, R>
   /**
-   * Adds one of a broker's own settings: what a transport's own policies are made of.
+   * Adds one of a broker's own settings: a transport's own policies are made of it.
    */
   <M extends Message.Any, A, E, R, S>(
     self: Pipeline.Pipeline<M, A, E, R>,

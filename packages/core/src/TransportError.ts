@@ -1,5 +1,5 @@
 /**
- * What can go wrong between a pipeline and its broker.
+ * Failures between a pipeline and its broker.
  *
  * One outer error with a `reason`, the same on all brokers, so that `Effect.catchReason` works. No reason ever carries a
  * password: addresses are shown by {@link redactUrl}.
@@ -67,7 +67,7 @@ export class Unauthorized extends Schema.Error<Unauthorized>("@millrace/core/Tra
 }
 
 /**
- * Something of that name exists at the broker and is not what the pipeline declares (a key of another data type, a
+ * Something of that name exists at the broker and differs from the pipeline's declaration (a key of another data type, a
  * consumer with another configuration).
  *
  * @category errors

@@ -65,7 +65,7 @@ describe("what a function returns", () => {
   })
 
   test("an Effect in a step for promises", () => {
-    // @ts-expect-error this resolves to an Effect nobody runs: use Pipeline.mapEffect
+    // @ts-expect-error this resolves to an Effect that is never run: use Pipeline.mapEffect
     orders.pipe(Pipeline.mapPromise(async (order) => Effect.log(order.id)))
   })
 })

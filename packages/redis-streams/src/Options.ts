@@ -1,7 +1,6 @@
 /**
  * What can be said to the Redis transport, and what it tells: types only.
  *
- * @stability unstable
  * @since 0.1.0
  */
 import type * as Concurrency from "@millrace/core/Concurrency"

@@ -1,7 +1,6 @@
 /**
  * Pipelines on Redis Streams and Valkey.
  *
- * @stability unstable
  * @since 0.1.0
  */
 import * as Concurrency from "@millrace/core/Concurrency"

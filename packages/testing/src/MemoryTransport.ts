@@ -32,7 +32,7 @@ export interface Options {
   readonly concurrency?: number | undefined
   /** The largest message in bytes, headers included; default 1 MiB, as NATS has it. */
   readonly maxBody?: number | undefined
-  /** Keeps what was published and settled, for {@link MemoryTransport}; default `false`. */
+  /** Keeps published messages and settlements, for {@link MemoryTransport}; default `false`. */
   readonly history?: boolean | undefined
 }
 
@@ -51,7 +51,7 @@ export interface Settled {
 }
 
 /**
- * What a group of a topic has still to do.
+ * The work that a group of a topic has left.
  *
  * @category models
  * @since 0.1.0
@@ -68,13 +68,13 @@ export interface GroupState {
 }
 
 /**
- * The broker itself, for tests: what it holds, what happened, further connections to it.
+ * The broker itself, for tests: its contents, its history, further connections to it.
  *
  * @category services
  * @since 0.1.0
  */
 export class MemoryTransport extends Context.Service<MemoryTransport, {
-  /** Another process of the same broker. Closing its scope without drain is a crash: it keeps what it owned. */
+  /** Another process of the same broker. Closing its scope without drain is a crash: it keeps its messages. */
   readonly connect: Effect.Effect<Transport.Transport["Service"], never, Scope.Scope>
   readonly groups: Effect.Effect<ReadonlyArray<GroupState>>
   /** Deletes a topic with its groups; the next use creates another one of that name. */

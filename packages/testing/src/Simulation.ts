@@ -1,9 +1,9 @@
 /**
  * Runs a pipeline in several processes on the broker in memory, in an order and with faults that a seed chooses, and
- * holds what happens against the laws of settlement. The same seed gives the same run, event by event.
+ * checks the events against the laws of settlement. The same seed gives the same run, event by event.
  *
  * Everything is simulated: time, the order in which fibers run, the connections, the processes. It cannot wait for
- * anything real: what handlers call must be a fake that uses `Clock`, `Random` and Effects only.
+ * anything real: their dependencies must be fakes that use `Clock`, `Random` and Effects only.
  *
  * @since 0.1.0
  */
@@ -34,7 +34,7 @@ import { Process, World } from "./internal/simulation/world.ts"
 import * as MemoryTransport from "./MemoryTransport.ts"
 
 /**
- * What may happen to a pipeline.
+ * The faults of a simulation.
  *
  * - `crash`: a process ends in the middle of whatever it does; with {@link trouble}, some messages do that to it
  * - `drain`: a process is stopped and started again
@@ -43,7 +43,7 @@ import * as MemoryTransport from "./MemoryTransport.ts"
  * - `pause`: the pipeline is paused and resumed
  * - `clock`: the wall clock of a process jumps
  * - `settle`: settlements, or the answers to them, do not arrive, or some of them only
- * - `publish`: what is published, or the answer to it, does not arrive
+ * - `publish`: a published message, or the answer to it, does not arrive
  * - `delay`: the network is slow
  * - `handler`: with {@link trouble}, handlers are slow, fail, throw and are interrupted
  * - `poison`: some messages are bytes that cannot be decoded
@@ -57,13 +57,13 @@ const episodes = ["crash", "drain", "freeze", "cut", "pause", "clock"] as const
 const allFaults = [...episodes, "settle", "publish", "delay", "handler", "poison"] as const
 
 /**
- * What is simulated.
+ * Options of a simulation.
  *
  * @category models
  * @since 0.1.0
  */
 export interface Options<out A> {
-  /** What is published to the source, in this order. */
+  /** The values to publish to the source, in this order. */
   readonly values: Iterable<A>
   /** Processes that run the pipeline; default 2. */
   readonly workers?: number | undefined
@@ -77,7 +77,7 @@ export interface Options<out A> {
   readonly minIdle?: Duration.Input | undefined
   /** Which messages end the process that handles them, in place of a chance of three in a hundred. */
   readonly kills?: ((message: Message.Any) => boolean) | undefined
-  /** Tells what a published message says, by which a second copy is found; default its id. */
+  /** Gives the content of a published message, by which a second copy is found; default its id. */
   readonly outputOf?: ((message: Outgoing) => string | undefined) | undefined
   /** The faults that may happen, by name: see {@link Run}; default all. */
   readonly only?: Iterable<string> | undefined
@@ -100,7 +100,7 @@ export interface Violation {
 }
 
 /**
- * What happened. `trace` has one line for each event, with the seconds since the beginning; `faults` has what went wrong,
+ * The history of a run. `trace` has one line for each event, with the seconds since the beginning; `faults` has what went wrong,
  * by names that `Options.only` takes: publications of messages among them, for a smaller run has fewer.
  *
  * @category models
@@ -151,7 +151,7 @@ export class Violated extends Schema.Error<Violated>("@millrace/testing/Violated
 const mostLines = 60
 
 /**
- * What {@link trouble} fails with.
+ * The error of {@link trouble}.
  *
  * @category errors
  * @since 0.1.0

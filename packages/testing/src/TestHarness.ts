@@ -1,5 +1,5 @@
 /**
- * Runs a pipeline over given messages, on the broker in memory, and shows what became of each.
+ * Runs a pipeline over given messages, on the broker in memory, and shows the outcome of each.
  *
  * Time moves by itself, from one due instant to the next, until nothing is due: a retry of six minutes costs nothing.
  *
@@ -26,13 +26,13 @@ import * as TestClock from "effect/testing/TestClock"
 import * as MemoryTransport from "./MemoryTransport.ts"
 
 /**
- * What became of the messages so far, in order.
+ * The outcomes so far, in order.
  *
  * @category models
  * @since 0.1.0
  */
 export interface Report {
-  /** What the last step gave, for each message that was handled. */
+  /** The result of the last step, for each handled message. */
   readonly handled: ReadonlyArray<{ readonly message: Message.Any; readonly value: unknown }>
   readonly filtered: ReadonlyArray<Message.Any>
   readonly retried: ReadonlyArray<

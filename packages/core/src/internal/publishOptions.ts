@@ -10,8 +10,8 @@ import type { DurationHint } from "./hint.ts"
  */
 export interface PublishOptions {
   /**
-   * Names are sent in lower case; `body` and `millrace-*` are refused. What describes the message that headers came with
-   * (`content-type`, our own headers) is left out, so that the headers of a message can be forwarded as they are.
+   * Names are sent in lower case; `body` and `millrace-*` are refused. Headers that describe the message they came with
+   * (`content-type`, our own headers) are left out, so that the headers of a message can be forwarded as they are.
    */
   readonly headers?: Headers | undefined
   /** The same id is stored once, on brokers that deduplicate and for as long as they do. */

@@ -37,7 +37,7 @@ export class Failure extends Schema.Class<Failure>("@millrace/core/DeadLetter/Fa
 }) {}
 
 /**
- * What is known about a dead letter beside the message itself. Times are milliseconds since the epoch.
+ * The facts about a dead letter beside the message itself. Times are milliseconds since the epoch.
  *
  * - `id`: of the message that failed; after a redrive a new one, `history` has the earlier ones
  * - `origin`: names the stream that held the message, and its life; `origin`, `group` and `id` are unique together
