@@ -54,7 +54,7 @@ export interface PubAck {
   readonly error?: { readonly code: number; readonly err_code?: number; readonly description: string }
 }
 
-const error = (topic: string, reason: Publisher.Reason): Answer =>
+const error = (topic: string, reason: Publisher.PublishErrorReason): Answer =>
   Result.fail(new Publisher.PublishError({ topic, reason }))
 
 const decoder = new TextDecoder()

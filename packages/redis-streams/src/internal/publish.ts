@@ -1,4 +1,4 @@
-import { NotSent, OutcomeUnknown, PublishError, type Reason, Refused } from "@millrace/core/Publisher"
+import { NotSent, OutcomeUnknown, PublishError, type PublishErrorReason, Refused } from "@millrace/core/Publisher"
 import type { Outgoing, Published } from "@millrace/core/Transport"
 import { Unauthorized } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
@@ -142,7 +142,8 @@ export const make = (server: Server, unbounded: ReadonlySet<string>): Publish =>
       ))
       : Effect.map(sendWide(key, message, ["*", ...fields]), (reply) => outcomeOf(message, reply))
 
-  const refused = (topic: string, reason: Reason): Outcome => Result.fail(new PublishError({ topic, reason }))
+  const refused = (topic: string, reason: PublishErrorReason): Outcome =>
+    Result.fail(new PublishError({ topic, reason }))
 
   const outcomeOf = (message: Outgoing, reply: unknown): Outcome => {
     if (reply instanceof Error) return refused(message.topic, reasonOf(server, reply))
@@ -185,12 +186,12 @@ export const make = (server: Server, unbounded: ReadonlySet<string>): Publish =>
 }
 
 /** Concerns the server and not one message. */
-const isLasting = (reason: Reason): boolean =>
+const isLasting = (reason: PublishErrorReason): boolean =>
   reason._tag === "Unauthorized" || reason._tag === "Refused" && reason.detail.includes(full)
 
 const full = "the server has no memory left"
 
-const reasonOf = (server: Server, error: Error): Reason => {
+const reasonOf = (server: Server, error: Error): PublishErrorReason => {
   if (error instanceof Lost) {
     return error.sent ? new OutcomeUnknown({ detail: error.message }) : new NotSent({ detail: error.message })
   }

@@ -1,7 +1,7 @@
 import {
-  Interrupted,
   InvalidOption,
   Mismatch,
+  OperationFailed,
   TransportError,
   Unauthorized,
   Unsupported
@@ -94,6 +94,6 @@ export const transportError = (operation: string, address: string, error: Error)
       operation,
       remedy: `the server says "${error.message}"; Redis 7.0 or Valkey 8.0 is the oldest that will do`
     })
-    : new Interrupted({ operation, cause: error })
+    : new OperationFailed({ operation, cause: error })
   return new TransportError({ transport: "redis", reason })
 }
