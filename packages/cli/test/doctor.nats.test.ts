@@ -257,7 +257,7 @@ no_auth_user: a`
       const broker = yield* Brokers.nats()
       // Such a server is not to be had: the proxy changes what it says about itself.
       const proxy = yield* Proxy.make(broker, {
-        pass: (piece) => Buffer.from(piece.toString("latin1").replace(/("version":")[\d.]+"/, "$12.8.4\""), "latin1")
+        pass: (piece) => Buffer.from(piece.toString("latin1").replace(/"version":"[\d.]+"/, "\"version\":\"2.8.4\""), "latin1")
       })
       const ran = yield* Effect.provide(
         millrace("doctor"),

@@ -365,7 +365,11 @@ const Dead = ({ mayRedrive, topic }) => {
   }
     <${Problem} error=${error} />
     ${said && html`<p role="status">${said}</p>`}
-    ${data && letters.length === 0 && html`<p class="soft">No dead letters.</p>`}
+    ${data && letters.length === 0 && !data.next && html`<p class="soft">No dead letters.</p>`}
+    ${
+    data?.next && letters.length < 50 &&
+    html`<p class="soft">${n(letters.length)} of ${n(data.looked)} letters; the search goes on with Older.</p>`
+  }
     ${
     letters.length > 0 && html`<table>
       <thead><tr>

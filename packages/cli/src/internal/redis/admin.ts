@@ -64,6 +64,7 @@ const open = async (target: Target): Promise<{ readonly admin: Admin; readonly c
   if (target.cluster) {
     const { password, protocol, username } = new URL(url)
     const cluster = createCluster({
+      RESP: options.RESP,
       rootNodes: [{ url }],
       defaults: {
         ...options,
@@ -87,6 +88,7 @@ const open = async (target: Target): Promise<{ readonly admin: Admin; readonly c
   if (target.sentinel !== undefined) {
     const { hostname, password, pathname, port, username } = new URL(url)
     const sentinel = createSentinel({
+      RESP: options.RESP,
       name: target.sentinel,
       sentinelRootNodes: [{ host: hostname, port: Number(port || 26379) }],
       nodeClientOptions: {
