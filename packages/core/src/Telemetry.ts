@@ -53,6 +53,8 @@ export type OutcomeKind =
     readonly _tag: "DeadLettered" | "Discarded"
     readonly cause: Cause.Cause<unknown>
     readonly reason: DeadLetter.Reason
+    /** How many attempts were made, as in the dead letter. Deliveries that only tried to write the letter do not count. */
+    readonly attempts: number
   }
   | { readonly _tag: "FailedAfterSettle"; readonly cause: Cause.Cause<unknown> }
 

@@ -15,7 +15,8 @@ export const drain = (run: Run): Effect.Effect<void> =>
     yield* run.reader.stop
     // 2. Release what has not begun: a peer may have it while our handlers finish.
     run.releaseUnbegun()
-    // 3. Hand open batches over: they are work that was begun.
+    // 3. Hand open batches over: they are work that was begun. A batch that has to wait for the end of a pause is released.
+    run.releaseResting()
     run.flushBatches()
     // 4. Let running handlers finish.
     if (!(yield* within(run.awaitHandlers, source.drainTimeout))) {

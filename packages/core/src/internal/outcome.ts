@@ -195,7 +195,7 @@ export class Outcomes {
     const { deadLetters, program } = this.around
     const { delivery } = attempt
     const end = (kind: "DeadLettered" | "Discarded") => {
-      this.report(attempt, { _tag: kind, cause, reason })
+      this.report(attempt, { _tag: kind, cause, reason, attempts })
       this.finish(attempt, { _tag: "Terminate", reason })
     }
     if (deadLetters === undefined) return Effect.sync(() => end("Discarded"))
@@ -320,7 +320,7 @@ export class Outcomes {
     return Effect.mapError(written, (cause) => new Settlement.SettleError({ id: delivery.id, cause })).pipe(
       Effect.andThen(Effect.suspend(() => {
         const kind = this.around.deadLetters === undefined ? "Discarded" : "DeadLettered"
-        this.report(attempt, { _tag: kind, cause, reason })
+        this.report(attempt, { _tag: kind, cause, reason, attempts: delivery.attempt })
         return this.tell(attempt, { _tag: "Terminate", reason })
       }))
     )
@@ -414,7 +414,9 @@ export class Outcomes {
       const isGone = this.around.program.policies.ackPolicy === "on-receive"
       this.report(
         attempt,
-        isGone ? { _tag: "Discarded", cause, reason: "exhausted" } : { _tag: "FailedAfterSettle", cause }
+        isGone
+          ? { _tag: "Discarded", cause, reason: "exhausted", attempts: attempt.delivery.attempt }
+          : { _tag: "FailedAfterSettle", cause }
       )
       return this.leave(attempt)
     }
@@ -441,7 +443,7 @@ export class Outcomes {
     const cause = attempt.failure ?? Cause.die(new Error(vanishedText))
     const end = (kind: "DeadLettered" | "Discarded") => {
       attempt.hasOutcome = false
-      this.report(attempt, { _tag: kind, cause, reason: "vanished" })
+      this.report(attempt, { _tag: kind, cause, reason: "vanished", attempts: delivery.attempt })
     }
     attempt.hasOutcome = false
     this.report(attempt, { _tag: "Vanished" })

@@ -68,9 +68,9 @@ export class OutcomeLog {
     const { delivery } = outcome
     switch (outcome._tag) {
       case "DeadLettered":
-        return this.unhandled("dead-lettered", `dead-lettered to ${deadLetter}`, outcome, outcome.reason, now)
+        return this.unhandled("dead-lettered", `dead-lettered to ${deadLetter}`, outcome, now)
       case "Discarded":
-        return this.unhandled("discarded", "discarded", outcome, outcome.reason, now)
+        return this.unhandled("discarded", "discarded", outcome, now)
       case "FailedAfterSettle":
         return this.failed(
           "failed after they were settled",
@@ -136,11 +136,10 @@ export class OutcomeLog {
   private unhandled(
     kind: Kind,
     what: string,
-    { cause, delivery }: Telemetry.Outcome & { readonly cause: Cause.Cause<unknown> },
-    reason: string,
+    { attempts, cause, delivery, reason }: Extract<Telemetry.Outcome, { readonly attempts: number }>,
     now: number
   ): void {
-    const times = delivery.attempt === 1 ? "1 attempt" : `${delivery.attempt} attempts`
+    const times = attempts === 1 ? "1 attempt" : `${attempts} attempts`
     const after = reason === "undecodable"
       ? "it cannot be decoded"
       : reason === "vanished"
@@ -152,7 +151,7 @@ export class OutcomeLog {
       cause,
       now,
       (error) => `${this.options.pipeline}: message ${delivery.id} is ${what} (${after}): ${error}`,
-      { reason }
+      { reason, attempts }
     )
   }
 
