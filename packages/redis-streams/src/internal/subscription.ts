@@ -158,13 +158,14 @@ export class RedisSubscription {
 
   /** How many unread entries to ask for. Whatever is older goes first. */
   get wantsNew(): number {
-    return this.isOpen && !this.reclaim.isAhead && !this.hasInherited ? this.inbox.readRoom : 0
+    return this.isOpen && !this.isReadLost && !this.reclaim.isAhead && !this.hasInherited ? this.inbox.readRoom : 0
   }
 
   /** Can take due retries, or something that was released or abandoned. */
   get wantsOld(): boolean {
     if (!this.isOpen || performance.now() < this.refusedUntil) return false
-    return this.inbox.isHeld || this.own.isDue && this.inbox.retryRoom > 0 || this.hasInherited || this.reclaim.isReady
+    return this.inbox.isHeld || this.isReadLost || this.own.isDue && this.inbox.retryRoom > 0 || this.hasInherited ||
+      this.reclaim.isReady
   }
 
   private get hasInherited(): boolean {
@@ -202,6 +203,18 @@ export class RedisSubscription {
   }
 
   private lastRead = "0-0"
+  /** Entries may have been delivered to this consumer that never arrived: they come before anything unread. */
+  private isReadLost = false
+
+  readLost(): void {
+    this.isReadLost = true
+  }
+
+  private readonly lookForLost: Effect.Effect<void, Error> = Effect.suspend(() =>
+    Effect.map(this.reclaim.lookForLost(this.lastRead), () => {
+      this.isReadLost = false
+    })
+  )
 
   private noteSurviving(): void {
     this.surviving = new Map(this.inbox.outstanding.all().map((delivery) => [delivery.id, delivery]))
@@ -222,6 +235,7 @@ export class RedisSubscription {
   readonly takeOld: Effect.Effect<void, Error> = Effect.suspend(() => {
     this.nothingUnderWay.closeUnsafe()
     if (this.inbox.isHeld) return this.releaseHeld
+    if (this.isReadLost) return this.lookForLost
     if (this.own.isDue && this.inbox.retryRoom > 0) return this.takeDue(this.own, this.inbox.retryRoom, "retry")
     if (this.hasInherited) return this.takeDue(this.inherited, this.inbox.freshRoom, "fresh")
     return this.reclaim.isReady ? Effect.flatMap(this.reclaim.take, this.vanished) : Effect.void
