@@ -222,7 +222,7 @@ export class Reclaim {
   lookForLost(lastRead: string): Effect.Effect<void, Error> {
     const { consumer, group, key } = this.options
     return Effect.map(
-      this.server.keep.one(key, ["XPENDING", key, group, `(${lastRead}`, "+", String(maxInherited), consumer]),
+      this.server.control.one(key, ["XPENDING", key, group, `(${lastRead}`, "+", String(maxInherited), consumer]),
       (reply) => {
         const found: Array<Candidate> = []
         for (const entry of list(reply)) {
