@@ -49,15 +49,18 @@ export const summarize = (file: string, count: number): string => {
   const names = new Map(nodes.map(({ callFrame: { functionName, lineNumber, url }, id }) => [
     id,
     url === ""
-      ? functionName
+      ? functionName || "(native)"
       : `${functionName || "(anonymous)"} ${url.replace(/^.*\/(packages|node_modules|bench)\//, "")}:${lineNumber + 1}`
   ]))
+  const profiler = new Set(nodes.flatMap(({ callFrame, id }) => callFrame.url === "node:inspector" ? [id] : []))
   const owners = new Map(nodes.map(({ callFrame, id }) => [id, ownerOf(callFrame)]))
   const byOwner = new Map<string, number>()
   const parents = new Map(nodes.flatMap(({ children = [], id }) => children.map((child) => [child, id] as const)))
   const own = new Map<string, { total: number; readonly callers: Map<string, number> }>()
   samples.forEach((id, i) => {
     const micros = timeDeltas[i]! / count
+    // The profiler itself.
+    if (profiler.has(id)) return
     const owner = owners.get(id)!
     byOwner.set(owner, (byOwner.get(owner) ?? 0) + micros)
     const name = names.get(id)!
