@@ -17,6 +17,8 @@ export interface Profiled {
   readonly broker: BrokerName
   readonly arm: string
   readonly concurrency: number
+  /** Milliseconds that the handler waits. */
+  readonly delay?: number
 }
 
 /** The arms whose profiles stand in the docs. */
@@ -24,6 +26,7 @@ export const usual: ReadonlyArray<Profiled> = [
   { broker: "memory", arm: "plain", concurrency: 64 },
   { broker: "memory", arm: "effect", concurrency: 64 },
   { broker: "redis", arm: "plain", concurrency: 64 },
+  { broker: "redis", arm: "plain", concurrency: 256, delay: 1 },
   { broker: "redis", arm: "publishAll", concurrency: 64 },
   { broker: "redis", arm: "to", concurrency: 64 },
   { broker: "jetstream", arm: "plain", concurrency: 64 },
