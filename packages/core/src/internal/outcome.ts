@@ -113,7 +113,7 @@ export class Outcomes {
   /** A handler has ended; `payload` is its value or the cause of its failure. */
   readonly ended = (attempt: Attempt, end: End, payload: unknown): void => {
     if (attempt.isLost) return this.leave(attempt)
-    if (this.waitsForHand(attempt, () => this.ended(attempt, end, payload))) return
+    if (this.byHand.size > 0 && this.waitsForHand(attempt, () => this.ended(attempt, end, payload))) return
     switch (end) {
       case "succeeded": {
         const isManual = this.around.program.policies.ackPolicy === "manual"

@@ -533,7 +533,8 @@ export class Run {
       this.idle.clear()
       for (const wake of waiters) wake()
     }
-    if (this.dispatcher.hasWork) this.dispatcher.pump()
+    // A permit that became free has pumped already.
+    if (this.dispatcher.hasWork && !this.permits.isWaiting) this.dispatcher.pump()
     else this.demandChanged()
   }
 
