@@ -10,7 +10,7 @@ import * as names from "./names.ts"
 const minDeadLetterAge = Duration.days(1)
 
 /** Refuses a target that does not keep what it confirms, and names bounds that remove dead letters. */
-const verifyKeeps = Effect.fnUntraced(function*(
+export const verifyKeeps = Effect.fnUntraced(function*(
   connection: Connection,
   { config, state }: StreamInfo,
   { purpose, topic }: { readonly purpose: "source" | "output" | "deadLetter"; readonly topic: string }
