@@ -1,5 +1,13 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Concurrency, type Message, Pipeline, Publisher, Settlement, type Transport } from "@millrace/core"
+import {
+  Concurrency,
+  type Message,
+  Pipeline,
+  Publisher,
+  Settlement,
+  type Transport,
+  TransportAuthor
+} from "@millrace/core"
 import { FakeTransport, MemoryTransport, Wait } from "@millrace/testing"
 import { Context, Effect, Exit, Schedule, Scope } from "effect"
 import { TestClock } from "effect/testing"
@@ -187,7 +195,7 @@ describe("a message that kills its process", () => {
                 Effect.suspend(() => alive ? subscription.extend(deliveries) : Effect.never)
             }))
         }
-        const pipeline = Pipeline.fromTransport(
+        const pipeline = TransportAuthor.fromTransport(
           Numbers,
           { group: "test", startFrom: "beginning" },
           { transport: Effect.succeed(mortal) }

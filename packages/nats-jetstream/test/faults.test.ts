@@ -48,7 +48,10 @@ describe.each(versions)("on nats-server %s", (version) => {
   const onProxy = (
     f: (
       broker: Brokers.Broker,
-      way: Proxy & { readonly url: string; readonly misdirect: (...prefixes: ReadonlyArray<`$JS.${string}`>) => Effect.Effect<void> }
+      way: Proxy & {
+        readonly url: string
+        readonly misdirect: (...prefixes: ReadonlyArray<`$JS.${string}`>) => Effect.Effect<void>
+      }
     ) => ReturnType<Parameters<typeof onNats>[0]>
   ) =>
     on((broker) =>
@@ -83,10 +86,10 @@ describe.each(versions)("on nats-server %s", (version) => {
 
         // What is said while nobody listens is not believed to have been heard.
         const unheard = yield* Effect.result(settle(subscription, [before!], Settlement.ack))
-        assert.isTrue(Result.isFailure(unheard) && unheard.failure.reason._tag === "Interrupted")
+        assert.isTrue(Result.isFailure(unheard) && unheard.failure.reason._tag === "OperationFailed")
         const waiting = yield* Effect.forkScoped(
           Effect.retry(settle(subscription, [before!, held!], Settlement.ack), {
-            while: (error) => error.reason._tag === "Interrupted"
+            while: (error) => error.reason._tag === "OperationFailed"
           })
         )
         yield* broker.start

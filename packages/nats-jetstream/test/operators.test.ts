@@ -345,7 +345,7 @@ describe.each(versions)("on nats-server %s", (version) => {
         Effect.gen(function*() {
           const jsm = yield* manager
           yield* Effect.promise(() =>
-            jsm.streams.add({ name: "full", subjects: ["dead"], max_msgs: 1, discard: DiscardPolicy.New })
+            jsm.streams.add({ name: "full", subjects: ["dead"], max_msgs: 2, discard: DiscardPolicy.New })
           )
           const running = yield* Pipeline.start(
             Pipeline.from(Orders, { group: "g", startFrom: "beginning" }).pipe(
@@ -354,12 +354,12 @@ describe.each(versions)("on nats-server %s", (version) => {
               Pipeline.deadLetter("dead")
             )
           )
-          yield* Publisher.publishAll(Orders, [{ id: 1 }, { id: 2 }])
+          yield* Publisher.publishAll(Orders, [{ id: 1 }, { id: 2 }, { id: 3 }])
           const health = yield* until(running.health, ({ state }) => state === "impaired")
           assert.match(health.reason ?? "", /dead letters are not stored: .*maximum messages exceeded/)
           yield* Effect.promise(() => jsm.streams.purge("full"))
           yield* until(running.health, ({ state }) => state === "consuming")
-          yield* until(running.counts, ({ deadLettered }) => deadLettered === 2)
+          yield* until(running.counts, ({ deadLettered }) => deadLettered === 3)
         })
       ))
 

@@ -453,7 +453,7 @@ describe("what a consumer's connection does to a message", () => {
         ]
         const batch = deliveries.map((delivery, i) => ({ delivery, settlement: settlements[i]! })) as any
         yield* broker.kill
-        assert.strictEqual((yield* Effect.flip(subscription.settle(batch))).reason._tag, "Interrupted")
+        assert.strictEqual((yield* Effect.flip(subscription.settle(batch))).reason._tag, "OperationFailed")
         yield* broker.start
         yield* until("settled", Effect.isSuccess(subscription.settle(batch)))
         assert.deepStrictEqual(

@@ -21,7 +21,7 @@ export const publishBatch = Effect.fnUntraced(function*(
   messages: ReadonlyArray<Outgoing>
 ): Effect.fn.Return<{ readonly stream: string; readonly lastSequence: number }, Publisher.PublishError> {
   const { nc } = connection
-  const fail = (reason: Publisher.Reason) => new Publisher.PublishError({ topic, reason })
+  const fail = (reason: Publisher.PublishErrorReason) => new Publisher.PublishError({ topic, reason })
   const invalid = (remedy: string) =>
     fail(new TransportError.InvalidOption({ option: "batch", value: `${messages.length} messages`, remedy }))
   if (!atLeast(nc.info?.version, 2, 12)) return yield* invalid(`needs nats-server 2.12, this is ${nc.info?.version}`)

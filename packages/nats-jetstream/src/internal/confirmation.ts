@@ -29,7 +29,7 @@ export interface PubAck {
   readonly error?: { readonly code: number; readonly err_code?: number; readonly description: string }
 }
 
-export const failed = (topic: string, reason: Publisher.Reason): Answer =>
+export const failed = (topic: string, reason: Publisher.PublishErrorReason): Answer =>
   Result.fail(new Publisher.PublishError({ topic, reason }))
 
 /** Failures because no stream takes the subject, or none that has a leader: the message is nowhere. */

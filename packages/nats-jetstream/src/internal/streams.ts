@@ -1,3 +1,4 @@
+import type { DurationHint } from "@millrace/core/TransportAuthor"
 import * as TransportError from "@millrace/core/TransportError"
 import {
   DiscardPolicy,
@@ -183,8 +184,8 @@ const defaultsOf = (declaring: Declaring, purpose: StreamSpec["purpose"]): Parti
     })
     : {}
 
-const nanos = (duration: Duration.Input | undefined): number | undefined =>
-  duration === undefined ? undefined : Duration.toMillis(Duration.fromInputUnsafe(duration)) * 1e6
+const nanos = (duration: Duration.Input | DurationHint | undefined): number | undefined =>
+  duration === undefined ? undefined : Duration.toMillis(Duration.fromInputUnsafe(duration as Duration.Input)) * 1e6
 
 const given = <A extends object>(options: A): { [K in keyof A]?: Exclude<A[K], undefined> } =>
   Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as {

@@ -58,7 +58,9 @@ export const subscribe = Effect.fnUntraced(function*(
     // A stream that is read by its name is read whole.
     subjects: given ?? (streamName === undefined ? [options.topic] : []),
     startFrom: Context.get(options.settings, settings.Start) ?? options.startFrom,
-    ackWait: ackWaitGiven === undefined ? undefined : Duration.toMillis(Duration.fromInputUnsafe(ackWaitGiven)),
+    ackWait: ackWaitGiven === undefined
+      ? undefined
+      : Duration.toMillis(Duration.fromInputUnsafe(ackWaitGiven as Duration.Input)),
     maxOwned: options.maxOwned
   }
   const badFilter = asked.subjects.map((subject) => names.validateFilter(subject)).find((error) => error !== undefined)

@@ -68,7 +68,7 @@ export const make = Effect.fnUntraced(function*(
     ...(options.domain === undefined ? {} : { domain: options.domain }),
     ...(options.apiPrefix === undefined ? {} : { apiPrefix: options.apiPrefix })
   })
-  const publishTimeout = Duration.fromInputUnsafe(options.publishTimeout ?? "5 seconds")
+  const publishTimeout = Duration.fromInputUnsafe((options.publishTimeout ?? "5 seconds") as Duration.Input)
   const { send } = yield* publishing(connection, { timeout: publishTimeout })
   const declaring: Declaring = {
     manage: options.manage ?? "create",
