@@ -4,6 +4,7 @@ import * as Settlement from "@millrace/core/Settlement"
 import { type Delivery, Transport } from "@millrace/core/Transport"
 import { jetstreamManager } from "@nats-io/jetstream"
 import * as Arr from "effect/Array"
+import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -12,7 +13,7 @@ import * as Result from "effect/Result"
 import * as Stream from "effect/Stream"
 import * as settings from "../src/internal/settings.ts"
 import * as JetStream from "../src/JetStream.ts"
-import { demand, onNats, outgoing, publish, settle, subscribe, take, text, until, versions } from "./nats.ts"
+import { before, demand, onNats, outgoing, publish, settle, subscribe, take, text, until, versions } from "./nats.ts"
 
 /** Well before the ack wait, 30 seconds, would bring messages again. */
 const soon = "15 seconds"
@@ -116,6 +117,26 @@ describe.each(versions)("on nats-server %s", (version) => {
           assert.isAtLeast(delivery!.publishedAt, sent + 500)
         })
       ))
+
+    const underClock = (skew: number) =>
+      Effect.provideService(
+        Clock.Clock,
+        Object.create(Clock.Clock.defaultValue(), { currentTimeMillisUnsafe: { value: () => Date.now() + skew } })
+      )
+
+    for (const [name, skew] of [["behind", -3600_000], ["ahead of", 3600_000]] as const) {
+      it.live.skipIf(before(version, 12))(`a delay is of the server's clock: ours is an hour ${name} it`, () =>
+        on(() =>
+          Effect.gen(function*() {
+            const transport = yield* Transport
+            yield* transport.declare("orders", "output")
+            const sent = Date.now()
+            yield* transport.publish([outgoing("orders", "later", { delay: Duration.millis(700) })])
+            const [delivery] = yield* take(yield* subscribe("orders"), 1).pipe(Effect.timeout(soon))
+            assert.isAtLeast(delivery!.publishedAt, sent + 500)
+          })
+        ).pipe(underClock(skew)))
+    }
 
     it.live("browse shows what is there, oldest first; remove deletes it whatever its state", () =>
       on(() =>
