@@ -8,7 +8,7 @@
  * @since 0.1.0
  */
 import * as Message from "@millrace/core/Message"
-import * as Pipeline from "@millrace/core/Pipeline"
+import type * as Pipeline from "@millrace/core/Pipeline"
 import * as Settlement from "@millrace/core/Settlement"
 import type * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"

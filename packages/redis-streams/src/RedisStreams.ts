@@ -5,7 +5,7 @@
  */
 import * as Concurrency from "@millrace/core/Concurrency"
 import type * as Message from "@millrace/core/Message"
-import * as Pipeline from "@millrace/core/Pipeline"
+import type * as Pipeline from "@millrace/core/Pipeline"
 import type * as Topic from "@millrace/core/Topic"
 import * as Transport from "@millrace/core/Transport"
 import { type DurationHint, durationOf, fromTransport, withSetting } from "@millrace/core/TransportAuthor"

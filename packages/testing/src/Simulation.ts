@@ -7,9 +7,9 @@
  *
  * @since 0.1.0
  */
-import * as Message from "@millrace/core/Message"
+import type * as Message from "@millrace/core/Message"
 import * as Pipeline from "@millrace/core/Pipeline"
-import * as Publisher from "@millrace/core/Publisher"
+import type * as Publisher from "@millrace/core/Publisher"
 import * as Telemetry from "@millrace/core/Telemetry"
 import type * as Topic from "@millrace/core/Topic"
 import { type Outgoing, Transport } from "@millrace/core/Transport"

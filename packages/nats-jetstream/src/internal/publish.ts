@@ -1,5 +1,5 @@
 import type * as Message from "@millrace/core/Message"
-import * as Pipeline from "@millrace/core/Pipeline"
+import type * as Pipeline from "@millrace/core/Pipeline"
 import * as Publisher from "@millrace/core/Publisher"
 import type * as Topic from "@millrace/core/Topic"
 import { outgoing, send, toTransport } from "@millrace/core/TransportAuthor"

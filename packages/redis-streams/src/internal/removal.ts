@@ -1,4 +1,4 @@
-import * as Message from "@millrace/core/Message"
+import type * as Message from "@millrace/core/Message"
 import type { Transport } from "@millrace/core/Transport"
 import * as TransportAuthor from "@millrace/core/TransportAuthor"
 import { invalidOption, type TransportError } from "@millrace/core/TransportError"
