@@ -281,6 +281,17 @@ export interface RedriveOptions extends SelectOptions {
 }
 
 /**
+ * Options of {@link discard}.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface DiscardOptions extends SelectOptions {
+  /** Called after each step with the number of letters deleted so far. */
+  readonly onProgress?: ((discarded: number) => Effect.Effect<void>) | undefined
+}
+
+/**
  * The result of {@link redrive}, or, as a dry run, its plan.
  *
  * @category models
@@ -363,23 +374,22 @@ export const redrive = Effect.fnUntraced(function*(
  */
 export const discard = Effect.fnUntraced(function*(
   topic: string,
-  options?: SelectOptions
+  options?: DiscardOptions
 ): Effect.fn.Return<number, TransportError, Transport> {
   const transport = yield* Transport
   yield* checkNumbers(transport.name, options)
   return yield* Stream.runFoldEffect(Stream.grouped(select(topic, options), 100), () => 0, (sum, letters) => {
-    const counted = Effect.succeed(sum + letters.length)
-    return options?.dryRun === true
-      ? counted
-      : Effect.uninterruptible(
-        Effect.andThen(transport.remove(topic, Arr.flatMap(letters, (letter) => letter.ids)), counted)
-      )
+    const discarded = sum + letters.length
+    const remove = options?.dryRun === true
+      ? Effect.void
+      : Effect.uninterruptible(transport.remove(topic, Arr.flatMap(letters, (letter) => letter.ids)))
+    return Effect.as(Effect.andThen(remove, () => options?.onProgress?.(discarded) ?? Effect.void), discarded)
   })
 })
 
 const checkNumbers = (
   transport: string,
-  { cap, limit, rate }: RedriveOptions = {}
+  { cap, limit, rate }: Pick<RedriveOptions, "cap" | "limit" | "rate"> = {}
 ): Effect.Effect<void, TransportError> => {
   const isCount = (n: number) => n === Infinity || (Number.isInteger(n) && n >= 0)
   if (rate !== undefined && !(Number.isFinite(rate) && rate > 0)) {

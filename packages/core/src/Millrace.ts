@@ -235,6 +235,7 @@ class MillraceImpl implements Millrace {
       released: 0,
       failedAfterSettle: 0,
       lost: 0,
+      vanished: 0,
       resettled: 0,
       unsettled: 0
     }

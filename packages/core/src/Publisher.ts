@@ -8,14 +8,16 @@
  */
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Result from "effect/Result"
-import { outgoing, refuse } from "./internal/outgoing.ts"
+import { exitOf } from "./internal/exit.ts"
+import { outgoingOf, type PublishOptions, refuse } from "./internal/outgoing.ts"
 import type { PublishError } from "./internal/publishError.ts"
-import type { PublishOptions } from "./internal/publishOptions.ts"
 import { send } from "./internal/send.ts"
 import type * as Topic from "./Topic.ts"
 import { type Outgoing, type Published, Transport } from "./Transport.ts"
 
+export type { PublishOptions } from "./internal/outgoing.ts"
 export {
   NotSent,
   OutcomeUnknown,
@@ -25,13 +27,6 @@ export {
   TooLarge,
   Unencodable
 } from "./internal/publishError.ts"
-export type {
-  /**
-   * @category models
-   * @since 0.1.0
-   */
-  PublishOptions
-} from "./internal/publishOptions.ts"
 
 /**
  * Publishes one value and waits for the broker's confirmation.
@@ -44,12 +39,14 @@ export const publish = <A, RD, RE>(
   value: A,
   options?: PublishOptions
 ): Effect.Effect<Published, PublishError, Transport | RE> =>
-  Effect.flatMap(
-    outgoing(topic, value, options),
-    (message) =>
-      Transport.use((transport) =>
-        Effect.flatMap(give(transport, topic.name, [message]), (results) => Effect.fromResult(results[0]!))
-      )
+  Effect.withFiber(({ context }) =>
+    Effect.flatMapEager(
+      outgoingOf(topic, value, options, context),
+      (message) =>
+        Transport.use((transport) =>
+          Effect.flatMap(give(transport, topic.name, [message]), (results) => Effect.fromResult(results[0]!))
+        )
+    )
   )
 
 /**
@@ -67,15 +64,27 @@ export const publishAll = <A, RD, RE>(
   values: Iterable<A>,
   options?: (value: A, index: number) => PublishOptions
 ): Effect.Effect<ReadonlyArray<Published>, PublishError, Transport | RE> =>
-  Effect.flatMap(
-    Effect.forEach(values, (value, index) => outgoing(topic, value, options?.(value, index))),
-    (messages) =>
+  Effect.withFiber(({ context }) => {
+    const made = Array.from(values, (value, index) => outgoingOf(topic, value, options?.(value, index), context))
+    return Effect.flatMapEager(allOf(made), (messages) =>
       Arr.isReadonlyArrayNonEmpty(messages)
         ? Transport.use((transport) =>
           Effect.flatMap(give(transport, topic.name, messages), (results) => Effect.fromResult(Result.all(results)))
         )
-        : Effect.succeed([])
-  )
+        : Effect.succeed([]))
+  })
+
+/** An `Exit` where all of them are. */
+const allOf = <A, E, R>(effects: ReadonlyArray<Effect.Effect<A, E, R>>): Effect.Effect<ReadonlyArray<A>, E, R> => {
+  const values: Array<A> = []
+  for (const effect of effects) {
+    const exit = exitOf(effect)
+    if (exit === undefined) return Effect.all(effects)
+    if (Exit.isFailure(exit)) return Exit.failCause(exit.cause)
+    values.push(exit.value)
+  }
+  return Exit.succeed(values)
+}
 
 /** The broker decides which names a topic may have. */
 const give = (

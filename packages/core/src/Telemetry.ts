@@ -28,6 +28,7 @@ import type * as Transport from "./Transport.ts"
  * - `DeadLettered`, `Discarded`: no further attempt
  * - `Released`: returned to the broker without counting an attempt, by drain
  * - `Lost`: another consumer owns it
+ * - `Vanished`: the broker deleted it before its retry or release; an outcome `DeadLettered` or `Discarded` follows
  * - `FailedAfterSettle`: it failed after it had been settled by hand
  *
  * @category models
@@ -48,12 +49,14 @@ export type Outcome = {
  */
 export type OutcomeKind =
   | { readonly _tag: "Handled"; readonly value: unknown }
-  | { readonly _tag: "Filtered" | "Released" | "Lost" }
+  | { readonly _tag: "Filtered" | "Released" | "Lost" | "Vanished" }
   | { readonly _tag: "Retried"; readonly delay: number; readonly cause: Cause.Cause<unknown> }
   | {
     readonly _tag: "DeadLettered" | "Discarded"
     readonly cause: Cause.Cause<unknown>
     readonly reason: DeadLetter.DeadLetterReason
+    /** How many attempts were made, as in the dead letter. Deliveries that only tried to write the letter do not count. */
+    readonly attempts: number
   }
   | { readonly _tag: "FailedAfterSettle"; readonly cause: Cause.Cause<unknown> }
 

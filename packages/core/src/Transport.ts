@@ -52,6 +52,11 @@ export interface Delivery extends Codec.Wire {
   readonly due?: number | undefined
   /** When its first retry was requested, in whatever process: kept with the retry. Absent where that is not known. */
   readonly firstFailedAt?: number | undefined
+  /**
+   * The broker stores the message no longer: a bound, an operator or eviction deleted it, and nobody else has it. Becomes
+   * `true` while the engine has the delivery. Its handler goes on; a retry or release comes to nothing.
+   */
+  readonly vanished?: boolean | undefined
 }
 
 /**
@@ -91,6 +96,11 @@ export interface SubscribeOptions {
   readonly timeout: Duration.Duration | undefined
   /** The dead-letter topic: a source with wildcards must refuse to catch it. */
   readonly deadLetter?: string | undefined
+  /**
+   * To be called with the ids of messages of this group that the broker deleted before they were settled, where the engine
+   * has no delivery of them: retries that wait, entries of dead consumers.
+   */
+  readonly onVanished?: ((ids: ReadonlyArray<string>) => void) | undefined
   /** The transport's own options. */
   readonly settings: Context.Context<never>
 }
@@ -147,7 +157,8 @@ export interface Subscription {
   readonly withdraw: Effect.Effect<void>
   /**
    * Tells the broker, in order, and returns the deliveries that this consumer no longer owned (nothing was done to
-   * them, except that an `Ack` by a former owner stands). A settlement belongs to one delivery, not to a message: once
+   * them, except that an `Ack` by a former owner stands), and those whose retry or release came to nothing because they
+   * have `vanished`. A settlement belongs to one delivery, not to a message: once
    * the message has been delivered again, in any process, an earlier delivery's settlement changes nothing.
    *
    * A failure says that some may not have arrived: the engine calls `settle` again with the same batch, so that must be

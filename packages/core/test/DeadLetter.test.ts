@@ -179,7 +179,7 @@ describe("writing", () => {
       assert.strictEqual((yield* Stream.runCollect(DeadLetter.list("orders.dead"))).length, 1)
     }).pipe(Effect.provide(TestHarness.layer)))
 
-  it.effect("what is no dead letter is passed over", () =>
+  it.effect("messages that are no dead letters are passed over", () =>
     Effect.gen(function*() {
       yield* Publisher.publish(Topic.make("orders.dead", { schema: Order }), { id: "stray", total: 1 })
       assert.strictEqual((yield* Stream.runCollect(DeadLetter.list("orders.dead"))).length, 0)

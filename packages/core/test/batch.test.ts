@@ -118,7 +118,7 @@ describe("batch", () => {
       assert.deepStrictEqual(batches, [[0, 1, 2]])
     }).pipe(Effect.provide(TestHarness.layer)))
 
-  it.effect("what a process that died had taken does not wait for its batch, one after the other", () =>
+  it.effect("messages of a process that died run in one batch, not one after the other", () =>
     Effect.gen(function*() {
       const memory = yield* MemoryTransport.MemoryTransport
       const process = yield* Scope.make()

@@ -94,7 +94,7 @@ describe("sharing", () => {
       assert.isAtMost(Math.max(...waits), 20)
     }).pipe(Effect.provide(MemoryTransport.layer())))
 
-  it.effect("a slow publish slows consumption: what is not begun stays at the broker", () =>
+  it.effect("a slow publish slows consumption: messages that cannot begin stay at the broker", () =>
     Effect.gen(function*() {
       const memory = yield* MemoryTransport.MemoryTransport
       const transport = yield* memory.connect

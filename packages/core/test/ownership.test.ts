@@ -123,6 +123,20 @@ describe("a message that a peer owns", () => {
     }))
 })
 
+describe("an extension that has no answer", () => {
+  it.effect("does not stop the ones after it", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      hand.extend = () => Effect.never
+      yield* on(hand, (from) => from.pipe(Pipeline.mapPromise(() => never())))
+      hand.deliver(delivery(1))
+      for (const n of [1, 2, 3, 4, 5]) {
+        yield* adjust("10 seconds")
+        assert.deepStrictEqual(hand.extended, Array.from({ length: n }, () => ["1"]))
+      }
+    }))
+})
+
 describe("a process that stood still", () => {
   // was: a process that stood still began what a peer had long handled
   it.effect("asks before it begins what it has buffered", () =>

@@ -5,7 +5,6 @@
  * @since 0.1.0
  */
 import * as Concurrency from "@millrace/core/Concurrency"
-import type * as Settlement from "@millrace/core/Settlement"
 import * as Transport from "@millrace/core/Transport"
 import { checkOptions, type DurationHint, durationOf } from "@millrace/core/TransportAuthor"
 import * as Clock from "effect/Clock"
@@ -14,8 +13,10 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
-import { Broker, type Group } from "./internal/memory/broker.ts"
+import { Broker, type Group, type Settled } from "./internal/memory/broker.ts"
 import { connect } from "./internal/memory/transport.ts"
+
+export type { Settled } from "./internal/memory/broker.ts"
 
 /**
  * Options of the broker in memory.
@@ -34,20 +35,6 @@ export interface Options {
   readonly maxBody?: number | undefined
   /** Keeps published messages and settlements, for {@link MemoryTransport}; default `false`. */
   readonly history?: boolean | undefined
-}
-
-/**
- * A settlement as the broker received it.
- *
- * @category models
- * @since 0.1.0
- */
-export interface Settled {
-  readonly topic: string
-  readonly group: string
-  readonly id: string
-  readonly attempt: number
-  readonly settlement: Settlement.Settlement
 }
 
 /**

@@ -28,10 +28,12 @@ import * as Scheduler from "effect/Scheduler"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import { Faults, minimize } from "./internal/simulation/faults.ts"
-import { Laws } from "./internal/simulation/laws.ts"
+import { Laws, type Violation } from "./internal/simulation/laws.ts"
 import { Line } from "./internal/simulation/network.ts"
 import { Process, World } from "./internal/simulation/world.ts"
 import * as MemoryTransport from "./MemoryTransport.ts"
+
+export type { Violation } from "./internal/simulation/laws.ts"
 
 /**
  * The faults of a simulation.
@@ -85,18 +87,6 @@ export interface Options<out A> {
   readonly restWithin?: Duration.Input | undefined
   /** Changes the transport of each process: for faults of your own. */
   readonly connect?: ((transport: Transport["Service"]) => Transport["Service"]) | undefined
-}
-
-/**
- * A law that did not hold: `law 1` to `law 8`, or `contract`, and when, in milliseconds since the beginning.
- *
- * @category models
- * @since 0.1.0
- */
-export interface Violation {
-  readonly law: string
-  readonly at: number
-  readonly text: string
 }
 
 /**

@@ -74,8 +74,7 @@ export class Handler {
       const decoded = this.codec.decode(attempt.delivery)
       return Effect.isEffect(decoded) ? decoded : Exit.failCause(Steps.notAnEffect())
     } catch (error) {
-      // Bytes that exhaust the stack of a recursive schema do not fit it: they never will.
-      return Steps.isSafely(() => error instanceof RangeError) ? Exit.fail(error) : Exit.failCause(Steps.thrown(error))
+      return Exit.failCause(Steps.thrown(error))
     }
   }
 
@@ -107,11 +106,9 @@ export class Handler {
   /** Bytes that do not fit will never fit; a decoder that breaks is a defect like any other. */
   private decoded(attempt: Attempt, exit: Exit.Exit<unknown, unknown>): void {
     if (Exit.isSuccess(exit)) return this.advance(attempt, 0, attempt.message!.value)
-    this.end(
-      attempt,
-      Cause.hasDies(exit.cause) || Cause.hasInterruptsOnly(exit.cause) ? "failed" : "undecodable",
-      exit.cause
-    )
+    const { cause } = exit
+    const isDefect = Cause.hasDies(cause) && !exhaustsStack(cause)
+    this.end(attempt, isDefect || Cause.hasInterruptsOnly(cause) ? "failed" : "undecodable", cause)
   }
 
   /** Runs steps from `index` on, until one has to be waited for. */
@@ -272,6 +269,12 @@ export class Handler {
     })
   }
 }
+
+/** Bytes that exhaust the stack of a recursive schema do not fit it: they never will. */
+const exhaustsStack = (cause: Cause.Cause<unknown>): boolean =>
+  cause.reasons.some((reason) =>
+    Cause.isDieReason(reason) && Steps.isSafely(() => reason.defect instanceof RangeError)
+  )
 
 /** The index of what comes before the first step. */
 const decoding = -1

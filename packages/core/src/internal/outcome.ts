@@ -12,13 +12,14 @@
  * 5. A dead letter that the broker refuses leaves the source unsettled: the message is delivered again after a backoff,
  *    and its letter is tried again, without its handler.
  * 6. Shutdown releases, without counting an attempt. A peer that owns the message ends everything: nothing is said.
+ * 7. The broker deleted the message before its retry or release: what this process has of it becomes a dead letter.
  */
 import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import type * as Fiber from "effect/Fiber"
+import * as Fiber from "effect/Fiber"
 import type * as DeadLetter from "../DeadLetter.ts"
 import * as Settlement from "../Settlement.ts"
 import type * as Telemetry from "../Telemetry.ts"
@@ -73,6 +74,7 @@ export class Outcomes {
     released: 0,
     failedAfterSettle: 0,
     lost: 0,
+    vanished: 0,
     resettled: 0,
     unsettled: 0
   }
@@ -193,7 +195,7 @@ export class Outcomes {
     const { deadLetters, program } = this.around
     const { delivery } = attempt
     const end = (kind: "DeadLettered" | "Discarded") => {
-      this.report(attempt, { _tag: kind, cause, reason })
+      this.report(attempt, { _tag: kind, cause, reason, attempts })
       this.finish(attempt, { _tag: "Terminate", reason })
     }
     if (deadLetters === undefined) return Effect.sync(() => end("Discarded"))
@@ -318,7 +320,7 @@ export class Outcomes {
     return Effect.mapError(written, (cause) => new Settlement.SettleError({ id: delivery.id, cause })).pipe(
       Effect.andThen(Effect.suspend(() => {
         const kind = this.around.deadLetters === undefined ? "Discarded" : "DeadLettered"
-        this.report(attempt, { _tag: kind, cause, reason })
+        this.report(attempt, { _tag: kind, cause, reason, attempts: delivery.attempt })
         return this.tell(attempt, { _tag: "Terminate", reason })
       }))
     )
@@ -412,7 +414,9 @@ export class Outcomes {
       const isGone = this.around.program.policies.ackPolicy === "on-receive"
       this.report(
         attempt,
-        isGone ? { _tag: "Discarded", cause, reason: "exhausted" } : { _tag: "FailedAfterSettle", cause }
+        isGone
+          ? { _tag: "Discarded", cause, reason: "exhausted", attempts: attempt.delivery.attempt }
+          : { _tag: "FailedAfterSettle", cause }
       )
       return this.leave(attempt)
     }
@@ -431,6 +435,41 @@ export class Outcomes {
     this.awaited.delete(attempt)
     this.leave(attempt)
   }
+
+  /** The broker stores the message no longer: its retry or release came to nothing. */
+  vanished(attempt: Attempt): void {
+    const { deadLetters, program, run } = this.around
+    const { delivery } = attempt
+    const cause = attempt.failure ?? Cause.die(new Error(vanishedText))
+    const end = (kind: "DeadLettered" | "Discarded") => {
+      attempt.hasOutcome = false
+      this.report(attempt, { _tag: kind, cause, reason: "vanished", attempts: delivery.attempt })
+    }
+    attempt.hasOutcome = false
+    this.report(attempt, { _tag: "Vanished" })
+    if (deadLetters === undefined) return end("Discarded")
+    const writing = run(Effect.matchCauseEffect(deadLetters.write(delivery, cause, "vanished", delivery.attempt), {
+      onSuccess: () => Effect.sync(() => end("DeadLettered")),
+      onFailure: (refusal) =>
+        Effect.andThen(
+          Effect.exit(Effect.logError(
+            `${program.name}: the broker refused the dead letter of message ${delivery.id}, which it stores no longer; the message is discarded`,
+            refusal
+          )),
+          Effect.sync(() => end("Discarded"))
+        )
+    }))
+    this.writing.add(writing)
+    writing.addObserver(() => this.writing.delete(writing))
+  }
+
+  /** Dead letters of messages that have vanished. */
+  private readonly writing = new Set<Fiber.Fiber<void>>()
+
+  /** Resolves when they are written. */
+  readonly awaitWriting: Effect.Effect<void> = Effect.suspend(() =>
+    Effect.forEach([...this.writing], (fiber) => Fiber.await(fiber), { discard: true })
+  )
 
   /** The drain's deadline has passed. */
   interrupt(): void {
@@ -510,9 +549,12 @@ const countOf = {
   Discarded: "discarded",
   Released: "released",
   FailedAfterSettle: "failedAfterSettle",
-  Lost: "lost"
+  Lost: "lost",
+  Vanished: "vanished"
 } as const satisfies { readonly [K in Telemetry.OutcomeKind["_tag"]]: keyof Counts }
 
 const crashedText = "every allowed attempt ended without a settlement: its process may have crashed because of it"
+
+const vanishedText = "the broker deleted the message before it was settled: by a bound, an operator or eviction"
 
 const spentText = "the last allowed attempt failed in another process, which could not write the dead letter"

@@ -8,11 +8,12 @@ import * as Schema from "effect/Schema"
  * - `terminated`: the handler asked for no further attempt
  * - `undecodable`: the bytes do not fit the topic's codec
  * - `crashed`: every allowed attempt ended without a settlement; its process may have crashed because of it
+ * - `vanished`: the broker deleted the message (by a bound, an operator or eviction) before its next attempt
  *
  * @category models
  * @since 0.1.0
  */
-export const DeadLetterReason = Schema.Literals(["exhausted", "rejected", "terminated", "undecodable", "crashed"])
+export const DeadLetterReason = Schema.Literals(["exhausted", "rejected", "terminated", "undecodable", "crashed", "vanished"])
 
 /**
  * Why it will not be tried again.

@@ -20,6 +20,8 @@ export interface Counts {
   readonly failedAfterSettle: number
   /** Taken over by another consumer before it was settled here. */
   readonly lost: number
+  /** Deleted by the broker (a bound, an operator, eviction) before they were settled. */
+  readonly vanished: number
   /** Settlements that had to be sent again. */
   readonly resettled: number
   /** With `manual`: not settled in time. */

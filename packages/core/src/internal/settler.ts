@@ -37,6 +37,8 @@ export class Settler<E extends Settling> {
   private scheduled = false
   private turns = 0
   private lastFlush = 0n
+  /** A settlement was not confirmed, and none has been since. */
+  private isFailing = false
   private readonly idle = new Set<() => void>()
 
   constructor(options: {
@@ -135,7 +137,12 @@ export class Settler<E extends Settling> {
       Effect.sandbox,
       Effect.tapError((cause) => {
         this.onResend(batch.length)
-        return Effect.logWarning(`${batch.length} settlements did not reach the broker and are sent again`, cause)
+        if (this.isFailing) return Effect.void
+        this.isFailing = true
+        return Effect.logWarning(
+          `${batch.length} settlements did not reach the broker; they are sent again until it confirms them`,
+          cause
+        )
       }),
       Effect.retry(settleBackoff),
       Effect.orDie
@@ -143,6 +150,7 @@ export class Settler<E extends Settling> {
   }
 
   private flushed(batch: Arr.NonEmptyArray<E>, lost: ReadonlyArray<Delivery>, since: bigint): void {
+    this.isFailing = false
     this.unconfirmed -= batch.length
     this.onConfirmed(Number(this.clock.monotonicTimeNanosUnsafe() - since) / 1e6)
     const notOurs = lost.length === 0 ? undefined : new Set(lost)

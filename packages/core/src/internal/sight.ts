@@ -155,6 +155,11 @@ export class Sight {
     })
   }
 
+  /** The broker deleted messages that no attempt here stands for. */
+  vanished(count: number): void {
+    for (let i = 0; i < count; i++) this.meter?.ended("Vanished")
+  }
+
   private guarded(f: () => void): void {
     try {
       f()

@@ -31,6 +31,7 @@ export const start = Effect.fnUntraced(function*(
   const { concurrency, key, settings } = policies
   const limit = isLimit(concurrency) ? concurrency.ceiling : concurrency
   const deadLetter = deadLetterTopic(program)
+  let started: Run | undefined
   const subscription = yield* transport.subscribe({
     topic: source.topic.name,
     group: source.group,
@@ -41,6 +42,7 @@ export const start = Effect.fnUntraced(function*(
     ordered: key !== undefined,
     timeout: timeoutOf(program),
     deadLetter,
+    onVanished: (ids) => started?.vanished(ids),
     settings
   })
   // After the source: a source that cannot be must not leave topics behind.
@@ -50,7 +52,7 @@ export const start = Effect.fnUntraced(function*(
   // A message is not part of the span that its pipeline happened to be started in.
   const context = Context.omit(Tracer.ParentSpan)(yield* Effect.context<never>())
   const clock = Context.get(context, Clock.Clock)
-  const run = new Run(program, transport, subscription, context)
+  const run = started = new Run(program, transport, subscription, context)
   const heartbeat = run.run(run.ownership.heartbeat)
 
   let state: Extract<Health["state"], "paused" | "draining" | "stopped"> | undefined

@@ -117,6 +117,8 @@ export const subscribe = Effect.fnUntraced(function*(
   /** Something arrived since the last look at the consumer. */
   let active = false
   let dueTimer: NodeJS.Timeout | undefined
+  /** The first request of `gather` was sent. */
+  let gathered = false
   /** Of recent messages, in bytes. */
   let averageSize = 0
 
@@ -130,12 +132,16 @@ export const subscribe = Effect.fnUntraced(function*(
     if (Number.isFinite(nextDue)) dueTimer = setTimeout(wake, nextDue)
     return Math.min(wanted.total, wanted.fresh + due)
   }
-  const isTooMuch = () => inbox.size > wanted.total || loop.asked > 0 && inbox.size + loop.asked > wanted.total
+  const isTooMuch = () => {
+    const { counted } = inbox
+    return counted > wanted.total || loop.asked > 0 && !inbox.isGathering && counted + loop.asked > wanted.total
+  }
   const ask = () => {
     if (closed || healing || !loop.open) return
     if (withdrawn || isTooMuch()) return retire()
     if (waiter === undefined) return
     loop.stay()
+    if (inbox.isGathering) return gather()
     const most = credit()
     const open = inbox.size + loop.asked
     // Small requests cost as much as large ones: while some are open, wait for a quarter to be missing.
@@ -144,6 +150,13 @@ export const subscribe = Effect.fnUntraced(function*(
     if (wanted.bytes === Infinity) return loop.ask(missing)
     const bytes = wanted.bytes - inbox.bytes - loop.asked * averageSize
     if (bytes > 0 || open === 0) loop.ask(missing, bytes)
+  }
+  /** Asks for what the process before has released. The first request is not larger than the demand: peers may own it all. */
+  const gather = () => {
+    const { missing } = inbox
+    if (missing === undefined || loop.asked > 0) return
+    loop.ask(Math.min(missing, gathered ? maxGather : wanted.total))
+    gathered = true
   }
   /** Ends requests that are open beyond what is wanted, and releases deliveries beyond it. */
   const retire = () => {
@@ -195,6 +208,12 @@ export const subscribe = Effect.fnUntraced(function*(
     resume?.(Exit.fail(failure))
   }
 
+  const endGathering = () => {
+    if (!inbox.isGathering) return
+    inbox.gathered()
+    wake()
+  }
+
   const pull = (demand: Transport.Demand) =>
     Effect.callback<Arr.NonEmptyReadonlyArray<JetStreamDelivery>, TransportFailure>((resume) => {
       if (failure !== undefined) return resume(Exit.fail(failure))
@@ -216,6 +235,7 @@ export const subscribe = Effect.fnUntraced(function*(
 
   const withdraw = Effect.callback<void>((resume) => {
     withdrawn = true
+    inbox.gathered()
     wanted = nothing
     clearTimeout(dueTimer)
     if (closed || healing || !loop.open || connection.state() !== "connected") {
@@ -259,6 +279,7 @@ export const subscribe = Effect.fnUntraced(function*(
   const heal = (trouble: Trouble) => {
     if (healing || closed || failure !== undefined) return
     healing = true
+    inbox.gathered()
     troubles++
     if (trouble._tag === "refused" && troubles === impairedAfter) {
       condition.impair("requests", `consumer ${consumer.name} refuses requests: ${trouble.detail}`)
@@ -292,7 +313,11 @@ export const subscribe = Effect.fnUntraced(function*(
     maxBytes: consumer.config.max_bytes ?? Infinity,
     expires: Math.min(requestExpires, (consumer.config.max_expires ?? Infinity) / 1e6),
     onChunk(chunk) {
-      if (chunk.length === 0) return ask()
+      if (chunk.length === 0) {
+        // Nothing that was released is left.
+        if (loop.asked === 0 && gathered) endGathering()
+        return ask()
+      }
       active = true
       troubles = 0
       condition.clear("requests")
@@ -308,6 +333,7 @@ export const subscribe = Effect.fnUntraced(function*(
   const stopListening = connection.listen({
     lost() {
       interruptedUntil = Infinity
+      inbox.gathered()
       loop.abandon()
       withdrawalEnded()
       if (connection.state() === "closed") {
@@ -352,6 +378,7 @@ export const subscribe = Effect.fnUntraced(function*(
     lease,
     isolateFrom: options.isolateFrom,
     ordered: options.ordered === true,
+    pending: consumer.num_ack_pending,
     isInterrupted: () => now() < interruptedUntil,
     acknowledge: settle.acknowledge,
     extend: (delivery) => Effect.map(settle.extend([delivery]), (lost) => lost.length === 0),
@@ -430,6 +457,9 @@ const nothing: Transport.Demand = { total: 0, fresh: 0, suspects: 0, bytes: 0 }
 
 /** Milliseconds for which arrivals are kept for a pull after the demand was withdrawn. */
 const keepAfterWithdrawal = 1000
+
+/** The most messages that one request of `gather` asks for. */
+const maxGather = 512
 
 /** How often the consumer is compared with what was declared, while messages flow. Milliseconds. */
 const watchEvery = 3000

@@ -178,7 +178,7 @@ export const make = Effect.fnUntraced(function*(
       deduplication: true,
       delayedPublish: atLeast(client.info?.version, 2, 12),
       uncountedRelease: declaring.manage !== "none",
-      orderedRelease: false,
+      orderedRelease: true,
       ownership: true,
       maxBody: undefined
     },

@@ -151,6 +151,10 @@ export class RedisDelivery implements Delivery {
     return delivery.#state
   }
 
+  get vanished(): boolean {
+    return this.#state.isGone
+  }
+
   get fields(): ReadonlyMap<string, Uint8Array> {
     if (this.raw === undefined) {
       return new Map([["body", this.body], ["content-type", Buffer.from(this.headers["content-type"] ?? "")]])
@@ -204,7 +208,7 @@ export interface DeliveryState {
   isSuperseded: boolean
   /** Its attempt is being counted: which count the server holds is not known, and counting renews the lease. */
   isBeginning: boolean
-  /** The entry is not in the stream any more. */
+  /** The entry was deleted from the stream, and no other consumer has it. */
   isGone: boolean
   /** When it was first seen to be neither settled nor extended; 0: never. */
   unsettledAt: number

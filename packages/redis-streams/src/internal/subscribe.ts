@@ -132,6 +132,7 @@ export const make = Effect.fnUntraced(function*(
       minIdle,
       block,
       isolateFrom: options.isolateFrom,
+      onVanished: options.onVanished ?? (() => {}),
       ordered: options.ordered ?? false
     })
     readLoop.add(subscription)

@@ -19,7 +19,7 @@ import { codeOf, isPassing, list, text, transportError } from "./reply.ts"
 import { hand } from "./scripts/hand.ts"
 import { leave } from "./scripts/prune.ts"
 import { evalsha } from "./scripts/script.ts"
-import { settle } from "./scripts/settle.ts"
+import { matters, settle } from "./scripts/settle.ts"
 import type { Server } from "./server.ts"
 
 /** Entries that one call of a script is about. */
@@ -49,6 +49,7 @@ export interface SubscriptionOptions {
   readonly block: number
   readonly isolateFrom: number
   readonly ordered: boolean
+  readonly onVanished: (ids: ReadonlyArray<string>) => void
 }
 
 /** An operation of the script \`settle\` on one entry. */
@@ -223,7 +224,7 @@ export class RedisSubscription {
     if (this.inbox.isHeld) return this.releaseHeld
     if (this.own.isDue && this.inbox.retryRoom > 0) return this.takeDue(this.own, this.inbox.retryRoom, "retry")
     if (this.hasInherited) return this.takeDue(this.inherited, this.inbox.freshRoom, "fresh")
-    return this.reclaim.isReady ? Effect.flatMap(this.reclaim.take, this.reportGone) : Effect.void
+    return this.reclaim.isReady ? Effect.flatMap(this.reclaim.take, this.vanished) : Effect.void
   }).pipe(
     Effect.tap(Effect.sync(() => void this.refusals.clear(reclaiming))),
     Effect.catchIf(isLasting, (error) => this.refuse(reclaiming, error)),
@@ -285,9 +286,27 @@ export class RedisSubscription {
         })
         for (const id of ids) this.firstHand.delete(id)
         this.inbox.put(deliveries, now)
-        return this.reportGone(list(gone).map(text))
+        return this.vanished(list(gone).map(text))
       })
     )
+  }
+
+  /** Entries that nobody has any more, and of which the engine has no delivery. */
+  readonly vanished = (ids: ReadonlyArray<string>): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      if (ids.length > 0) this.options.onVanished(ids)
+      return this.reportGone(ids)
+    })
+
+  /** Those of deliveries without a group whose entries are gone with it. */
+  missing(deliveries: ReadonlyArray<Delivery>): Effect.Effect<ReadonlyArray<Delivery>> {
+    const { key } = this.options
+    return deliveries.length === 0
+      ? Effect.succeed([])
+      : Effect.map(
+        this.server.keep.send(key, deliveries.map(({ id }) => ["XRANGE", key, id, id])),
+        (replies) => deliveries.filter((_, i) => Array.isArray(replies[i]) && list(replies[i]).length === 0)
+      )
   }
 
   readonly reportGone = (ids: ReadonlyArray<string>): Effect.Effect<void> => {
@@ -384,17 +403,18 @@ export class RedisSubscription {
         this.retriesKeptAt = now
         if (this.inbox.size > 0) this.inbox.keptAt = now
         const lost = new Set<string>()
-        const gone: Array<string> = []
+        const gone = new Set<string>()
         const unowned: Array<string> = []
         replies.forEach((reply, i) => {
-          const pairs = list(reply).map(Number)
-          for (let j = 0; j < pairs.length; j += 2) {
-            const id = operations[i * chunk + pairs[j]!]![1]
-            if (pairs[j + 1] === 3) unowned.push(id)
-            else lost.add(id)
-            if (pairs[j + 1] === 2) gone.push(id)
-          }
+          const found = matters(reply, operations.slice(i * chunk, (i + 1) * chunk))
+          for (const [, id] of found.lost) lost.add(id)
+          for (const [, id] of found.gone) gone.add(id)
+          for (const [, id] of found.unowned) unowned.push(id)
         })
+        // A body that has been read is handled, whether or not its entry is still there; of a retry only the id is here.
+        for (const delivery of buffered) if (gone.has(delivery.id)) RedisDelivery.state(delivery).isGone = true
+        const waiting = [...gone].filter((id) => this.own.has(id) || this.inherited.has(id))
+        for (const id of waiting) lost.add(id)
         const take = Effect.suspend(() =>
           Effect.andThen(
             this.takeUnowned(buffered.filter(({ id }) => unowned.includes(id))),
@@ -409,7 +429,7 @@ export class RedisSubscription {
         this.own.forget(lost)
         this.inherited.forget(lost)
         for (const id of lost) this.firstHand.delete(id)
-        return Effect.andThen(this.reportGone(gone), take)
+        return Effect.andThen(this.vanished(waiting), take)
       }
     )
   }
@@ -457,14 +477,12 @@ export class RedisSubscription {
 
   private release(deliveries: ReadonlyArray<RedisDelivery>): Effect.Effect<void> {
     this.reclaim.found()
-    return deliveries.length === 0
-      ? Effect.void
-      : Effect.asVoid(
-        this.server.keep.send(
-          this.options.key,
-          this.commands(deliveries.map((delivery) => releaseOf(delivery, this.now())))
-        )
-      )
+    if (deliveries.length === 0) return Effect.void
+    const operations = deliveries.map((delivery) => releaseOf(delivery, this.now(), this.leaseOf(delivery)))
+    return Effect.flatMap(this.server.keep.send(this.options.key, this.commands(operations)), (replies) => {
+      const gone = replies.flatMap((reply, i) => matters(reply, deliveries.slice(i * chunk, (i + 1) * chunk)).gone)
+      return this.vanished(gone.map(({ id }) => id))
+    })
   }
 
   /** Releases everything: arrived entries uncounted, retries that wait with their due time and count. */
@@ -490,14 +508,14 @@ const isAfter = (id: string, other: string): boolean => {
 }
 
 /** A release keeps what is known of a suspect, and when a retry is due. */
-export const releaseOf = (delivery: RedisDelivery, now: number): Operation => {
+export const releaseOf = (delivery: RedisDelivery, now: number, lease: Operation[3]): Operation => {
   const { attempt, due, firstFailedAt, id, suspect } = delivery
   const isEarly = due !== undefined && due > now
   return [
     isEarly ? "releaseRetry" : suspect ? "releaseSuspect" : "release",
     id,
     String(RedisDelivery.state(delivery).count),
-    "",
+    lease,
     isEarly ? `${attempt - 1} ${Math.ceil(due - now)} ${firstFailedAt ?? ""}` : String(attempt - 1)
   ]
 }
