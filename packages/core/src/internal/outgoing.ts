@@ -10,7 +10,7 @@ import type * as Topic from "../Topic.ts"
 import type { Outgoing } from "../Transport.ts"
 import { InvalidOption } from "../TransportError.ts"
 import type { Headers } from "./headers.ts"
-import type { DurationHint } from "./hint.ts"
+import type { Hints } from "./hint.ts"
 import type { Invalid } from "./invalid.ts"
 import { isOurs } from "./letterHeaders.ts"
 import { PublishError, Unencodable } from "./publishError.ts"
@@ -32,7 +32,7 @@ export interface PublishOptions {
   /** The same id is stored once, on brokers that deduplicate and for as long as they do. */
   readonly id?: string | undefined
   /** The message is not delivered before. Default none; refused where the broker has no delayed delivery. */
-  readonly delay?: Duration.Input | DurationHint | undefined
+  readonly delay?: Duration.Input | Hints["duration"] | undefined
 }
 
 export const refuse = ({ option, remedy, value }: Invalid) =>
