@@ -210,10 +210,16 @@ export const fields = <S extends Schema.Constraint>(
     },
     encode: (value) =>
       flatMapSync(encode(value), (tree) =>
-        mapSync(flat(tree), (record) => ({
-          body: encoder.encode(JSON.stringify(record)),
-          fields: new Map(Object.entries(record).map(([name, text]) => [name, encoder.encode(text)]))
-        })))
+        flatMapSync(flat(tree), (record) => {
+          const reserved = Object.keys(record).find(isHeader)
+          if (reserved !== undefined) {
+            return reject(`a field named ${reserved} would be taken for a header: give it another name`)
+          }
+          return Exit.succeed({
+            body: encoder.encode(JSON.stringify(record)),
+            fields: new Map(Object.entries(record).map(([name, text]) => [name, encoder.encode(text)]))
+          })
+        }))
   }
 }
 

@@ -11,13 +11,13 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Result from "effect/Result"
 import { exitOf } from "./internal/exit.ts"
-import { outgoingOf, type PublishOptions, refuse } from "./internal/outgoing.ts"
+import { outgoingOf, refuse } from "./internal/outgoing.ts"
 import type { PublishError } from "./internal/publishError.ts"
+import type { PublishOptions } from "./internal/publishOptions.ts"
 import { send } from "./internal/send.ts"
 import type * as Topic from "./Topic.ts"
 import { type Outgoing, type Published, Transport } from "./Transport.ts"
 
-export type { PublishOptions } from "./internal/outgoing.ts"
 export {
   NotSent,
   OutcomeUnknown,
@@ -27,6 +27,13 @@ export {
   TooLarge,
   Unencodable
 } from "./internal/publishError.ts"
+export type {
+  /**
+   * @category models
+   * @since 0.1.0
+   */
+  PublishOptions
+} from "./internal/publishOptions.ts"
 
 /**
  * Publishes one value and waits for the broker's confirmation.

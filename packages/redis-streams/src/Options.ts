@@ -119,6 +119,30 @@ export interface Options {
 }
 
 /**
+ * A client for one server, as `createClient` of npm `redis` makes it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Client {
+  readonly options?: object | undefined
+  duplicate(overrides?: never): unknown
+}
+
+/**
+ * Options for `RedisStreams.layerFromClient`: the client says where the server is and how to log in.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ClientOptions extends
+  Omit<
+    Options,
+    "url" | "username" | "password" | "credentials" | "database" | "tls" | "cluster" | "sentinel"
+  >
+{}
+
+/**
  * What became of an entry that was to be removed: it is gone; it stays until the other groups have acknowledged it, or
  * because another consumer has it; there was none.
  *

@@ -18,6 +18,7 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
 import type * as Option from "effect/Option"
+import type * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as browsing from "./internal/browse.ts"
@@ -32,11 +33,13 @@ import * as Settings from "./internal/settings.ts"
 import { RemoveOnSuccess, Source } from "./internal/source.ts"
 import { standIn } from "./internal/standIn.ts"
 import * as subscribe from "./internal/subscribe.ts"
-import type { GroupInfo, Options, ReadOptions, Removal, RemoveOptions } from "./Options.ts"
+import type { Client, ClientOptions, GroupInfo, Options, ReadOptions, Removal, RemoveOptions } from "./Options.ts"
 
 export type { ConsumerInfo } from "@millrace/core/Transport"
 export type {
   Bound,
+  Client,
+  ClientOptions,
   Credentials,
   CredentialsSource,
   GroupInfo,
@@ -71,16 +74,21 @@ export class RedisStreams extends Context.Service<RedisStreams, {
  * @category constructors
  * @since 0.1.0
  */
-export const make: (
+export const make = (
   options: Options
+): Effect.Effect<Context.Context<RedisStreams | Transport.Transport>, TransportError, Scope.Scope> =>
+  makeService(Settings.check(options), options.concurrency)
+
+const makeService: (
+  checked: Result.Result<Settings.Settings, TransportError>,
+  concurrency: Options["concurrency"]
 ) => Effect.Effect<Context.Context<RedisStreams | Transport.Transport>, TransportError, Scope.Scope> = Effect
   .fnUntraced(
-    function*(options: Options) {
-      const { concurrency } = options
+    function*(checked, concurrency) {
       if (typeof concurrency === "number" && !(Number.isInteger(concurrency) && concurrency >= 1)) {
         return yield* invalidOption("redis", "concurrency", concurrency, "give a whole number of at least 1")
       }
-      const settings = yield* Effect.fromResult(Settings.check(options))
+      const settings = yield* Effect.fromResult(checked)
       const server = yield* server_.make(settings)
       const keyOf = (topic: string) => settings.keyPrefix + topic
       const failing = (operation: string) => (error: Error) => transportError(operation, settings.label, error)
@@ -117,7 +125,7 @@ export const make: (
           }),
         health: Effect.clockWith((clock) =>
           Effect.sync(() => {
-            const trouble = server.write.trouble ?? server.keep.trouble
+            const trouble = server.write.trouble ?? server.control.trouble
             const { reason } = server.refusals
             const state = trouble !== undefined ? "reconnecting" : reason !== undefined ? "impaired" : "consuming"
             return record.note(state, trouble ?? reason, clock.currentTimeMillisUnsafe())
@@ -158,6 +166,20 @@ const noGroup = (stream: string, group: string): TransportError =>
  */
 export const layer = (options: Options): Layer.Layer<RedisStreams | Transport.Transport, TransportError> =>
   Layer.effectContext(make(options))
+
+/**
+ * Provides the server that a client of npm `redis` is for. The Layer makes connections of its own with the client's
+ * options (address, TLS, credentials, database, name): a read that waits needs one for itself. The client need not be
+ * connected, is not used otherwise, and is not closed. For a cluster or Sentinel use {@link layer}.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerFromClient = (
+  client: Client,
+  options: ClientOptions = {}
+): Layer.Layer<RedisStreams | Transport.Transport, TransportError> =>
+  Layer.effectContext(Effect.suspend(() => makeService(Settings.checkClient(client, options), options.concurrency)))
 
 /**
  * Provides Redis, or Valkey, with options read from `Config`.

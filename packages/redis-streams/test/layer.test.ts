@@ -18,6 +18,7 @@ import { createServer } from "node:net"
 import { tmpdir } from "node:os"
 import * as Path from "node:path"
 import { createServer as createTlsServer } from "node:tls"
+import { createClient } from "redis"
 import { Source } from "../src/internal/source.ts"
 import {
   admin,
@@ -219,6 +220,37 @@ it.live.skipIf(await skipsInContainers("unix sockets"))("connects over a unix so
     yield* redis.publish([outgoing(topic, "a")])
     assert.strictEqual(yield* run("XLEN", topic), 1)
     assert.include(redis.address, socket)
+  }).pipe(Effect.scoped))
+
+it.live("a client made elsewhere says where the server is and how to log in, and stays as it is", () =>
+  Effect.gen(function*() {
+    const broker = yield* Brokers.redis()
+    const run = yield* admin(broker.url)
+    yield* run("ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all")
+    const client = createClient({
+      url: `redis://127.0.0.1:${broker.port}/3`,
+      RESP: 3,
+      name: "orders-service",
+      credentialsProvider: {
+        type: "async-credentials-provider",
+        credentials: async () => ({ username: "app", password: "secret" })
+      }
+    })
+    const topic = fresh("client")
+    yield* Effect.scoped(Effect.gen(function*() {
+      const context = yield* Layer.build(RedisStreams.layerFromClient(client, { block: "1 second" }))
+      const redis = Context.get(context, Transport)
+      assert.strictEqual(redis.address, `127.0.0.1:${broker.port}`)
+      yield* redis.publish([outgoing(topic, Uint8Array.of(255, 0))])
+      const [delivery] = yield* (yield* redis.subscribe(subscribing(topic))).pull(demand(1))
+      assert.deepStrictEqual([...delivery.body], [255, 0])
+      const list = String(yield* run("CLIENT", "LIST"))
+      assert.match(list, /name=orders-service[^\n]* db=3[^\n]*user=app/)
+    }))
+    assert.isFalse(client.isOpen)
+    yield* Effect.promise(() => client.connect())
+    assert.strictEqual(yield* Effect.promise(() => client.xLen(topic)), 1)
+    client.destroy()
   }).pipe(Effect.scoped))
 
 it.live("sends the host as server name, and none for an address", () =>

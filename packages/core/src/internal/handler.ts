@@ -272,9 +272,7 @@ export class Handler {
 
 /** Bytes that exhaust the stack of a recursive schema do not fit it: they never will. */
 const exhaustsStack = (cause: Cause.Cause<unknown>): boolean =>
-  cause.reasons.some((reason) =>
-    Cause.isDieReason(reason) && Steps.isSafely(() => reason.defect instanceof RangeError)
-  )
+  cause.reasons.some((reason) => Cause.isDieReason(reason) && Steps.isSafely(() => reason.defect instanceof RangeError))
 
 /** The index of what comes before the first step. */
 const decoding = -1

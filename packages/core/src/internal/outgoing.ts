@@ -5,35 +5,16 @@ import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import type * as Schema from "effect/Schema"
 import type { Wire } from "../Codec.ts"
-import type * as Message from "../Message.ts"
 import type * as Topic from "../Topic.ts"
 import type { Outgoing } from "../Transport.ts"
 import { InvalidOption } from "../TransportError.ts"
 import type { Headers } from "./headers.ts"
-import type { Hints } from "./hint.ts"
 import type { Invalid } from "./invalid.ts"
 import { isOurs } from "./letterHeaders.ts"
 import { PublishError, Unencodable } from "./publishError.ts"
+import type { PublishOptions } from "./publishOptions.ts"
 import { invalidOf, isTopic } from "./topic.ts"
 import { hasTrace, inject } from "./traceContext.ts"
-
-/**
- * Options of one publish.
- *
- * @category models
- * @since 0.1.0
- */
-export interface PublishOptions {
-  /**
-   * Names are sent in lower case; `body` and `millrace-*` are refused. Headers that describe the message they came with
-   * (`content-type`, our own headers) are left out, so that the headers of a message can be forwarded as they are.
-   */
-  readonly headers?: Message.Headers | undefined
-  /** The same id is stored once, on brokers that deduplicate and for as long as they do. */
-  readonly id?: string | undefined
-  /** The message is not delivered before. Default none; refused where the broker has no delayed delivery. */
-  readonly delay?: Duration.Input | Hints["duration"] | undefined
-}
 
 export const refuse = ({ option, remedy, value }: Invalid) =>
   new PublishError({
@@ -71,7 +52,7 @@ const plainHeaders = (contentType: string): Headers => {
 
 const headersOf = (
   topic: { readonly name: string; readonly codec: { readonly contentType: string } },
-  given: Message.Headers | undefined,
+  given: Headers | undefined,
   key: string | undefined,
   context: Context.Context<never>
 ): Headers | PublishError => {
@@ -100,7 +81,7 @@ const headersOf = (
   return headers
 }
 
-/** Makes the message of a value, in the context of its publisher: an `Exit` where encoding needs no Effect. */
+/** Makes what is sent of a value, in the context of its publisher: an `Exit` where encoding needs no Effect. */
 export const outgoingOf = <A, RD, RE>(
   topic: Topic.Topic<A, RD, RE>,
   value: A,
@@ -145,12 +126,7 @@ export const outgoingOf = <A, RD, RE>(
   return Effect.mapBothEager(topic.codec.encode(value), { onFailure: unencodable, onSuccess: made })
 }
 
-/**
- * Makes the message that `publish` sends, without sending it.
- *
- * @category publishing
- * @since 0.1.0
- */
+/** Makes what `publish` sends, without sending it. */
 export const outgoing = <A, RD, RE>(
   topic: Topic.Topic<A, RD, RE>,
   value: A,

@@ -13,7 +13,14 @@ import * as Schema from "effect/Schema"
  * @category models
  * @since 0.1.0
  */
-export const DeadLetterReason = Schema.Literals(["exhausted", "rejected", "terminated", "undecodable", "crashed", "vanished"])
+export const DeadLetterReason = Schema.Literals([
+  "exhausted",
+  "rejected",
+  "terminated",
+  "undecodable",
+  "crashed",
+  "vanished"
+])
 
 /**
  * Why it will not be tried again.

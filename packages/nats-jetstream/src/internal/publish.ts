@@ -10,7 +10,7 @@ import * as Result from "effect/Result"
 import * as Schedule from "effect/Schedule"
 import type { Published, PublishOptions } from "../Options.ts"
 import * as atomic from "./atomic.ts"
-import type { PendingMessage } from "./publishing.ts"
+import type { PendingMessage } from "./encoding.ts"
 import { backoff } from "./recovery.ts"
 import { JetStream, type Parts, partsOf } from "./service.ts"
 

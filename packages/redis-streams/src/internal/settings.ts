@@ -6,7 +6,7 @@ import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 import { hostname } from "node:os"
 import type { ConnectionOptions } from "node:tls"
-import type { Bound, Options } from "../Options.ts"
+import type { Bound, Client, ClientOptions, Options } from "../Options.ts"
 import { isInternal } from "./scripts/lua.ts"
 
 /** Where a server listens; `path`: a unix socket, host and port mean nothing then. */
@@ -39,6 +39,8 @@ export interface Settings {
   }
   /** Asked for each connection. */
   readonly login: Effect.Effect<Login, unknown>
+  /** Whose options connections are made with. */
+  readonly client: Client | undefined
   readonly database: number
   readonly tls: ConnectionOptions | undefined
   readonly connectTimeout: number
@@ -293,6 +295,7 @@ export const check = (options: Options): Result.Result<Settings, TransportError>
       ? "cluster"
       : "standalone",
     login: loginOf(options, url),
+    client: undefined,
     database: database.success,
     tls: isTls ? options.tls ?? {} : undefined,
     connectTimeout: millis(options.connectTimeout, 10_000),
@@ -325,6 +328,23 @@ export const check = (options: Options): Result.Result<Settings, TransportError>
   }
   const remedy = isCluster ? tagRemedy(`${settings.keyPrefix}topic`) : undefined
   return remedy === undefined ? Result.succeed(settings) : refuse("keyPrefix", settings.keyPrefix, remedy)
+}
+
+/** Where a client connects to. Its own options say how. */
+export const checkClient = (client: Client, options: ClientOptions): Result.Result<Settings, TransportError> => {
+  const { database, socket = {} } = (client.options ?? {}) as {
+    readonly database?: number
+    readonly socket?: {
+      readonly host?: string
+      readonly port?: number
+      readonly path?: string
+      readonly tls?: boolean
+    }
+  }
+  const { host = "localhost", path, port = 6379, tls } = socket
+  const name = host.includes(":") ? `[${host}]` : host
+  const url = path === undefined ? `${tls === true ? "rediss" : "redis"}://${name}:${port}` : `unix://${path}`
+  return Result.map(check({ ...options, url, database }), (settings) => ({ ...settings, client }))
 }
 
 /** Ids are milliseconds since the epoch: no stream is older. */

@@ -107,7 +107,8 @@ const make = Effect.fnUntraced(function*(target: Target) {
   const jsm = yield* attempt(
     "opening JetStream",
     // Which parts of the API this user may use shows where they are used.
-    () => jetstreamManager(client, { checkAPI: false, ...(target.domain === undefined ? {} : { domain: target.domain }) })
+    () =>
+      jetstreamManager(client, { checkAPI: false, ...(target.domain === undefined ? {} : { domain: target.domain }) })
   )
   return Broker.of({
     name: "nats",

@@ -78,7 +78,11 @@ const open = async (target: Target): Promise<{ readonly admin: Admin; readonly c
     const nodes: Array<Node> = []
     for (const master of cluster.masters) {
       const client = await cluster.nodeClient(master)
-      nodes.push({ name: master.address, dialled: master.address, send: (args) => attempt(() => client.sendCommand([...args])) })
+      nodes.push({
+        name: master.address,
+        dialled: master.address,
+        send: (args) => attempt(() => client.sendCommand([...args]))
+      })
     }
     return {
       admin: { nodes, send: (key, args) => attempt(() => cluster.sendCommand(key, false, [...args])) },
