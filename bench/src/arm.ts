@@ -1,10 +1,12 @@
 import type { Order } from "./order.ts"
 import type { Spec } from "./spec.ts"
 
-/** A way to consume, under measurement. */
+/** A way to do the work of a pass, under measurement. */
 export interface Arm {
   /** Begins to consume a topic from its beginning; gives a function that ends it. */
-  readonly consume: (topic: string, handle: (order: Order) => void) => Promise<() => Promise<void>>
+  readonly consume?: (topic: string, group: string, handle: (order: Order) => void) => Promise<() => Promise<void>>
+  /** Publishes all of them and waits for the confirmations. */
+  readonly publish?: (topic: string, orders: ReadonlyArray<Order>) => Promise<void>
   readonly close: () => Promise<void>
 }
 

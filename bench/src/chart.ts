@@ -1,13 +1,11 @@
-import type { Estimate } from "./statistics.ts"
-
 const escape = (text: string): string => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;")
 
 const style = `<style>
 text { font: 13px system-ui, sans-serif; fill: #57606a }
 .title { font-weight: 600 }
-.bar { fill: #4c8dd6 } .raw { fill: #9aa4ae } .line { fill: none; stroke: #4c8dd6; stroke-width: 1.5 }
-.axis { stroke: #9aa4ae; stroke-width: 1 } .grid { stroke: #9aa4ae; stroke-opacity: .25 } .mark { stroke: #24292f }
-@media (prefers-color-scheme: dark) { text { fill: #9aa4ae } .mark { stroke: #e6edf3 } }
+.line { fill: none; stroke: #4c8dd6; stroke-width: 1.5 }
+.axis { stroke: #9aa4ae; stroke-width: 1 } .grid { stroke: #9aa4ae; stroke-opacity: .25 }
+@media (prefers-color-scheme: dark) { text { fill: #9aa4ae } }
 </style>`
 
 const svg = (width: number, height: number, body: ReadonlyArray<string>): string =>
@@ -21,41 +19,6 @@ const text = (x: number, y: number, content: string, attributes = ""): string =>
 
 const line = (x1: number, y1: number, x2: number, y2: number, kind: string): string =>
   `<line x1="${x1.toFixed(1)}" y1="${y1.toFixed(1)}" x2="${x2.toFixed(1)}" y2="${y2.toFixed(1)}" class="${kind}"/>`
-
-export interface Bars {
-  readonly title: string
-  readonly bars: ReadonlyArray<{ readonly name: string; readonly ratio: Estimate; readonly isRaw: boolean }>
-}
-
-/** Rates as a share of the raw loop, each with its interval. */
-export const bars = (groups: ReadonlyArray<Bars>): string => {
-  const left = 210
-  const scale = 400
-  const most = Math.max(1.1, ...groups.flatMap(({ bars }) => bars.map(({ ratio }) => ratio.high)))
-  const at = (ratio: number) => left + ratio / most * scale
-  const body: Array<string> = []
-  let y = 10
-  for (const { bars, title } of groups) {
-    y += 22
-    body.push(text(10, y, title, `class="title"`))
-    const top = y + 6
-    for (const { isRaw, name, ratio } of bars) {
-      y += 22
-      body.push(
-        text(left - 8, y, name, `text-anchor="end"`),
-        `<rect x="${left}" y="${y - 12}" width="${(at(ratio.median) - left).toFixed(1)}" height="16" class="${
-          isRaw ? "raw" : "bar"
-        }"/>`,
-        line(at(ratio.low), y - 4, at(ratio.high), y - 4, "mark"),
-        text(left + scale + 12, y, ratio.median.toFixed(2))
-      )
-    }
-    body.push(line(at(1), top, at(1), y + 8, "axis"))
-    y += 16
-  }
-  body.push(text(left, y + 14, "1.00: the fastest loop written by hand with the broker's client, in the same run"))
-  return svg(left + scale + 60, y + 26, body)
-}
 
 export interface Curve {
   readonly title: string

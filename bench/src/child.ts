@@ -6,29 +6,30 @@ import type * as Scope from "effect/Scope"
 import { fork, type Serializable } from "node:child_process"
 import * as path from "node:path"
 
-/** A program of ours ended before it had said what was waited for. */
+/** A program of ours ended before it sent the message that was waited for. */
 export class ChildFailed extends Data.TaggedError("ChildFailed")<{ readonly detail: string }> {
   override get message(): string {
     return this.detail
   }
 }
 
-/** A process that is told and tells. */
+/** A process that messages are sent to and come from. */
 export interface Child<In extends Serializable, Out> {
   readonly send: (message: In) => Effect.Effect<void>
   readonly next: Effect.Effect<Out, ChildFailed>
   readonly exited: Effect.Effect<void>
 }
 
-/** Starts a program of this package; it is killed with the scope. */
+/** Starts a program of this package, or of this package at another commit; it is killed with the scope. */
 export const start = Effect.fnUntraced(function*<In extends Serializable, Out>(
   program: string,
-  args: ReadonlyArray<string>
+  args: ReadonlyArray<string>,
+  folder: string = import.meta.dirname
 ): Effect.fn.Return<Child<In, Out>, never, Scope.Scope> {
   const said = yield* Queue.unbounded<Out, ChildFailed>()
   const child = yield* Effect.acquireRelease(
     Effect.sync(() =>
-      fork(path.join(import.meta.dirname, program), args, {
+      fork(path.join(folder, program), args, {
         execArgv: ["--expose-gc"],
         stdio: ["ignore", "inherit", "inherit", "ipc"]
       })

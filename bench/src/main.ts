@@ -8,17 +8,18 @@ import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import * as fs from "node:fs"
 import * as path from "node:path"
-import * as budget from "./budget.ts"
-import * as chart from "./chart.ts"
+import { chapters, type Context, type Section, tables } from "./chapters.ts"
 import * as compare from "./compare.ts"
 import * as docs from "./docs.ts"
+import { Fleet } from "./fleet.ts"
+import * as history from "./history.ts"
 import * as machine from "./machine.ts"
 import * as plan from "./plan.ts"
-import { summarize } from "./profile.ts"
-import * as rounds from "./rounds.ts"
-import * as rss from "./rss.ts"
-import type { BrokerName } from "./spec.ts"
-import * as subscriptions from "./subscriptions.ts"
+import * as profile from "./profile.ts"
+import type { Result } from "./results.ts"
+import { checkOut } from "./revision.ts"
+import type { Row } from "./row.ts"
+import { type BrokerName, workOf } from "./spec.ts"
 import * as table from "./table.ts"
 
 const results = path.join(import.meta.dirname, "../results")
@@ -39,266 +40,190 @@ const bothBrokers = Effect.gen(function*() {
   return { urls: { redis: redis.url, jetstream: nats.url }, versions: { redis: redis.version, nats: nats.version } }
 })
 
-const budgetTable = (lines: ReadonlyArray<budget.Line>) =>
-  table.markdown(
-    ["budget", "", "measured (95 %)", ""],
-    lines.map((line) => [line.what, line.budget, line.measured, budget.verdict(line)])
-  )
+const isPass = (value: unknown): value is Result => typeof value === "object" && value !== null && "measured" in value
 
-const progress = (total: number) => {
-  let done = 0
-  return ({ measured, spec }: rounds.Result) =>
-    process.stderr.write(
-      `${String(++done).padStart(4)} of ${total} ${spec.broker} ${spec.arm} limit ${spec.concurrency} ${spec.size} B ` +
-        `${spec.delay} ms: ${(measured.rate / 1000).toFixed(1)} k/s\n`
-    )
+/** One line a pass, for those who watch. */
+const report = (value: unknown): void => {
+  if (!isPass(value)) return
+  const { measured: { cpu, rate }, spec } = value
+  process.stderr.write(
+    `${
+      (performance.now() / 1000).toFixed(1)
+    } s ${spec.broker} ${spec.arm} limit ${spec.concurrency} ${spec.size} B ${spec.delay} ms: ` +
+      `${table.thousands(rate)}, ${cpu.toFixed(2)} µs\n`
+  )
 }
 
-const roundsOf = (cells: ReadonlyArray<rounds.Cell>) =>
-  cells.reduce((sum, { arms, rounds }) => sum + arms.length * rounds, 0)
+const all = { ...chapters, ...tables }
 
-/** The first round finds the broker cold. */
-const discardOne = (urls: rounds.Urls, cell: rounds.Cell) =>
-  rounds.runCell(urls, { ...cell, arms: ["tuned"], rounds: 1 }, () => {})
-
-/** Producer, broker and consumer share this machine: what a raw loop takes of a full topic it does not take beside them. */
-const openMaximum = (urls: rounds.Urls, broker: BrokerName) =>
-  Effect.map(rounds.runCell(urls, plan.flood(broker), () => {}), budget.medianRaw)
-
-const measureParallel = (urls: rounds.Urls) =>
-  Effect.gen(function*() {
-    const common = { broker: "memory", arms: ["plain"], rounds: 1, size: 100, delay: 300 } as const
-    const one = yield* rounds.runCell(urls, { ...common, concurrency: 1, count: 5 }, () => {})
-    const five = yield* rounds.runCell(urls, { ...common, concurrency: 5, count: 25 }, () => {})
-    return budget.parallel(one, five)
-  })
-
-const quick = Effect.gen(function*() {
+const budgetsOf = Effect.fnUntraced(function*(options: {
+  readonly isQuick: boolean
+  readonly only: ReadonlyArray<string>
+  readonly intoDocs: boolean
+  readonly messages: number
+  readonly intoHistory: boolean
+}) {
+  const { intoDocs, isQuick, messages, only } = options
   const { urls, versions } = yield* bothBrokers
-  const { about, write } = open("quick", versions)
+  const { about, write } = open(isQuick ? "quick" : "bench", versions)
   yield* Console.log(machine.text(about))
-  const cells = plan.quick
-  const report = progress(roundsOf(cells))
-  const measured = new Map<BrokerName, ReadonlyArray<rounds.Result>>()
-  for (const cell of cells) {
-    yield* discardOne(urls, cell)
-    measured.set(
-      cell.broker,
-      yield* rounds.runCell(urls, cell, (result) => {
-        write(result)
-        report(result)
-      })
-    )
+  const context: Context = {
+    urls,
+    effort: isQuick ? plan.quick : plan.thorough,
+    fleet: yield* Fleet.make(urls),
+    isQuick,
+    messages,
+    onResult(value) {
+      write(value)
+      report(value)
+    }
   }
-  yield* Console.log(`\n${table.rates([...measured.values()])}`)
-  const latencies: Array<ReadonlyArray<rounds.Result>> = []
-  for (const broker of ["redis", "jetstream"] as const) {
-    const cell = plan.openLoop(broker, yield* openMaximum(urls, broker), 0.5, 2, 1.5)
-    latencies.push(yield* rounds.runCell(urls, { ...cell, arms: ["tuned", "plain"] }, write))
+  const rows: Array<Row> = []
+  for (const name of only) {
+    const since = performance.now()
+    const section: Section = yield* Effect.scoped(all[name]!(context))
+    rows.push(...section.rows)
+    const text = [
+      ...(section.rows.length === 0 ? [] : [table.budgets(section.rows)]),
+      ...(section.text === "" ? [] : [section.text])
+    ].join("\n\n")
+    if (intoDocs && text !== "" && section.rows.every(({ estimate }) => estimate !== undefined)) {
+      docs.write(name, `${machine.text(about)}\n\n${text}`)
+    }
+    yield* Console.log(`\n${name}, ${((performance.now() - since) / 1000).toFixed(0)} s\n\n${section.text}`)
   }
-  yield* Console.log(`\n${table.latencies(latencies.map((results) => ({ share: 0.5, results })))}`)
-  const idle = yield* Effect.forEach(
-    ["redis", "jetstream"] as const,
-    (broker) => subscriptions.measure(broker, 1000, 3)
-  )
-  const lines = [
-    ...budget.rates((broker) => measured.get(broker)!),
-    ...latencies.map(budget.latency),
-    yield* measureParallel(urls),
-    ...idle.flatMap(budget.idle),
-    ...budget.source()
-  ]
-  for (const line of lines) write(line)
-  yield* Console.log(`\n${budgetTable(lines)}\n`)
-  yield* Console.log(
-    "Resident memory over 10 million messages: pnpm bench rss. All arms, sizes and handlers: pnpm bench."
-  )
+  for (const row of rows) write({ row })
+  yield* Console.log(`\n${table.budgets(rows)}`)
+  if (options.intoHistory) yield* Console.log(`\n${history.write(rows, about.commit)}`)
 })
 
-const long = Effect.fnUntraced(function*(count: number, only: ReadonlyArray<string>, intoDocs: boolean) {
+const brokerNames = ["redis", "jetstream", "memory"] as const
+
+const compareWith = Effect.fnUntraced(function*(options: {
+  readonly revision: string
+  readonly isQuick: boolean
+  readonly only: ReadonlyArray<string>
+  readonly brokers: ReadonlyArray<string>
+  readonly arms: ReadonlyArray<string> | undefined
+  readonly intoDocs: boolean
+}) {
+  const revision = checkOut(options.revision)
   const { urls, versions } = yield* bothBrokers
-  const { about, write } = open("bench", versions)
-  yield* Console.log(machine.text(about))
-  // Everything else is compared with the first.
-  const chapters = plan.long(count).filter(({ name }) => name === "arms" || only.includes(name))
-  const openRounds = Math.min(3, count)
-  const report = progress(
-    roundsOf(chapters.flatMap(({ cells }) => cells)) + (only.includes("latency") ? 2 * 2 * 3 * openRounds : 0)
-  )
-  const onResult = (result: rounds.Result) => {
-    write(result)
-    report(result)
-  }
-  const section = (name: string, text: string) => {
-    if (intoDocs) docs.write(name, `${machine.text(about)}\n\n${text}`)
-    return Console.log(`\n${text}`)
-  }
-  const done = new Map<string, ReadonlyArray<ReadonlyArray<rounds.Result>>>()
-  for (const { cells, name } of chapters) {
-    const measured: Array<ReadonlyArray<rounds.Result>> = []
-    for (const cell of cells) {
-      if (name === "arms") yield* discardOne(urls, cell)
-      measured.push(yield* rounds.runCell(urls, cell, onResult))
+  const { about, write } = open("compare", versions)
+  yield* Console.log(`${machine.text(about)}; beside ${revision.commit}`)
+  const compared = yield* compare.run(
+    urls,
+    revision,
+    options.isQuick ? plan.quick : plan.thorough,
+    { arms: options.arms, brokers: options.brokers, chapters: options.only },
+    (result) => {
+      write(result)
+      report(result)
     }
-    done.set(name, measured)
-    yield* section(name, table.rates(measured))
-  }
-  const arms = done.get("arms")!
-  const base = (broker: BrokerName) => arms.find(([result]) => result!.spec.broker === broker)!
-  const latencies: Array<{ readonly share: number; readonly results: ReadonlyArray<rounds.Result> }> = []
-  if (only.includes("latency")) {
-    for (const broker of ["redis", "jetstream"] as const) {
-      const maximum = yield* openMaximum(urls, broker)
-      for (const share of [0.5, 0.8]) {
-        const cell = plan.openLoop(broker, maximum, share, openRounds, 4)
-        latencies.push({ share, results: yield* rounds.runCell(urls, cell, onResult) })
-      }
-    }
-    yield* section("latency", table.latencies(latencies))
-  }
-  const large = (done.get("size") ?? []).filter(([result]) => result!.spec.size === 16_384)
-  const lines = [
-    ...budget.rates(base),
-    ...latencies.flatMap(({ results, share }) => share === 0.5 ? [budget.latency(results)] : []),
-    ...large.map((results) => budget.size(base(results[0]!.spec.broker), results)),
-    yield* measureParallel(urls),
-    ...budget.source()
-  ]
-  for (const line of lines) write(line)
-  yield* section("budgets", budgetTable(lines))
-  if (!intoDocs) return
-  docs.writeFile(
-    "benchmarks.svg",
-    chart.bars(arms.map((results) => ({
-      title: `${results[0]!.spec.broker}: messages a second, of raw`,
-      bars: compare.rows(results).map(({ arm, ratio }) => ({
-        name: table.nameOf(arm),
-        ratio,
-        isRaw: ["tuned", "callback", "naive", "bullmq"].includes(arm)
-      }))
-    })))
   )
-})
-
-const measureRss = Effect.fnUntraced(function*(names: ReadonlyArray<BrokerName>, total: number, intoDocs: boolean) {
-  const { versions } = yield* Effect.scoped(bothBrokers)
-  const { about, write } = open("rss", versions)
-  yield* Console.log(machine.text(about))
-  // Nothing of it is a matter of speed.
-  const curves = yield* Effect.forEach(names, (broker) => {
-    let printed = 0
-    return rss.measure(broker, total, (sample) => {
-      write({ broker, ...sample })
-      if (sample.handled < printed) return
-      printed += total / 10
-      process.stderr.write(
-        `${broker} ${sample.handled}: ${(sample.rss / 1e6).toFixed(0)} MB, heap ${(sample.heap / 1e6).toFixed(0)} MB\n`
-      )
-    })
-  }, { concurrency: 2 })
-  const lines = curves.map((curve) => budget.memory(curve, total))
-  const text = budgetTable(lines)
+  const text = compare.text(compared, revision)
   yield* Console.log(`\n${text}`)
-  const twice = curves.map(({ samples }) => samples.at(-1)!.twice)
-  if (twice.some((n) => n > 0)) yield* Console.log(`delivered twice: ${twice.join(", ")}`)
-  if (!intoDocs) return
-  docs.write("rss", `${machine.text(about)}\n\n${text}`)
-  docs.writeFile(
-    "benchmarks-rss.svg",
-    chart.curves(
-      curves.map(({ broker, samples }) => ({
-        title: `${broker}: resident memory, MB`,
-        points: samples.map(({ handled, rss }) => [handled / 1e6, rss / 1e6] as const)
-      })),
-      "million messages",
-      "MB"
-    )
-  )
+  if (options.intoDocs) docs.write("compare", `${machine.text(about)}; beside ${revision.commit}\n\n${text}`)
 })
 
-const measureSubscriptions = Effect.fnUntraced(function*(count: number, intoDocs: boolean) {
-  const { versions } = yield* Effect.scoped(bothBrokers)
-  const { about, write } = open("subscriptions", versions)
-  yield* Console.log(machine.text(about))
-  const measured = yield* Effect.forEach(
-    ["redis", "jetstream"] as const,
-    (broker) => subscriptions.measure(broker, count, 10)
-  )
-  for (const one of measured) {
-    write(one)
-    yield* Console.log(JSON.stringify(one))
-  }
-  const text = budgetTable(measured.flatMap(budget.idle))
-  yield* Console.log(`\n${text}`)
-  if (intoDocs) docs.write("subscriptions", `${machine.text(about)}\n\n${text}`)
-})
-
-const profile = Effect.fnUntraced(function*(broker: BrokerName, arm: string, concurrency: number, count: number) {
-  const { urls } = yield* bothBrokers
+const profileOf = Effect.fnUntraced(function*(
+  arms: ReadonlyArray<profile.Profiled>,
+  messages: number,
+  intoDocs: boolean
+) {
+  const { urls, versions } = yield* bothBrokers
   fs.mkdirSync(results, { recursive: true })
-  const file = path.join(results, `${broker}-${arm}.cpuprofile`)
-  const measured = yield* Effect.scoped(
-    rounds.run(urls, { broker, arm, concurrency, size: 100, delay: 0, count }, file)
-  )
-  yield* Console.log(
-    `${(measured.rate / 1000).toFixed(0)} k/s, ${measured.cpu.toFixed(2)} µs a message\n${summarize(file, count)}`
-  )
+  const texts: Array<string> = []
+  for (const { arm, broker, concurrency, delay = 0 } of arms) {
+    const profileTo = path.join(results, `${broker}-${arm}-${concurrency}-${delay}.cpuprofile`)
+    const count = workOf(arm) === "consume" && arm !== "to" ? messages : Math.ceil(messages / 4)
+    const spec = { broker, arm, concurrency, size: 100, delay, count }
+    const { cpu, rate } = yield* Effect.scoped(
+      Effect.flatMap(Fleet.make(urls, { profileTo }), (fleet) => fleet.pass(spec))
+    )
+    const handler = delay === 0 ? "" : `, ${delay} ms, ${concurrency} at a time`
+    const title = `${broker}, ${table.nameOf(arm)}${handler}: ${table.thousands(rate)}, ${
+      cpu.toFixed(2)
+    } µs of CPU a message`
+    const text = `${title}\n\n${profile.summarize(profileTo, count)}`
+    yield* Console.log(`${text}\n`)
+    texts.push(text)
+  }
+  if (intoDocs) docs.write("profiles", [machine.text(machine.describe(versions)), ...texts].join("\n\n"))
 })
 
 const intoDocs = Flag.Boolean("docs").pipe(
   Flag.withDescription("Write what was measured into docs/benchmarks.md"),
   Flag.withDefault(false)
 )
-const brokerNames = ["redis", "jetstream", "memory"] as const
+const broker = Flag.Literals("broker", brokerNames).pipe(Flag.withDescription("Only this one"), Flag.optional)
+const arms = Flag.String("arms").pipe(Flag.withDescription("Only these, with commas between"), Flag.optional)
 
 const bench = Command.make("bench", {
   quick: Flag.Boolean("quick").pipe(
-    Flag.withDescription("The budgets, in less than two minutes"),
+    Flag.withDescription("Shorter and fewer passes: all budgets in less than two minutes"),
     Flag.withDefault(false)
   ),
-  rounds: Flag.Int("rounds").pipe(Flag.withDescription("Rounds of each arm"), Flag.withDefault(10)),
-  only: Flag.Literals("only", plan.chapterNames).pipe(
-    Flag.withDescription("Only this table, and the arms that it is compared with"),
+  only: Flag.Literals("only", Object.keys(all)).pipe(Flag.withDescription("Only this chapter"), Flag.optional),
+  compare: Flag.String("compare").pipe(
+    Flag.withDescription("Compare with this commit: both run in turn, each with its own programs"),
     Flag.optional
   ),
+  broker,
+  arms,
+  messages: Flag.Int("messages").pipe(
+    Flag.withDescription("Over how many messages the resident memory is watched"),
+    Flag.withDefault(10_000_000)
+  ),
+  history: Flag.Boolean("history").pipe(
+    Flag.withDescription("Write the ratios of this release into bench/history"),
+    Flag.withDefault(false)
+  ),
   docs: intoDocs
-}, (options) =>
-  Effect.scoped(
-    options.quick
-      ? quick
-      : long(options.rounds, options.only._tag === "Some" ? [options.only.value] : plan.chapterNames, options.docs)
-  ))
-
-const rssCommand = Command.make(
-  "rss",
-  {
-    broker: Flag.Literals("broker", brokerNames).pipe(Flag.withDescription("Only this one"), Flag.optional),
-    messages: Flag.Int("messages").pipe(Flag.withDescription("How many"), Flag.withDefault(10_000_000)),
-    docs: intoDocs
-  },
-  (options) =>
-    measureRss(options.broker._tag === "Some" ? [options.broker.value] : brokerNames, options.messages, options.docs)
-)
-
-const subscriptionsCommand = Command.make("subscriptions", {
-  count: Flag.Int("count").pipe(Flag.withDescription("How many"), Flag.withDefault(1000)),
-  docs: intoDocs
-}, (options) => measureSubscriptions(options.count, options.docs)).pipe(
-  Command.withDescription("Idle subscriptions in one process")
-)
+}, (options) => {
+  const only = options.only._tag === "Some" ? [options.only.value] : undefined
+  return Effect.scoped(
+    options.compare._tag === "Some"
+      ? compareWith({
+        revision: options.compare.value,
+        isQuick: options.quick,
+        only: only ?? compare.usualChapters,
+        brokers: options.broker._tag === "Some" ? [options.broker.value] : brokerNames,
+        arms: options.arms._tag === "Some" ? options.arms.value.split(",") : undefined,
+        intoDocs: options.docs
+      })
+      : budgetsOf({
+        isQuick: options.quick,
+        only: only ?? Object.keys(options.quick ? chapters : all),
+        intoDocs: options.docs,
+        messages: options.messages,
+        intoHistory: options.history
+      })
+  )
+})
 
 const profileCommand = Command.make("profile", {
-  broker: Flag.Literals("broker", brokerNames).pipe(Flag.withDefault("redis" as const)),
+  broker,
   arm: Flag.String("arm").pipe(Flag.withDefault("plain")),
   concurrency: Flag.Int("concurrency").pipe(Flag.withDefault(64)),
-  messages: Flag.Int("messages").pipe(Flag.withDefault(400_000))
-}, (options) => Effect.scoped(profile(options.broker, options.arm, options.concurrency, options.messages))).pipe(
-  Command.withDescription("Where one arm spends its time")
-)
+  delay: Flag.Int("delay").pipe(
+    Flag.withDescription("Milliseconds that the handler waits"),
+    Flag.withDefault(0)
+  ),
+  messages: Flag.Int("messages").pipe(Flag.withDefault(400_000)),
+  docs: intoDocs
+}, ({ arm, broker, concurrency, delay, docs, messages }) =>
+  Effect.scoped(
+    profileOf(
+      broker._tag === "Some" ? [{ broker: broker.value as BrokerName, arm, concurrency, delay }] : profile.usual,
+      messages,
+      docs
+    )
+  )).pipe(Command.withDescription("Where arms spend their time"))
 
 bench.pipe(
   Command.withDescription("What Millrace costs beside the clients it is built on"),
-  Command.withSubcommands([rssCommand, subscriptionsCommand, profileCommand]),
+  Command.withSubcommands([profileCommand]),
   Command.run({ version: "0.1.0" }),
   Effect.provide(NodeServices.layer),
   NodeRuntime.runMain

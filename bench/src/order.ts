@@ -29,6 +29,15 @@ const decodeUnknown = Schema.decodeUnknownResult(Schema.toCodecJson(Order))
 
 export const decode = (text: string): Order => Result.getOrThrow(decodeUnknown(JSON.parse(text)))
 
+/** The text of a value, as the topic's codec writes it. */
+export const encode: (order: Order) => string = Schema.encodeSync(Schema.fromJsonString(Schema.toCodecJson(Order)))
+
+/** Values to publish, of about `size` bytes each. */
+export const ordersOf = (count: number, size: number): ReadonlyArray<Order> => {
+  const note = padding(size)
+  return Array.from({ length: count }, (_, index) => decode(bodyOf(index, 0, note)))
+}
+
 const utf8 = new TextDecoder()
 
 export const decodeBytes = (bytes: Uint8Array): Order => decode(utf8.decode(bytes))

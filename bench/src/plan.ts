@@ -1,119 +1,115 @@
-import type { Cell } from "./rounds.ts"
-import type { BrokerName } from "./spec.ts"
+import type { Cell } from "./fleet.ts"
+import { type BrokerName, type Ramp, stepsOf } from "./spec.ts"
 
-const brokers: ReadonlyArray<BrokerName> = ["redis", "jetstream", "memory"]
-
-/** What raw loops do here, roughly: so that a pass takes about `seconds`. */
-const expectedRate = (broker: BrokerName, size: number): number =>
-  Math.min(broker === "redis" ? 350_000 : broker === "jetstream" ? 250_000 : 1_000_000, 2e8 / size * 2)
-
-const countFor = (broker: BrokerName, concurrency: number, size: number, delay: number, seconds: number): number => {
-  const possible = expectedRate(broker, size)
-  const rate = delay === 0 ? possible : Math.min(possible / 2, concurrency * 1000 / (delay + 0.1))
-  return Math.max(50, Math.round(rate * seconds / 50) * 50)
+/** How long each pass takes, about, and how many there are. */
+export interface Effort {
+  /** Of a pass, by the raw loop. */
+  readonly seconds: number
+  readonly passes: number
+  /** Messages of a pass of lone messages. */
+  readonly lone: number
+  /** Processes of a subscription measurement. */
+  readonly starts: number
+  readonly idleSeconds: number
 }
+
+export const quick: Effort = { seconds: 0.25, passes: 5, lone: 200, starts: 3, idleSeconds: 4 }
+export const thorough: Effort = { seconds: 1, passes: 10, lone: 1000, starts: 5, idleSeconds: 10 }
+
+type Server = "redis" | "jetstream"
+
+/** Roughly what raw loops do here, messages a second: so that a pass takes about as long as wanted. */
+const consumes = { redis: 260_000, jetstream: 190_000, memory: 700_000 } satisfies Record<BrokerName, number>
+const publishes = { redis: 100_000, jetstream: 30_000 } satisfies Record<Server, number>
+const publishesTo = { redis: 60_000, jetstream: 25_000 } satisfies Record<Server, number>
+const bytes = 300e6
 
 const cell = (
   broker: BrokerName,
   arms: ReadonlyArray<string>,
-  rounds: number,
-  seconds: number,
+  { passes, seconds }: Effort,
+  rate: number,
   options: { readonly concurrency?: number; readonly size?: number; readonly delay?: number } = {}
 ): Cell => {
   const { concurrency = 64, delay = 0, size = 100 } = options
-  return { broker, arms, rounds, concurrency, size, delay, count: countFor(broker, concurrency, size, delay, seconds) }
+  const possible = delay === 0 ? rate : Math.min(rate / 2, concurrency * 1000 / (delay + 0.2))
+  const count = Math.max(100, Math.round(Math.min(possible, bytes / size) * seconds / 100) * 100)
+  return { broker, arms, passes, concurrency, size, delay, count }
 }
 
-export const chapterNames = ["arms", "size", "concurrency", "handlers", "latency"] as const
+/** A handler that does nothing. */
+export const consume = (broker: BrokerName, effort: Effort): Cell =>
+  cell(
+    broker,
+    broker === "memory"
+      ? ["tuned", "plain", "effect", "bare", "armed"]
+      : [
+        "tuned",
+        ...(broker === "jetstream" ? ["callback"] : []),
+        "plain",
+        "effect",
+        "metered",
+        "unsampled",
+        "failing"
+      ],
+    effort,
+    consumes[broker]
+  )
 
-/** Cells that make one table. */
-export interface Chapter {
-  readonly name: (typeof chapterNames)[number]
-  readonly cells: ReadonlyArray<Cell>
+/** Whatever else a pipeline may be armed with. */
+export const features = (broker: BrokerName, effort: Effort): Cell =>
+  cell(
+    broker,
+    ["tuned", ...(broker === "memory" ? [] : ["naive"]), "bare", "promise", "armed", "traced", "timed", "keyed"],
+    effort,
+    consumes[broker]
+  )
+
+/** A handler that waits 1 ms. */
+export const wait = (broker: Server, effort: Effort): Cell =>
+  cell(broker, ["tuned", "plain", "effect"], effort, consumes[broker], { concurrency: 256, delay: 1 })
+
+export const publish = (broker: Server, effort: Effort): Cell =>
+  cell(broker, ["publish", "publishAll", "publishEach"], effort, publishes[broker])
+
+export const to = (broker: Server, concurrency: number, effort: Effort): Cell =>
+  cell(broker, ["rawTo", "to"], effort, publishesTo[broker], { concurrency })
+
+export const size = (broker: Server, size: number, effort: Effort): Cell =>
+  cell(broker, ["tuned", "plain"], effort, consumes[broker], { size })
+
+export const bullmq = (effort: Effort): Cell => cell("redis", ["plain", "bullmq"], effort, consumes.redis)
+
+export const roundTrip = (effort: Effort): Cell =>
+  cell("redis", ["roundTrip", "bullmqRoundTrip"], effort, publishes.redis)
+
+export const limits = (broker: BrokerName, concurrency: number, delay: number, effort: Effort): Cell =>
+  cell(broker, ["tuned", "plain", "effect"], effort, consumes[broker], { concurrency, delay })
+
+export const processes = (broker: Server, { seconds }: Effort): number => Math.round(consumes[broker] * seconds * 2)
+
+/** The rate rises until producer, broker and raw loop together do not keep up. */
+export const ramp = (broker: Server, { seconds }: Effort): Cell => {
+  const ramp: Ramp = { factor: 1.15, steps: 20, millis: Math.max(150, Math.min(400, seconds * 400)) }
+  const rate = 12_000
+  const count = stepsOf(rate, ramp).reduce((sum, count) => sum + count, 0)
+  return { broker, arms: ["tuned"], passes: 1, concurrency: 64, size: 100, delay: 0, rate, ramp, count }
 }
 
-export const quick: ReadonlyArray<Cell> = [
-  cell("redis", ["tuned", "plain", "effect", "bullmq"], 2, 0.6),
-  cell("jetstream", ["tuned", "plain", "effect"], 2, 0.6),
-  cell("memory", ["tuned", "plain", "effect", "bare", "armed"], 2, 0.2)
-]
-
-const chapter = (name: Chapter["name"], cellsOf: (broker: BrokerName) => ReadonlyArray<Cell>): Chapter => ({
-  name,
-  cells: brokers.flatMap(cellsOf)
-})
-
-const features = ["bare", "plain", "promise", "effect", "armed", "metered", "traced", "timed", "keyed", "failing"]
-
-const compared = ["tuned", "plain", "effect"]
-
-/** The long run; `rounds` of the first chapter, half of them elsewhere. */
-export const long = (rounds: number): ReadonlyArray<Chapter> => {
-  const fewer = Math.max(Math.min(3, rounds), Math.round(rounds / 2))
-  return [
-    chapter("arms", (broker) => [
-      cell(
-        broker,
-        [
-          "tuned",
-          ...(broker === "jetstream" ? ["callback"] : []),
-          ...(broker === "memory" ? [] : ["naive"]),
-          ...features,
-          ...(broker === "redis" ? ["bullmq"] : [])
-        ],
-        rounds,
-        1.2
-      )
-    ]),
-    chapter("size", (broker) => [1024, 16_384].map((size) => cell(broker, compared, fewer, 0.6, { size }))),
-    chapter(
-      "concurrency",
-      (broker) => [1, 8, 256].map((concurrency) => cell(broker, compared, fewer, 0.6, { concurrency }))
-    ),
-    chapter(
-      "handlers",
-      (broker) =>
-        [1, 10].flatMap((delay) =>
-          [1, 8, 64, 256].map((concurrency) =>
-            cell(broker, broker === "redis" ? [...compared, "bullmq"] : compared, Math.min(2, rounds), 0.6, {
-              concurrency,
-              delay
-            })
-          )
-        )
-    )
-  ]
-}
-
-/** What the raw loop takes while a producer beside it sends all it can. */
-export const flood = (broker: BrokerName): Cell => ({
+/** Messages that come at this rate. */
+export const openLoop = (broker: Server, rate: number, { passes, seconds }: Effort): Cell => ({
   broker,
-  arms: ["tuned"],
-  rounds: 1,
+  arms: ["tuned", "plain"],
+  passes,
   concurrency: 64,
   size: 100,
   delay: 0,
-  rate: 10_000_000,
-  count: 200_000
+  rate,
+  count: Math.round(rate * Math.max(0.7, seconds * 2))
 })
 
-/** Messages that come at `share` of that. */
-export const openLoop = (
-  broker: BrokerName,
-  rawRate: number,
-  share: number,
-  rounds: number,
-  seconds: number
-): Cell => {
-  const rate = Math.round(rawRate * share / 1000) * 1000
-  return {
-    broker,
-    arms: ["tuned", "plain", "effect"],
-    rounds,
-    concurrency: 64,
-    size: 100,
-    delay: 0,
-    rate,
-    count: Math.round(rate * seconds)
-  }
-}
+/** Messages that come one by one. */
+export const lone = (broker: Server, effort: Effort): Cell => ({
+  ...openLoop(broker, 250, effort),
+  count: effort.lone
+})

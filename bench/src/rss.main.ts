@@ -30,7 +30,7 @@ const pipeline = Pipeline.from(topicOf("rss"), { group, startFrom: "beginning" }
   Pipeline.concurrency(64)
 )
 
-/** What a producer that is always ahead does, where the broker lives in this process. */
+/** A producer that is always ahead, where the broker lives in this process. */
 const produce = Effect.gen(function*() {
   const encoder = new TextEncoder()
   const headers = { "content-type": contentType }

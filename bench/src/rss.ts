@@ -4,11 +4,13 @@ import { connect as connectNats } from "@nats-io/transport-node"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as redis from "./arms/redis.ts"
+import * as chart from "./chart.ts"
 import * as Child from "./child.ts"
+import * as docs from "./docs.ts"
 import { bodyOf } from "./order.ts"
 import { fillScript } from "./server.ts"
 import type { BrokerName } from "./spec.ts"
-import { median } from "./statistics.ts"
+import { type Estimate, estimate, median } from "./statistics.ts"
 
 export interface Sample {
   readonly handled: number
@@ -94,12 +96,31 @@ export const measure = (broker: BrokerName, total: number, onSample: (sample: Sa
     return { broker, samples }
   }))
 
-/** How much more the last fifth takes than the second: resident memory by its median, the heap by its lowest. */
-export const growth = ({ samples }: Curve): { readonly rss: number; readonly heap: number } => {
-  const part = (from: number, to: number) =>
-    samples.slice(Math.floor(samples.length * from), Math.max(1, Math.ceil(samples.length * to)))
-  const [early, late] = [part(0.2, 0.4), part(0.8, 1)]
-  const resident = (of: ReadonlyArray<Sample>) => median(of.map(({ rss }) => rss))
-  const lowest = (of: ReadonlyArray<Sample>) => Math.min(...of.map(({ heap }) => heap))
-  return { rss: resident(late) / resident(early) - 1, heap: lowest(late) / lowest(early) - 1 }
+const blocks = 5
+
+/** The resident memory of the last third over that of the second one, block by block. */
+export const growth = ({ samples }: Curve): Estimate => {
+  const resident = (share: number) => {
+    const part = samples.slice(Math.floor(samples.length * share), Math.ceil(samples.length * (share + 1 / 3 / blocks)))
+    return median(part.map(({ rss }) => rss))
+  }
+  return estimate(
+    Array.from({ length: blocks }, (_, block) => {
+      const at = block / blocks / 3
+      return resident(2 / 3 + at) / resident(1 / 3 + at)
+    })
+  )
 }
+
+export const draw = (curves: ReadonlyArray<Curve>): void =>
+  docs.writeFile(
+    "benchmarks-rss.svg",
+    chart.curves(
+      curves.map(({ broker, samples }) => ({
+        title: `${broker}: resident memory, MB`,
+        points: samples.map(({ handled, rss }) => [handled / 1e6, rss / 1e6] as const)
+      })),
+      "million messages",
+      "MB"
+    )
+  )

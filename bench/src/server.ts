@@ -6,17 +6,20 @@ import { connect } from "@nats-io/transport-node"
 import * as bullmq from "./arms/bullmq.ts"
 import * as redis from "./arms/redis.ts"
 import { bodyOf, contentType, padding } from "./order.ts"
-import { type BrokerName, group, type Spec } from "./spec.ts"
+import type { BrokerName, Spec } from "./spec.ts"
 
 export interface Server {
   /** Makes a topic with so many messages. */
   readonly fill: (topic: string, spec: Spec, count: number) => Promise<void>
   /** Everything was delivered to the group and acknowledged. */
-  readonly isSettled: (topic: string) => Promise<boolean>
+  readonly isSettled: (topic: string, group: string) => Promise<boolean>
+  /** Messages that a topic holds. */
+  readonly length: (topic: string) => Promise<number>
   /** Commands since the last reset, without our own; `undefined` where the server does not count. */
   readonly commands: () => Promise<number | undefined>
   readonly resetCommands: () => Promise<void>
-  readonly remove: (topic: string) => Promise<void>
+  /** Removes everything whose name holds this one. */
+  readonly remove: (name: string) => Promise<void>
   readonly close: () => Promise<void>
 }
 
@@ -29,7 +32,18 @@ for i = first, last do
     "content-type", ARGV[4])
 end`
 
-const ours = new Set(["info", "config|resetstat", "xpending", "xinfo|groups", "client|setinfo", "hello", "del"])
+const ours = new Set([
+  "info",
+  "config|resetstat",
+  "xpending",
+  "xinfo|groups",
+  "xlen",
+  "client|setinfo",
+  "hello",
+  "keys",
+  "unlink",
+  "del"
+])
 
 const redisServer = async (url: string, isBullMq: boolean): Promise<Server> => {
   const client = await redis.connect(url)
@@ -46,7 +60,7 @@ const redisServer = async (url: string, isBullMq: boolean): Promise<Server> => {
         await client.eval(fillScript, { keys: [topic], arguments: [String(first), String(last), note, contentType] })
       }
     },
-    async isSettled(topic) {
+    async isSettled(topic, group) {
       if (isBullMq) {
         const known = settledOf.get(topic) ?? bullmq.isSettled(url, topic)
         settledOf.set(topic, known)
@@ -60,10 +74,11 @@ const redisServer = async (url: string, isBullMq: boolean): Promise<Server> => {
       return [...info.matchAll(/^cmdstat_(\S+?):calls=(\d+)/gm)]
         .reduce((sum, [, name, calls]) => ours.has(name!) ? sum : sum + Number(calls), 0)
     },
+    length: (topic) => client.xLen(topic),
     resetCommands: async () => void await client.sendCommand(["CONFIG", "RESETSTAT"]),
-    async remove(topic) {
-      await client.flushAll()
-      settledOf.delete(topic)
+    async remove(name) {
+      const keys = await client.keys(`*${name}*`)
+      if (keys.length > 0) await client.unlink(keys)
     },
     close: async () => client.destroy()
   }
@@ -88,18 +103,21 @@ const jetStreamServer = async (url: string): Promise<Server> => {
       }
       while ((await jsm.streams.info(topic)).state.messages < count) await nc.flush()
     },
-    async isSettled(topic) {
+    length: async (topic) => (await jsm.streams.info(topic)).state.messages,
+    async isSettled(topic, group) {
       const info = await jsm.consumers.info(topic, group)
       return info.num_pending === 0 && info.num_ack_pending === 0
     },
     commands: async () => undefined,
     resetCommands: async () => {},
-    async remove(topic) {
-      for await (const name of jsm.streams.names()) if (name.startsWith(topic)) await jsm.streams.delete(name)
+    async remove(name) {
+      const streams: Array<string> = []
+      for await (const stream of jsm.streams.names()) if (stream.includes(name)) streams.push(stream)
+      for (const stream of streams) await jsm.streams.delete(stream)
     },
     close: () => nc.close()
   }
 }
 
 export const connectServer = (broker: Exclude<BrokerName, "memory">, url: string, arm?: string): Promise<Server> =>
-  broker === "redis" ? redisServer(url, arm === "bullmq") : jetStreamServer(url)
+  broker === "redis" ? redisServer(url, arm?.startsWith("bullmq") === true) : jetStreamServer(url)

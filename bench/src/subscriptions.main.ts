@@ -30,11 +30,15 @@ const start = async () => {
   return { took: performance.now() - since, scope }
 }
 const { took } = await start()
-// What follows starting is not idleness yet.
-await wait(2000)
+// Starting has an aftermath, which is not idleness.
+if (Number(seconds) > 0) await wait(1500)
 process.send!({ _tag: "Idle", started: took })
-const cpuBefore = process.cpuUsage()
-await wait(Number(seconds) * 1000)
-const cpu = process.cpuUsage(cpuBefore)
-process.send!({ _tag: "Counted", cpu: (cpu.user + cpu.system) / 1e6 / Number(seconds), rss: process.memoryUsage().rss })
+const cpu: Array<number> = []
+for (let second = 0; second < Number(seconds); second++) {
+  const before = process.cpuUsage()
+  await wait(1000)
+  const { system, user } = process.cpuUsage(before)
+  cpu.push((user + system) / 1e6)
+}
+process.send!({ _tag: "Counted", cpu, rss: process.memoryUsage().rss })
 process.once("message", () => process.exit())

@@ -4,16 +4,19 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as redis from "./arms/redis.ts"
 import * as Child from "./child.ts"
+import { estimate } from "./statistics.ts"
+import { interval, markdown } from "./table.ts"
 
 export interface Subscriptions {
   readonly broker: "redis" | "jetstream"
   readonly count: number
-  /** Milliseconds until all were ready; everything they need had to be created. */
-  readonly started: number
-  /** As the server counts them. */
+  /** Milliseconds until all were ready, of each process; everything they need had to be created. */
+  readonly started: ReadonlyArray<number>
+  /** As the server counts them: of `count` subscriptions, and of ten. */
   readonly connections: number
-  /** Of one core. */
-  readonly idleCpu: number
+  readonly connectionsOfTen: number
+  /** Share of one core, second by second. */
+  readonly idleCpu: ReadonlyArray<number>
   /** Commands a second while idle, by name; Redis only. */
   readonly commands: Readonly<Record<string, number>> | undefined
   readonly rss: number
@@ -65,18 +68,19 @@ const watchNats = Effect.fnUntraced(function*(url: string): Effect.fn.Return<Wat
   }
 })
 
+/** One process, until it has been idle for so many seconds. */
 const program = Effect.fnUntraced(function*(
   broker: "redis" | "jetstream",
   count: number,
   seconds: number
-): Effect.fn.Return<Subscriptions, Child.ChildFailed | Brokers.BrokersError, Scope.Scope> {
+): Effect.fn.Return<Omit<Subscriptions, "connectionsOfTen">, Child.ChildFailed | Brokers.BrokersError, Scope.Scope> {
   const { url } = yield* broker === "redis" ? Brokers.redis() : Brokers.nats({ config: accounts })
   const watch = yield* broker === "redis" ? watchRedis(url) : watchNats(url)
   const before = yield* watch.connections
   const child = yield* Child.start<
     "end",
     | { readonly _tag: "Idle"; readonly started: number }
-    | { readonly _tag: "Counted"; readonly cpu: number; readonly rss: number }
+    | { readonly _tag: "Counted"; readonly cpu: ReadonlyArray<number>; readonly rss: number }
   >("subscriptions.main.ts", [broker, url, String(count), String(seconds)])
   const idle = yield* child.next
   const connections = (yield* watch.connections) - before
@@ -91,7 +95,7 @@ const program = Effect.fnUntraced(function*(
   return {
     broker,
     count,
-    started: idle.started,
+    started: [idle.started],
     connections,
     idleCpu: counted.cpu,
     commands: commandsAfter === undefined ? undefined : Object.fromEntries(
@@ -103,6 +107,30 @@ const program = Effect.fnUntraced(function*(
   }
 })
 
-/** Counts what `count` idle subscriptions in one process cost. */
-export const measure = (broker: "redis" | "jetstream", count: number, seconds: number) =>
-  Effect.scoped(program(broker, count, seconds))
+/** What `count` idle subscriptions in one process cost; `starts` processes are started, each on a new broker. */
+export const measure = Effect.fnUntraced(function*(
+  broker: "redis" | "jetstream",
+  count: number,
+  starts: number,
+  seconds: number
+): Effect.fn.Return<Subscriptions, Child.ChildFailed | Brokers.BrokersError> {
+  const few = yield* Effect.scoped(program(broker, 10, 0))
+  const started: Array<number> = []
+  for (let n = 1; n < starts; n++) started.push(...(yield* Effect.scoped(program(broker, count, 0))).started)
+  const last = yield* Effect.scoped(program(broker, count, seconds))
+  return { ...last, started: [...started, ...last.started], connectionsOfTen: few.connections }
+})
+
+export const text = (measured: ReadonlyArray<Subscriptions>): string =>
+  markdown(
+    ["broker", "subscriptions", "start s", "idle CPU %", "connections", "commands a second", "RSS MB"],
+    measured.map(({ broker, commands = {}, connections, count, idleCpu, rss, started }) => [
+      broker,
+      String(count),
+      interval(estimate(started.map((millis) => millis / 1000))),
+      interval(estimate(idleCpu.map((share) => share * 100))),
+      String(connections),
+      Object.entries(commands).map(([name, rate]) => `${name} ${rate.toFixed(2)}`).join(", "),
+      (rss / 1e6).toFixed(0)
+    ])
+  )

@@ -1,6 +1,5 @@
-import type { Row } from "./compare.ts"
-import * as compare from "./compare.ts"
-import type { Result } from "./rounds.ts"
+import { armsOf, baseOf, cpuRatio, medianOf, paired, rateRatio, type Results } from "./results.ts"
+import { type Row, verdict } from "./row.ts"
 import type { Estimate } from "./statistics.ts"
 
 export const markdown = (head: ReadonlyArray<string>, body: ReadonlyArray<ReadonlyArray<string>>): string => {
@@ -9,44 +8,86 @@ export const markdown = (head: ReadonlyArray<string>, body: ReadonlyArray<Readon
   return [line(head), `| ${widths.map((width) => "-".repeat(width)).join(" | ")} |`, ...body.map(line)].join("\n")
 }
 
-export const interval = (estimate: Estimate): string =>
-  `${estimate.median.toFixed(2)} (${estimate.low.toFixed(2)} – ${estimate.high.toFixed(2)})`
+/** Four digits say enough about a small number, two about a ratio. */
+const number = (value: number): string =>
+  Number.isInteger(value)
+    ? String(value)
+    : value < 0.1
+    ? value.toFixed(4)
+    : value < 100
+    ? value.toFixed(2)
+    : value.toFixed(0)
+
+export const interval = ({ high, low, value }: Estimate): string =>
+  low === high
+    ? number(value)
+    : high === Infinity
+    ? `${number(value)} (one pass)`
+    : `${number(value)} (${number(low)} – ${number(high)})`
+
+export const budgets = (rows: ReadonlyArray<Row>): string =>
+  markdown(
+    ["budget", "", "measured (95 %)", ""],
+    rows.map((row) => [
+      row.what,
+      `${row.side} ${row.bound} ${row.unit}`.trim(),
+      row.estimate === undefined ? "–" : interval(row.estimate),
+      verdict(row)
+    ])
+  )
 
 const names: Record<string, string> = {
   tuned: "raw, tuned",
   callback: "raw, client's callback",
   naive: "raw, naive",
+  publish: "raw, windowed",
+  rawTo: "raw, publishes under an id",
   bare: "Millrace, failures discarded",
   plain: "Millrace, function",
   promise: "Millrace, promise",
   effect: "Millrace, Effect",
+  to: "Millrace, map then to",
+  publishAll: "Millrace, publishAll of 1,000",
+  publishEach: "Millrace, 500 fibers",
+  roundTrip: "Millrace, publishAll and consume",
   armed: "+ retry and dead letters",
   metered: "+ metrics",
   traced: "+ metrics and spans",
+  unsampled: "+ unsampled spans",
   timed: "+ timeout",
   keyed: "+ by key",
   failing: "+ 1 % fail once",
-  bullmq: "BullMQ"
+  bullmq: "BullMQ",
+  bullmqRoundTrip: "BullMQ, addBulk and process"
 }
 
 export const nameOf = (arm: string): string => names[arm] ?? arm
 
-const thousands = (rate: number): string =>
+export const thousands = (rate: number): string =>
   rate >= 10_000
     ? `${(rate / 1000).toFixed(0)} k/s`
     : rate >= 1000
     ? `${(rate / 1000).toFixed(1)} k/s`
     : `${rate.toFixed(0)} /s`
 
-const circumstances = ({ spec }: Result): ReadonlyArray<string> => [
-  spec.broker,
-  String(spec.concurrency),
-  spec.size < 1024 ? `${spec.size} B` : `${Math.round(spec.size / 1024)} KB`,
-  spec.delay === 0 ? "nothing" : `${spec.delay} ms`
-]
+const circumstances = (results: Results): ReadonlyArray<string> => {
+  const { broker, concurrency, delay, size } = results[0]!.spec
+  return [
+    broker,
+    String(concurrency),
+    size < 1024 ? `${size} B` : `${Math.round(size / 1024)} KB`,
+    delay === 0 ? "nothing" : `${delay} ms`
+  ]
+}
 
-/** Rate tables: one line an arm of a cell. */
-export const rates = (cells: ReadonlyArray<ReadonlyArray<Result>>): string =>
+const orDash = (estimate: Estimate | undefined): string => estimate === undefined ? "" : interval(estimate)
+
+/** One line an arm of a cell; `baseFor` names the arm that the others are compared with, `of` is what it stands for. */
+export const rates = (
+  cells: ReadonlyArray<Results>,
+  baseFor: (results: Results) => string = baseOf,
+  of = "raw"
+): string =>
   markdown(
     [
       "broker",
@@ -54,45 +95,46 @@ export const rates = (cells: ReadonlyArray<ReadonlyArray<Result>>): string =>
       "size",
       "handler",
       "arm",
-      "of raw (95 %)",
+      `of ${of} (95 %)`,
       "rate",
       "CPU µs",
-      "CPU of raw",
+      `CPU of ${of}`,
       "commands",
-      "writes",
-      "RSS MB"
+      "writes"
     ],
     cells.flatMap((results) =>
-      compare.rows(results).map((row) => [
-        ...circumstances(results[0]!),
-        nameOf(row.arm),
-        interval(row.ratio),
-        thousands(row.rate),
-        row.cpu.toFixed(2),
-        row.cpuRatio.median.toFixed(2),
-        row.commands === undefined ? "" : row.commands.toFixed(3),
-        row.writes.toFixed(3),
-        (row.rss / 1e6).toFixed(0)
-      ])
+      armsOf(results).map((arm) => {
+        const base = baseFor(results)
+        const commands = medianOf(results, arm, ({ commands }) => commands ?? NaN)
+        return [
+          ...circumstances(results),
+          nameOf(arm),
+          orDash(rateRatio(results, arm, base)),
+          thousands(medianOf(results, arm, ({ rate }) => rate)),
+          medianOf(results, arm, ({ cpu }) => cpu).toFixed(2),
+          orDash(cpuRatio(results, arm, base)),
+          Number.isNaN(commands) ? "" : commands.toFixed(3),
+          medianOf(results, arm, ({ writes }) => writes).toFixed(3)
+        ]
+      })
     )
   )
 
 /** Latency tables, of open loops. */
-export const latencies = (
-  cells: ReadonlyArray<{ readonly share: number; readonly results: ReadonlyArray<Result> }>
-): string =>
+export const latencies = (cells: ReadonlyArray<Results>): string =>
   markdown(
-    ["broker", "load", "arm", "p99 of raw (95 %)", "p50 ms", "p99 ms", "p99.9 ms", "CPU µs"],
-    cells.flatMap(({ results, share }) =>
-      compare.rows(results).map((row: Row) => [
+    ["broker", "load", "arm", "p50 of raw (95 %)", "p99 of raw (95 %)", "p50 ms", "p99 ms", "p99.9 ms", "CPU µs"],
+    cells.flatMap((results) =>
+      armsOf(results).map((arm) => [
         results[0]!.spec.broker,
-        `${Math.round(share * 100)} %, ${thousands(results[0]!.spec.rate!)}`,
-        nameOf(row.arm),
-        interval(row.p99Ratio!),
-        row.latency!.p50.toFixed(2),
-        row.latency!.p99.toFixed(2),
-        row.latency!.p999.toFixed(2),
-        row.cpu.toFixed(2)
+        thousands(results[0]!.spec.rate!),
+        nameOf(arm),
+        orDash(paired(results, arm, "tuned", ({ latency }) => latency!.p50)),
+        orDash(paired(results, arm, "tuned", ({ latency }) => latency!.p99)),
+        medianOf(results, arm, ({ latency }) => latency!.p50).toFixed(2),
+        medianOf(results, arm, ({ latency }) => latency!.p99).toFixed(2),
+        medianOf(results, arm, ({ latency }) => latency!.p999).toFixed(2),
+        medianOf(results, arm, ({ cpu }) => cpu).toFixed(2)
       ])
     )
   )

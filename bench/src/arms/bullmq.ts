@@ -11,7 +11,7 @@ export const connectionOf = (url: string) => {
 }
 
 export const make: MakeArm = async (url, spec): Promise<Arm> => ({
-  async consume(topic, handle) {
+  async consume(topic, _group, handle) {
     const worker = new Worker<Order, void>(
       topic,
       spec.delay === 0
@@ -23,6 +23,7 @@ export const make: MakeArm = async (url, spec): Promise<Arm> => ({
     await worker.waitUntilReady()
     return () => worker.close(true)
   },
+  publish: (topic, orders) => fill(url, topic, orders),
   close: async () => {}
 })
 

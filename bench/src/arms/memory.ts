@@ -16,7 +16,7 @@ const batch = 256
 const prefetch = 512
 
 export const bare: MakeArm = async (_url, spec): Promise<Arm> => ({
-  async consume(topic, handle) {
+  async consume(topic, _group, handle) {
     const log = logs.get(topic)!
     const owned = new Map<string, Uint8Array>()
     pending.set(topic, owned)

@@ -1,7 +1,6 @@
 /**
  * The command `millrace`: operates pipelines on any broker, without their code.
  *
- * @stability unstable
  * @since 0.1.0
  */
 import * as CliConfig from "effect/cli/CliConfig"
@@ -17,7 +16,9 @@ import * as asyncapi from "./internal/commands/asyncapi.ts"
 import * as dead from "./internal/commands/dead.ts"
 import * as doctor from "./internal/commands/doctor.ts"
 import * as inspect from "./internal/commands/inspect.ts"
-import * as messages from "./internal/commands/messages.ts"
+import * as publish from "./internal/commands/publish.ts"
+import * as show from "./internal/commands/show.ts"
+import * as tail from "./internal/commands/tail.ts"
 import * as view from "./internal/commands/view.ts"
 import { Failure, Output } from "./internal/Output.ts"
 import { connectedBy, millrace } from "./internal/target.ts"
@@ -37,9 +38,9 @@ const command = millrace.pipe(
   Command.withSubcommands([
     inspect.command,
     inspect.lagCommand,
-    messages.showCommand,
-    messages.tailCommand,
-    messages.publishCommand,
+    show.command,
+    tail.command,
+    publish.command,
     dead.command,
     doctor.command,
     asyncapi.command,

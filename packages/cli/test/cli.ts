@@ -5,6 +5,7 @@ import { JetStream } from "@millrace/nats-jetstream"
 import { RedisStreams } from "@millrace/redis-streams"
 import { Brokers, MemoryTransport } from "@millrace/testing"
 import { Context, Effect, Layer } from "effect"
+import { createServer } from "node:net"
 import { Broker } from "../src/internal/Broker.ts"
 import { Output } from "../src/internal/Output.ts"
 import { Open } from "../src/internal/target.ts"
@@ -44,6 +45,51 @@ export const millrace = Effect.fnUntraced(function*(...args: ReadonlyArray<strin
   )
   const code = yield* open === undefined ? run : Effect.provideService(run, Open, () => open)
   return { code, out: out.join("\n"), error: error.join("\n") }
+})
+
+export const freePort = Effect.callback<number>((resume) => {
+  const server = createServer().listen(0, "127.0.0.1", () => {
+    const address = server.address()
+    server.close(() => resume(Effect.succeed(typeof address === "object" && address !== null ? address.port : 0)))
+  })
+})
+
+/** This machine's clock is set to another time until the scope closes; timers go on. */
+export const shiftClock = (millis: number) =>
+  Effect.acquireRelease(
+    Effect.sync(() => {
+      const now = Date.now
+      Date.now = () => now() + millis
+      return now
+    }),
+    (now) => Effect.sync(() => void (Date.now = now))
+  )
+
+/** Starts a command that goes on until its scope closes; what it has written so far grows. */
+export const started = Effect.fnUntraced(function*(...args: ReadonlyArray<string>) {
+  const { flags, open } = yield* Command
+  const out: Array<string> = []
+  const write = (text: string) => Effect.sync(() => void out.push(text))
+  const run = Cli.run([...args, ...flags]).pipe(
+    Effect.provideService(Output, {
+      out: write,
+      error: write,
+      transient: () => Effect.void,
+      isTerminal: false,
+      hasColor: false
+    }),
+    Effect.provide(NodeServices.layer)
+  )
+  yield* Effect.forkScoped(open === undefined ? run : Effect.provideService(run, Open, () => open))
+  return out
+})
+
+export const until = Effect.fnUntraced(function*<E, R>(what: string, holds: Effect.Effect<boolean, E, R>) {
+  for (let i = 0; i < 1000; i++) {
+    if (yield* holds) return
+    yield* Effect.sleep("50 millis")
+  }
+  throw new Error(`not within 50 seconds: ${what}`)
 })
 
 export const json = Effect.fnUntraced(function*(...args: ReadonlyArray<string>) {

@@ -9,8 +9,7 @@ import process from "node:process"
 import { fileURLToPath } from "node:url"
 import { pack } from "../../../scripts/pack.ts"
 import manifest from "../package.json" with { type: "json" }
-import { Output } from "../src/internal/Output.ts"
-import { table } from "../src/internal/text.ts"
+import { clean, columnsOf, quote, table } from "../src/internal/text.ts"
 import { version } from "../src/internal/version.ts"
 import { Command, millrace } from "./cli.ts"
 
@@ -90,13 +89,28 @@ describe("the command", () => {
           ["view", "--port", "x"],
           ["inspect"],
           ["inspect", "--redis", "redis://a", "--nats", "nats://b"],
-          ["inspect", "--redis", "http://secret:word@a"]
+          ["inspect", "--redis", "http://secret:word@a"],
+          ["inspect", "--redis", "redis://:word@127.0.0.1:1"],
+          ["inspect", "--redis", "not a url"],
+          ["inspect", "--nats", "nats://a:word@127.0.0.1:1"],
+          ["inspect", "--redis", "redis://a", "--domain", "x"],
+          ["inspect", "--redis", "redis://a", "--cluster", "--sentinel", "m"],
+          ["inspect", "--nats", "nats://a", "--prefix", "x"],
+          ["inspect", "--nats", "nats://a", "--creds", "/nonexistent"],
+          ["dead", "redrive", "x", "--rate", "0"],
+          ["dead", "redrive", "x", "--cap", "-1"],
+          ["dead", "list", "x", "--reason", "bored"],
+          ["doctor", "--fail-on", "bad"],
+          ["doctor", "--monitor", "nonsense"],
+          ["tail", "x", "--since", "yesterday"],
+          ["asyncapi", "/nonexistent.ts"]
         ]
       ) {
         const { code, error, out } = yield* millrace(...mistake)
         assert.strictEqual(code, 2, mistake.join(" "))
         assert.strictEqual(out, "")
         assert.match(error, /^millrace: [^\n]+$/, mistake.join(" "))
+        assert.notMatch(error, /undefined|\[object|Error:/, mistake.join(" "))
         assert.notInclude(error, "word")
       }
       assert.strictEqual((yield* millrace("--version")).out, version)
@@ -139,6 +153,49 @@ describe("the command", () => {
       }),
     240_000
   )
+
+  it.live("colour and progress are for a terminal, and for nothing else", () =>
+    Effect.gen(function*() {
+      const { url } = yield* Brokers.redis()
+      const cwd = yield* folder
+      const colors = (env: Record<string, string>, command: string, args: ReadonlyArray<string>) =>
+        Effect.map(run(command, args, cwd, env), ({ code, output }) => {
+          assert.strictEqual(code, 0, output)
+          // oxlint-disable-next-line no-control-regex
+          return /\u001b\[\d+m/.test(output)
+        })
+      yield* run(process.execPath, [main, "publish", "orders", "{}", "--create", "--redis", url], cwd)
+      yield* run(process.execPath, [main, "publish", "orders.dead", "{}", "--create", "--redis", url], cwd)
+      const inspect = ["inspect", "--redis", url]
+      const terminal = [process.execPath, main, ...inspect].join(" ")
+      assert.isTrue(yield* colors({ FORCE_COLOR: "1", NO_COLOR: "" }, process.execPath, [main, ...inspect]))
+      assert.isFalse(yield* colors({ NO_COLOR: "" }, process.execPath, [main, ...inspect]))
+      if (process.platform === "linux") {
+        // `script` gives the command a terminal.
+        const env = { NO_COLOR: "", TERM: "xterm" }
+        assert.isTrue(yield* colors(env, "script", ["-qec", terminal, "/dev/null"]))
+        assert.isFalse(yield* colors({ ...env, NO_COLOR: "1" }, "script", ["-qec", terminal, "/dev/null"]))
+        const redrive = [process.execPath, main, "dead", "redrive", "orders.dead", "--redis", url].join(" ")
+        const { output } = yield* run("script", ["-qec", redrive, "/dev/null"], cwd, env)
+        assert.match(output, /\r\u001b\[K/)
+      }
+    }), 120_000)
+
+  it.live("it ends when the reader of its output is gone", () =>
+    Effect.gen(function*() {
+      const { url } = yield* Brokers.redis()
+      const child = spawn(process.execPath, [main, "lag", "--watch", "--interval", "20ms", "--redis", url], {
+        stdio: ["ignore", "pipe", "pipe"]
+      })
+      let error = ""
+      child.stderr.on("data", (chunk) => error += chunk)
+      yield* Effect.callback<void>((resume) => void child.stdout.once("data", () => resume(Effect.void)))
+      const code = yield* Effect.callback<number | null>((resume) => {
+        child.once("exit", (code) => resume(Effect.succeed(code)))
+        child.stdout.destroy()
+      })
+      assert.deepStrictEqual([code, error], [141, ""])
+    }), 120_000)
 
   it.live("an interruption ends it quietly", () =>
     Effect.gen(function*() {
@@ -199,19 +256,18 @@ describe("text", () => {
   it("tables fit whatever is in them", () => {
     const lines = table(
       [{ title: "A", grows: true }, { title: "B", grows: true }, { title: "N", align: "right" }],
-      [["x".repeat(200), "y".repeat(80), "1"], ["short", "\u001b[31mred\n", "22"]]
+      [["x".repeat(200), "y".repeat(80), "1"], ["short", "\u001b[31mred\n", "22"], ["注文".repeat(40), "キュー", "3"]]
     )
-    assert.isTrue(lines.every((line) => line.length <= 100), lines.join("\n"))
+    assert.isTrue(lines.every((line) => columnsOf(line) <= 100), lines.join("\n"))
     assert.notInclude(lines.join(""), "\u001b")
-    assert.strictEqual(lines.length, 3)
+    assert.strictEqual(lines.length, 4)
+    // Numbers stand below each other, also beside characters that take two columns.
+    assert.strictEqual(new Set(lines.map(columnsOf)).size, 1)
   })
 
-  it.effect("colour is for terminals only", () =>
-    Effect.gen(function*() {
-      const { hasColor, isTerminal } = yield* Output
-      assert.deepStrictEqual([hasColor, isTerminal], [
-        process.stdout.isTTY === true && !process.env["NO_COLOR"],
-        process.stdout.isTTY === true
-      ])
-    }))
+  it("what would control a terminal, or turn a text around, is written out", () => {
+    assert.strictEqual(clean("a\u001b[2J\u202eb\nc\td"), "a\\x1b[2J\\u202eb↵c d")
+    assert.strictEqual(quote("orders:eu"), "orders:eu")
+    assert.strictEqual(quote("it's a topic"), "'it'\\''s a topic'")
+  })
 })

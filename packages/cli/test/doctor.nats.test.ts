@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Brokers } from "@millrace/testing"
+import { Brokers, Proxy } from "@millrace/testing"
 import {
   AckPolicy,
   type ConsumerConfig,
@@ -11,11 +11,8 @@ import {
 } from "@nats-io/jetstream"
 import { connect } from "@nats-io/transport-node"
 import { Effect, Layer } from "effect"
-import { createServer } from "node:net"
 import type { Finding } from "../src/internal/findings.ts"
-import type { Facts } from "../src/internal/nats/facts.ts"
-import { serverChecks } from "../src/internal/nats/serverChecks.ts"
-import { Command, json, millrace } from "./cli.ts"
+import { Command, freePort, json, millrace, shiftClock, until } from "./cli.ts"
 
 const doctor = (url: string, ...args: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<Finding>> =>
   json("doctor", ...args).pipe(
@@ -53,14 +50,24 @@ const consumer = (jsm: JetStreamManager, stream: string, name: string, config: P
 
 const given = ["--grace-period", "60s"]
 
-const seconds = (n: number) => n * 1e9
-
-const freePort = Effect.callback<number>((resume) => {
-  const server = createServer().listen(0, "127.0.0.1", () => {
-    const address = server.address()
-    server.close(() => resume(Effect.succeed(typeof address === "object" && address !== null ? address.port : 0)))
-  })
+/** Why no check looks for work-queue groups that read the same subjects. */
+const refusesOverlaps = Effect.fnUntraced(function*(url: string) {
+  const { jsm } = yield* manager(url)
+  yield* Effect.promise(() =>
+    jsm.streams.add({ name: "jobs", subjects: ["jobs.>"], retention: RetentionPolicy.Workqueue })
+  )
+  yield* consumer(jsm, "jobs", "one", { filter_subject: "jobs.a.*" })
+  for (const filter of ["jobs.a.b", "jobs.>", "jobs.*.b"]) {
+    const error = yield* Effect.flip(
+      Effect.tryPromise(() =>
+        jsm.consumers.add("jobs", { durable_name: "two", ack_policy: AckPolicy.Explicit, filter_subject: filter })
+      )
+    )
+    assert.match(String(error.cause), /workqueue/, filter)
+  }
 })
+
+const seconds = (n: number) => n * 1e9
 
 describe("doctor on NATS", () => {
   it.live("a server configured right, in use, has nothing to complain of", () =>
@@ -117,7 +124,6 @@ describe("doctor on NATS", () => {
       yield* stream(jsm, "aged", { max_age: seconds(10), duplicate_window: seconds(1) })
       yield* consumer(jsm, "aged", "g")
       yield* stream(jsm, "silent", { no_ack: true })
-      yield* Effect.promise(() => jsm.streams.add({ name: "mirrored", mirror: { name: "memory" } }))
       yield* stream(jsm, "interested", { retention: RetentionPolicy.Interest })
       yield* stream(jsm, "queue", { subjects: ["jobs.a", "jobs.b"], retention: RetentionPolicy.Workqueue })
       yield* consumer(jsm, "queue", "a", { filter_subject: "jobs.a" })
@@ -137,7 +143,6 @@ describe("doctor on NATS", () => {
         "nats/max-age brief": "error",
         "nats/duplicate-window brief": "warning",
         "nats/no-ack silent": "error",
-        "nats/mirror mirrored": "error",
         "nats/interest interested": "error",
         "nats/work-queue queue": "warning",
         "nats/max-msg-size small": "warning",
@@ -169,6 +174,8 @@ describe("doctor on NATS", () => {
       yield* consumer(jsm, "orders", "careless", { ack_policy: AckPolicy.None })
       yield* consumer(jsm, "orders", "halted", { pause_until: new Date(Date.now() + 3_600_000).toISOString() })
       yield* consumer(jsm, "orders", "again", { ack_wait: seconds(30) })
+      // One of a tool, which vanishes by itself.
+      const { name } = yield* Effect.promise(() => jsm.consumers.add("orders", { ack_policy: AckPolicy.None }))
       yield* Effect.promise(async () => {
         for (let i = 0; i < 12; i++) await js.publish("orders", String(i))
         for await (
@@ -198,6 +205,7 @@ describe("doctor on NATS", () => {
         "nats/redelivered orders/again": "warning",
         "nats/attempt-records KV_millrace": "warning"
       })
+      assert.deepStrictEqual(Object.keys(found).filter((key) => key.endsWith(`/${name}`)), [])
     }))
 
   it.live("accounts near their limits, messages near the server's", () =>
@@ -232,12 +240,81 @@ no_auth_user: a`
       )
     }))
 
-  it.live("an older server says what it lacks", () =>
+  it.live.each(
+    [["2.10", /delayed publishing is refused/], ["2.9", /term\(\) leaves messages in work queues/]] as const
+  )(
+    "nats-server %s: what it lacks; it refuses groups of a work queue that overlap",
+    ([version, costs]) =>
+      Effect.gen(function*() {
+        const { url } = yield* Brokers.nats({ version })
+        const found = yield* doctor(url, ...given)
+        assert.strictEqual(troubles(found)["nats/version"], "warning")
+        assert.match(found.find(({ id }) => id === "nats/version")!.costs!, costs)
+        yield* refusesOverlaps(url)
+      })
+  )
+
+  it.live("servers before 2.9 are refused in one line", () =>
     Effect.gen(function*() {
-      const { url } = yield* Brokers.nats({ version: "2.10" })
-      const found = yield* doctor(url, ...given)
-      assert.strictEqual(troubles(found)["nats/version"], "warning")
-      assert.match(found.find(({ id }) => id === "nats/version")!.costs!, /delayed publishing is refused/)
+      const broker = yield* Brokers.nats()
+      // Such a server is not to be had: the proxy changes what it says about itself.
+      const proxy = yield* Proxy.make(broker, {
+        pass: (piece) =>
+          Buffer.from(piece.toString("latin1").replace(/"version":"[\d.]+"/, "\"version\":\"2.8.4\""), "latin1")
+      })
+      const ran = yield* Effect.provide(
+        millrace("doctor"),
+        Layer.succeed(Command, { name: "nats", flags: ["--nats", proxy.through(broker.url)], open: undefined })
+      )
+      assert.deepStrictEqual([ran.code, ran.out], [2, ""])
+      assert.match(ran.error, /^millrace: .*nats-server 2\.8\.4.*needs nats-server 2\.9.*$/)
+    }))
+
+  it.live("clocks that differ, a stream that grows, monitoring that is silent", () =>
+    Effect.gen(function*() {
+      const { url } = yield* Brokers.nats()
+      const { connection, jsm } = yield* manager(url)
+      yield* stream(jsm, "grows")
+      yield* stream(jsm, "kept", { max_msgs: 1_000_000 })
+      yield* stream(jsm, "grows_dead", { subjects: ["grows.dead"] })
+      for (const subject of ["grows", "kept", "grows.dead"]) {
+        for (let i = 0; i < 10_000; i++) connection.publish(subject, "x")
+      }
+      const stored = async (name: string) => (await jsm.streams.info(name)).state.messages
+      yield* Effect.forEach(["grows", "kept", "grows_dead"], (name) =>
+        until(`${name} is filled`, Effect.map(Effect.promise(() => stored(name)), (n) => n === 10_000)))
+      yield* shiftClock(-60_000)
+      const silent = ["--monitor", `http://127.0.0.1:${yield* freePort}`]
+      const found = yield* doctor(url, ...silent, ...given)
+      assert.deepStrictEqual(troubles(found), {
+        "nats/clock": "warning",
+        "nats/unbounded grows": "warning",
+        "nats/sync-interval": "unknown"
+      })
+      assert.match(
+        found.find(({ id }) =>
+          id === "nats/sync-interval"
+        )!.seen,
+        /monitoring does not answer/
+      )
+    }))
+
+  it.live("a user who may not look: unknown, not fine", () =>
+    Effect.gen(function*() {
+      const { host, port } = yield* Brokers.nats({
+        config: `authorization { users: [
+  { user: all, password: pw }
+  { user: blind, password: pw, permissions: { publish: { deny: ["$JS.API.INFO", "$JS.API.STREAM.>"] } } }
+] }`
+      })
+      const { jsm } = yield* manager(`nats://all:pw@${host}:${port}`)
+      yield* stream(jsm, "orders")
+      assert.deepStrictEqual(troubles(yield* doctor(`nats://blind:pw@${host}:${port}`, ...given)), {
+        "nats/account-limits": "unknown",
+        "nats/attempt-records KV_millrace": "unknown",
+        "nats/streams": "unknown",
+        "nats/sync-interval": "unknown"
+      })
     }))
 
   it.live("one replica in a cluster, of a topic and of the attempt records", () =>
@@ -273,37 +350,4 @@ no_auth_user: a`
         yield* Effect.sleep("200 millis")
       }
     }))
-})
-
-describe("what no server here can be made to say", () => {
-  const facts: Facts = {
-    version: "2.15.1",
-    clustered: false,
-    maxPayload: undefined,
-    account: undefined,
-    syncInterval: undefined,
-    skew: undefined,
-    streams: [],
-    bucket: undefined
-  }
-  const check = (given: Partial<Facts>) =>
-    troubles(serverChecks({ ...facts, ...given }, {
-      topic: undefined,
-      monitor: undefined,
-      handlerTimeout: undefined,
-      drainTimeout: 30_000,
-      gracePeriod: undefined,
-      minIdle: 30_000,
-      owned: undefined,
-      retryHorizon: undefined,
-      largest: undefined,
-      longestDelay: undefined
-    }))
-
-  it("versions and clocks", () => {
-    assert.strictEqual(check({ version: "2.8.4" })["nats/version"], "error")
-    assert.strictEqual(check({ version: "2.9.10" })["nats/version"], "warning")
-    assert.strictEqual(check({ skew: -60_000 })["nats/clock"], "warning")
-    assert.strictEqual(check({})["nats/account-limits"], "unknown")
-  })
 })

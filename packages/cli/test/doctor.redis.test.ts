@@ -1,10 +1,17 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Brokers } from "@millrace/testing"
-import { Effect, Layer } from "effect"
+import { Pipeline, Publisher, Topic } from "@millrace/core"
+import { RedisStreams } from "@millrace/redis-streams"
+import { Brokers, Proxy } from "@millrace/testing"
+import { Effect, Layer, Schema } from "effect"
+import { spawn } from "node:child_process"
+import * as Fs from "node:fs"
+import * as Os from "node:os"
+import * as Path from "node:path"
 import { createClient } from "redis"
+import { skipsInContainers } from "../../redis-streams/test/redis.ts"
 import type { Finding } from "../src/internal/findings.ts"
-import { serverChecks } from "../src/internal/redis/serverChecks.ts"
-import { Command, json, millrace } from "./cli.ts"
+import { commands } from "../src/internal/redis/facts.ts"
+import { Command, freePort, json, millrace, shiftClock, until } from "./cli.ts"
 
 const doctor = (url: string, ...args: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<Finding>> =>
   json("doctor", ...args).pipe(
@@ -35,6 +42,39 @@ const send = Effect.fnUntraced(function*(url: string, ...commands: ReadonlyArray
   }
   return replies
 })
+
+/** A Sentinel that watches this server as `orders`; gives its port. */
+const sentinel = Effect.fnUntraced(function*(master: Brokers.Broker) {
+  const bin = Path.join(import.meta.dirname, "..", "..", "..", ".cache", "servers", "bin")
+  const fetched = Fs.existsSync(bin) ? Fs.readdirSync(bin).filter((name) => /^redis-.*-server$/.test(name)).sort() : []
+  const program = fetched.length === 0 ? "redis-server" : Path.join(bin, fetched.at(-1)!)
+  const folder = yield* Effect.acquireRelease(
+    Effect.sync(() => Fs.mkdtempSync(Path.join(Os.tmpdir(), "millrace-cli-"))),
+    (folder) => Effect.sync(() => Fs.rmSync(folder, { recursive: true, force: true }))
+  )
+  const port = yield* freePort
+  const file = Path.join(folder, "sentinel.conf")
+  Fs.writeFileSync(file, `port ${port}\nbind 127.0.0.1\nsentinel monitor orders ${master.host} ${master.port} 1\n`)
+  yield* Effect.acquireRelease(
+    Effect.sync(() => spawn(program, [file, "--sentinel"], { stdio: "ignore" })),
+    (child) => Effect.sync(() => child.kill("SIGKILL"))
+  )
+  yield* until(
+    "the Sentinel answers",
+    Effect.match(Effect.tryPromise(() => fetchPing(port)), { onFailure: () => false, onSuccess: () => true })
+  )
+  return port
+})
+
+const fetchPing = async (port: number) => {
+  const client = await createClient({ url: `redis://127.0.0.1:${port}`, socket: { reconnectStrategy: false } })
+    .on("error", () => {}).connect()
+  try {
+    await client.sendCommand(["PING"])
+  } finally {
+    client.destroy()
+  }
+}
 
 const safe = ["--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory", "200mb"]
 
@@ -225,6 +265,103 @@ for (const kind of ["redis", "valkey"] as const) {
         assert.strictEqual(troubles(yield* doctor(url, "--topic", "text", ...given))["redis/key-type text"], "error")
       }))
 
+    it.live("clocks that differ, writes that fail, memory that will be full, empty blocks, names that are no text", () =>
+      Effect.gen(function*() {
+        const { url } = yield* Brokers[kind]({ args: [...safe, "--enable-protected-configs", "yes"] })
+        const connection = yield* client(url)
+        const run = (...args: ReadonlyArray<string | Buffer>) =>
+          Effect.promise(() => connection.sendCommand(args.slice()))
+        // Two megabytes in a hundred seconds, of two hundred.
+        const start = Date.now() - 100_000
+        const pipeline = connection.multi()
+        for (let i = 0; i < 2000; i++) {
+          pipeline.addCommand(["XADD", "grows", `${start + i * 50}-0`, "body", "x".repeat(1000)])
+        }
+        yield* Effect.promise(() => pipeline.execAsPipeline())
+        for (const id of ["1-0", "2-0", "3-0"]) yield* run("XADD", "blocks", id, "body", "x")
+        yield* run("XDEL", "blocks", "3-0")
+        yield* run("XTRIM", "blocks", "MINID", "=", "3")
+        yield* run("XADD", "binary", "*", "body", "x")
+        yield* run("XGROUP", "CREATE", "binary", Buffer.from([0xff, 0x01]), "0")
+        yield* run("CONFIG", "SET", "dir", "/proc")
+        yield* run("BGSAVE")
+        yield* until(
+          "the snapshot has failed",
+          Effect.map(run("INFO", "persistence"), (info) => /rdb_last_bgsave_status:err/.test(String(info)))
+        )
+        yield* shiftClock(60_000)
+        const found = yield* doctor(url, ...given)
+        assert.deepStrictEqual(troubles(found), {
+          "redis/clock": "warning",
+          "redis/persistence-failing": "error",
+          "redis/unbounded grows": "warning",
+          "redis/empty-blocks blocks": "error",
+          "redis/group-name binary/\ufffd\u0001": "unknown"
+        })
+        assert.match(found.find(({ id }) => id === "redis/unbounded")!.costs!, /at its rate so far in about \dh/)
+      }))
+
+    it.live("messages that a stopped pipeline released are not reported as stuck", () =>
+      Effect.gen(function*() {
+        const { url } = yield* Brokers[kind]({ args: safe })
+        const orders = Topic.make("orders", { schema: Schema.String })
+        yield* Effect.gen(function*() {
+          const running = yield* Pipeline.from(orders, { group: "g", drainTimeout: 0 }).pipe(
+            Pipeline.mapEffect(() => Effect.never),
+            Pipeline.start
+          )
+          yield* Publisher.publish(orders, "a")
+          yield* until("it is held", Effect.map(running.owned, ({ running }) => running === 1))
+        }).pipe(Effect.scoped, Effect.provide(RedisStreams.layer({ url })))
+        assert.deepStrictEqual(troubles(yield* doctor(url, "--min-idle", "10s", ...given)), {
+          "redis/no-consumers orders/g": "warning"
+        })
+        const { error, out } = yield* Effect.provide(
+          millrace("inspect", "orders"),
+          Layer.succeed(Command, { name: kind, flags: ["--redis", url], open: undefined })
+        )
+        assert.strictEqual(error, "")
+        assert.match(out, /No consumer: nothing is handled/)
+        assert.match(out, /nobody: released +- +\d$/m)
+      }))
+
+    it.live("the user of the documentation may do everything; without rights each command is named", () =>
+      Effect.gen(function*() {
+        const { host, port, url } = yield* Brokers[kind]({ args: safe })
+        const docs = Fs.readFileSync(
+          Path.join(import.meta.dirname, "..", "..", "..", "docs", "redis-streams.md"),
+          "utf8"
+        )
+        const rules = docs.match(/ACL SETUSER app[\s\S]*?```/)![0].match(/\+[^\s`\\]+/g)!
+        assert.deepStrictEqual(rules.map((rule) => rule.slice(1).toUpperCase()).toSorted(), commands.toSorted())
+        const looking = [
+          "+info",
+          "+config|get",
+          "+command|info",
+          "+acl|whoami",
+          "+acl|dryrun",
+          "+scan",
+          "+xinfo|stream"
+        ]
+        yield* send(
+          url,
+          ["ACL", "SETUSER", "app", "on", ">pw", "~orders*", "~{orders*", "-@all", ...rules, ...looking],
+          ["ACL", "SETUSER", "none", "on", ">pw", "~orders*", "-@all", "+ping", ...looking]
+        )
+        const found = (user: string) =>
+          Effect.map(
+            doctor(`redis://${user}:pw@${host}:${port}`, ...given),
+            (findings) => findings.find(({ id }) => id === "redis/acl")!
+          )
+        assert.strictEqual((yield* found("app")).level, "ok")
+        const { remedy, seen } = yield* found("none")
+        for (const rule of rules) {
+          if (rule === "+ping") continue
+          assert.include(remedy!.split(" "), rule)
+          assert.include(seen, rule.slice(1).toUpperCase().replace("|", " "))
+        }
+      }))
+
     it.live("a drain longer than the platform's grace is an error, and nothing said is unknown", () =>
       Effect.gen(function*() {
         const { url } = yield* Brokers[kind]({ args: safe })
@@ -238,22 +375,94 @@ for (const kind of ["redis", "valkey"] as const) {
   })
 }
 
-describe("what no server here can be made to say", () => {
-  const check = (info: Record<string, string>, skew = 0) =>
-    troubles(serverChecks({
-      name: "a",
-      info: new Map(Object.entries({ redis_version: "8.6.3", role: "master", ...info })),
-      config: undefined,
-      skew,
-      absent: []
-    }, { cluster: true, keyPrefix: "{app}:", several: false }))
+describe("what only a proxy can make a server say", () => {
+  // Servers of these versions are not to be had: the proxy changes a digit of what the server says about itself.
+  it.live.each([["6", "redis/version", "error"], ["8.4", "redis/known-faults", "warning"]] as const)(
+    "Redis %s: %s",
+    ([version, id, level]) =>
+      Effect.gen(function*() {
+        const broker = yield* Brokers.redis({ args: safe })
+        const proxy = yield* Proxy.make(broker, {
+          pass: (piece) => {
+            const text = piece.toString("latin1")
+            const known = /redis_version:\d+\.\d/.exec(text)?.[0]
+            if (known === undefined) return piece
+            const other = `redis_version:${version}`.padEnd(known.length, ".0")
+            return Buffer.from(text.replace(known, other), "latin1")
+          }
+        })
+        const found = troubles(yield* doctor(proxy.through(broker.url), ...given))
+        assert.strictEqual(found[id], level)
+        assert.strictEqual(found["redis/proxy"], "unknown")
+      })
+  )
 
-  it("versions, known faults, failed writes, clocks, one slot", () => {
-    assert.strictEqual(check({ redis_version: "6.2.14" })["redis/version"], "error")
-    assert.strictEqual(check({ redis_version: "8.4.0" })["redis/known-faults"], "warning")
-    assert.isUndefined(check({ redis_version: "7.2.4", valkey_version: "8.4.0" })["redis/known-faults"])
-    assert.strictEqual(check({ aof_last_write_status: "err" })["redis/persistence-failing"], "error")
-    assert.strictEqual(check({}, 60_000)["redis/clock"], "warning")
-    assert.strictEqual(check({ cluster_enabled: "1" })["redis/cluster"], "warning")
-  })
+  it.live("a service without CLIENT UNBLOCK", () =>
+    Effect.gen(function*() {
+      const broker = yield* Brokers.redis({ args: safe })
+      const proxy = yield* Proxy.make(broker, {
+        pass: (piece) => Buffer.from(piece.toString("latin1").replace("CLIENT|UNBLOCK", "CLIENT|UNKNOWN"), "latin1")
+      })
+      const found = yield* doctor(proxy.through(broker.url), ...given)
+      assert.deepStrictEqual(troubles(found), { "redis/commands": "warning", "redis/proxy": "unknown" })
+      assert.match(found.find(({ id }) => id === "redis/commands")!.seen, /lacks CLIENT\|UNBLOCK \(/)
+    }))
+})
+
+const skips = await skipsInContainers("doctor on a cluster and behind a Sentinel")
+
+describe.skipIf(skips)("cluster and Sentinel", () => {
+  it.live(
+    "--cluster sees the topics and the servers of all nodes, and a prefix that puts all into one slot",
+    () =>
+      Effect.gen(function*() {
+        const args = [...safe, "--cluster-enabled", "yes"]
+        const [one, two] = yield* Effect.all([Brokers.redis({ args }), Brokers.redis({ args })], { concurrency: 2 })
+        yield* send(one.url, "CLUSTER ADDSLOTSRANGE 0 8191", `CLUSTER MEET ${two.host} ${two.port}`)
+        yield* send(two.url, "CLUSTER ADDSLOTSRANGE 8192 16383")
+        const isUp = Effect.map(
+          Effect.forEach([one, two], ({ url }) => send(url, "CLUSTER INFO")),
+          (all) => all.every(([info]) => /cluster_state:ok/.test(String(info)))
+        )
+        yield* until("the cluster is one", isUp)
+        const given = ["--handler-timeout", "10s", "--grace-period", "60s"]
+        yield* Effect.gen(function*() {
+          const topics = ["a", "b", "c", "d"]
+          for (const topic of topics) {
+            assert.strictEqual((yield* millrace("publish", topic, "{}", "--create")).error, "")
+          }
+          const overview = yield* json("inspect")
+          assert.deepStrictEqual(
+            overview.topics.map(({ messages, topic }: { topic: string; messages: number }) => [topic, messages]),
+            topics.map((topic) => [topic, 1])
+          )
+          assert.match(overview.server, /, cluster of 2$/)
+          assert.deepStrictEqual(troubles((yield* json("doctor", ...given)).findings), {})
+          assert.deepStrictEqual(troubles((yield* json("doctor", "--prefix", "{app}:", ...given)).findings), {
+            [`redis/cluster 127.0.0.1:${one.port}`]: "warning",
+            [`redis/cluster 127.0.0.1:${two.port}`]: "warning"
+          })
+        }).pipe(Effect.provide(
+          Layer.succeed(Command, { name: "redis", flags: ["--redis", one.url, "--cluster"], open: undefined })
+        ))
+      }),
+    120_000
+  )
+
+  it.live("--sentinel finds the master", () =>
+    Effect.gen(function*() {
+      const master = yield* Brokers.redis({ args: safe })
+      const port = yield* sentinel(master)
+      const { findings, server } = yield* Effect.provide(
+        json("doctor", ...given),
+        Layer.succeed(Command, {
+          name: "redis",
+          flags: ["--redis", `redis://127.0.0.1:${port}`, "--sentinel", "orders"],
+          open: undefined
+        })
+      )
+      assert.match(server, /^Redis \d/)
+      assert.deepStrictEqual(troubles(findings), {})
+      assert.isAbove(findings.filter(({ level }: Finding) => level === "ok").length, 10)
+    }), 120_000)
 })

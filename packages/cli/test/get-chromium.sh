@@ -2,13 +2,14 @@
 # get-chromium.sh [FOLDER]: fetches Chromium for the page's test, and prints its program, its libraries, its fonts.
 #
 # It comes from the packages of the operating system, through the mirror that apt already uses, into FOLDER
-# (.cache/chromium unless given). Nothing is installed and no root is needed: apt runs on a configuration, lists and
-# cache of its own, and the packages are only unpacked. A second run prints what is there; two at once wait.
+# (.cache/chromium unless given). Nothing is installed and no root is needed: the packages are only unpacked. A second
+# run prints what is there; two at once wait.
 set -euo pipefail
 shopt -s nullglob
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
 folder=${1:-$project/.cache/chromium}
+. "$project/packages/testing/scripts/own-apt.sh"
 
 for tool in apt-get apt-config dpkg-deb flock; do
   if ! command -v "$tool" > /dev/null; then
@@ -25,32 +26,14 @@ flock 9
 root=$folder/root
 if [ ! -e "$folder/complete" ]; then
   codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-  mirror=$(apt-get indextargets --format '$(RELEASE) $(REPO_URI)' 'Created-By: Packages' |
-    awk -v release="$codename" '$1 == release && !found { found = 1; print $2 }')
+  mirror=$(own_mirror)
   if [[ $mirror != */debian/ ]]; then
     echo "get-chromium: only Debian has Chromium as a package; put chromium on PATH" >&2
     exit 3
   fi
-  rm -rf "$folder"/{apt,root}
-  mkdir -p "$folder"/apt/{etc/preferences.d,etc/trusted.gpg.d,etc/apt.conf.d,state/lists/partial,cache/archives/partial}
+  rm -rf "$root"
   mkdir -p "$root"
-  : > "$folder/apt/status"
-  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror%/} $codename main" \
-    > "$folder/apt/etc/sources.list"
-  {
-    apt-config dump | grep -E '^Acquire::(http|https|Retries)' || true # keep the proxy this machine uses
-    cat <<CONF
-Dir::Etc "$folder/apt/etc";
-Dir::State "$folder/apt/state";
-Dir::State::status "$folder/apt/status";
-Dir::Cache "$folder/apt/cache";
-APT::Architecture "$(dpkg --print-architecture)";
-APT::Sandbox::User "root";
-Acquire::Languages "none";
-Acquire::Check-Valid-Until "false";
-CONF
-  } > "$folder/apt/apt.conf"
-  export APT_CONFIG=$folder/apt/apt.conf
+  own_apt "$folder" "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror%/} $codename main"
   apt-get -qq update >&2
   apt-get -qq -y --no-install-recommends --download-only install chromium fonts-dejavu-core >&2
   for package in "$folder"/apt/cache/archives/*.deb; do dpkg-deb -x "$package" "$root"; done

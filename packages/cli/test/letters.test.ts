@@ -4,13 +4,21 @@ import { JetStream } from "@millrace/nats-jetstream"
 import { RedisStreams } from "@millrace/redis-streams"
 import { Brokers } from "@millrace/testing"
 import { Array as Arr, Context, Effect, Fiber, Layer, Option, Result, type Scope, Stream } from "effect"
+import { spawn } from "node:child_process"
+import process from "node:process"
+import { fileURLToPath } from "node:url"
 import { createClient } from "redis"
+import { outgoing } from "../../core/src/internal/letters.ts"
+import { until } from "./cli.ts"
 
-const many = 100_000
+const main = fileURLToPath(new URL("../src/internal/main.ts", import.meta.url))
+
+/** 100,000 are a matter of a minute or two: `MILLRACE_LETTERS=100000`. */
+const many = Number(process.env["MILLRACE_LETTERS"] ?? 3_000)
 
 const letter = (i: number): Transport.Outgoing => {
   const body = new TextEncoder().encode(`{"n":${i}}`)
-  return DeadLetter.outgoing(
+  return outgoing(
     "orders.dead",
     {
       id: `${i}`,
@@ -42,8 +50,8 @@ const letter = (i: number): Transport.Outgoing => {
   )
 }
 
-/** A night's letters, and the group that they are for. */
-const fill = Effect.gen(function*() {
+/** The topics, and the group that the letters are for. */
+const declare = Effect.gen(function*() {
   const transport = yield* Transport.Transport
   yield* transport.declare("orders.dead", "deadLetter")
   const subscribed = transport.subscribe({
@@ -56,11 +64,38 @@ const fill = Effect.gen(function*() {
     settings: Context.empty()
   })
   yield* Effect.scoped(subscribed)
-  for (let i = 0; i < many; i += 1000) {
-    const letters = Arr.makeBy(1000, (j) => ({ ...letter(i + j), id: undefined }))
+})
+
+/** Letters with these numbers. */
+const add = Effect.fnUntraced(function*(from: number, to: number) {
+  const transport = yield* Transport.Transport
+  for (let i = from; i < to; i += 500) {
+    const letters = Arr.makeBy(Math.min(500, to - i), (j) => ({ ...letter(i + j), id: undefined }))
     for (const result of yield* transport.publish(letters)) Result.getOrThrow(result)
   }
 })
+
+/** Runs `dead redrive` as a process of its own, until it ends or until it is sent this signal. */
+const redrive = (
+  flags: ReadonlyArray<string>,
+  signal?: "SIGINT" | "SIGKILL",
+  when: Effect.Effect<boolean, unknown, Transport.Transport> = Effect.succeed(false)
+) =>
+  Effect.gen(function*() {
+    const child = spawn(process.execPath, [main, "dead", "redrive", "orders.dead", "--yes", ...flags], {
+      stdio: ["ignore", "pipe", "pipe"]
+    })
+    let output = ""
+    for (const stream of [child.stdout, child.stderr]) stream.on("data", (chunk) => output += chunk)
+    const ended = yield* Effect.forkChild(
+      Effect.callback<number | null>((resume) => void child.once("close", (code) => resume(Effect.succeed(code))))
+    )
+    if (signal !== undefined) {
+      yield* until("it is in the middle", when)
+      child.kill(signal)
+    }
+    return { code: yield* Fiber.join(ended), output }
+  })
 
 /** Numbers of the messages that a topic holds. */
 const numbersIn = (topic: string) =>
@@ -77,6 +112,7 @@ const brokers: ReadonlyArray<{
   readonly name: string
   readonly open: Effect.Effect<
     {
+      readonly flags: ReadonlyArray<string>
       readonly layer: Layer.Layer<Transport.Transport, unknown>
       /** Requests that the server has been sent so far; the question itself is not among them. */
       readonly requests: Effect.Effect<number>
@@ -94,6 +130,7 @@ const brokers: ReadonlyArray<{
         (client) => Effect.sync(() => client.destroy())
       )
       return {
+        flags: ["--redis", url],
         layer: RedisStreams.layer({ url, deduplicateFor: "10 minutes" }),
         requests: Effect.promise(async () => {
           const stats = String(await admin.sendCommand(["INFO", "commandstats"]))
@@ -111,54 +148,66 @@ const brokers: ReadonlyArray<{
       const { url } = yield* Brokers.nats()
       const context = yield* Layer.build(JetStream.layer({ url, stream: { duplicateWindow: "10 minutes" } }))
       const { client } = Context.get(context, JetStream.JetStream)
-      return { layer: Layer.succeedContext(context), requests: Effect.sync(() => client.stats().outMsgs) }
+      return {
+        flags: ["--nats", url],
+        layer: Layer.succeedContext(context),
+        requests: Effect.sync(() => client.stats().outMsgs)
+      }
     })
   }
 ]
 
 describe.each(brokers)(`${many} dead letters on $name`, ({ open }) => {
   it.live(
-    "a page and a letter cost what they hold; a redrive that is interrupted and continued loses and doubles nothing",
+    "a page and a letter cost what they hold; a redrive that is interrupted, killed and continued loses and doubles nothing",
     () =>
       Effect.gen(function*() {
-        const { layer, requests } = yield* open
+        const { flags, layer, requests } = yield* open
         yield* Effect.gen(function*() {
-          yield* fill
+          yield* declare
           const cost = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
             Effect.gen(function*() {
               const before = yield* requests
               const value = yield* effect
               return { value, cost: (yield* requests) - before }
             })
-
-          const page = yield* cost(Stream.runCollect(DeadLetter.list("orders.dead", { reverse: true, limit: 50 })))
-          assert.deepStrictEqual(page.value.map(({ record }) => Number(record.id)), Arr.makeBy(50, (i) => many - 1 - i))
-          assert.isAtMost(page.cost, 60)
-          const older = yield* cost(
-            Stream.runCollect(
-              DeadLetter.list("orders.dead", { reverse: true, limit: 50, before: page.value.at(-1)!.id })
+          const newest = cost(Stream.runCollect(DeadLetter.list("orders.dead", { reverse: true, limit: 50 })))
+          const look = Effect.gen(function*() {
+            const page = yield* newest
+            const before = page.value.at(-1)!.id
+            const older = yield* cost(
+              Stream.runCollect(DeadLetter.list("orders.dead", { reverse: true, limit: 50, before }))
             )
-          )
-          assert.strictEqual(Number(older.value[0]!.record.id), many - 51)
-          assert.isAtMost(older.cost, 60)
-          const one = yield* cost(DeadLetter.inspect("orders.dead", older.value[49]!.id))
-          assert.strictEqual(Option.getOrThrow(one.value).record.error.message, `no funds ${many - 100}`)
-          assert.isAtMost(one.cost, 3)
-
-          let progress = 0
-          const redrive = DeadLetter.redrive("orders.dead", {
-            onProgress: ({ redriven }) => Effect.sync(() => void (progress = redriven))
+            const one = yield* cost(DeadLetter.inspect("orders.dead", older.value[49]!.id))
+            return {
+              numbers: [...page.value, ...older.value].map(({ record }) => Number(record.id)),
+              shown: Option.getOrThrow(one.value).record.error.message,
+              costs: [page.cost, older.cost, one.cost] as const
+            }
           })
-          const first = yield* Effect.forkChild(redrive)
-          while (progress < many / 3) yield* Effect.sleep("20 millis")
-          yield* Fiber.interrupt(first)
-          const stopped = yield* numbersIn("orders")
-          assert.isBelow(stopped.length, many)
-          const { redriven } = yield* redrive
-          assert.strictEqual(redriven + stopped.length, many)
-          const all = yield* numbersIn("orders")
-          assert.strictEqual(all.length, many)
-          assert.deepStrictEqual(all, Arr.range(0, many - 1))
+          const few = 200
+          yield* add(0, few)
+          const early = yield* look
+          yield* add(few, many)
+          const late = yield* look
+          assert.deepStrictEqual(late.numbers, Arr.makeBy(100, (i) => many - 1 - i))
+          assert.strictEqual(late.shown, `no funds ${many - 100}`)
+          // Whatever is stored beside them; a client may ask for the time in between.
+          early.costs.forEach((cost, i) => assert.isAtMost(late.costs[i]!, cost + 2))
+          assert.isAtMost(late.costs[2], 3)
+
+          const moved = Effect.map(numbersIn("orders"), ({ length }) => length)
+          const slow = ["--rate", String(many / 3)]
+          const first = yield* redrive([...flags, ...slow], "SIGINT", Effect.map(moved, (n) => n >= many / 10))
+          assert.strictEqual(first.code, 130)
+          assert.match(first.output, /^millrace: interrupted after [\d,]+ redriven; run again to go on$/m)
+          const stopped = yield* moved
+          assert.isBelow(stopped, many)
+          yield* redrive([...flags, ...slow], "SIGKILL", Effect.map(moved, (n) => n >= stopped + many / 10))
+          assert.isBelow(yield* moved, many)
+          const last = yield* redrive(flags)
+          assert.strictEqual(last.code, 0, last.output)
+          assert.deepStrictEqual(yield* numbersIn("orders"), Arr.range(0, many - 1))
           assert.deepStrictEqual(yield* numbersIn("orders.dead"), [])
         }).pipe(Effect.provide(layer))
       }),

@@ -9,7 +9,7 @@ import { Effect, Layer, Schema } from "effect"
 import * as Fs from "node:fs"
 import process from "node:process"
 import { fileURLToPath } from "node:url"
-import { Command, json, millrace } from "./cli.ts"
+import { Command, json, millrace, until } from "./cli.ts"
 
 const page = fileURLToPath(new URL("../../../docs/operating.md", import.meta.url))
 
@@ -27,14 +27,6 @@ const payments = Pipeline.from(Orders, { group: "payments", startFrom: "beginnin
     ),
     Pipeline.retry({ times: 0 })
   )
-
-const until = Effect.fnUntraced(function*<E, R>(what: string, holds: Effect.Effect<boolean, E, R>) {
-  for (let i = 0; i < 400; i++) {
-    if (yield* holds) return
-    yield* Effect.sleep("50 millis")
-  }
-  throw new Error(`not within 20 seconds: ${what}`)
-})
 
 interface Block {
   readonly command: string

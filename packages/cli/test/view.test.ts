@@ -11,6 +11,7 @@ import { fileURLToPath } from "node:url"
 import { chromium } from "playwright-core"
 import { createClient } from "redis"
 import { findChromium } from "./chromium.ts"
+import { until } from "./cli.ts"
 
 const main = fileURLToPath(new URL("../src/internal/main.ts", import.meta.url))
 
@@ -74,14 +75,6 @@ const payments = (bank: { open: boolean }) =>
     ),
     Pipeline.retry({ times: 0 })
   )
-
-const until = Effect.fnUntraced(function*<E, R>(what: string, holds: Effect.Effect<boolean, E, R>) {
-  for (let i = 0; i < 1000; i++) {
-    if (yield* holds) return
-    yield* Effect.sleep("50 millis")
-  }
-  throw new Error(`not within 50 seconds: ${what}`)
-})
 
 describe("what the page's server refuses", () => {
   it.live(

@@ -1,8 +1,9 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Pipeline, Publisher, Telemetry, Topic, Transport } from "@millrace/core"
-import { MemoryTransport } from "@millrace/testing"
-import { Effect, Layer, Logger, References, Schedule, Schema } from "effect"
+import { FakeTransport, MemoryTransport, Wait } from "@millrace/testing"
+import { Effect, Layer, Logger, References, Result, Schedule, Schema } from "effect"
 import { TestClock } from "effect/testing"
+import { delivery, on } from "./fixtures/fake.ts"
 
 const Numbers = Topic.make("numbers", { schema: Schema.Number })
 const from = Pipeline.from(Numbers, { group: "g", startFrom: "beginning" })
@@ -103,6 +104,28 @@ describe("logs", () => {
       assert.match(undecodable!, /^numbers\/g: message 2 is discarded \(it cannot be decoded\): SchemaError: /)
       assert.notInclude(undecodable!, "\n")
     }).pipe(Effect.scoped, Effect.provide([MemoryTransport.layer(), layer]))
+  })
+
+  it.effect("a dead letter with the attempts that were made, whatever its letter took", () => {
+    const { layer, of } = recording()
+    return Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const { publish } = hand
+      const error = new Publisher.PublishError({
+        topic: "numbers.dead",
+        reason: new Publisher.Refused({ detail: "full" })
+      })
+      hand.publish = (messages) => Effect.succeed(messages.map(() => Result.fail(error)))
+      yield* on(hand, (from) => from.pipe(failing, Pipeline.retry({ times: 0 })))
+      hand.deliver(delivery(1))
+      yield* Wait.turns
+      hand.publish = publish
+      hand.deliver(delivery(1, { attempt: 2, redelivered: true }))
+      yield* Wait.turns
+      const [{ annotations, text }] = of("Warn") as [Line]
+      assert.include(text, "(after 1 attempt, exhausted)")
+      assert.strictEqual(annotations["attempts"], 1)
+    }).pipe(Effect.provide(layer))
   })
 
   it.effect("at most so many warnings a minute, a stack for the first, and a count of the others", () => {

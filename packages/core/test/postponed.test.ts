@@ -1,7 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Pipeline, Settlement, Topic } from "@millrace/core"
-import { TestHarness } from "@millrace/testing"
+import { FakeTransport, TestHarness, Wait } from "@millrace/testing"
 import { Clock, Duration, Effect, Schedule, Schema } from "effect"
+import { adjust, delivery, on } from "./fixtures/fake.ts"
 
 const Prompts = Topic.make("prompts", { schema: Schema.Struct({ user: Schema.String, n: Schema.Int }) })
 const prompts = Pipeline.from(Prompts, { group: "answers" })
@@ -80,6 +81,53 @@ describe("a retry that does not count", () => {
     ))
 })
 
+describe("a retry that does not count, beside a suspect", () => {
+  it.effect("of the suspect itself runs alone like its first run", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const begun: Array<readonly [number, number]> = []
+      let refusals = 1
+      yield* on(hand, (from) =>
+        from.pipe(
+          Pipeline.tap((n) =>
+            Effect.flatMap(Clock.currentTimeMillis, (now) => {
+              begun.push([n, now / 1000])
+              if (n === 2) return Effect.sleep("60 seconds")
+              return refusals-- > 0 ? Effect.fail(later({ countsAttempt: false })) : Effect.void
+            })
+          ),
+          Pipeline.concurrency(4)
+        ))
+      hand.deliver(delivery(1, { attempt: 4, redelivered: true, suspect: true }))
+      yield* adjust("10 seconds")
+      hand.deliver(delivery(2))
+      yield* adjust("2 minutes")
+      assert.deepStrictEqual(begun, [[1, 0], [2, 10], [1, 70]])
+    }))
+
+  it.effect("of a neighbour is released before the suspect begins", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const begun: Array<readonly [number, number]> = []
+      yield* on(hand, (from) =>
+        from.pipe(
+          Pipeline.tap((n) =>
+            Effect.flatMap(Clock.currentTimeMillis, (now) => {
+              begun.push([n, now / 1000])
+              return n === 2 ? Effect.never : Effect.delay(Effect.fail(later({ countsAttempt: false })), "5 seconds")
+            })
+          ),
+          Pipeline.concurrency(4)
+        ))
+      hand.deliver(delivery(1))
+      yield* adjust("1 second")
+      hand.deliver(delivery(2, { attempt: 4, redelivered: true, suspect: true }))
+      yield* adjust("1 minute")
+      assert.deepStrictEqual(begun, [[1, 0], [2, 5]])
+      assert.deepStrictEqual(hand.said, ["1 Release"])
+    }))
+})
+
 describe("a handler that pauses its pipeline", () => {
   it.effect("nothing else begins in this process until the time has passed", () =>
     Effect.gen(function*() {
@@ -100,4 +148,40 @@ describe("a handler that pauses its pipeline", () => {
       assert.deepStrictEqual(begun, [0, 30_000, 30_000, 30_000])
       assert.strictEqual(Duration.toSeconds(Duration.millis(begun[1]!)), 30)
     }).pipe(Effect.provide(TestHarness.layer)))
+
+  /** A message joins a batch; then another one pauses the pipeline for 30 seconds. */
+  const pausedBatch = Effect.gen(function*() {
+    const hand = FakeTransport.make()
+    const batches: Array<readonly [ReadonlyArray<number>, number]> = []
+    const pipeline = yield* on(hand, (from) =>
+      from.pipe(
+        Pipeline.tap((n) => n === 2 ? Effect.fail(later({ pausesPipeline: true })) : Effect.void),
+        Pipeline.batch({ size: 10, within: "1 second" }, (values) =>
+          Effect.map(Clock.currentTimeMillis, (now) => {
+            batches.push([values, now / 1000])
+          })),
+        Pipeline.concurrency(4)
+      ))
+    hand.deliver(delivery(1))
+    yield* Wait.turns
+    hand.deliver(delivery(2))
+    yield* adjust("10 seconds")
+    assert.deepStrictEqual(batches, [])
+    return { ...pipeline, hand, batches }
+  })
+
+  it.effect("a batch that is ready does not begin either", () =>
+    Effect.gen(function*() {
+      const { batches } = yield* pausedBatch
+      yield* adjust("30 seconds")
+      assert.deepStrictEqual(batches.map(([values, at]) => [values, Math.floor(at)]), [[[1], 30]])
+    }))
+
+  it.effect("a batch that is ready is released when the pipeline stops", () =>
+    Effect.gen(function*() {
+      const { batches, drained, hand } = yield* pausedBatch
+      assert.isTrue(yield* drained("100 millis"))
+      assert.deepStrictEqual(hand.said, ["2 Retry", "1 Release"])
+      assert.deepStrictEqual(batches, [])
+    }))
 })

@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Pipeline } from "@millrace/core"
+import { Pipeline, Topic } from "@millrace/core"
 import { FakeTransport, TestHarness, Wait } from "@millrace/testing"
-import { Duration, Effect, Schedule } from "effect"
+import { Duration, Effect, Schedule, Schema } from "effect"
 import { TestClock } from "effect/testing"
 import { delivery, Numbers, on } from "./fixtures/fake.ts"
 
@@ -21,6 +21,23 @@ describe("the schedule", () => {
       const [retry] = hand.settled.map(({ settlement }) => settlement)
       assert.strictEqual(retry?._tag === "Retry" && Duration.toMinutes(retry.after!), 15)
     }))
+})
+
+describe("a message that a recursive schema cannot decode within the stack", () => {
+  it.effect("is undecodable, at its first attempt", () =>
+    Effect.gen(function*() {
+      interface Tree {
+        readonly children: ReadonlyArray<Tree>
+      }
+      const Tree = Schema.Struct({ children: Schema.Array(Schema.suspend((): Schema.Codec<Tree> => Tree)) })
+      const Trees = Topic.make("trees", { schema: Tree })
+      const harness = yield* TestHarness.make(Trees, Pipeline.from(Trees, { group: "test" }))
+      yield* harness.publishRaw("{\"children\":[".repeat(20_000) + "]}".repeat(20_000))
+      const { deadLettered } = yield* harness.runUntilIdle()
+      assert.deepStrictEqual(deadLettered.map(({ record: { attempts, reason } }) => [reason, attempts]), [
+        ["undecodable", 1]
+      ])
+    }).pipe(Effect.scoped, Effect.provide(TestHarness.layer)))
 })
 
 describe("a redriven message", () => {

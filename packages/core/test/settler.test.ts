@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Pipeline } from "@millrace/core"
+import { Pipeline, TransportError } from "@millrace/core"
 import { FakeTransport, Wait } from "@millrace/testing"
-import { Effect } from "effect"
+import { Effect, Logger } from "effect"
 import { adjust, delivery, on } from "./fixtures/fake.ts"
 
 describe("a settlement", () => {
@@ -37,6 +37,28 @@ describe("a settlement", () => {
       yield* adjust("1 minute")
       assert.strictEqual(sent, before)
     }))
+})
+
+describe("a broker that confirms no settlement", () => {
+  it.effect("is logged once, and once more when it happens again", () => {
+    const lines: Array<string> = []
+    return Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const { settle } = hand
+      const reason = new TransportError.OperationFailed({ operation: "settling" })
+      const gone = () => Effect.fail(new TransportError.TransportError({ transport: "fake", reason }))
+      yield* on(hand, (from) => from)
+      for (const n of [1, 2]) {
+        hand.settle = gone
+        hand.deliver(delivery(n))
+        yield* adjust("1 minute")
+        hand.settle = settle
+        yield* adjust("10 seconds")
+      }
+      assert.deepStrictEqual(hand.said, ["1 Ack", "2 Ack"])
+      assert.strictEqual(lines.filter((line) => line.includes("did not reach the broker")).length, 2)
+    }).pipe(Effect.provide(Logger.layer([Logger.make(({ message }) => void lines.push(String(message)))])))
+  })
 })
 
 describe("many settlements", () => {

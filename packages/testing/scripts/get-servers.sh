@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # get-servers.sh FOLDER: fetches Redis, Valkey and NATS servers of several versions, for the tests.
 #
-# They come from the packages of the operating system, through the mirror that apt already uses, into FOLDER. Nothing is installed and no root is needed: apt runs on a configuration, lists and
-# cache of its own, and the packages are only unpacked. Each server runs on the C library of the suite it was built
-# for, so newer ones run on older systems as well. The result is FOLDER/bin/<redis|valkey|nats>-<version>-server.
+# They come from the packages of the operating system, through the mirror that apt already uses, into FOLDER. Nothing is
+# installed and no root is needed: the packages are only unpacked. Each server runs on the C library of the suite it was
+# built for, so newer ones run on older systems as well. The result is FOLDER/bin/<redis|valkey|nats>-<version>-server.
 #
 # A second run does nothing; two at once wait for each other. Remove FOLDER to fetch again.
 set -euo pipefail
 shopt -s nullglob
+
+. "$(dirname "${BASH_SOURCE[0]}")/own-apt.sh"
 
 folder=${1:?get-servers: give the folder to fetch into}
 
@@ -30,10 +32,8 @@ exec 9> "$folder/lock"
 flock 9
 if [ -e "$folder/complete" ]; then exit 0; fi
 
-# The mirror of this system's release, as apt knows it.
 codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-mirror=$(apt-get indextargets --format '$(RELEASE) $(REPO_URI)' 'Created-By: Packages' |
-  awk -v release="$codename" '$1 == release && !found { found = 1; print $2 }')
+mirror=$(own_mirror)
 if [ -z "$mirror" ]; then
   echo "get-servers: apt has no source for the release '$codename': add it to apt's sources, or use Docker or PATH" >&2
   exit 3
@@ -47,29 +47,11 @@ case $mirror in
     keyring=/usr/share/keyrings/ubuntu-archive-keyring.gpg ;;
 esac
 
-# An apt of our own.
-rm -rf "$folder"/{apt,packages,roots,bin,bin.new}
-mkdir -p "$folder"/apt/{etc/preferences.d,etc/trusted.gpg.d,etc/apt.conf.d,state/lists/partial,cache/archives/partial} \
-  "$folder"/{packages,roots,bin.new}
-: > "$folder/apt/status"
-for suite in $suites; do
-  echo "deb [signed-by=$keyring] ${mirror%/} $suite $components"
-done > "$folder/apt/etc/sources.list"
-{
-  apt-config dump | grep -E '^Acquire::(http|https|Retries)' || true # keep the proxy this machine uses
-  cat <<CONF
-Dir::Etc "$folder/apt/etc";
-Dir::State "$folder/apt/state";
-Dir::State::status "$folder/apt/status";
-Dir::Cache "$folder/apt/cache";
-APT::Architecture "$(dpkg --print-architecture)";
-APT::Sandbox::User "root";
-Acquire::Languages "none";
-// A mirror that is a snapshot serves lists past their date; the signature is still checked.
-Acquire::Check-Valid-Until "false";
-CONF
-} > "$folder/apt/apt.conf"
-export APT_CONFIG=$folder/apt/apt.conf
+rm -rf "$folder"/{packages,roots,bin,bin.new}
+mkdir -p "$folder"/{packages,roots,bin.new}
+sources=()
+for suite in $suites; do sources+=("deb [signed-by=$keyring] ${mirror%/} $suite $components"); done
+own_apt "$folder" "${sources[@]}"
 apt-get -qq update >&2 || echo "get-servers: not every suite could be read, going on with the others" >&2
 
 # Where a suite's libraries come from.

@@ -21,9 +21,10 @@ export interface Stored {
 /** A message that a consumer has not settled. */
 export interface Held {
   readonly id: string
-  readonly consumer: string
-  /** When it was delivered last, or its lease was renewed. */
-  readonly since: number
+  /** `undefined`: its process has released it, and any other one may take it. */
+  readonly consumer: string | undefined
+  /** When it was delivered last, or its lease was renewed; `undefined` for one that was released. */
+  readonly since: number | undefined
   readonly attempts: number
 }
 

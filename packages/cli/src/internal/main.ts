@@ -1,16 +1,15 @@
 #!/usr/bin/env node
-import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
-import * as NodeServices from "@effect/platform-node/NodeServices"
-import * as Effect from "effect/Effect"
 import process from "node:process"
-import { run } from "../Cli.ts"
 
+// The arguments may hold passwords, and every user of the machine may list them: hide them before anything is loaded.
 const args = process.argv.slice(2)
-// The arguments may hold passwords, and every user of the machine may list them.
 process.title = "millrace"
 
-run(args).pipe(
-  Effect.tap((code) => Effect.sync(() => void (process.exitCode = code))),
-  Effect.provide(NodeServices.layer),
-  NodeRuntime.runMain({ disableErrorReporting: true })
-)
+const [major = 0, minor = 0] = process.versions.node.split(".").map(Number)
+if (major < 22 || (major === 22 && minor < 19)) {
+  console.error(`millrace: Node.js 22.19 or newer is needed, this is ${process.versions.node}`)
+  process.exit(2)
+}
+
+const { start } = await import("./start.ts")
+start(args)

@@ -2,6 +2,8 @@ import type { GroupInfo } from "@millrace/core/Transport"
 import type { TransportError } from "@millrace/core/TransportError"
 import * as Effect from "effect/Effect"
 import { Broker, type Stored } from "./Broker.ts"
+import { Failure } from "./Output.ts"
+import { clean } from "./text.ts"
 
 /** A topic with its groups. */
 export interface Overview extends Stored {
@@ -16,15 +18,39 @@ const one = (topic: string): Effect.Effect<Overview | undefined, TransportError,
     return { ...stored, groups: yield* broker.transport.groups(topic) }
   })
 
-/** The topics given, or all; those that do not exist are left out. */
-export const overview = Effect.fnUntraced(
-  function*(given?: ReadonlyArray<string>): Effect.fn.Return<ReadonlyArray<Overview>, TransportError, Broker> {
-    const broker = yield* Broker
-    const topics = given === undefined || given.length === 0 ? yield* broker.topics : given
-    const all = yield* Effect.forEach(topics, one, { concurrency: 16 })
-    return all.filter((found) => found !== undefined)
-  }
+/** These topics; those that do not exist are left out. */
+export const overviewOf = (
+  topics: ReadonlyArray<string>
+): Effect.Effect<ReadonlyArray<Overview>, TransportError, Broker> =>
+  Effect.map(
+    Effect.forEach(topics, one, { concurrency: 16 }),
+    (all) => all.filter((found) => found !== undefined)
+  )
+
+/** All topics. */
+export const overview: Effect.Effect<ReadonlyArray<Overview>, TransportError, Broker> = Effect.flatMap(
+  Broker,
+  ({ topics }) => Effect.flatMap(topics, overviewOf)
 )
+
+/** The topics given, or all when none is given. Fails with the first one that does not exist. */
+export const chosen = (
+  given: ReadonlyArray<string>
+): Effect.Effect<ReadonlyArray<Overview>, TransportError | Failure, Broker> =>
+  given.length === 0 ? overview : Effect.flatMap(overviewOf(given), (all) => {
+    const missing = given.find((topic) => !all.some((found) => found.topic === topic))
+    return missing === undefined ? Effect.succeed(all) : Effect.fail(noTopic(missing))
+  })
+
+export const noTopic = (topic: string): Failure => new Failure(`there is no topic ${clean(topic)}`, 1)
+
+/** Fails when there is no such topic. */
+export const existing = (topic: string): Effect.Effect<Stored, TransportError | Failure, Broker> =>
+  Effect.flatMap(Broker, ({ stored }) =>
+    Effect.flatMap(
+      stored(topic),
+      (found) => found === undefined ? Effect.fail(noTopic(topic)) : Effect.succeed(found)
+    ))
 
 /** Told by the name: there is no other sign of an empty one. */
 export const isDeadLetterTopic = (topic: string): boolean => /[^A-Za-z0-9]dead$/.test(topic)

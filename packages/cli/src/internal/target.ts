@@ -28,6 +28,8 @@ export type Target =
     readonly url: Redacted.Redacted<string>
     readonly domain: string | undefined
     readonly credentials: Redacted.Redacted<string> | undefined
+    /** Streams that a command declares may be created. */
+    readonly mayCreate: boolean
   }
 
 /** Connects; tests put another broker here. */
@@ -77,7 +79,24 @@ const fromEnvironment = (name: string) => Effect.map(Effect.option(Config.Redact
 
 const isGiven = (secret: Redacted.Redacted<string>) => Redacted.value(secret) !== ""
 
-const targetOf = Effect.fnUntraced(function*(flags: Flags): Effect.fn.Return<Target, Failure> {
+/** Flags of the other broker, which would be ignored in silence. */
+const misplaced = (kind: Target["kind"], flags: Flags): Effect.Effect<void, Failure> => {
+  const given = kind === "nats"
+    ? [
+      ...(flags.prefix === "" ? [] : ["--prefix"]),
+      ...(flags.cluster ? ["--cluster"] : []),
+      ...(Option.isSome(flags.sentinel) ? ["--sentinel"] : [])
+    ]
+    : [
+      ...(Option.isSome(flags.domain) ? ["--domain"] : []),
+      ...(Option.isSome(flags.creds) ? ["--creds"] : [])
+    ]
+  return given.length === 0
+    ? Effect.void
+    : Effect.fail(new Failure(`${given.join(" and ")}: not for ${kind === "nats" ? "NATS" : "Redis"}, leave it out`))
+}
+
+const targetOf = Effect.fnUntraced(function*(flags: Flags, mayCreate: boolean): Effect.fn.Return<Target, Failure> {
   if (Option.isSome(flags.redis) && Option.isSome(flags.nats)) {
     return yield* Effect.fail(new Failure("give --redis or --nats, not both"))
   }
@@ -90,6 +109,10 @@ const targetOf = Effect.fnUntraced(function*(flags: Flags): Effect.fn.Return<Tar
     )
   }
   if (Option.isSome(redis)) {
+    yield* misplaced("redis", flags)
+    if (flags.cluster && Option.isSome(flags.sentinel)) {
+      return yield* Effect.fail(new Failure("give --cluster or --sentinel, not both"))
+    }
     return {
       kind: "redis",
       url: redis.value,
@@ -103,24 +126,31 @@ const targetOf = Effect.fnUntraced(function*(flags: Flags): Effect.fn.Return<Tar
       new Failure("which broker? Give --redis redis://localhost:6379 or --nats nats://localhost:4222")
     )
   }
-  const file = Option.orElse(flags.creds, () => Option.none<string>())
-  const path = Option.isSome(file)
-    ? file.value
+  yield* misplaced("nats", flags)
+  const path = Option.isSome(flags.creds)
+    ? flags.creds.value
     : Option.getOrUndefined(yield* Effect.option(Config.NonEmptyString("MILLRACE_NATS_CREDS")))
   const credentials = path === undefined ? undefined : yield* Effect.try({
     try: () => Redacted.make(Fs.readFileSync(path, "utf8")),
     catch: () => new Failure(`cannot read the credentials file ${path}`)
   })
-  return { kind: "nats", url: nats.value, domain: Option.getOrUndefined(flags.domain), credentials }
+  return { kind: "nats", url: nats.value, domain: Option.getOrUndefined(flags.domain), credentials, mayCreate }
 })
 
+interface Rights {
+  /** Whether streams that the command declares may be created; default: they may not. */
+  readonly mayCreate?: boolean
+}
+
 /** Runs a command with the broker that these flags or the environment name. */
-export const connectedBy = (flags: Flags) => <A, E, R>(effect: Effect.Effect<A, E, R | Broker | Transport>) =>
-  Effect.gen(function*() {
-    const open = yield* Open
-    return yield* Effect.provide(effect, open(yield* targetOf(flags)))
-  })
+export const connectedBy =
+  (flags: Flags, { mayCreate = false }: Rights = {}) =>
+  <A, E, R>(effect: Effect.Effect<A, E, R | Broker | Transport>) =>
+    Effect.gen(function*() {
+      const open = yield* Open
+      return yield* Effect.provide(effect, open(yield* targetOf(flags, mayCreate)))
+    })
 
 /** Runs a subcommand with the broker that the flags or the environment name. */
-export const connected = <A, E, R>(effect: Effect.Effect<A, E, R | Broker | Transport>) =>
-  Effect.flatMap(millrace, (flags) => connectedBy(flags)(effect))
+export const connected = <A, E, R>(effect: Effect.Effect<A, E, R | Broker | Transport>, rights?: Rights) =>
+  Effect.flatMap(millrace, (flags) => connectedBy(flags, rights)(effect))

@@ -1,5 +1,10 @@
+import truncatedWidth from "fast-string-truncated-width"
+
 /** The most columns that a line of a table takes. */
 export const width = 100
+
+/** The columns that a terminal gives to a text: two for a Chinese or Japanese character, none for an escape. */
+export const columnsOf = (text: string): number => truncatedWidth(text).width
 
 export type Color = "bold" | "dim" | "red" | "yellow" | "green" | "cyan"
 
@@ -8,17 +13,37 @@ const codes: Record<Color, number> = { bold: 1, dim: 2, red: 31, yellow: 33, gre
 export const paint = (hasColor: boolean) => (color: Color, text: string): string =>
   hasColor ? `\u001b[${codes[color]}m${text}\u001b[0m` : text
 
-/** Text of a message on one line, without what would control the terminal. */
+/** Text of a message on one line, without what would control the terminal or turn the direction of the text. */
 export const clean = (text: string): string =>
   // oxlint-disable-next-line no-control-regex
-  text.replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]/g, (char) =>
-    char === "\n" ? "↵" : char === "\t" ? " " : `\\x${char.charCodeAt(0).toString(16).padStart(2, "0")}`)
+  text.replace(/[\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g, (char) => {
+    const code = char.charCodeAt(0)
+    return char === "\n"
+      ? "↵"
+      : char === "\t"
+      ? " "
+      : code > 0xff
+      ? `\\u${code.toString(16).padStart(4, "0")}`
+      : `\\x${code.toString(16).padStart(2, "0")}`
+  })
 
 /** Text of a message over several lines. */
 export const cleanLines = (text: string): ReadonlyArray<string> => text.split(/\r?\n/).map(clean)
 
-export const cut = (text: string, most: number): string =>
-  text.length <= most ? text : `${text.slice(0, Math.max(0, most - 1))}…`
+/** At most so many columns. */
+export const cut = (text: string, most: number): string => {
+  const { ellipsed, index } = truncatedWidth(text, { limit: most, ellipsis: "…" })
+  return index >= text.length ? text : `${text.slice(0, index)}${ellipsed ? "…" : ""}`
+}
+
+const pad = (text: string, columns: number): string => " ".repeat(Math.max(0, columns - columnsOf(text)))
+
+/** An argument as a shell takes it, and as it may be shown. */
+export const quote = (argument: string): string =>
+  /^[\w@%+=:,./-]+$/.test(argument) ? argument : `'${clean(argument).replaceAll("'", "'\\''")}'`
+
+/** `1 message`, `2 messages`. */
+export const many = (n: number, what: string, plural = `${what}s`): string => `${count(n)} ${n === 1 ? what : plural}`
 
 export const duration = (millis: number | undefined): string => {
   if (millis === undefined) return "-"
@@ -55,7 +80,9 @@ export const table = (
   color?: (row: number, column: number, text: string) => string
 ): ReadonlyArray<string> => {
   const cells = rows.map((row) => row.map(clean))
-  const widths = columns.map(({ title }, i) => Math.max(title.length, ...cells.map((row) => row[i]!.length)))
+  const widths = columns.map(({ title }, i) =>
+    cells.reduce((most, row) => Math.max(most, columnsOf(row[i]!)), title.length)
+  )
   const total = () => widths.reduce((sum, n) => sum + n, 0) + 2 * (columns.length - 1)
   // The widest of those that may give way gives way.
   for (let excess = total() - width; excess > 0; excess = total() - width) {
@@ -70,10 +97,10 @@ export const table = (
     row.map((text, i) => {
       const short = cut(text, widths[i]!)
       const padded = columns[i]!.align === "right"
-        ? short.padStart(widths[i]!)
+        ? pad(short, widths[i]!) + short
         : i === row.length - 1
         ? short
-        : short.padEnd(widths[i]!)
+        : short + pad(short, widths[i]!)
       return color === undefined ? padded : color(index, i, padded)
     }).join("  ").trimEnd()
   return [line(columns.map(({ title }) => title), -1), ...cells.map(line)]
@@ -84,10 +111,16 @@ export const wrap = (text: string, indent: number): ReadonlyArray<string> => {
   const all: Array<string> = []
   let current = ""
   for (const word of text.split(" ")) {
-    if (current !== "" && indent + current.length + 1 + word.length > width) {
+    if (current !== "" && indent + columnsOf(current) + 1 + columnsOf(word) > width) {
       all.push(current)
       current = word
     } else current = current === "" ? word : `${current} ${word}`
+    // A word that is longer than a line, such as a topic's name, is broken anywhere.
+    while (indent + columnsOf(current) > width) {
+      const { index } = truncatedWidth(current, { limit: width - indent })
+      all.push(current.slice(0, index))
+      current = current.slice(index)
+    }
   }
   return [...all, current].map((line) => " ".repeat(indent) + line)
 }

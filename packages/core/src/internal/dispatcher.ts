@@ -5,6 +5,8 @@ import { Deque } from "./deque.ts"
 
 /** The gates that the dispatcher asks before it begins anything. */
 export interface Gates {
+  /** Nothing may begin now, no batch either: a handler has paused the pipeline. */
+  readonly isResting: () => boolean
   /** Nothing that is buffered may begin now: the pipeline drains, ownership is in doubt. */
   readonly isShut: (now: number) => boolean
   /** Whether this attempt may begin now; `false` stops the queue until the next `pump`. */
@@ -76,6 +78,7 @@ export class Dispatcher {
     const { begin, buffer, clock, gates, onBegun, takePermit } = this.options
     const since = clock.currentTimeMillisUnsafe()
     for (let n = this.stride;; n--) {
+      if (gates.isResting()) return false
       if (this.batches.size > 0) {
         if (!takePermit()) return false
         this.batches.shift()!()

@@ -15,7 +15,8 @@ export const drain = (run: Run): Effect.Effect<void> =>
     yield* run.reader.stop
     // 2. Release what has not begun: a peer may have it while our handlers finish.
     run.releaseUnbegun()
-    // 3. Hand open batches over: they are work that was begun.
+    // 3. Hand open batches over: they are work that was begun. A batch that has to wait for the end of a pause is released.
+    run.releaseResting()
     run.flushBatches()
     // 4. Let running handlers finish.
     if (!(yield* within(run.awaitHandlers, source.drainTimeout))) {
@@ -37,6 +38,12 @@ export const drain = (run: Run): Effect.Effect<void> =>
     // 7. Flush settlements. If the broker cannot be told, it will deliver those messages again.
     if (!(yield* within(run.settler.awaitIdle, grace))) {
       yield* Effect.logError(`${name}: the broker did not confirm the last settlements; it will deliver them again`)
+    }
+    // 8. Dead letters of messages that the broker had deleted when they were released.
+    if (!(yield* within(run.outcomes.awaitWriting, grace))) {
+      yield* Effect.logError(
+        `${name}: dead letters of messages that the broker has deleted could not be written in time`
+      )
     }
     run.close()
   })

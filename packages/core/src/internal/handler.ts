@@ -70,11 +70,9 @@ export class Handler {
 
   private decoding(attempt: Attempt): Effect.Effect<unknown, unknown> {
     try {
-      const decoded = this.codec.decode(attempt.delivery)
-      return Effect.isEffect(decoded) ? decoded : Exit.failCause(Steps.notAnEffect())
+      return this.codec.decode(attempt.delivery)
     } catch (error) {
-      // Bytes that exhaust the stack of a recursive schema do not fit it: they never will.
-      return Steps.isSafely(() => error instanceof RangeError) ? Exit.fail(error) : Exit.failCause(Steps.thrown(error))
+      return Exit.failCause(Steps.thrown(error))
     }
   }
 
@@ -100,17 +98,17 @@ export class Handler {
     const effect = this.decoding(attempt)
     const exit = exitOf(effect)
     if (exit !== undefined) return this.decoded(attempt, this.prepared(attempt, exit))
-    this.fork(attempt, effect, decoding, false, undefined)
+    // An `Exit` is an Effect: only what is none of both is left to find.
+    if (Effect.isEffect(effect)) return this.fork(attempt, effect, decoding, false, undefined)
+    this.end(attempt, "failed", Steps.notAnEffect())
   }
 
   /** Bytes that do not fit will never fit; a decoder that breaks is a defect like any other. */
   private decoded(attempt: Attempt, exit: Exit.Exit<unknown, unknown>): void {
     if (Exit.isSuccess(exit)) return this.advance(attempt, 0, attempt.message!.value)
-    this.end(
-      attempt,
-      Cause.hasDies(exit.cause) || Cause.hasInterruptsOnly(exit.cause) ? "failed" : "undecodable",
-      exit.cause
-    )
+    const { cause } = exit
+    const isDefect = Cause.hasDies(cause) && !exhaustsStack(cause)
+    this.end(attempt, isDefect || Cause.hasInterruptsOnly(cause) ? "failed" : "undecodable", cause)
   }
 
   /** Runs steps from `index` on, until one has to be waited for. */
@@ -264,6 +262,8 @@ export class Handler {
     // It nearly never has finalizers.
     const closing = Scope.closeUnsafe(scope, exit)
     if (closing === undefined) return this.ended(attempt, end, payload)
+    // The message is kept while its finalizers run.
+    this.waiting.add(attempt)
     Effect.runForkWith(this.context)(closing).addObserver((closed) => {
       if (Exit.isSuccess(closed)) return this.ended(attempt, end, payload)
       const failed = end === "failed" ? Cause.combine(payload as Cause.Cause<unknown>, closed.cause) : closed.cause
@@ -271,6 +271,10 @@ export class Handler {
     })
   }
 }
+
+/** Bytes that exhaust the stack of a recursive schema do not fit it: they never will. */
+const exhaustsStack = (cause: Cause.Cause<unknown>): boolean =>
+  cause.reasons.some((reason) => Cause.isDieReason(reason) && Steps.isSafely(() => reason.defect instanceof RangeError))
 
 /** The index of what comes before the first step. */
 const decoding = -1

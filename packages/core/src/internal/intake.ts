@@ -85,11 +85,15 @@ export class Intake {
     if (this.keys.admit(attempt)) this.enqueue(attempt)
   }
 
-  /** A retry that does not count: another attempt at the same delivery, which its key waits for. */
+  /**
+   * A retry that does not count: another attempt at the same delivery, which its key waits for. Beside a suspect that is
+   * to run alone nothing may be kept.
+   */
   postpone(attempt: Attempt, millis: number, isDraining: boolean): void {
     const next = new Attempt(this.options.shared, attempt.delivery)
     next.uncounted = attempt.uncounted + 1
-    if (isDraining) return this.options.release(next)
+    const { current } = this.isolation
+    if (isDraining || (current !== undefined && current !== attempt)) return this.options.release(next)
     this.keys?.retried(attempt)
     this.holdFor(next, millis)
   }
@@ -97,7 +101,10 @@ export class Intake {
   private holdFor(attempt: Attempt, millis: number): void {
     const cancel = this.options.after(millis, () => {
       this.early.delete(attempt)
-      if (this.keys === undefined || this.keys.admit(attempt)) this.enqueue(attempt)
+      if (!this.accepts(attempt)) {
+        this.keys?.gaveUp(attempt.delivery.id)
+        this.options.release(attempt)
+      } else if (this.keys === undefined || this.keys.admit(attempt)) this.enqueue(attempt)
       this.options.onReady()
     })
     this.early.set(attempt, cancel)
@@ -149,7 +156,7 @@ export class Intake {
 
   /** `true` when an isolated suspect has left. */
   leftIsolation(attempt: Attempt): boolean {
-    if (!this.isolated.delete(attempt)) return false
+    if (this.isolated.size === 0 || !this.isolated.delete(attempt)) return false
     if (this.isolation.current === attempt) this.isolation.leave(this.options.now())
     return true
   }

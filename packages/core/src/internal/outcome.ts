@@ -12,13 +12,14 @@
  * 5. A dead letter that the broker refuses leaves the source unsettled: the message is delivered again after a backoff,
  *    and its letter is tried again, without its handler.
  * 6. Shutdown releases, without counting an attempt. A peer that owns the message ends everything: nothing is said.
+ * 7. The broker deleted the message before its retry or release: what this process has of it becomes a dead letter.
  */
 import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import type * as Fiber from "effect/Fiber"
+import * as Fiber from "effect/Fiber"
 import type * as DeadLetter from "../DeadLetter.ts"
 import * as Settlement from "../Settlement.ts"
 import type * as Telemetry from "../Telemetry.ts"
@@ -75,6 +76,7 @@ export class Outcomes {
     released: 0,
     failedAfterSettle: 0,
     lost: 0,
+    vanished: 0,
     resettled: 0,
     unsettled: 0
   }
@@ -113,7 +115,7 @@ export class Outcomes {
   /** A handler has ended; `payload` is its value or the cause of its failure. */
   readonly ended = (attempt: Attempt, end: End, payload: unknown): void => {
     if (attempt.isLost) return this.leave(attempt)
-    if (this.waitsForHand(attempt, () => this.ended(attempt, end, payload))) return
+    if (this.byHand.size > 0 && this.waitsForHand(attempt, () => this.ended(attempt, end, payload))) return
     switch (end) {
       case "succeeded": {
         const isManual = this.around.program.policies.ackPolicy === "manual"
@@ -150,7 +152,7 @@ export class Outcomes {
   /** Asks the retry policy and does what it says. */
   private decided(attempt: Attempt, cause: Cause.Cause<unknown>): Effect.Effect<void> {
     const requested = retryRequested(cause)
-    if (requested?.pausesPipeline) this.around.rest(Duration.toMillis(requested.after ?? uncountedDelay))
+    this.pause(requested)
     if (requested?.countsAttempt === false && attempt.uncounted < this.retry.uncounted) {
       return Effect.sync(() => this.postponed(attempt, cause, requested.after ?? uncountedDelay))
     }
@@ -160,6 +162,10 @@ export class Outcomes {
       this.finish(attempt, { _tag: "Retry", after: decision.delay })
       return Effect.void
     })
+  }
+
+  private pause(requested: Settlement.Retry | undefined): void {
+    if (requested?.pausesPipeline) this.around.rest(Duration.toMillis(requested.after ?? uncountedDelay))
   }
 
   /** The message stays here: nothing is said to the broker, which would count. */
@@ -189,13 +195,13 @@ export class Outcomes {
   private deadLetter(
     attempt: Attempt,
     cause: Cause.Cause<unknown>,
-    reason: DeadLetter.Reason,
+    reason: DeadLetter.DeadLetterReason,
     attempts = attempt.delivery.attempt
   ): Effect.Effect<void> {
     const { deadLetters } = this.around
     const { delivery } = attempt
     const end = (kind: "DeadLettered" | "Discarded") => {
-      this.report(attempt, { _tag: kind, cause, reason })
+      this.report(attempt, { _tag: kind, cause, reason, attempts })
       this.finish(attempt, { _tag: "Terminate", reason })
     }
     if (deadLetters === undefined) return Effect.sync(() => end("Discarded"))
@@ -291,6 +297,7 @@ export class Outcomes {
         case "Retry":
         case "Terminate": {
           const cause = Cause.fail(new Settlement.SettlementRequested({ settlement }))
+          this.pause(retryRequested(cause))
           this.byHand.set(attempt, undefined)
           return Effect.onExit(
             Effect.flatMap(this.decision(attempt, cause), (decision) => {
@@ -307,14 +314,14 @@ export class Outcomes {
   private deadLetterByHand(
     attempt: Attempt,
     cause: Cause.Cause<unknown>,
-    reason: DeadLetter.Reason
+    reason: DeadLetter.DeadLetterReason
   ): Effect.Effect<boolean, Settlement.SettleError> {
     const { delivery } = attempt
     const written = this.around.deadLetters?.write(delivery, cause, reason, delivery.attempt) ?? Effect.void
     return Effect.mapError(written, (cause) => new Settlement.SettleError({ id: delivery.id, cause })).pipe(
       Effect.andThen(Effect.suspend(() => {
         const kind = this.around.deadLetters === undefined ? "Discarded" : "DeadLettered"
-        this.report(attempt, { _tag: kind, cause, reason })
+        this.report(attempt, { _tag: kind, cause, reason, attempts: delivery.attempt })
         return this.tell(attempt, { _tag: "Terminate", reason })
       }))
     )
@@ -408,7 +415,9 @@ export class Outcomes {
       const isGone = this.around.program.policies.ackPolicy === "on-receive"
       this.report(
         attempt,
-        isGone ? { _tag: "Discarded", cause, reason: "exhausted" } : { _tag: "FailedAfterSettle", cause }
+        isGone
+          ? { _tag: "Discarded", cause, reason: "exhausted", attempts: attempt.delivery.attempt }
+          : { _tag: "FailedAfterSettle", cause }
       )
       return this.leave(attempt)
     }
@@ -427,6 +436,41 @@ export class Outcomes {
     this.awaited.delete(attempt)
     this.leave(attempt)
   }
+
+  /** The broker stores the message no longer: its retry or release came to nothing. */
+  vanished(attempt: Attempt): void {
+    const { deadLetters, program, run } = this.around
+    const { delivery } = attempt
+    const cause = attempt.failure ?? Cause.die(new Error(vanishedText))
+    const end = (kind: "DeadLettered" | "Discarded") => {
+      attempt.hasOutcome = false
+      this.report(attempt, { _tag: kind, cause, reason: "vanished", attempts: delivery.attempt })
+    }
+    attempt.hasOutcome = false
+    this.report(attempt, { _tag: "Vanished" })
+    if (deadLetters === undefined) return end("Discarded")
+    const writing = run(Effect.matchCauseEffect(deadLetters.write(delivery, cause, "vanished", delivery.attempt), {
+      onSuccess: () => Effect.sync(() => end("DeadLettered")),
+      onFailure: (refusal) =>
+        Effect.andThen(
+          Effect.exit(Effect.logError(
+            `${program.name}: the broker refused the dead letter of message ${delivery.id}, which it stores no longer; the message is discarded`,
+            refusal
+          )),
+          Effect.sync(() => end("Discarded"))
+        )
+    }))
+    this.writing.add(writing)
+    writing.addObserver(() => this.writing.delete(writing))
+  }
+
+  /** Dead letters of messages that have vanished. */
+  private readonly writing = new Set<Fiber.Fiber<void>>()
+
+  /** Resolves when they are written. */
+  readonly awaitWriting: Effect.Effect<void> = Effect.suspend(() =>
+    Effect.forEach([...this.writing], (fiber) => Fiber.await(fiber), { discard: true })
+  )
 
   /** The drain's deadline has passed. */
   interrupt(): void {
@@ -506,9 +550,12 @@ const countOf = {
   Discarded: "discarded",
   Released: "released",
   FailedAfterSettle: "failedAfterSettle",
-  Lost: "lost"
+  Lost: "lost",
+  Vanished: "vanished"
 } as const satisfies { readonly [K in Telemetry.OutcomeKind["_tag"]]: keyof Counts }
 
 const crashedText = "every allowed attempt ended without a settlement: its process may have crashed because of it"
+
+const vanishedText = "the broker deleted the message before it was settled: by a bound, an operator or eviction"
 
 const spentText = "the last allowed attempt failed in another process, which could not write the dead letter"

@@ -69,9 +69,9 @@ export class OutcomeLog {
     const { delivery } = outcome
     switch (outcome._tag) {
       case "DeadLettered":
-        return this.unhandled("dead-lettered", `dead-lettered to ${deadLetter}`, outcome, outcome.reason, now)
+        return this.unhandled("dead-lettered", `dead-lettered to ${deadLetter}`, outcome, now)
       case "Discarded":
-        return this.unhandled("discarded", "discarded", outcome, outcome.reason, now)
+        return this.unhandled("discarded", "discarded", outcome, now)
       case "FailedAfterSettle":
         return this.failed(
           "failed after they were settled",
@@ -153,19 +153,22 @@ export class OutcomeLog {
   private unhandled(
     kind: Kind,
     what: string,
-    { cause, delivery }: Telemetry.Outcome & { readonly cause: Cause.Cause<unknown> },
-    reason: string,
+    { attempts, cause, delivery, reason }: Extract<Telemetry.Outcome, { readonly attempts: number }>,
     now: number
   ): void {
-    const times = delivery.attempt === 1 ? "1 attempt" : `${delivery.attempt} attempts`
-    const after = reason === "undecodable" ? "it cannot be decoded" : `after ${times}, ${reason}`
+    const times = attempts === 1 ? "1 attempt" : `${attempts} attempts`
+    const after = reason === "undecodable"
+      ? "it cannot be decoded"
+      : reason === "vanished"
+      ? `after ${times}, the broker stores it no longer`
+      : `after ${times}, ${reason}`
     this.failed(
       kind,
       delivery,
       cause,
       now,
       (error) => `${this.options.pipeline}: message ${delivery.id} is ${what} (${after}): ${error}`,
-      { reason }
+      { reason, attempts }
     )
   }
 

@@ -26,6 +26,8 @@ export class Ownership {
   }
   /** How long a confirmation of ownership is good, in milliseconds. */
   readonly goodFor: number
+  /** Milliseconds. */
+  private readonly lease: number
   private readonly pauses: PauseDetector
   private confirmedAt: Instant
   /** Confirmations of requests that were sent before this moment are worth nothing. Monotonic milliseconds. */
@@ -36,7 +38,8 @@ export class Ownership {
   constructor(options: Ownership["options"]) {
     this.options = options
     const { clock, subscription } = options
-    this.goodFor = subscription.lease === undefined ? Infinity : Duration.toMillis(subscription.lease) * 2 / 3
+    this.lease = subscription.lease === undefined ? Infinity : Duration.toMillis(subscription.lease)
+    this.goodFor = this.lease * 2 / 3
     this.pauses = new PauseDetector(clock, this.goodFor)
     this.confirmedAt = instant(clock)
   }
@@ -78,6 +81,7 @@ export class Ownership {
     if (!Arr.isArrayNonEmpty(deliveries)) return Effect.void
     const askedAt = instant(clock)
     return Effect.suspend(() => subscription.extend(deliveries)).pipe(
+      Effect.timeout(this.lease),
       Effect.map((lost) => {
         for (const delivery of lost) {
           // Settled while the request was on its way, it is no longer ours because it is done.
@@ -94,11 +98,10 @@ export class Ownership {
     )
   })
 
-  /** Extends for as long as it runs. */
-  readonly heartbeat: Effect.Effect<void> = Effect.suspend(() => {
-    const { lease } = this.options.subscription
-    return lease === undefined
+  /** Extends for as long as it runs; an extension without an answer does not delay the next one. */
+  readonly heartbeat: Effect.Effect<void> = Effect.suspend(() =>
+    this.lease === Infinity
       ? Effect.void
-      : Effect.forever(Effect.delay(this.extend, Duration.millis(Duration.toMillis(lease) / 3)))
-  })
+      : Effect.forever(Effect.delay(Effect.forkChild(this.extend, { startImmediately: true }), this.lease / 3))
+  )
 }

@@ -6,8 +6,6 @@ interface Entry {
   /** Monotonic milliseconds. */
   readonly due: number
   readonly onGone: (() => void) | undefined
-  /** The attempt that requested it. */
-  readonly attempt: object
   /** How many more times it may be missed: see {@link RetryWatch}. */
   left: number
 }
@@ -51,19 +49,10 @@ export class RetryWatch {
     return this.dueNow.size
   }
 
-  has(id: string): boolean {
-    return this.entries.has(id)
-  }
-
-  /** Whether the retry that is waited for is the one that this attempt requested, and not a later one. */
-  isOf(id: string, attempt: object): boolean {
-    return this.entries.get(id)?.attempt === attempt
-  }
-
   /** `onGone` is called when the retry is given up. */
-  add(id: string, delay: number, attempt: object, onGone: (() => void) | undefined): void {
+  add(id: string, delay: number, onGone: (() => void) | undefined): void {
     this.seen(id)
-    const entry: Entry = { id, due: this.options.now() + delay, attempt, onGone, left: steps }
+    const entry: Entry = { id, due: this.options.now() + delay, onGone, left: steps }
     this.entries.set(id, entry)
     // A new retry is nearly always the last one to be due.
     const at = this.upcoming.findIndex((other) => other.due <= entry.due)
@@ -74,12 +63,19 @@ export class RetryWatch {
     }
   }
 
-  /** It has come back: `false` when it was not waited for. */
-  seen(id: string): boolean {
+  /** It has come back, if it was waited for. */
+  seen(id: string): void {
     const entry = this.entries.get(id)
-    if (entry === undefined) return false
+    if (entry !== undefined) this.remove(entry)
+  }
+
+  /** It cannot come back any more. */
+  gaveUp(id: string): void {
+    const entry = this.entries.get(id)
+    if (entry === undefined) return
     this.remove(entry)
-    return true
+    entry.onGone?.()
+    this.options.onChange()
   }
 
   private remove(entry: Entry): void {

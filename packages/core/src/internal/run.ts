@@ -167,7 +167,11 @@ export class Run {
       clock,
       buffer: this.intake.buffer,
       scheduler,
-      gates: { isShut: (now) => this.isShut(now), admits: (attempt) => this.admits(attempt) },
+      gates: {
+        isResting: () => !this.isDraining && this.isResting,
+        isShut: (now) => this.isShut(now),
+        admits: (attempt) => this.admits(attempt)
+      },
       takePermit: () => this.permits.take(),
       begin: (attempt) => this.begin(attempt),
       onBegun: () => this.demandChanged(),
@@ -310,7 +314,7 @@ export class Run {
   private demand(): Demand | undefined {
     const { holdings } = this
     this.refillAt = refillAt(holdings)
-    return this.isDraining || this.now() < this.restUntil ? undefined : demandOf(holdings)
+    return this.isDraining || this.isResting ? undefined : demandOf(holdings)
   }
 
   private demandChanged(): void {
@@ -355,10 +359,15 @@ export class Run {
   /** Nothing begins and nothing is asked for until then. Monotonic milliseconds. */
   private restUntil = -Infinity
 
+  private get isResting(): boolean {
+    return this.restUntil !== -Infinity && this.now() < this.restUntil
+  }
+
   private rest(millis: number): void {
     const until = this.now() + millis
     if (until <= this.restUntil) return
     this.restUntil = until
+    this.reader.withdraw(() => {})
     this.cancelPause?.()
     this.cancelPause = this.after(millis + 1, () => {
       this.dispatcher.pump()
@@ -400,9 +409,9 @@ export class Run {
 
   // --- beginning
 
-  /** Nothing may begin while the pipeline drains, or while it is not sure that it owns what is buffered. */
+  /** No buffered message may begin while the pipeline drains, or while it is not sure that it owns it. */
   private isShut(now: number): boolean {
-    if (this.isDraining || this.now() < this.restUntil) return true
+    if (this.isDraining) return true
     if (this.ownership.isSure(now)) return false
     if (!this.isVerifying) {
       this.isVerifying = true
@@ -467,7 +476,7 @@ export class Run {
       const { id } = attempt.delivery
       const delay = settlement.after === undefined ? 0 : Duration.toMillis(settlement.after)
       const { keys } = this.intake
-      this.retries.add(id, delay, attempt, keys === undefined ? undefined : () => keys.gaveUp(id))
+      this.retries.add(id, delay, keys === undefined ? undefined : () => keys.gaveUp(id))
       // Now: settled by hand, the message may come back before its handler has ended.
       keys?.retried(attempt)
     }
@@ -484,13 +493,28 @@ export class Run {
 
   /** The broker has answered. */
   private settled(attempt: Attempt, owned: boolean): void {
-    if (!owned) this.lost(attempt)
+    if (!owned) {
+      if (attempt.delivery.vanished === true && !attempt.isLost && isMeantToReturn(attempt)) {
+        this.retries.gaveUp(attempt.delivery.id)
+        this.outcomes.vanished(attempt)
+      } else {
+        this.lost(attempt)
+      }
+    }
     attempt.onSettled?.(owned)
   }
 
-  /** Handled, for the user to settle: its permit and its key are free. */
+  /** The broker deleted messages that no attempt here stands for. */
+  vanished(ids: ReadonlyArray<string>): void {
+    for (const id of ids) this.retries.gaveUp(id)
+    this.outcomes.counts.vanished += ids.length
+    this.sight.vanished(ids.length)
+  }
+
+  /** Handled, for the user to settle: its permit and its key are free, and it need not be alone any more. */
   private awaiting(attempt: Attempt): void {
     attempt.releasePermit()
+    this.leftIsolation(attempt)
     this.intake.keys?.left(attempt)
     attempt.key = undefined
     this.progressed()
@@ -513,7 +537,8 @@ export class Run {
       this.idle.clear()
       for (const wake of waiters) wake()
     }
-    if (this.dispatcher.hasWork) this.dispatcher.pump()
+    // A permit that became free has pumped already.
+    if (this.dispatcher.hasWork && !this.permits.isWaiting) this.dispatcher.pump()
     else this.demandChanged()
   }
 
@@ -566,6 +591,15 @@ export class Run {
     for (const batcher of this.batchers) batcher.flushAll()
   }
 
+  /** Releases messages whose batch may not begin before the rest ends. */
+  releaseResting(): void {
+    if (!this.isResting) return
+    for (const attempt of this.handler.waiting.all()) {
+      // Without a permit it waits in a batch that has not begun.
+      if (attempt.permit === undefined) this.handler.interrupt(attempt, new Error("the pipeline is stopping"))
+    }
+  }
+
   /** Resolves when no handler runs. */
   readonly awaitHandlers: Effect.Effect<void> = Effect.callback<void>((resume) => {
     if (this.begun === 0) return resume(Effect.void)
@@ -593,6 +627,10 @@ export class Run {
     this.settler.close()
   }
 }
+
+/** Its settlement asked for another delivery. */
+const isMeantToReturn = ({ settlement }: Attempt): boolean =>
+  settlement._tag === "Retry" || settlement._tag === "Release"
 
 /** How long a key waits for a retry that is due, where ownership does not end. Milliseconds. */
 const giveUpWithoutLease = 30_000

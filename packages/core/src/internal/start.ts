@@ -36,6 +36,7 @@ export const start = Effect.fnUntraced(function*(
   const { concurrency, key, settings } = policies
   const limit = isLimit(concurrency) ? concurrency.ceiling : concurrency
   const deadLetter = deadLetterTopic(program)
+  let started: Run | undefined
   const subscription = yield* quiet(transport.subscribe({
     topic: source.topic.name,
     group: source.group,
@@ -46,6 +47,7 @@ export const start = Effect.fnUntraced(function*(
     ordered: key !== undefined,
     timeout: timeoutOf(program),
     deadLetter,
+    onVanished: (ids) => started?.vanished(ids),
     settings
   }))
   // After the source: a source that cannot be must not leave topics behind.
@@ -55,7 +57,7 @@ export const start = Effect.fnUntraced(function*(
   // A message is not part of the span that its pipeline happened to be started in.
   const context = Context.omit(Tracer.ParentSpan)(yield* Effect.context<never>())
   const clock = Context.get(context, Clock.Clock)
-  const run = new Run(program, transport, subscription, context)
+  const run = started = new Run(program, transport, subscription, context)
   const heartbeat = run.run(run.ownership.heartbeat)
 
   let state: Extract<Health["state"], "paused" | "draining" | "stopped"> | undefined

@@ -13,6 +13,8 @@ export interface InboxOptions {
   /** As in `Transport.SubscribeOptions`. */
   readonly isolateFrom: number
   readonly ordered: boolean
+  /** Messages of the group that were delivered and not settled when the subscription began. */
+  readonly pending: number
   /** The connection was lost not long ago: the server may have sent deliveries that did not arrive. */
   readonly isInterrupted: () => boolean
   readonly extend: Owner["extend"]
@@ -36,6 +38,13 @@ interface OwnRetry {
 
 /** The server's clock for a retry starts when its request arrives, and its timers run a little late. Milliseconds. */
 const dueMargin = 25
+
+/**
+ * An ordered subscription begins with at most so many messages that were delivered before, and bytes of their bodies: the
+ * order of those beyond is the one in which the server has them.
+ */
+const maxInherited = 20_000
+const maxInheritedBytes = 64 * 1024 * 1024
 
 /** Suspects that are kept here until the engine wants one; more are given back. */
 const maxIsolated = 64
@@ -67,21 +76,50 @@ export class Inbox implements Owner {
   /** By sequence. */
   private readonly retries = new Map<string, OwnRetry>()
   private isClosed = false
+  /**
+   * Messages that the process before has released are on their way: the server has them in the order of their releases,
+   * before everything that was not delivered yet. None is given until all are here, and sorted.
+   */
+  private gathering: boolean
+  /** Messages of `pending` that have arrived: those at the head of the queue do not count against the demand. */
+  private inherited = 0
 
   constructor(options: InboxOptions) {
     this.options = options
+    this.gathering = options.ordered && options.pending > 0
   }
 
-  /** Arrived, not given, and counted against the demand. Isolated suspects have a bound of their own. */
+  /** Arrived and not given; without isolated suspects, which have a bound of their own. */
   get size(): number {
     let size = this.queue.length + this.copies.size
     for (const waiting of this.unread) size += waiting.length
     return size
   }
 
+  /** Arrived, not given, and counted against the demand. */
+  get counted(): number {
+    return this.gathering ? 0 : Math.max(0, this.size - this.inherited)
+  }
+
   /** Arrived and not settled. */
   get owned(): number {
     return this.size + this.given.length - this.free.length
+  }
+
+  get isGathering(): boolean {
+    return this.gathering
+  }
+
+  /** How many messages that were delivered before have still to come; `undefined` while arrivals are looked up. */
+  get missing(): number | undefined {
+    return this.reading === undefined ? Math.min(maxInherited, this.options.pending) - this.inherited : undefined
+  }
+
+  /** The messages that the process before has released are here, or cannot all come. */
+  gathered(): void {
+    if (!this.gathering) return
+    this.gathering = false
+    this.queue.sort((one, other) => Number(one.sequence) - Number(other.sequence))
   }
 
   /** Bodies of what has arrived and is not given, in bytes. */
@@ -133,6 +171,7 @@ export class Inbox implements Owner {
   /** Takes out what the demand allows. Isolated suspects come first: they were delivered before. */
   give(demand: Demand): Array<JetStreamDelivery> {
     this.dropExpired()
+    if (this.gathering) return []
     let given = this.isolated.splice(0, Math.min(demand.suspects, demand.total))
     // The server chooses what it sends: for a due retry, another message may have come.
     let fresh = demand.fresh >= demand.total ? Infinity : demand.fresh + this.due
@@ -155,6 +194,7 @@ export class Inbox implements Owner {
       }
       this.queue = rest
     }
+    this.inherited = Math.max(0, this.inherited - given.length)
     for (const delivery of given) {
       delivery.slot = this.free.pop() ?? this.given.length
       this.given[delivery.slot] = delivery
@@ -164,7 +204,10 @@ export class Inbox implements Owner {
 
   /** Takes out what is buffered beyond `most`, or everything, to be released. */
   takeOut(most: number, everything: boolean): Array<JetStreamDelivery> {
-    return everything ? [...this.queue.splice(0), ...this.isolated.splice(0)] : this.queue.splice(most)
+    this.gathered()
+    if (!everything) return this.queue.splice(this.inherited + most)
+    this.inherited = 0
+    return [...this.queue.splice(0), ...this.isolated.splice(0)]
   }
 
   /** Whether a later delivery of the same message has arrived. */
@@ -215,6 +258,14 @@ export class Inbox implements Owner {
     let due = 0
     for (const retry of this.retries.values()) if (retry.due <= time && time < retry.due + this.options.lease) due++
     return due
+  }
+
+  /** Sequences of retries of this process that are due, and of messages that were delivered at least so often. */
+  overdue(delivered: number): ReadonlyArray<string> {
+    const time = this.options.now()
+    return [...this.retries].flatMap(([sequence, retry]) =>
+      retry.due <= time && retry.delivered >= delivered ? [sequence] : []
+    )
   }
 
   /** Milliseconds until the next retry of this process is due; `Infinity` when none waits. */
@@ -276,6 +327,8 @@ export class Inbox implements Owner {
     this.late.clear()
     this.retries.clear()
     this.highest = 0
+    this.gathering = false
+    this.inherited = 0
   }
 
   /** Gives nothing more; resolves with what is left once the ledger has been read for the last of it. */
@@ -328,12 +381,17 @@ export class Inbox implements Owner {
   /** Buffers deliveries in their order. */
   admit(chunk: ReadonlyArray<JetStreamDelivery>): void {
     for (const delivery of chunk) {
+      if (this.gathering && delivery.redelivered) this.inherited++
       if (!delivery.suspect || delivery.attempt < this.options.isolateFrom) this.queue.push(delivery)
       else if (this.isolated.length < maxIsolated) {
         this.isolated.push(delivery)
         this.options.ledger.arrived(delivery)
       } else this.options.postpone(delivery)
     }
+    // Everything that was released comes before the first message that was never delivered.
+    const isComplete = chunk.some(({ redelivered }) => !redelivered) || this.missing === 0 ||
+      this.bytes > maxInheritedBytes
+    if (this.gathering && isComplete) this.gathered()
     if (!this.isClosed) this.options.onReady()
   }
 
@@ -345,7 +403,10 @@ export class Inbox implements Owner {
     // This process stood still: a peer may own what came before.
     const time = this.options.now()
     const isOurs = (delivery: JetStreamDelivery) => delivery.heldUntil > time
-    if (this.queue.length > 0 && !isOurs(this.queue[0]!)) this.queue = this.queue.filter(isOurs)
+    if (this.queue.length > 0 && !isOurs(this.queue[0]!)) {
+      this.queue = this.queue.filter(isOurs)
+      this.inherited = Math.min(this.inherited, this.queue.length)
+    }
     if (this.isolated.length > 0 && !isOurs(this.isolated[0]!)) this.isolated = this.isolated.filter(isOurs)
   }
 }

@@ -166,13 +166,29 @@ export const settling = (options: SettlingOptions) => {
     // A released message that is delayed would come behind unread ones.
     if (ordered && delay > 0 && last === undefined) {
       holding = setTimeout(writeReleases, delay)
-      return
+      return undefined
     }
     const payload = delay > 0 ? nak(delay) : releaseNow
     const all = [...held, ...last ?? []].sort((one, other) => Number(one.sequence) - Number(other.sequence))
     held = []
-    if (connection.state() === "connected") { for (const delivery of all) write(delivery, payload) }
+    if (connection.state() !== "connected") return undefined
+    const final = last === undefined ? undefined : all.pop()
+    for (const delivery of all) write(delivery, payload)
+    return final === undefined ? undefined : { reply: final.reply, payload }
   }
+
+  /**
+   * Writes the last releases. The server answers a flush before it has taken up settlements that were written before that;
+   * once it has answered the last release, the next process finds all of them in their order.
+   */
+  const confirmReleases = (last: ReadonlyArray<Addressed>) =>
+    Effect.suspend(() => {
+      const final = writeReleases(last)
+      return final === undefined
+        ? connection.flush
+        : connection.call("releasing", () =>
+          connection.nc.request(final.reply, final.payload, { timeout: confirmTimeout }))
+    })
 
   const lose = (deliveries: ReadonlyArray<Transport.Delivery>) => {
     for (const delivery of deliveries) if (delivery instanceof JetStreamDelivery) delivery.ended("lost")
@@ -242,8 +258,7 @@ export const settling = (options: SettlingOptions) => {
         const time = now()
         return release(deliveries.filter((delivery) => isOurs(delivery, time))).pipe(
           Effect.andThen(retries.length === 0 ? Effect.void : Effect.promise(() => ledger.handedOver(retries))),
-          Effect.andThen(Effect.sync(() => writeReleases(retries))),
-          Effect.andThen(connection.flush)
+          Effect.andThen(confirmReleases(retries))
         )
       })
   }

@@ -15,13 +15,16 @@ import { ConsumerWatch } from "./consumerWatch.ts"
 import type { JetStreamDelivery } from "./delivery.ts"
 import { Condition } from "./health.ts"
 import { Inbox } from "./inbox.ts"
+import { isUnbounded } from "./keeping.ts"
 import type { AttemptLedger } from "./ledger.ts"
+import { idOf } from "./life.ts"
 import * as names from "./names.ts"
 import { PullLoop, type Trouble } from "./pullLoop.ts"
 import { untilHealed, whenReady } from "./recovery.ts"
 import * as settings from "./settings.ts"
 import { settling } from "./settling.ts"
-import { type Declaring, ensureStream, isUnbounded, type StreamSpec } from "./streams.ts"
+import { type Declaring, ensureStream, type StreamSpec, warnOfMirror } from "./streams.ts"
+import type { Targets } from "./targets.ts"
 
 type TransportFailure = TransportError.TransportError
 
@@ -35,6 +38,7 @@ export const subscribe = Effect.fnUntraced(function*(
   connection: Connection,
   declaring: Declaring,
   ledger: AttemptLedger,
+  targets: Targets,
   options: Transport.SubscribeOptions
 ): Effect.fn.Return<Transport.Subscription, TransportFailure, Scope.Scope> {
   const badName = names.validateTopic(options.topic) ?? names.validateGroup(options.group)
@@ -54,7 +58,9 @@ export const subscribe = Effect.fnUntraced(function*(
     // A stream that is read by its name is read whole.
     subjects: given ?? (streamName === undefined ? [options.topic] : []),
     startFrom: Context.get(options.settings, settings.Start) ?? options.startFrom,
-    ackWait: ackWaitGiven === undefined ? undefined : Duration.toMillis(Duration.fromInputUnsafe(ackWaitGiven)),
+    ackWait: ackWaitGiven === undefined
+      ? undefined
+      : Duration.toMillis(Duration.fromInputUnsafe(ackWaitGiven as Duration.Input)),
     maxOwned: options.maxOwned
   }
   const badFilter = asked.subjects.map((subject) => names.validateFilter(subject)).find((error) => error !== undefined)
@@ -82,6 +88,7 @@ export const subscribe = Effect.fnUntraced(function*(
   )
   const spec: ConsumerSpec = { ...asked, name: consumer.name }
   yield* ledger.serve(stream.config)
+  if (given !== undefined) yield* warnOfMirror(connection, topicSpec, stream)
   if (isUnbounded(stream.config)) {
     yield* Effect.logInfo(
       `stream ${stream.config.name} never removes a message: bound it with maxAge, maxMessages or maxBytes, or use retention "until-acked"`
@@ -115,6 +122,8 @@ export const subscribe = Effect.fnUntraced(function*(
   /** Something arrived since the last look at the consumer. */
   let active = false
   let dueTimer: NodeJS.Timeout | undefined
+  /** The first request of `gather` was sent. */
+  let gathered = false
   /** Of recent messages, in bytes. */
   let averageSize = 0
 
@@ -128,12 +137,16 @@ export const subscribe = Effect.fnUntraced(function*(
     if (Number.isFinite(nextDue)) dueTimer = setTimeout(wake, nextDue)
     return Math.min(wanted.total, wanted.fresh + due)
   }
-  const isTooMuch = () => inbox.size > wanted.total || loop.asked > 0 && inbox.size + loop.asked > wanted.total
+  const isTooMuch = () => {
+    const { counted } = inbox
+    return counted > wanted.total || loop.asked > 0 && !inbox.isGathering && counted + loop.asked > wanted.total
+  }
   const ask = () => {
     if (closed || healing || !loop.open) return
     if (withdrawn || isTooMuch()) return retire()
     if (waiter === undefined) return
     loop.stay()
+    if (inbox.isGathering) return gather()
     const most = credit()
     const open = inbox.size + loop.asked
     // Small requests cost as much as large ones: while some are open, wait for a quarter to be missing.
@@ -142,6 +155,13 @@ export const subscribe = Effect.fnUntraced(function*(
     if (wanted.bytes === Infinity) return loop.ask(missing)
     const bytes = wanted.bytes - inbox.bytes - loop.asked * averageSize
     if (bytes > 0 || open === 0) loop.ask(missing, bytes)
+  }
+  /** Asks for what the process before has released. The first request is not larger than the demand: peers may own it all. */
+  const gather = () => {
+    const { missing } = inbox
+    if (missing === undefined || loop.asked > 0) return
+    loop.ask(Math.min(missing, gathered ? maxGather : wanted.total))
+    gathered = true
   }
   /** Ends requests that are open beyond what is wanted, and releases deliveries beyond it. */
   const retire = () => {
@@ -193,6 +213,12 @@ export const subscribe = Effect.fnUntraced(function*(
     resume?.(Exit.fail(failure))
   }
 
+  const endGathering = () => {
+    if (!inbox.isGathering) return
+    inbox.gathered()
+    wake()
+  }
+
   const pull = (demand: Transport.Demand) =>
     Effect.callback<Arr.NonEmptyReadonlyArray<JetStreamDelivery>, TransportFailure>((resume) => {
       if (failure !== undefined) return resume(Exit.fail(failure))
@@ -214,6 +240,7 @@ export const subscribe = Effect.fnUntraced(function*(
 
   const withdraw = Effect.callback<void>((resume) => {
     withdrawn = true
+    inbox.gathered()
     wanted = nothing
     clearTimeout(dueTimer)
     if (closed || healing || !loop.open || connection.state() !== "connected") {
@@ -257,6 +284,7 @@ export const subscribe = Effect.fnUntraced(function*(
   const heal = (trouble: Trouble) => {
     if (healing || closed || failure !== undefined) return
     healing = true
+    inbox.gathered()
     troubles++
     if (trouble._tag === "refused" && troubles === impairedAfter) {
       condition.impair("requests", `consumer ${consumer.name} refuses requests: ${trouble.detail}`)
@@ -285,12 +313,17 @@ export const subscribe = Effect.fnUntraced(function*(
     connection,
     clock,
     subject: `${connection.apiPrefix}.CONSUMER.MSG.NEXT.${consumer.stream_name}.${consumer.name}`,
+    infoSubject: `${connection.apiPrefix}.CONSUMER.INFO.${consumer.stream_name}.${consumer.name}`,
     life: () => life,
     maxBatch: consumer.config.max_batch ?? Infinity,
     maxBytes: consumer.config.max_bytes ?? Infinity,
     expires: Math.min(requestExpires, (consumer.config.max_expires ?? Infinity) / 1e6),
     onChunk(chunk) {
-      if (chunk.length === 0) return ask()
+      if (chunk.length === 0) {
+        // Nothing that was released is left.
+        if (loop.asked === 0 && gathered) endGathering()
+        return ask()
+      }
       active = true
       troubles = 0
       condition.clear("requests")
@@ -306,6 +339,7 @@ export const subscribe = Effect.fnUntraced(function*(
   const stopListening = connection.listen({
     lost() {
       interruptedUntil = Infinity
+      inbox.gathered()
       loop.abandon()
       withdrawalEnded()
       if (connection.state() === "closed") {
@@ -350,6 +384,7 @@ export const subscribe = Effect.fnUntraced(function*(
     lease,
     isolateFrom: options.isolateFrom,
     ordered: options.ordered === true,
+    pending: consumer.num_ack_pending,
     isInterrupted: () => now() < interruptedUntil,
     acknowledge: settle.acknowledge,
     extend: (delivery) => Effect.map(settle.extend([delivery]), (lost) => lost.length === 0),
@@ -361,10 +396,18 @@ export const subscribe = Effect.fnUntraced(function*(
     if (!Arr.isReadonlyArrayNonEmpty(kept)) return
     runFork(Effect.ignore(Effect.map(settle.extend(kept), (lost) => inbox.forget(lost))))
   }, ackWait / 3)
-  const watch = new ConsumerWatch({ connection, declaring, consumer, spec, stream, condition })
+  const watch = new ConsumerWatch({
+    connection,
+    declaring,
+    consumer,
+    spec,
+    stream,
+    condition,
+    overdue: (delivered) => inbox.overdue(delivered).map((sequence) => idOf(life, sequence))
+  })
   const watching = setInterval(() => {
     if (!active || closed || healing) return
-    active = inbox.owned > 0
+    active = inbox.owned > 0 || Number.isFinite(inbox.nextDue)
     runFork(Effect.ignore(Effect.map(watch.look, (info) => info === undefined ? undefined : remember(info))))
   }, watchEvery)
 
@@ -410,6 +453,9 @@ export const subscribe = Effect.fnUntraced(function*(
       if (healing && troubles < impairedAfter) {
         return Effect.succeed(condition.reconnecting("what the pipeline reads is being created again"))
       }
+      const refusal = deadLetter === undefined ? undefined : targets.refusal(deadLetter)
+      if (refusal === undefined) condition.clear("deadLetter")
+      else condition.impair("deadLetter", `dead letters are not stored: ${refusal}`)
       return Effect.match(Effect.timeout(connection.flush, answersWithin), {
         onFailure: () => condition.reconnecting("the server does not answer"),
         onSuccess: () => condition.connected()
@@ -428,6 +474,9 @@ const nothing: Transport.Demand = { total: 0, fresh: 0, suspects: 0, bytes: 0 }
 
 /** Milliseconds for which arrivals are kept for a pull after the demand was withdrawn. */
 const keepAfterWithdrawal = 1000
+
+/** The most messages that one request of `gather` asks for. */
+const maxGather = 512
 
 /** How often the consumer is compared with what was declared, while messages flow. Milliseconds. */
 const watchEvery = 3000

@@ -1,7 +1,7 @@
 import type * as Codec from "@millrace/core/Codec"
 import type * as Message from "@millrace/core/Message"
-import { keyOf } from "@millrace/core/Publisher"
 import type { Delivery, Outgoing } from "@millrace/core/Transport"
+import { keyOf } from "@millrace/core/TransportAuthor"
 import type { Argument } from "./command.ts"
 
 /** `id` and the flat list of field names and values, as the server sends them. */
@@ -151,6 +151,10 @@ export class RedisDelivery implements Delivery {
     return delivery.#state
   }
 
+  get vanished(): boolean {
+    return this.#state.isGone
+  }
+
   get fields(): ReadonlyMap<string, Uint8Array> {
     if (this.raw === undefined) {
       return new Map([["body", this.body], ["content-type", Buffer.from(this.headers["content-type"] ?? "")]])
@@ -204,7 +208,7 @@ export interface DeliveryState {
   isSuperseded: boolean
   /** Its attempt is being counted: which count the server holds is not known, and counting renews the lease. */
   isBeginning: boolean
-  /** The entry is not in the stream any more. */
+  /** The entry was deleted from the stream, and no other consumer has it. */
   isGone: boolean
   /** When it was first seen to be neither settled nor extended; 0: never. */
   unsettledAt: number
@@ -259,10 +263,9 @@ const isReserved = (name: string) => name === "content-type" || name === "tracep
 const bytes = (value: Uint8Array): Buffer =>
   Buffer.isBuffer(value) ? value : Buffer.from(value.buffer, value.byteOffset, value.byteLength)
 
-/** The fields of an entry: the codec's own, or `body`, and each header beside them. */
-export const fieldsOf = (message: Outgoing): Array<Argument> => {
+/** Adds the fields of an entry to `args`: the codec's own, or `body`, and each header beside them. */
+export const appendFields = (args: Array<Argument>, message: Outgoing): Array<Argument> => {
   const { body, fields, headers } = message
-  const args: Array<Argument> = []
   if (fields === undefined) args.push("body", bytes(body))
   else if (fields instanceof RawFields) {
     const { raw } = fields.without((name) => isReserved(name) && name in headers)
@@ -277,4 +280,23 @@ export const fieldsOf = (message: Outgoing): Array<Argument> => {
     if (fields === undefined || isReserved(name) || !fields.has(name)) args.push(name, headers[name]!)
   }
   return args
+}
+
+/** How many fields the entry has. */
+export const fieldCount = ({ fields, headers }: Outgoing): number => {
+  let count = fields === undefined ? 1 : fields instanceof RawFields ? fields.raw.length / 2 : fields.size
+  for (const _ in headers) count++
+  return count
+}
+
+/** In bytes, the largest field: a server bounds each argument of a command. */
+export const largestField = ({ body, fields, headers }: Outgoing): number => {
+  let largest = body.byteLength
+  if (fields !== undefined) {
+    largest = 0
+    const raw = fields instanceof RawFields ? fields.raw : fields.values()
+    for (const value of raw) largest = Math.max(largest, value.byteLength)
+  }
+  for (const name in headers) if (headers[name]!.length > largest) largest = Buffer.byteLength(headers[name]!)
+  return largest
 }

@@ -5,8 +5,9 @@ import * as Option from "effect/Option"
 import { Broker } from "../Broker.ts"
 import type { Finding, Given, Level } from "../findings.ts"
 import { Failure, json as print, lines, Output } from "../Output.ts"
+import { noTopic } from "../overview.ts"
 import { connected } from "../target.ts"
-import { clean, type Color, count, paint, wrap } from "../text.ts"
+import { clean, type Color, count, many, paint, wrap } from "../text.ts"
 import * as shared from "./shared.ts"
 
 const levels: ReadonlyArray<Level> = ["error", "warning", "unknown", "ok"]
@@ -35,8 +36,6 @@ const counts = (findings: ReadonlyArray<Finding>): Record<Level, number> => {
   return of
 }
 
-const many = (n: number, what: string): string => `${count(n)} ${n === 1 ? what : `${what}s`}`
-
 interface Options extends Given {
   readonly json: boolean
   readonly verbose: boolean
@@ -44,8 +43,13 @@ interface Options extends Given {
 }
 
 const doctor = Effect.fnUntraced(function*({ failOn, json, verbose, ...given }: Options) {
-  const { examine, server, transport } = yield* Broker
+  const { examine, server, stored, transport } = yield* Broker
   const { hasColor } = yield* Output
+  // A key of another type is a finding.
+  const { topic } = given
+  if (topic !== undefined && (yield* Effect.orElseSucceed(stored(topic), () => "other")) === undefined) {
+    return yield* Effect.fail(noTopic(topic))
+  }
   const found = yield* examine(given)
   const findings = found.toSorted((a, b) => levels.indexOf(a.level) - levels.indexOf(b.level))
   const of = counts(findings)
@@ -70,7 +74,10 @@ export const command = Command.make(
   {
     topic: optional(Flag.String("topic"), "Examine only this topic's stream and groups, beside the server"),
     monitor: optional(
-      Flag.String("monitor").pipe(Flag.withMetavar("URL")),
+      Flag.String("monitor").pipe(
+        Flag.withMetavar("URL"),
+        Flag.filter((url) => /^https?:$/.test(URL.parse(url)?.protocol ?? ""), () => "a URL such as http://host:8222")
+      ),
       "NATS: the server's monitoring, http://host:8222, for what JetStream does not tell"
     ),
     handlerTimeout: optional(

@@ -6,9 +6,9 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { Broker, type Held } from "../Broker.ts"
 import { Failure, json as print, lines, Output } from "../Output.ts"
-import { isDeadLetterTopic, type Overview, overview } from "../overview.ts"
+import { chosen, isDeadLetterTopic, type Overview } from "../overview.ts"
 import { connected } from "../target.ts"
-import { bytes, clean, type Column, count, duration, paint, table, time } from "../text.ts"
+import { bytes, clean, type Column, count, duration, many, paint, quote, table, time } from "../text.ts"
 import * as shared from "./shared.ts"
 
 const maxHeld = 20
@@ -66,8 +66,8 @@ const renderAll = Effect.fnUntraced(function*(all: ReadonlyArray<Overview>) {
       )),
     ...(letters.length === 0 ? [] : [
       "",
-      color("yellow", `${count(letters.reduce((sum, { messages }) => sum + messages, 0))} dead letters`) +
-      `: look with  millrace dead list ${letters.length === 1 ? clean(letters[0]!.topic) : "<topic>"}`
+      color("yellow", many(letters.reduce((sum, { messages }) => sum + messages, 0), "dead letter")) +
+      `: look with  millrace dead list ${letters.length === 1 ? quote(letters[0]!.topic) : "<topic>"}`
     ])
   ]
 })
@@ -100,7 +100,12 @@ const renderGroup = (
           { title: "FOR", align: "right" },
           { title: "ATTEMPT", align: "right" }
         ],
-        held.map(({ attempts, consumer, id, since }) => [`  ${id}`, consumer, duration(now - since), String(attempts)])
+        held.map(({ attempts, consumer, id, since }) => [
+          `  ${id}`,
+          consumer ?? "nobody: released",
+          since === undefined ? "-" : duration(now - since),
+          String(attempts)
+        ])
       )
     ])
   ]
@@ -112,7 +117,7 @@ const renderOne = Effect.fnUntraced(function*(detail: Detail) {
   const color = paint(hasColor)
   const { bounds, first, groups, held, last, messages, topic } = detail
   return [
-    `${color("bold", clean(topic))}   ${count(messages)} messages` +
+    `${color("bold", clean(topic))}   ${many(messages, "message")}` +
     (detail.bytes === undefined ? "" : `, ${bytes(detail.bytes)}`) +
     (first === undefined || last === undefined ? "" : `, ${time(first)} to ${time(last)}`),
     bounds.length === 0 ? "no bound at the server" : bounds.join(", "),
@@ -124,9 +129,7 @@ const renderOne = Effect.fnUntraced(function*(detail: Detail) {
 /** Topics, groups and consumers; of one topic also who holds what. */
 export const inspect = Effect.fnUntraced(function*(topics: ReadonlyArray<string>, json: boolean) {
   const broker = yield* Broker
-  const all = yield* overview(topics)
-  const missing = topics.filter((topic) => !all.some((found) => found.topic === topic))
-  if (missing.length > 0) return yield* Effect.fail(new Failure(`there is no topic ${clean(missing[0]!)}`, 1))
+  const all = yield* chosen(topics)
   if (topics.length === 0) {
     return yield* json
       ? print({ broker: broker.transport.address, server: broker.server, topics: all })
@@ -174,29 +177,34 @@ const failAt = {
 const lag = Effect.fnUntraced(
   function*(topics: ReadonlyArray<string>, json: boolean, maxLag: number, maxAge: number) {
     const now = yield* Clock.currentTimeMillis
-    const all = yield* overview(topics)
+    const all = yield* chosen(topics)
     const groups = all.flatMap(({ groups, topic }) => groups.map((group) => ({ topic, ...group })))
-    const isBehind = ({ lag, oldest }: GroupInfo) =>
-      (lag !== undefined && lag > maxLag) || (oldest !== undefined && now - oldest > maxAge)
+    const isUnknown = ({ lag }: GroupInfo) => lag === undefined && maxLag < Infinity
+    const isBehind = (group: GroupInfo) =>
+      isUnknown(group) || (group.lag !== undefined && group.lag > maxLag) ||
+      (group.oldest !== undefined && now - group.oldest > maxAge)
     if (json) yield* print({ at: now, groups })
     else {
       const { hasColor } = yield* Output
       const color = paint(hasColor)
-      yield* lines(table(
-        columns.filter((_, i) => i !== 1),
-        groups.map((group) => [group.topic, group.group, ...groupCells(group, now)]),
-        (row, _, text) => row < 0 ? color("dim", text) : isBehind(groups[row]!) ? color("red", text) : text
-      ))
+      yield* lines(
+        groups.length === 0 ? ["There are no groups yet."] : table(
+          columns.filter((_, i) => i !== 1),
+          groups.map((group) => [group.topic, group.group, ...groupCells(group, now)]),
+          (row, _, text) => row < 0 ? color("dim", text) : isBehind(groups[row]!) ? color("red", text) : text
+        )
+      )
     }
     const behind = groups.filter(isBehind)
-    return behind.length === 0
-      ? undefined
-      : new Failure(
-        `${behind.length} of ${groups.length} groups are behind: ${
-          behind.slice(0, 3).map(({ group, topic }) => `${clean(topic)}/${clean(group)}`).join(", ")
-        }${behind.length > 3 ? ", …" : ""}`,
-        1
-      )
+    if (behind.length === 0) return undefined
+    const named = behind.slice(0, 3).map(({ group, topic }) => `${clean(topic)}/${clean(group)}`).join(", ") +
+      (behind.length > 3 ? ", …" : "")
+    return new Failure(
+      behind.every(isUnknown)
+        ? `the server does not know the lag of ${named}: use --max-age`
+        : `${behind.length} of ${many(groups.length, "group")} ${behind.length === 1 ? "is" : "are"} behind: ${named}`,
+      1
+    )
   }
 )
 

@@ -1,4 +1,3 @@
-import type { TransportError } from "@millrace/core/TransportError"
 import * as Argument from "effect/cli/Argument"
 import * as Flag from "effect/cli/Flag"
 import * as Duration from "effect/Duration"
@@ -35,20 +34,20 @@ export const duration = (name: string): Flag.Flag<number> =>
     Flag.withMetavar("DURATION"),
     Flag.filterMap(
       (text) => Option.fromUndefinedOr(parseDuration(text)),
-      (text) => `${JSON.stringify(text)} is no duration: write 30s, 5m, 2h or 3d`
+      () => "a duration such as 30s, 5m, 2h or 3d"
     )
   )
 
 export const whole = (name: string, least: number): Flag.Flag<number> =>
   Flag.Int(name).pipe(
-    Flag.filter((n) => n >= least, (n) => `${n} is too small: give a whole number of at least ${least}`)
+    Flag.filter((n) => n >= least, () => `a whole number of at least ${least}`)
   )
 
 /** Repeats until interrupted. Fails when the first time fails; a later failure is a line, and the next time comes. */
 export const every = (millis: number) =>
-<A, R>(
-  effect: Effect.Effect<A, TransportError, R>
-): Effect.Effect<never, TransportError, R> => {
+<A, E extends Error, R>(
+  effect: Effect.Effect<A, E, R>
+): Effect.Effect<never, E, R> => {
   const pause = Effect.sleep(Duration.millis(millis))
   const again = Effect.catch(
     effect,

@@ -15,7 +15,7 @@ export const command = Command.make(
   "view",
   {
     port: Flag.Int("port").pipe(
-      Flag.filter((port) => port >= 0 && port < 65_536, (port) => `${port} is no port: give 0 to 65535`),
+      Flag.filter((port) => port >= 0 && port < 65_536, () => "a port from 0 to 65535"),
       Flag.withDescription("Listen on this port of 127.0.0.1; 0 takes a free one; default 8686"),
       Flag.withDefault(8686)
     ),

@@ -1,5 +1,5 @@
 import type { Transport } from "@millrace/core/Transport"
-import { Interrupted, TransportError } from "@millrace/core/TransportError"
+import { OperationFailed, TransportError } from "@millrace/core/TransportError"
 import { JetStream, layer as jetStream } from "@millrace/nats-jetstream/JetStream"
 import { JetStreamApiError, type JetStreamManager, jetstreamManager, type StreamInfo } from "@nats-io/jetstream"
 import * as Effect from "effect/Effect"
@@ -13,12 +13,13 @@ export interface Target {
   readonly url: Redacted.Redacted<string>
   readonly domain: string | undefined
   readonly credentials: Redacted.Redacted<string> | undefined
+  readonly mayCreate: boolean
 }
 
 const attempt = <A>(operation: string, f: () => Promise<A>): Effect.Effect<A, TransportError> =>
   Effect.tryPromise({
     try: f,
-    catch: (cause) => new TransportError({ transport: "nats", reason: new Interrupted({ operation, cause }) })
+    catch: (cause) => new TransportError({ transport: "nats", reason: new OperationFailed({ operation, cause }) })
   })
 
 const isPattern = (subject: string) => /(^|\.)[*>](\.|$)/.test(subject)
@@ -79,7 +80,9 @@ const stored = async (jsm: JetStreamManager, topic: string): Promise<Stored | un
   const name = await jsm.streams.find(topic).catch((error) => isAbsent(error) ? undefined : Promise.reject(error))
   if (name === undefined) return undefined
   const { config, state } = await jsm.streams.info(name, { subjects_filter: topic })
-  const messages = state.subjects?.[topic] ?? 0
+  const messages = isPattern(topic)
+    ? Object.values(state.subjects ?? {}).reduce((sum, n) => sum + n, 0)
+    : state.subjects?.[topic] ?? 0
   const isAlone = messages === state.messages
   const at = async (
     query: { readonly last_by_subj: string } | { readonly next_by_subj: string; readonly seq: number }
@@ -103,7 +106,9 @@ const make = Effect.fnUntraced(function*(target: Target) {
   const { client, transport } = yield* JetStream
   const jsm = yield* attempt(
     "opening JetStream",
-    () => jetstreamManager(client, target.domain === undefined ? {} : { domain: target.domain })
+    // Which parts of the API this user may use shows where they are used.
+    () =>
+      jetstreamManager(client, { checkAPI: false, ...(target.domain === undefined ? {} : { domain: target.domain }) })
   )
   return Broker.of({
     name: "nats",
@@ -123,7 +128,7 @@ export const layer = (target: Target): Layer.Layer<Broker | Transport, Transport
       url: target.url,
       name: "millrace-cli",
       connectTimeout: "4 seconds",
-      manage: "none",
+      manage: target.mayCreate ? "create" : "none",
       ...(target.domain === undefined ? {} : { domain: target.domain }),
       ...(target.credentials === undefined ? {} : { credentials: target.credentials })
     }))

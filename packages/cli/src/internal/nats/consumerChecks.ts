@@ -97,7 +97,7 @@ const deliveries = ({ config }: ConsumerInfo, at: string): ReadonlyArray<Finding
 
 const life = ({ config }: ConsumerInfo, at: string): ReadonlyArray<Finding> => {
   const inactive = millis(config.inactive_threshold)
-  return config.durable_name !== undefined && inactive > 0
+  return inactive > 0
     ? [
       bad(
         "error",
@@ -213,8 +213,9 @@ const progress = (info: ConsumerInfo, at: string, now: number): ReadonlyArray<Fi
   return findings
 }
 
-/** Every check of a consumer. */
+/** Every check of a consumer that a group may use: a durable one. Others belong to tools, and vanish by themselves. */
 export const consumerChecks = (info: ConsumerInfo, given: Given, now: number): ReadonlyArray<Finding> => {
+  if (info.config.durable_name === undefined) return []
   const at = `${info.stream_name}/${info.name}`
   return [...deliveries(info, at), ...life(info, at), ...waits(info, given, at), ...progress(info, at, now)]
 }

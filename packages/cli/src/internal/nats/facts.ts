@@ -5,7 +5,7 @@ import {
   type JetStreamManager,
   type StreamInfo
 } from "@nats-io/jetstream"
-import type { NatsConnection } from "@nats-io/nats-core"
+import { errors, type NatsConnection } from "@nats-io/nats-core"
 import type { Given } from "../findings.ts"
 
 /** A stream with its consumers. */
@@ -20,13 +20,15 @@ export interface Facts {
   readonly clustered: boolean
   readonly maxPayload: number | undefined
   readonly account: JetStreamAccountStats | undefined
-  /** Milliseconds between two syncs, 0 for always. Only monitoring tells it. */
-  readonly syncInterval: number | undefined
+  /** Milliseconds between two syncs, 0 for always; `undefined`: nobody was asked, `"silent"`: monitoring did not answer. */
+  readonly syncInterval: number | "silent" | undefined
   /** Milliseconds that the server's clock is ahead of ours. */
   readonly skew: number | undefined
   readonly streams: ReadonlyArray<StreamFacts>
+  /** Whether this user may list and examine streams. */
+  readonly mayList: boolean
   /** `undefined`: the bucket of Millrace's attempt records is not there. */
-  readonly bucket: StreamInfo | undefined
+  readonly bucket: StreamInfo | "denied" | undefined
 }
 
 const bucketName = "KV_millrace"
@@ -37,12 +39,17 @@ interface Varz {
   readonly jetstream?: { readonly config?: { readonly sync_interval?: number; readonly sync_always?: boolean } }
 }
 
-const syncInterval = async (monitor: string | undefined): Promise<number | undefined> => {
+const syncInterval = async (monitor: string | undefined): Promise<number | "silent" | undefined> => {
   if (monitor === undefined) return undefined
-  const answer = await fetch(new URL("/varz", monitor), { signal: AbortSignal.timeout(5000) })
-  const { jetstream } = await answer.json() as Varz
-  const { sync_always, sync_interval = 120e9 } = jetstream?.config ?? {}
-  return sync_always === true ? 0 : sync_interval / 1e6
+  try {
+    const answer = await fetch(new URL("/varz", monitor), { signal: AbortSignal.timeout(5000) })
+    const { jetstream } = await answer.json() as Varz
+    if (jetstream?.config === undefined) return "silent"
+    const { sync_always, sync_interval = 120e9 } = jetstream.config
+    return sync_always === true ? 0 : sync_interval / 1e6
+  } catch {
+    return "silent"
+  }
 }
 
 const consumersOf = async (jsm: JetStreamManager, stream: string): Promise<ReadonlyArray<ConsumerInfo>> => {
@@ -50,6 +57,20 @@ const consumersOf = async (jsm: JetStreamManager, stream: string): Promise<Reado
   for await (const info of jsm.consumers.list(stream)) all.push(info)
   return all
 }
+
+/** `"denied"` where this user may not ask. */
+const allowed = async <A>(asked: () => Promise<A>): Promise<A | "denied"> => {
+  try {
+    return await asked()
+  } catch (error) {
+    if (isDenied(error)) return "denied"
+    throw error
+  }
+}
+
+const isDenied = (error: unknown): boolean =>
+  error instanceof errors.PermissionViolationError ||
+  (error instanceof Error && error.cause !== undefined && isDenied(error.cause))
 
 const streamFacts = async (jsm: JetStreamManager, topic: string | undefined): Promise<ReadonlyArray<StreamFacts>> => {
   const infos: Array<StreamInfo> = []
@@ -61,27 +82,32 @@ const streamFacts = async (jsm: JetStreamManager, topic: string | undefined): Pr
   const facts: Array<StreamFacts> = []
   for (const info of infos) {
     if (/^(KV_|OBJ_|\$)/.test(info.config.name)) continue
-    facts.push({ info, consumers: await consumersOf(jsm, info.config.name) })
+    const consumers = await consumersOf(jsm, info.config.name).catch((error) =>
+      isGone(error) ? undefined : Promise.reject(error)
+    )
+    if (consumers !== undefined) facts.push({ info, consumers })
   }
   return facts
 }
 
-const bucket = async (
-  jsm: JetStreamManager
-): Promise<{ readonly info: StreamInfo | undefined; readonly skew: number | undefined }> => {
-  const before = Date.now()
+/** A stream that was deleted meanwhile, or never was there. */
+const isGone = (error: unknown): boolean => error instanceof JetStreamApiError && error.code === 10059
+
+const bucketInfo = async (jsm: JetStreamManager): Promise<StreamInfo | undefined> => {
   try {
-    const info = await jsm.streams.info(bucketName)
-    return { info, skew: skewOf(info, before, Date.now()) }
+    return await jsm.streams.info(bucketName)
   } catch (error) {
-    if (error instanceof JetStreamApiError && error.code === 10059) return { info: undefined, skew: undefined }
+    if (isGone(error)) return undefined
     throw error
   }
 }
 
-const skewOf = (info: StreamInfo, before: number, after: number): number | undefined => {
+/** What one answer of the server says about its clock; versions before 2.10 do not say what they read there. */
+const skewOf = async (asked: () => Promise<StreamInfo>): Promise<number | undefined> => {
+  const before = Date.now()
+  const info = await asked()
   const at = Date.parse(String(info.ts ?? ""))
-  return Number.isNaN(at) ? undefined : at - Math.round((before + after) / 2)
+  return Number.isNaN(at) ? undefined : at - Math.round((before + Date.now()) / 2)
 }
 
 export const facts = async (
@@ -89,22 +115,20 @@ export const facts = async (
   jsm: JetStreamManager,
   { monitor, topic }: Given
 ): Promise<Facts> => {
-  const streams = await streamFacts(jsm, topic)
-  const found = await bucket(jsm)
-  const [first] = streams
-  let skew = found.skew
-  if (skew === undefined && first !== undefined) {
-    const before = Date.now()
-    skew = skewOf(await jsm.streams.info(first.info.config.name), before, Date.now())
-  }
+  const streams = await allowed(() => streamFacts(jsm, topic))
+  const bucket = await allowed(() => bucketInfo(jsm))
+  const found = streams === "denied" ? [] : streams
+  const any = typeof bucket === "object" ? bucketName : found[0]?.info.config.name
+  const account = await jsm.getAccountInfo().catch(() => undefined)
   return {
     version: client.info?.version ?? "0.0.0",
-    clustered: client.info?.cluster !== undefined || streams.some(({ info }) => info.cluster?.name !== undefined),
+    clustered: client.info?.cluster !== undefined || found.some(({ info }) => info.cluster?.name !== undefined),
     maxPayload: client.info?.max_payload,
-    account: await jsm.getAccountInfo().catch(() => undefined),
+    account,
     syncInterval: await syncInterval(monitor),
-    skew,
-    streams,
-    bucket: found.info
+    skew: any === undefined ? undefined : await skewOf(() => jsm.streams.info(any)),
+    streams: found,
+    mayList: streams !== "denied",
+    bucket
   }
 }

@@ -7,11 +7,9 @@ export const atLeast = (version: string, major: number, minor: number): boolean 
   return a > major || (a === major && b >= minor)
 }
 
+/** Older ones than 2.9 are refused before. */
 const version = ({ version }: Facts): Finding => {
   const id = "nats/version"
-  if (!atLeast(version, 2, 9)) {
-    return bad("error", id, `nats-server ${version}`, "pipelines need 2.9 or newer", "upgrade the server")
-  }
   if (!atLeast(version, 2, 10)) {
     return bad(
       "warning",
@@ -34,10 +32,12 @@ const version = ({ version }: Facts): Finding => {
 
 const sync = ({ clustered, syncInterval }: Facts): Finding => {
   const id = "nats/sync-interval"
-  if (syncInterval === undefined) {
+  if (syncInterval === undefined || syncInterval === "silent") {
     return unknown(
       id,
-      "only the server's monitoring tells it; the default is 2 minutes",
+      syncInterval === "silent"
+        ? "the monitoring does not answer with it: no server there, or one without JetStream"
+        : "only the server's monitoring tells it; the default is 2 minutes",
       "with the default, a power failure of every node loses what was confirmed since the last sync (Jepsen, 2.12.1: 14 % of confirmed messages)",
       "give --monitor http://<server>:8222, or set jetstream { sync_interval: always } in the server's configuration"
     )
@@ -146,6 +146,17 @@ const clock = ({ skew }: Facts): ReadonlyArray<Finding> => {
 const bucket = ({ bucket, clustered, streams }: Facts): ReadonlyArray<Finding> => {
   const id = "nats/attempt-records"
   const at = "KV_millrace"
+  if (bucket === "denied") {
+    return [
+      unknown(
+        id,
+        "this user may not look at the bucket of attempt records",
+        "without it a message that is released when a process stops counts an attempt",
+        "allow $JS.API.STREAM.INFO.KV_millrace to this user",
+        at
+      )
+    ]
+  }
   if (bucket === undefined) {
     return streams.some(({ consumers }) => consumers.length > 0)
       ? [bad(
@@ -183,9 +194,20 @@ const bucket = ({ bucket, clustered, streams }: Facts): ReadonlyArray<Finding> =
   ]
 }
 
+const rights = ({ mayList }: Facts): ReadonlyArray<Finding> =>
+  mayList ? [] : [
+    unknown(
+      "nats/streams",
+      "this user may not list and examine streams",
+      "streams that lose messages and groups that stand still are not seen",
+      "allow $JS.API.STREAM.* and $JS.API.CONSUMER.* to this user, or run doctor as another one"
+    )
+  ]
+
 /** Every check of the server and the account. */
 export const serverChecks = (facts: Facts, given: Given): ReadonlyArray<Finding> => [
   version(facts),
+  ...rights(facts),
   sync(facts),
   ...account(facts),
   ...ackPending(facts, given),

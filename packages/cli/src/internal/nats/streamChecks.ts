@@ -1,8 +1,8 @@
 import { bad, type Finding, type Given, ok } from "../findings.ts"
 import { isDeadLetterTopic } from "../overview.ts"
 import { bytes, count, duration } from "../text.ts"
-import { covers, filtersOf } from "./consumerChecks.ts"
 import type { Facts, StreamFacts } from "./facts.ts"
+import { retentionChecks } from "./retentionChecks.ts"
 import { atLeast } from "./serverChecks.ts"
 
 const millis = (nanos: number | undefined): number => (nanos ?? 0) / 1e6
@@ -215,80 +215,6 @@ const mayDelete = ({ info: { config } }: StreamFacts, at: string): ReadonlyArray
     : []
 }
 
-const target = ({ consumers, info: { config } }: StreamFacts, at: string): ReadonlyArray<Finding> => {
-  const findings: Array<Finding> = []
-  if (config.no_ack) {
-    findings.push(
-      bad(
-        "error",
-        "nats/no-ack",
-        "no_ack",
-        "publishes are never confirmed: they time out, and dead letters are never known to be stored",
-        `nats stream edit ${at} --ack`,
-        at
-      )
-    )
-  }
-  if (config.mirror !== undefined) {
-    findings.push(
-      bad(
-        "error",
-        "nats/mirror",
-        `a mirror of ${config.mirror.name}`,
-        "nothing can be published to it",
-        "publish to the origin",
-        at
-      )
-    )
-  }
-  if (config.retention === "interest" && consumers.length === 0) {
-    findings.push(
-      bad(
-        "error",
-        "nats/interest",
-        "retention interest, no consumer",
-        "what is published is confirmed and dropped at once",
-        "start a group, or use retention limits",
-        at
-      )
-    )
-  }
-  if (config.retention === "workqueue" && consumers.length > 0) {
-    const filters = consumers.flatMap(({ config: consumer }) => filtersOf(consumer, config.subjects ?? []))
-    const left = (config.subjects ?? []).filter((subject) =>
-      !subject.startsWith("millrace-delayed.") && !filters.some((filter) => covers(filter, subject))
-    )
-    findings.push(
-      left.length === 0
-        ? ok("nats/work-queue", "every subject of the work queue has a group", at)
-        : bad(
-          "warning",
-          "nats/work-queue",
-          `no group reads all of ${left.join(", ")}`,
-          "messages there are never handled and never deleted",
-          "start a group for them, or take the subject out of the stream",
-          at
-        )
-    )
-    const overlaps = filters.some((filter, i) =>
-      filters.some((other, j) => i < j && (covers(filter, other) || covers(other, filter)))
-    )
-    if (overlaps) {
-      findings.push(
-        bad(
-          "error",
-          "nats/work-queue-overlap",
-          "two groups of a work queue read the same subjects",
-          "each message goes to one of them only",
-          "use retention limits, or separate subjects",
-          at
-        )
-      )
-    }
-  }
-  return findings
-}
-
 const size = ({ info: { config } }: StreamFacts, { largest }: Given, at: string): ReadonlyArray<Finding> => {
   const id = "nats/max-msg-size"
   const most = config.max_msg_size
@@ -370,7 +296,7 @@ export const streamChecks = (stream: StreamFacts, facts: Facts, given: Given): R
     ...age(stream, given, at),
     duplicateWindow(stream, given, at),
     ...mayDelete(stream, at),
-    ...target(stream, at),
+    ...retentionChecks(stream, at),
     ...size(stream, given, at),
     features(stream, facts.version, at),
     ...unbounded(stream, at)

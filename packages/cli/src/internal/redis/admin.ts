@@ -1,4 +1,4 @@
-import { Interrupted, redactUrl, TransportError, Unauthorized, Unreachable } from "@millrace/core/TransportError"
+import { OperationFailed, redactUrl, TransportError, Unauthorized, Unreachable } from "@millrace/core/TransportError"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
@@ -17,6 +17,8 @@ type Args = ReadonlyArray<string>
 /** One server that holds data, and its name without credentials. */
 export interface Node {
   readonly name: string
+  /** What was dialled for it, `host:port`; `undefined` where a Sentinel chose it. */
+  readonly dialled: string | undefined
   readonly send: (args: Args) => Effect.Effect<unknown, CommandError>
 }
 
@@ -62,6 +64,7 @@ const open = async (target: Target): Promise<{ readonly admin: Admin; readonly c
   if (target.cluster) {
     const { password, protocol, username } = new URL(url)
     const cluster = createCluster({
+      RESP: options.RESP,
       rootNodes: [{ url }],
       defaults: {
         ...options,
@@ -75,7 +78,11 @@ const open = async (target: Target): Promise<{ readonly admin: Admin; readonly c
     const nodes: Array<Node> = []
     for (const master of cluster.masters) {
       const client = await cluster.nodeClient(master)
-      nodes.push({ name: master.address, send: (args) => attempt(() => client.sendCommand([...args])) })
+      nodes.push({
+        name: master.address,
+        dialled: master.address,
+        send: (args) => attempt(() => client.sendCommand([...args]))
+      })
     }
     return {
       admin: { nodes, send: (key, args) => attempt(() => cluster.sendCommand(key, false, [...args])) },
@@ -85,6 +92,7 @@ const open = async (target: Target): Promise<{ readonly admin: Admin; readonly c
   if (target.sentinel !== undefined) {
     const { hostname, password, pathname, port, username } = new URL(url)
     const sentinel = createSentinel({
+      RESP: options.RESP,
       name: target.sentinel,
       sentinelRootNodes: [{ host: hostname, port: Number(port || 26379) }],
       nodeClientOptions: {
@@ -97,7 +105,10 @@ const open = async (target: Target): Promise<{ readonly admin: Admin; readonly c
     sentinel.on("error", () => {})
     await sentinel.connect()
     const send = (args: Args) => attempt(() => sentinel.sendCommand(false, [...args]))
-    return { admin: { nodes: [{ name, send }], send: (_, args) => send(args) }, close: () => sentinel.destroy() }
+    return {
+      admin: { nodes: [{ name, dialled: undefined, send }], send: (_, args) => send(args) },
+      close: () => sentinel.destroy()
+    }
   }
   const connection = lasting()
   const client = createClient({ url, socket: connection.socket, ...options })
@@ -105,7 +116,12 @@ const open = async (target: Target): Promise<{ readonly admin: Admin; readonly c
   await client.connect()
   connection.connected()
   const send = (args: Args) => attempt(() => client.sendCommand([...args]))
-  return { admin: { nodes: [{ name, send }], send: (_, args) => send(args) }, close: () => client.destroy() }
+  const { hostname, port } = new URL(url)
+  const dialled = hostname === "" ? undefined : `${hostname}:${port || 6379}`
+  return {
+    admin: { nodes: [{ name, dialled, send }], send: (_, args) => send(args) },
+    close: () => client.destroy()
+  }
 }
 
 export const make = (target: Target): Effect.Effect<Admin, TransportError, Scope.Scope> =>
@@ -131,7 +147,7 @@ export const failure =
         ? new Unauthorized({ address, operation, detail: cause.message })
         : connecting
         ? new Unreachable({ address, cause })
-        : new Interrupted({ operation, cause })
+        : new OperationFailed({ operation, cause })
     })
   }
 
@@ -149,6 +165,9 @@ export const millisOf = (id: unknown): number | undefined => {
   const millis = Number.parseInt(String(id), 10)
   return Number.isFinite(millis) && millis > 0 ? millis : undefined
 }
+
+/** Consumers of this name belong to Millrace: they hold the life of a stream, and what processes have released. */
+export const isInternal = (consumer: string): boolean => consumer.startsWith("millrace:")
 
 /** `INFO`'s answer. */
 export const info = (reply: unknown): ReadonlyMap<string, string> =>

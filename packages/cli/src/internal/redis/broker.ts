@@ -1,5 +1,5 @@
 import type { Transport } from "@millrace/core/Transport"
-import type { TransportError } from "@millrace/core/TransportError"
+import { Mismatch, TransportError } from "@millrace/core/TransportError"
 import { layer as streams, RedisStreams } from "@millrace/redis-streams/RedisStreams"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -9,6 +9,7 @@ import {
   type CommandError,
   failure,
   info,
+  isInternal,
   list,
   make as connect,
   millisOf,
@@ -46,7 +47,13 @@ const held = Effect.fnUntraced(function*(admin: Admin, key: string, group: strin
   const now = Number(seconds) * 1000 + Math.floor(Number(micros) / 1000)
   return list(reply).map((entry): Held => {
     const [id, consumer, idle, attempts] = list(entry)
-    return { id: String(id), consumer: String(consumer), since: now - Number(idle), attempts: Number(attempts) }
+    const isReleased = isInternal(String(consumer))
+    return {
+      id: String(id),
+      consumer: isReleased ? undefined : String(consumer),
+      since: isReleased ? undefined : now - Number(idle),
+      attempts: Number(attempts)
+    }
   })
 })
 
@@ -71,9 +78,20 @@ const make = Effect.fnUntraced(function*(target: Target) {
     server: target.cluster ? `${server}, cluster of ${admin.nodes.length}` : server,
     transport,
     topics: failing("listing streams", scan(admin, target.keyPrefix)),
-    stored: (topic) => failing(`looking at stream ${keyOf(topic)}`, stored(admin, keyOf(topic), topic)),
+    stored: (topic) =>
+      Effect.mapError(stored(admin, keyOf(topic), topic), (error) =>
+        error.message.startsWith("WRONGTYPE")
+          ? new TransportError({
+            transport: "redis",
+            reason: new Mismatch({ name: keyOf(topic), expected: "a stream", found: "a key of another type" })
+          })
+          : failure(`looking at stream ${keyOf(topic)}`, target)(error)),
     held: (topic, group, limit) =>
-      failing(`looking at group ${group} of ${keyOf(topic)}`, held(admin, keyOf(topic), group, limit)),
+      failing(
+        `looking at group ${group} of ${keyOf(topic)}`,
+        Effect.catch(held(admin, keyOf(topic), group, limit), (error) =>
+          error.message.startsWith("NOGROUP") ? Effect.succeed(undefined) : Effect.fail(error))
+      ),
     retries: (topic, group) => {
       const key = keyOf(topic)
       const dues = `${key.includes("{") ? key : `{${key}}`}:millrace:due:${group}`

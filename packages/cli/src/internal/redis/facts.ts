@@ -1,5 +1,7 @@
 import * as Effect from "effect/Effect"
-import { type Admin, type CommandError, info, list, type Node, pairs } from "./admin.ts"
+import * as Dns from "node:dns/promises"
+import { isIP } from "node:net"
+import { type Admin, type CommandError, info, isInternal, list, millisOf, type Node, pairs } from "./admin.ts"
 
 /** What one server says about itself; `undefined` where this user may not ask. */
 export interface ServerFacts {
@@ -10,17 +12,28 @@ export interface ServerFacts {
   readonly skew: number | undefined
   /** Commands that are not there, of those asked for; `undefined`: not known. */
   readonly absent: ReadonlyArray<string> | undefined
+  /** The address at which the server has this connection, and what was dialled; `undefined`: not known. */
+  readonly path: { readonly dialled: string; readonly server: string; readonly isSame: boolean } | undefined
 }
 
 /** A stream, its groups and their consumers. */
 export interface StreamFacts {
   readonly topic: string
+  readonly key: string
   readonly length: number
+  /** Blocks that hold the entries. */
+  readonly blocks: number
+  /** `undefined` where it does not matter, or is not known. */
+  readonly bytes: number | undefined
+  /** Milliseconds between the first entry and the last. */
+  readonly span: number
   /** Entries ever added; `undefined` before Redis 7.0. */
   readonly added: number | undefined
   readonly first: string | undefined
   readonly maxDeleted: string
   readonly groups: ReadonlyArray<GroupFacts>
+  /** Groups that could not be looked at: deleted meanwhile, or of a name that is no text. */
+  readonly unreadable: ReadonlyArray<string>
 }
 
 export interface GroupFacts {
@@ -31,6 +44,7 @@ export interface GroupFacts {
   readonly entriesRead: number | undefined
   /** `undefined`: the server cannot know. */
   readonly lag: number | undefined
+  /** Processes, without the consumers that belong to Millrace. */
   readonly consumers: ReadonlyArray<{ readonly name: string; readonly pending: number; readonly idle: number }>
   /** The pending entry that was left alone longest, and for how long, when beyond what was asked for. */
   readonly stuck: { readonly id: string; readonly consumer: string; readonly idle: number } | undefined
@@ -51,32 +65,40 @@ const parameters = [
   "maxclients"
 ]
 
-/** Every command that a pipeline sends, with its fallbacks. */
+/** Every command that a pipeline or one of its scripts sends; a test holds the list against the documented ACL user. */
 export const commands = [
   "XADD",
   "XREADGROUP",
   "XACK",
-  "XCLAIM",
-  "XAUTOCLAIM",
   "XPENDING",
-  "XGROUP",
-  "XINFO",
-  "XRANGE",
-  "XREVRANGE",
+  "XCLAIM",
   "XDEL",
   "XTRIM",
-  "EVAL",
+  "XRANGE",
+  "XREVRANGE",
+  "XGROUP|CREATE",
+  "XGROUP|DELCONSUMER",
+  "XINFO|GROUPS",
+  "XINFO|CONSUMERS",
   "EVALSHA",
-  "CLIENT",
-  "CLIENT|UNBLOCK",
-  "PING",
+  "EVAL",
+  "TIME",
+  "TYPE",
+  "EXISTS",
   "HGET",
   "HSET",
   "HDEL",
+  "HLEN",
+  "PTTL",
+  "PEXPIRE",
   "ZADD",
   "ZRANGE",
   "ZREM",
-  "TIME"
+  "ZCOUNT",
+  "SET",
+  "PING",
+  "CLIENT|ID",
+  "CLIENT|UNBLOCK"
 ]
 
 export const serverFacts = Effect.fnUntraced(function*(node: Node) {
@@ -102,18 +124,47 @@ export const serverFacts = Effect.fnUntraced(function*(node: Node) {
       : Number(list(time)[0]) * 1000 + Math.floor(Number(list(time)[1]) / 1000) - Math.round((before + after) / 2),
     absent: replies === undefined || replies.length !== commands.length
       ? undefined
-      : commands.filter((_, i) => replies[i] === null || (Array.isArray(replies[i]) && list(replies[i]).length === 0))
+      : commands.filter((_, i) => replies[i] === null || (Array.isArray(replies[i]) && list(replies[i]).length === 0)),
+    path: yield* pathOf(node)
   }
   return facts
 })
 
+/** Splits `host:port`, also `[::1]:6379`. */
+const split = (address: string): readonly [host: string, port: string] => {
+  const at = address.lastIndexOf(":")
+  return [address.slice(0, at).replace(/^\[|\]$/g, ""), address.slice(at + 1)]
+}
+
+/** Compares the address that was dialled with the one at which the server accepted the connection. */
+const pathOf = Effect.fnUntraced(function*({ dialled, send }: Node) {
+  if (dialled === undefined) return undefined
+  const server = / laddr=(\S+)/.exec(String(yield* maybe(send(["CLIENT", "INFO"]))))?.[1]
+  if (server === undefined) return undefined
+  const [host, port] = split(dialled)
+  const [serverHost, serverPort] = split(server)
+  const addresses = isIP(host) !== 0 ? [host] : yield* Effect.orElseSucceed(
+    Effect.tryPromise(async () => (await Dns.lookup(host, { all: true })).map(({ address }) => address)),
+    () => undefined
+  )
+  return addresses === undefined
+    ? undefined
+    : { dialled, server, isSame: port === serverPort && addresses.includes(serverHost) }
+})
+
+/** The size of a stream with fewer entries says nothing about its growth. */
+const fewEntries = 1_000
+
 const number = (reply: unknown): number | undefined =>
   reply === null || reply === undefined || !Number.isFinite(Number(reply)) ? undefined : Number(reply)
+
+/** So many pending entries are looked at: what processes have released stands among those left alone. */
+const maxLeft = 100
 
 const groupFacts = Effect.fnUntraced(function*(admin: Admin, key: string, raw: unknown, stuckAfter: number) {
   const group = pairs(raw)
   const name = String(group.get("name"))
-  const consumers = list(yield* admin.send(key, ["XINFO", "CONSUMERS", key, name])).map((raw) => {
+  const all = list(yield* admin.send(key, ["XINFO", "CONSUMERS", key, name])).map((raw) => {
     const consumer = pairs(raw)
     return {
       name: String(consumer.get("name")),
@@ -121,8 +172,11 @@ const groupFacts = Effect.fnUntraced(function*(admin: Admin, key: string, raw: u
       idle: Number(consumer.get("idle"))
     }
   })
-  const left = list(yield* admin.send(key, ["XPENDING", key, name, "IDLE", String(stuckAfter), "-", "+", "1"]))
-  const [id, consumer, idle] = list(left[0])
+  const consumers = all.filter(({ name }) => !isInternal(name))
+  const left = list(
+    yield* admin.send(key, ["XPENDING", key, name, "IDLE", String(stuckAfter), "-", "+", String(maxLeft)])
+  ).map(list)
+  const [id, consumer, idle] = left.find(([, owner]) => !isInternal(String(owner))) ?? []
   const facts: GroupFacts = {
     name,
     pending: Number(group.get("pending")),
@@ -147,14 +201,31 @@ export const streamFacts = Effect.fnUntraced(
     if (reply === undefined) return undefined
     const stream = pairs(reply)
     const first = list(stream.get("first-entry"))[0]
-    const groups = list(yield* admin.send(key, ["XINFO", "GROUPS", key]))
+    const length = Number(stream.get("length"))
+    const added = number(stream.get("entries-added"))
+    const unreadable: Array<string> = []
+    const groups: Array<GroupFacts> = []
+    for (const raw of list(yield* admin.send(key, ["XINFO", "GROUPS", key]))) {
+      const facts = yield* Effect.catch(
+        groupFacts(admin, key, raw, stuckAfter),
+        (error) => /NOGROUP|no such key/i.test(error.message) ? Effect.succeed(undefined) : Effect.fail(error)
+      )
+      if (facts === undefined) unreadable.push(String(pairs(raw).get("name")))
+      else groups.push(facts)
+    }
+    const grows = added === length && length >= fewEntries
     return {
       topic,
-      length: Number(stream.get("length")),
-      added: number(stream.get("entries-added")),
+      key,
+      length,
+      blocks: Number(stream.get("radix-tree-keys")),
+      bytes: grows ? number(yield* maybe(admin.send(key, ["MEMORY", "USAGE", key, "SAMPLES", "10"]))) : undefined,
+      span: (millisOf(list(stream.get("last-entry"))[0]) ?? 0) - (millisOf(first) ?? 0),
+      added,
       first: first === undefined ? undefined : String(first),
       maxDeleted: String(stream.get("max-deleted-entry-id") ?? "0-0"),
-      groups: yield* Effect.forEach(groups, (group) => groupFacts(admin, key, group, stuckAfter))
+      groups,
+      unreadable
     }
   }
 )

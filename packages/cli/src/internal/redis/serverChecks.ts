@@ -1,19 +1,9 @@
 import { bad, type Finding, ok, unknown } from "../findings.ts"
-import { bytes, count, duration } from "../text.ts"
+import { count, duration } from "../text.ts"
+import { durabilityChecks } from "./durabilityChecks.ts"
 import { commands, type ServerFacts } from "./facts.ts"
-
-type Check = (facts: ServerFacts) => Finding | ReadonlyArray<Finding>
-
-const allowConfig = "allow it for this check: ACL SETUSER <user> +config|get +info"
-
-const number = (text: string | undefined): number | undefined => {
-  const n = Number(text)
-  return text === undefined || text === "" || !Number.isFinite(n) ? undefined : n
-}
-
-/** A parameter, from `CONFIG GET` or, where `INFO` has it too, from there. */
-const parameter = ({ config, info }: ServerFacts, name: string): string | undefined =>
-  config?.get(name) ?? info?.get(name.replaceAll("-", "_"))
+import { memoryChecks } from "./memoryChecks.ts"
+import { allowConfig, type Check, number, parameter } from "./parameters.ts"
 
 const versionOf = (
   { info }: ServerFacts
@@ -53,186 +43,6 @@ const knownFaults: Check = (facts) => {
     : ok(id, `none that concerns streams is known of ${product} ${major}.${minor}`)
 }
 
-const evictionPolicy: Check = (facts) => {
-  const id = "redis/maxmemory-policy"
-  const policy = parameter(facts, "maxmemory-policy")
-  if (policy === undefined) {
-    return unknown(id, "not visible to this user", "allkeys-* deletes whole streams when memory is full", allowConfig)
-  }
-  if (policy.startsWith("allkeys-")) {
-    return bad(
-      "error",
-      id,
-      policy,
-      "when memory is full the server deletes whole streams, with everything that was not handled",
-      "CONFIG SET maxmemory-policy noeviction"
-    )
-  }
-  if (policy.startsWith("volatile-")) {
-    return bad(
-      "warning",
-      id,
-      policy,
-      "when memory is full the server deletes the ids that recognise duplicates and the due times of retries",
-      "CONFIG SET maxmemory-policy noeviction"
-    )
-  }
-  return ok(id, policy)
-}
-
-const memory: Check = (facts) => {
-  const id = "redis/memory"
-  const used = number(facts.info?.get("used_memory"))
-  const most = number(parameter(facts, "maxmemory"))
-  if (used === undefined || most === undefined) {
-    return unknown(id, "not visible to this user", "a full server refuses every publish", allowConfig)
-  }
-  const limit = most > 0 ? most : number(facts.info?.get("total_system_memory")) ?? 0
-  const seen = `${bytes(used)} used, ${
-    most > 0 ? `maxmemory ${bytes(most)}` : `no maxmemory, the machine has ${bytes(limit)}`
-  }`
-  const share = limit === 0 ? 0 : used / limit
-  if (share < 0.75) return ok(id, seen)
-  return bad(
-    share >= 0.9 ? "error" : "warning",
-    id,
-    seen,
-    most > 0
-      ? "a full server refuses every publish and dead letter until there is room again"
-      : "the operating system kills a server that takes all memory",
-    "bound or trim streams (retention of the layer), find the longest with: millrace inspect; or raise maxmemory"
-  )
-}
-
-const evictions: Check = (facts) => {
-  const id = "redis/evicted"
-  const evicted = number(facts.info?.get("evicted_keys"))
-  if (evicted === undefined) return []
-  return evicted === 0 ? ok(id, "no key was evicted since the server started") : bad(
-    "error",
-    id,
-    `${count(evicted)} keys were evicted since the server started`,
-    "streams, ids or due times among them are gone",
-    "CONFIG SET maxmemory-policy noeviction, and make room"
-  )
-}
-
-const persistence: Check = (facts) => {
-  const id = "redis/persistence"
-  const { config, info } = facts
-  const failing = info?.get("aof_last_write_status") === "err" || info?.get("rdb_last_bgsave_status") === "err"
-  const aof = config?.get("appendonly") ??
-    (info?.get("aof_enabled") === "1" ? "yes" : info === undefined ? undefined : "no")
-  const fsync = config?.get("appendfsync")
-  const save = config?.get("save")
-  const findings: Array<Finding> = []
-  if (failing) {
-    findings.push(bad(
-      "error",
-      "redis/persistence-failing",
-      "the last write to disk failed",
-      "a restart loses what was confirmed since, and writes may be refused (MISCONF)",
-      "look for room and rights of the data folder, see the server's log"
-    ))
-  }
-  if (aof === undefined) {
-    return [
-      ...findings,
-      unknown(id, "not visible to this user", "without persistence a restart forgets every message", allowConfig)
-    ]
-  }
-  if (aof !== "yes") {
-    if (save === undefined) {
-      return [
-        ...findings,
-        unknown(
-          id,
-          "appendonly is no; snapshots are not visible to this user",
-          "without snapshots a restart forgets every message",
-          allowConfig
-        )
-      ]
-    }
-    return [
-      ...findings,
-      save === ""
-        ? bad(
-          "error",
-          id,
-          "appendonly no, no snapshots",
-          "a restart forgets every message and group",
-          "CONFIG SET appendonly yes, and in the configuration file"
-        )
-        : bad(
-          "warning",
-          id,
-          `appendonly no, snapshots at ${save}`,
-          "a crash loses everything confirmed since the last snapshot",
-          "CONFIG SET appendonly yes, and in the configuration file"
-        )
-    ]
-  }
-  if (fsync === "no") {
-    return [
-      ...findings,
-      bad(
-        "warning",
-        id,
-        "appendonly yes, appendfsync no",
-        "a power failure loses what the operating system has not written: half a minute is usual",
-        "CONFIG SET appendfsync everysec"
-      )
-    ]
-  }
-  return [
-    ...findings,
-    ok(
-      id,
-      `appendonly yes, appendfsync ${fsync ?? "unknown"}${
-        fsync === "everysec" ? ": a power failure loses about a second" : ""
-      }`
-    )
-  ]
-}
-
-const replication: Check = (facts) => {
-  const id = "redis/replication"
-  const role = facts.info?.get("role")
-  if (role === undefined) {
-    return unknown(id, "not visible to this user", "a failover may lose what was confirmed", allowConfig)
-  }
-  if (role !== "master") {
-    return bad(
-      "error",
-      id,
-      "this server is a replica",
-      "it refuses every publish and settlement (READONLY)",
-      "give the master's address, or --sentinel"
-    )
-  }
-  const replicas = Number(facts.info?.get("connected_slaves") ?? 0)
-  if (replicas === 0) return ok(id, "no replica")
-  const needed = facts.config?.get("min-replicas-to-write")
-  const seen = `${replicas} replicas, min-replicas-to-write ${needed ?? "not visible"}`
-  if (needed === undefined) {
-    return unknown(
-      id,
-      seen,
-      "with 0, a master that is cut off confirms messages that the failover discards",
-      allowConfig
-    )
-  }
-  return needed === "0"
-    ? bad(
-      "warning",
-      id,
-      seen,
-      "a master that is cut off goes on confirming messages, which the failover discards",
-      "CONFIG SET min-replicas-to-write 1 (publishing then stops while no replica is connected)"
-    )
-    : ok(id, seen)
-}
-
 const timeouts: Check = (facts) => {
   const id = "redis/timeout"
   const timeout = number(facts.config?.get("timeout"))
@@ -262,6 +72,20 @@ const timeouts: Check = (facts) => {
   ]
 }
 
+const path: Check = ({ path }) => {
+  const id = "redis/proxy"
+  if (path === undefined) return []
+  const { dialled, isSame, server } = path
+  return isSame
+    ? ok(id, "nothing stands between this machine and the server")
+    : unknown(
+      id,
+      `dialled ${dialled}, the server has the connection at ${server}: a proxy, a load balancer or a port mapping`,
+      "if it closes connections that wait for work, reads and settlements are delayed each time",
+      "see that its idle timeout is above 60 s; a mapped port of a container has none"
+    )
+}
+
 const clients: Check = (facts) => {
   const id = "redis/clients"
   const connected = number(facts.info?.get("connected_clients"))
@@ -286,7 +110,7 @@ const available: Check = ({ absent }) => {
   if (absent.length === 0) return ok(id, `all ${commands.length} commands are there`)
   const seen = `the server lacks ${absent.join(", ")} (renamed, or the service leaves them out)`
   const remedy = "remove the rename-command lines, or use another service"
-  if (absent.every((name) => name === "CLIENT|UNBLOCK")) {
+  if (absent.every((name) => name.startsWith("CLIENT|"))) {
     return bad("warning", id, seen, "a read cannot be ended early: reads are short, so there are more of them", remedy)
   }
   return bad(
@@ -352,12 +176,10 @@ export const serverChecks = (
   const checks = [
     version,
     knownFaults,
-    evictionPolicy,
-    memory,
-    evictions,
-    persistence,
-    replication,
+    ...memoryChecks,
+    ...durabilityChecks,
     timeouts,
+    path,
     clients,
     available,
     clock

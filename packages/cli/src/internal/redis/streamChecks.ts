@@ -1,6 +1,6 @@
-import { bad, type Finding, type Given, ok } from "../findings.ts"
+import { bad, type Finding, type Given, ok, unknown } from "../findings.ts"
 import { isDeadLetterTopic } from "../overview.ts"
-import { count, duration } from "../text.ts"
+import { bytes, count, duration, many, quote } from "../text.ts"
 import type { GroupFacts, StreamFacts } from "./facts.ts"
 
 /** Fewer entries do no harm yet. */
@@ -15,25 +15,73 @@ const compare = (a: string, b: string): number => {
   return Number(aTime) - Number(bTime) || Number(aSequence) - Number(bSequence)
 }
 
-const bound = ({ added, length, maxDeleted, topic }: StreamFacts): Finding => {
+/** A shorter history says nothing about the rate. */
+const leastSpan = 60_000
+
+const hour = 3_600_000
+
+/** Milliseconds until a stream that goes on growing as it did has taken all memory. */
+const fullIn = ({ bytes, span }: StreamFacts, room: number | undefined): number | undefined =>
+  bytes === undefined || room === undefined || span < leastSpan ? undefined : room / (bytes / span)
+
+const bound = (stream: StreamFacts, room: number | undefined): Finding => {
   const id = "redis/unbounded"
-  return added !== undefined && added === length && maxDeleted === "0-0" && length >= manyEntries &&
-      !isDeadLetterTopic(topic)
-    ? bad(
-      "warning",
+  const { added, length, maxDeleted, topic } = stream
+  const isBounded = added === undefined || added !== length || maxDeleted !== "0-0" || isDeadLetterTopic(topic)
+  const left = isBounded ? undefined : fullIn(stream, room)
+  const isSoon = left !== undefined && left < 24 * hour
+  if (isBounded || (length < manyEntries && !isSoon)) {
+    return ok(
       id,
-      `${count(length)} entries, and none was ever deleted`,
-      "the stream grows until memory is full",
-      "give the layer a retention: \"until-acked\", \"acknowledged\", or { maxLength } or { maxAge }",
+      `${many(length, "entry", "entries")}${added === undefined ? "" : ` of ${count(added)} ever added`}`,
       topic
     )
-    : ok(id, `${count(length)} entries${added === undefined ? "" : ` of ${count(added)} ever added`}`, topic)
+  }
+  const size = stream.bytes === undefined ? "" : `, ${bytes(stream.bytes)}`
+  return bad(
+    isSoon && left < hour ? "error" : "warning",
+    id,
+    `${count(length)} entries${size}, and none was ever deleted`,
+    isSoon
+      ? `the stream grows until memory is full: at its rate so far in about ${duration(left)}`
+      : "the stream grows until memory is full",
+    "give the layer a retention: \"until-acked\", \"acknowledged\", or { maxLength } or { maxAge }",
+    topic
+  )
 }
 
-const consumers = (group: GroupFacts, at: string): ReadonlyArray<Finding> => {
+/** Each block holds at least one entry, or is left empty by exact trimming beside the deletion of single entries. */
+const blocks = ({ blocks, key, length, topic }: StreamFacts): ReadonlyArray<Finding> => {
+  const id = "redis/empty-blocks"
+  return blocks > length
+    ? [
+      bad(
+        "error",
+        id,
+        `${many(blocks, "block")} for ${many(length, "entry", "entries")}: at least one is empty`,
+        "servers with a stricter check do not load such a snapshot, and do not replicate from this one (redis/redis#15808)",
+        `trim with ~ instead of exactly; once nothing is pending: DEL ${quote(key)}, its pipelines create it again`,
+        topic
+      )
+    ]
+    : []
+}
+
+const unreadable = ({ topic, unreadable }: StreamFacts): ReadonlyArray<Finding> =>
+  unreadable.map((name) =>
+    unknown(
+      "redis/group-name",
+      "the group cannot be looked at: it was deleted meanwhile, or its name is no text",
+      "whether it stands still is not seen",
+      "run doctor again; look with: XINFO GROUPS",
+      `${topic}/${name}`
+    )
+  )
+
+const consumers = ({ key }: StreamFacts, group: GroupFacts, at: string): ReadonlyArray<Finding> => {
   const { lag, pending } = group
   const id = "redis/no-consumers"
-  if (group.consumers.length > 0) return [ok(id, `${group.consumers.length} consumers`, at)]
+  if (group.consumers.length > 0) return [ok(id, many(group.consumers.length, "consumer"), at)]
   return [
     pending > 0 || lag === undefined || lag > 0
       ? bad(
@@ -41,14 +89,19 @@ const consumers = (group: GroupFacts, at: string): ReadonlyArray<Finding> => {
         id,
         `no consumer; ${count(pending)} pending, lag ${count(lag)}`,
         "nothing of this group is handled; with retention \"until-acked\" nothing is deleted either",
-        `start its pipeline, or, if the group is given up: XGROUP DESTROY ${at.replace("/", " ")}`,
+        `start its pipeline, or, if the group is given up: XGROUP DESTROY ${quote(key)} ${quote(group.name)}`,
         at
       )
       : ok(id, "no consumer, and nothing to do", at)
   ]
 }
 
-const deadOwners = (group: GroupFacts, at: string, minIdle: number): ReadonlyArray<Finding> => {
+const deadOwners = (
+  { topic }: StreamFacts,
+  group: GroupFacts,
+  at: string,
+  minIdle: number
+): ReadonlyArray<Finding> => {
   const id = "redis/dead-owner"
   const dead = group.consumers.filter(({ idle, pending }) => pending > 0 && idle > 3 * minIdle)
   if (dead.length === 0) return [ok(id, "every consumer that holds messages has been heard of", at)]
@@ -56,24 +109,23 @@ const deadOwners = (group: GroupFacts, at: string, minIdle: number): ReadonlyArr
   return [bad(
     group.stuck === undefined ? "warning" : "error",
     id,
-    `${dead.length} consumers hold ${
-      count(dead.reduce((sum, { pending }) => sum + pending, 0))
-    } messages and are silent, ` +
-      `${worst!.name} for ${duration(worst!.idle)}`,
+    `${many(dead.length, "silent consumer")} hold${dead.length === 1 ? "s" : ""} ${
+      many(dead.reduce((sum, { pending }) => sum + pending, 0), "message")
+    }: ${worst!.name}, silent for ${duration(worst!.idle)}${dead.length === 1 ? "" : ", and others"}`,
     "their messages wait for a process of this group to take them over, and none does",
-    "start a process of this group; look with: millrace inspect " + at.split("/")[0],
+    `start a process of this group; look with: millrace inspect ${quote(topic)}`,
     at
   )]
 }
 
-const stuck = ({ stuck }: GroupFacts, at: string): Finding => {
+const stuck = ({ topic }: StreamFacts, { stuck }: GroupFacts, at: string): Finding => {
   const id = "redis/stuck"
   return stuck === undefined ? ok(id, "no message is left alone", at) : bad(
     "error",
     id,
     `message ${stuck.id} is with ${stuck.consumer} and was left alone for ${duration(stuck.idle)}`,
     "no process extends its lease or takes it over: it is not being handled",
-    `millrace show ${at.split("/")[0]} ${stuck.id}, and see whether a process of the group runs`,
+    `millrace show ${quote(topic)} ${stuck.id}, and see whether a process of the group runs`,
     at
   )
 }
@@ -110,11 +162,9 @@ const unread = (stream: StreamFacts, group: GroupFacts, at: string): Finding => 
     return bad(
       "error",
       id,
-      `at least ${
-        count(gone)
-      } messages were deleted unread: the group has read to ${group.lastDelivered}, the stream begins at ${
-        first ?? "nothing"
-      }`,
+      `at least ${many(gone, "message")} ${
+        gone === 1 ? "was" : "were"
+      } deleted unread: the group has read to ${group.lastDelivered}, the stream begins at ${first ?? "nothing"}`,
       "this group never handles them",
       "raise the bound of the layer, or use retention \"until-acked\"; add processes",
       at
@@ -135,14 +185,21 @@ const unread = (stream: StreamFacts, group: GroupFacts, at: string): Finding => 
 }
 
 /** Every check of a stream and its groups. */
-export const streamChecks = (facts: StreamFacts, given: Given): ReadonlyArray<Finding> => [
-  bound(facts),
+export const streamChecks = (
+  facts: StreamFacts,
+  given: Given,
+  /** Bytes until the server is full. */
+  room: number | undefined
+): ReadonlyArray<Finding> => [
+  bound(facts, room),
+  ...blocks(facts),
+  ...unreadable(facts),
   ...facts.groups.flatMap((group) => {
     const at = `${facts.topic}/${group.name}`
     return [
-      ...consumers(group, at),
-      ...deadOwners(group, at, given.minIdle),
-      stuck(group, at),
+      ...consumers(facts, group, at),
+      ...deadOwners(facts, group, at, given.minIdle),
+      stuck(facts, group, at),
       lag(group, at),
       unread(facts, group, at)
     ]

@@ -7,12 +7,14 @@ import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { Broker } from "../Broker.ts"
-import { letterJson } from "../commands/dead.ts"
-import { asJson } from "../commands/messages.ts"
-import { overview } from "../overview.ts"
+import { asJson, letterJson } from "../message.ts"
+import { overviewOf } from "../overview.ts"
 import type { Snapshot } from "./snapshot.ts"
 
 const page = 50
+
+/** One answer looks through so many letters; the next page goes on behind them. */
+const maxLooked = 10_000
 
 /** As many of the newest letters are counted by reason. */
 const counted = 1_000
@@ -34,7 +36,7 @@ export class Refusal {
 
 const topicDetail = Effect.fnUntraced(function*(topic: string) {
   const broker = yield* Broker
-  const [found] = yield* overview([topic])
+  const [found] = yield* overviewOf([topic])
   if (found === undefined) return new Refusal(404, `there is no topic ${topic}`)
   const newest = yield* Stream.runCollect(broker.transport.browse(topic, { reverse: true, limit: 20 }))
   const held = yield* Effect.forEach(
@@ -69,19 +71,27 @@ interface DeadQuery {
   readonly topic: string
   readonly before: string | undefined
   readonly text: string | undefined
-  readonly reason: DeadLetter.Reason | undefined
+  readonly reason: DeadLetter.DeadLetterReason | undefined
 }
 
-const isReason = Schema.is(DeadLetter.Reason)
+const isReason = Schema.is(DeadLetter.DeadLetterReason)
 
 const dead = Effect.fnUntraced(function*({ before, reason, text, topic }: DeadQuery) {
-  const letters = yield* Stream.runCollect(DeadLetter.list(topic, {
-    reverse: true,
-    before,
-    limit: page,
-    filter: DeadLetter.matching({ text, reason })
-  }))
-  return { letters: letters.map(letterJson), next: letters.length === page ? letters.at(-1)!.id : undefined }
+  let looked = 0
+  let last: string | undefined
+  const letters = yield* DeadLetter.list(topic, { reverse: true, before, limit: maxLooked }).pipe(
+    Stream.tap(({ id }) =>
+      Effect.sync(() => {
+        looked++
+        last = id
+      })
+    ),
+    Stream.filter(DeadLetter.matching({ text, reason })),
+    Stream.take(page),
+    Stream.runCollect
+  )
+  const next = letters.length === page ? letters.at(-1)!.id : looked === maxLooked ? last : undefined
+  return { letters: letters.map(letterJson), looked, next }
 })
 
 const reasons = (topic: string) =>

@@ -1,3 +1,4 @@
+import { list } from "../reply.ts"
 import { now, released, releasedAt, releasedSuspectAt } from "./lua.ts"
 import * as Script from "./script.ts"
 
@@ -74,3 +75,16 @@ if last > 0 then
 end
 return lost
 `)
+
+/** What the script has replied about each of `all`. */
+export const matters = <A>(reply: unknown, all: ReadonlyArray<A>) => {
+  const pairs = list(reply).map(Number)
+  const lost: Array<A> = []
+  const gone: Array<A> = []
+  const unowned: Array<A> = []
+  for (let i = 0; i < pairs.length; i += 2) {
+    const kind = pairs[i + 1] === 1 ? lost : pairs[i + 1] === 2 ? gone : unowned
+    kind.push(all[pairs[i]!]!)
+  }
+  return { lost, gone, unowned }
+}

@@ -3,7 +3,20 @@ import type * as Settlement from "@millrace/core/Settlement"
 import type * as Transport from "@millrace/core/Transport"
 import type * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
-import type { Settled } from "../../MemoryTransport.ts"
+
+/**
+ * A settlement as the broker received it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Settled {
+  readonly topic: string
+  readonly group: string
+  readonly id: string
+  readonly attempt: number
+  readonly settlement: Settlement.Settlement
+}
 
 /** What is stored: one message of one topic. */
 export interface Entry {

@@ -4,10 +4,21 @@ import type * as Telemetry from "@millrace/core/Telemetry"
 import type { Delivery, Demand, Outgoing, Settling } from "@millrace/core/Transport"
 import * as Duration from "effect/Duration"
 import * as Exit from "effect/Exit"
-import type { Violation } from "../../Simulation.ts"
 import type { World } from "./world.ts"
 
 type Tag = Settlement.Settlement["_tag"]
+
+/**
+ * A law that did not hold: `law 1` to `law 8`, or `contract`, and when, in milliseconds since the beginning.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Violation {
+  readonly law: string
+  readonly at: number
+  readonly text: string
+}
 
 /** All that is known of one message of the source. */
 interface Passage {
