@@ -56,7 +56,9 @@ describe("a broker that confirms no settlement", () => {
         yield* adjust("10 seconds")
       }
       assert.deepStrictEqual(hand.said, ["1 Ack", "2 Ack"])
-      assert.strictEqual(lines.filter((line) => line.includes("did not reach the broker")).length, 2)
+      assert.strictEqual(lines.filter((line) => line.includes("does not confirm settlements")).length, 2)
+      assert.strictEqual(lines.filter((line) => line.includes("consuming again")).length, 2)
+      assert.isFalse(lines.some((line) => line.includes("did not reach the broker")))
     }).pipe(Effect.provide(Logger.layer([Logger.make(({ message }) => void lines.push(String(message)))])))
   })
 })
