@@ -118,6 +118,24 @@ describe("a suspect with keys", () => {
       assert.deepStrictEqual(done, [2, 1, 3])
     }))
 
+  it.effect("releases a ready message and the one behind it, and both are handled when they are delivered again", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const done: Array<number> = []
+      const { running } = yield* on(hand, (from) =>
+        from.pipe(
+          Pipeline.map((n) => void done.push(n)),
+          Pipeline.retry({ times: 3 }),
+          Pipeline.concurrency({ max: 4, key: ({ value }) => String(value % 2) })
+        ))
+      hand.deliver(delivery(1), delivery(3), delivery(2, { suspect: true, redelivered: true, attempt: 3 }))
+      yield* adjust("1 second")
+      assert.deepStrictEqual([done, (yield* running.counts).released], [[2], 2])
+      hand.deliver(delivery(1), delivery(3))
+      yield* adjust("1 second")
+      assert.deepStrictEqual(done, [2, 1, 3])
+    }))
+
   // was: a suspect makes the pipeline forget which keys wait for a retry: their order breaks
   it.effect("leaves the order of keys that wait for a retry as it was", () =>
     Effect.gen(function*() {

@@ -172,14 +172,15 @@ export class Intake {
 
   /** Releases everything. */
   releaseAll(): void {
+    // First, so that no key makes its next message ready.
+    const blocked = this.keys?.takeAll() ?? []
     const held = this.buffer.takeAll()
     for (const attempt of held) this.keys?.left(attempt)
     for (const attempt of Array.from(this.early.keys())) {
       held.push(attempt)
       this.forgetEarly(attempt)
     }
-    // A key that became free has made its next message ready.
-    held.push(...this.buffer.takeAll(), ...this.keys?.takeAll() ?? [])
+    held.push(...blocked)
     for (const attempt of held) {
       this.isolated.delete(attempt)
       this.options.release(attempt)
