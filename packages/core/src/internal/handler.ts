@@ -263,6 +263,8 @@ export class Handler {
     // It nearly never has finalizers.
     const closing = Scope.closeUnsafe(scope, exit)
     if (closing === undefined) return this.ended(attempt, end, payload)
+    // The message is kept while its finalizers run.
+    this.waiting.add(attempt)
     Effect.runForkWith(this.context)(closing).addObserver((closed) => {
       if (Exit.isSuccess(closed)) return this.ended(attempt, end, payload)
       const failed = end === "failed" ? Cause.combine(payload as Cause.Cause<unknown>, closed.cause) : closed.cause
