@@ -137,7 +137,7 @@ describe("what a server does to a consumer", () => {
       })
     ))
 
-  it.live("restarted without its data: the group is made again and reads what comes", () =>
+  it.live("restarted without its data: the group is created again and reads new entries", () =>
     onServer(
       { persistence: "none" },
       Effect.gen(function*() {
@@ -359,7 +359,7 @@ describe("what a server does to a consumer", () => {
       door.close()
     })))
 
-  it.live("without memory: what is there is still consumed", () =>
+  it.live("without memory: stored entries are still consumed", () =>
     onServer(
       {},
       Effect.gen(function*() {
@@ -434,6 +434,32 @@ describe("what a consumer's connection does to a message", () => {
       })
     ))
 
+  it.live("a read whose answer is lost with the connection is taken back, before anything unread", () =>
+    onServer(
+      {},
+      Effect.gen(function*() {
+        const { broker, run } = yield* Server
+        let isLost = false
+        const proxy = yield* Proxy.make(broker, {
+          pass: (piece, to) => {
+            if (isLost || to === "broker" || !piece.includes("first")) return piece
+            isLost = true
+            return undefined
+          }
+        })
+        const redis = yield* transport({ url: proxy.through(broker.url), claim: { minIdle: "10 minutes" } })
+        const topic = fresh("lost-read")
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        const pulling = yield* Effect.forkChild(subscription.pull(demand(1)), { startImmediately: true })
+        yield* run("XADD", topic, "*", "body", "first")
+        yield* run("XADD", topic, "*", "body", "second")
+        const [first] = yield* Fiber.join(pulling)
+        const [second] = yield* subscription.pull(demand(1))
+        assert.deepStrictEqual([textOf(first), first.attempt, textOf(second)], ["first", 1, "second"])
+        assert.isTrue(isLost)
+      })
+    ))
+
   it.live("a settlement that finds no server fails, and can be sent again when it is back", () =>
     onServer(
       { persistence: "always" },
@@ -453,7 +479,7 @@ describe("what a consumer's connection does to a message", () => {
         ]
         const batch = deliveries.map((delivery, i) => ({ delivery, settlement: settlements[i]! })) as any
         yield* broker.kill
-        assert.strictEqual((yield* Effect.flip(subscription.settle(batch))).reason._tag, "Interrupted")
+        assert.strictEqual((yield* Effect.flip(subscription.settle(batch))).reason._tag, "OperationFailed")
         yield* broker.start
         yield* until("settled", Effect.isSuccess(subscription.settle(batch)))
         assert.deepStrictEqual(
