@@ -5,7 +5,7 @@ import * as fs from "node:fs"
 import { createRequire } from "node:module"
 import * as path from "node:path"
 import { afterAll, beforeAll } from "vitest"
-import { effect, files, own, platformNode, project, tarballs } from "./project.ts"
+import { effect, files, nodeTypes, own, platformNode, project, tarballs, tsc } from "./project.ts"
 
 const all = files("core", "redis-streams", "nats-jetstream", "testing")
 const warning = /EBADENGINE|peer|ignored build|install script|ERESOLVE|deprecated/i
@@ -56,7 +56,7 @@ describe("other package managers, as they are by default", () => {
 describe("one project, outside of the workspace, installed by npm", () => {
   const scope = Scope.makeUnsafe()
   const mine = project({
-    dependencies: { ...all, effect, "@effect/platform-node": platformNode, zod: "^4.6.7" }
+    dependencies: { ...all, effect, "@effect/platform-node": platformNode, "@types/node": nodeTypes, zod: "^4.6.7" }
   })
   let urls: NodeJS.ProcessEnv
   beforeAll(async () => {
@@ -84,16 +84,35 @@ describe("one project, outside of the workspace, installed by npm", () => {
     for (const text of typeof wanted === "string" ? [wanted] : wanted) assert.include(output, text)
   }
 
+  it("all programs compile, with strict types", async () => {
+    const programs = fs.globSync("*.ts", { cwd: mine.folder }).filter((name) => name !== "vitest.test.ts")
+    const strict = ["--strict", "--noEmit", "--skipLibCheck", "--module", "nodenext", "--target", "es2024"]
+    const { code, output } = await mine.run(tsc, [...strict, "--types", "node", ...programs])
+    assert.strictEqual(code, 0, output)
+  })
+
   it("the first test of a project passes, with node:test alone", () =>
     prints("memory.test.ts", "pass 1", process.execPath, ["--test"]))
   it("a pool of calls to a model: retries that do not count, dead letters that say why", () =>
     prints("llmPool.test.ts", "pass 1", process.execPath, ["--test"]))
   it("a ledger behind a service of one's own, and two outputs", () =>
     prints("ledger.test.ts", "pass 1", process.execPath, ["--test"]))
-  it("foreign entries on Redis, in batches, each user in order", () => prints("activity.ts", "30 rows in order"))
-  it("all regions of a NATS subject, each message confirmed", () => prints("regions.ts", "eu a, us b"))
-  it("promises only: a web server and a worker that stop on SIGTERM", () =>
-    prints("promises.ts", ["consuming", "sent to ada@example.com"]))
+  it("an invoice through a flaky service: retries, a timeout and a dead letter in no time", () =>
+    prints("invoices.test.ts", "pass 1", process.execPath, ["--test"]))
+  it("clicks that another program wrote to Redis: batches into SQLite, each visitor in order", () =>
+    prints("clicks.ts", ["site:clicks", "60 rows in order"]))
+  it("orders of all regions on NATS, each acknowledgement confirmed", () => prints("regions.ts", "eu a, us b"))
+  it("a webhook server: health, a dead letter, a redrive, and a stop on SIGTERM", () =>
+    prints("webhooks.ts", [
+      "consuming",
+      "dead: the customer answered 503 after 3 attempts",
+      "redriven: 1",
+      "received invoice.paid"
+    ]))
+  it("two stages in one process: filtered, terminated and announced messages are counted for each", () =>
+    prints("stages.ts", [
+      "small-a.png,small-c.png { handled: 2, filtered: 1, deadLettered: 1 } b.txt is no picture"
+    ]))
 
   const smoke = ["memory: 19900", "redis: 19900", "nats: 19900"]
   it("the same program runs on Node.js", () => prints("smoke.mjs", smoke))

@@ -9,6 +9,7 @@ import * as Schema from "effect/Schema"
 import * as SchemaIssue from "effect/SchemaIssue"
 import type { StandardSchemaV1 } from "effect/StandardSchema"
 import { exitOf } from "./internal/exit.ts"
+import { plainOf } from "./internal/plain.ts"
 
 /**
  * Fields of an entry that a map cannot hold as they are: names that repeat, or that are not text. A broker gives them as
@@ -23,7 +24,7 @@ export interface FieldMap extends ReadonlyMap<string, Uint8Array> {
 }
 
 /**
- * What travels: a body, and for brokers whose entries are field maps (Redis) all fields of the entry as they stand.
+ * The data on the wire: a body, and for brokers whose entries are field maps (Redis) all fields of the entry as they stand.
  *
  * @category models
  * @since 0.1.0
@@ -52,9 +53,9 @@ export interface Codec<in out A, out RD = never, out RE = never> {
   readonly contentType: string
   /** The schema whose JSON form is on the wire, for documents about it; absent where the wire holds no JSON. */
   readonly schema?: Schema.Constraint | StandardSchemaV1 | undefined
-  /** Makes a value of what came; fails with what does not fit. */
+  /** Makes a value of the received data; fails when the data do not fit. */
   readonly decode: (wire: Wire) => Effect.Effect<A, Schema.SchemaError, RD>
-  /** Makes what is sent of a value; fails with what does not fit. */
+  /** Makes the data to send of a value; fails when the value does not fit. */
   readonly encode: (value: A) => Effect.Effect<Wire, Schema.SchemaError, RE>
 }
 
@@ -77,6 +78,7 @@ export const json = <S extends Schema.Constraint>(
   const codec = Schema.toCodecJson(schema)
   const decode = Schema.decodeUnknownEffect(codec)
   const encode = Schema.encodeEffect(Schema.fromJsonString(codec))
+  const isPlain = plainOf(schema)
   return {
     contentType: "application/json",
     schema,
@@ -87,7 +89,7 @@ export const json = <S extends Schema.Constraint>(
       } catch (error) {
         return error instanceof SyntaxError ? reject(`Expected JSON: ${error.message}`) : notUtf8
       }
-      return decode(value)
+      return isPlain?.(value) === true ? Exit.succeed(value as S["Type"]) : decode(value)
     },
     encode: (value) => mapSync(encode(value), (text) => ({ body: encoder.encode(text) }))
   }
@@ -98,7 +100,7 @@ export const json = <S extends Schema.Constraint>(
  *
  * **Details**
  *
- * Such a schema only checks what comes in. So publishing writes the value as JSON and checks that the schema reads it
+ * Such a schema only checks received data. So publishing writes the value as JSON and checks that the schema reads it
  * back: a value that a consumer could not decode is refused here. A schema that changes the type (`z.string().transform`)
  * is therefore refused on publish unless it accepts its own output. A schema that checks asynchronously decodes inside the
  * attempt and follows the retry policy.

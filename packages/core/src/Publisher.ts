@@ -11,24 +11,29 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Result from "effect/Result"
 import { exitOf } from "./internal/exit.ts"
-import { outgoingOf, type PublishOptions, refuse } from "./internal/outgoing.ts"
+import { outgoingOf, refuse } from "./internal/outgoing.ts"
 import type { PublishError } from "./internal/publishError.ts"
+import type { PublishOptions } from "./internal/publishOptions.ts"
 import { send } from "./internal/send.ts"
-import type * as Message from "./Message.ts"
 import type * as Topic from "./Topic.ts"
 import { type Outgoing, type Published, Transport } from "./Transport.ts"
 
-export type { PublishOptions } from "./internal/outgoing.ts"
 export {
   NotSent,
   OutcomeUnknown,
   PublishError,
   PublishErrorReason,
-  type Reason,
   Refused,
   TooLarge,
   Unencodable
 } from "./internal/publishError.ts"
+export type {
+  /**
+   * @category models
+   * @since 0.1.0
+   */
+  PublishOptions
+} from "./internal/publishOptions.ts"
 
 /**
  * Publishes one value and waits for the broker's confirmation.
@@ -98,33 +103,4 @@ const give = (
   return remedy === undefined
     ? send(transport, messages)
     : Effect.fail(refuse({ option: "topic", value: topic, remedy }))
-}
-
-/**
- * Makes what `publish` sends, without sending it. Transports import it from `TransportAuthor`.
- *
- * @category transport authors
- * @since 0.1.0
- */
-export const outgoing = <A, RD, RE>(
-  topic: Topic.Topic<A, RD, RE>,
-  value: A,
-  options?: PublishOptions
-): Effect.Effect<Outgoing, PublishError, RE> =>
-  Effect.withFiber(({ context }) => outgoingOf(topic, value, options, context))
-
-/**
- * Reads the key back from the headers of a delivery. Transports import it from `TransportAuthor`.
- *
- * @category transport authors
- * @since 0.1.0
- */
-export const keyOf = (headers: Message.Headers): string | undefined => {
-  const key = headers["millrace-key"]
-  if (key === undefined) return undefined
-  try {
-    return decodeURIComponent(key)
-  } catch {
-    return key // written by somebody else
-  }
 }

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Pipeline, Publisher, Topic } from "@millrace/core"
+import { Pipeline, Publisher, Topic, TransportAuthor } from "@millrace/core"
 import { FakeTransport, MemoryTransport, TestHarness, Wait } from "@millrace/testing"
 import { Effect, Exit, Result, Schedule, Schema, Scope } from "effect"
 import { TestClock } from "effect/testing"
@@ -124,7 +124,7 @@ describe("batch", () => {
       const process = yield* Scope.make()
       const transport = yield* Scope.provide(memory.connect, process)
       for (const n of upTo(20)) yield* Publisher.publish(Numbers, n)
-      const mortal = Pipeline.fromTransport(Numbers, { group: "test", startFrom: "beginning", prefetch: 20 }, {
+      const mortal = TransportAuthor.fromTransport(Numbers, { group: "test", startFrom: "beginning", prefetch: 20 }, {
         transport: Effect.succeed(transport)
       }).pipe(Pipeline.tap(() => Effect.never))
       yield* Pipeline.start(Pipeline.concurrency(mortal, 20)).pipe(Scope.provide(yield* Scope.make()))

@@ -1,5 +1,13 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Concurrency, type Message, Pipeline, Publisher, Settlement, type Transport } from "@millrace/core"
+import {
+  Concurrency,
+  type Message,
+  Pipeline,
+  Publisher,
+  Settlement,
+  type Transport,
+  TransportAuthor
+} from "@millrace/core"
 import { FakeTransport, MemoryTransport, Wait } from "@millrace/testing"
 import { Context, Effect, Exit, Schedule, Scope } from "effect"
 import { TestClock } from "effect/testing"
@@ -47,6 +55,22 @@ describe("a suspect", () => {
       limit.releaseUnsafe()
       yield* adjust("1 minute")
       assert.strictEqual((yield* running.counts).handled, 1)
+    }))
+
+  it.effect("is alone, with manual, until its handler has ended, not until it is settled", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const begun: Array<number> = []
+      yield* on(hand, (from) =>
+        from.pipe(
+          Pipeline.map((n) => void begun.push(n)),
+          Pipeline.ackPolicy("manual", { settleWithin: "5 minutes" })
+        ))
+      hand.deliver(delivery(1, { suspect: true, redelivered: true, attempt: 4 }))
+      yield* adjust("1 second")
+      hand.deliver(delivery(2))
+      yield* adjust("1 second")
+      assert.deepStrictEqual(begun, [1, 2])
     }))
 
   // was: with manual, a suspect waits for ever behind a message that nobody settles
@@ -187,7 +211,7 @@ describe("a message that kills its process", () => {
                 Effect.suspend(() => alive ? subscription.extend(deliveries) : Effect.never)
             }))
         }
-        const pipeline = Pipeline.fromTransport(
+        const pipeline = TransportAuthor.fromTransport(
           Numbers,
           { group: "test", startFrom: "beginning" },
           { transport: Effect.succeed(mortal) }

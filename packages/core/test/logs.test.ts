@@ -110,7 +110,10 @@ describe("logs", () => {
     return Effect.gen(function*() {
       const hand = FakeTransport.make()
       const { publish } = hand
-      const error = new Publisher.PublishError({ topic: "numbers.dead", reason: new Publisher.Refused({ detail: "full" }) })
+      const error = new Publisher.PublishError({
+        topic: "numbers.dead",
+        reason: new Publisher.Refused({ detail: "full" })
+      })
       hand.publish = (messages) => Effect.succeed(messages.map(() => Result.fail(error)))
       yield* on(hand, (from) => from.pipe(failing, Pipeline.retry({ times: 0 })))
       hand.deliver(delivery(1))

@@ -4,6 +4,7 @@ import * as Settlement from "@millrace/core/Settlement"
 import * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import type * as Brokers from "@millrace/testing/Brokers"
+import type { Proxy } from "@millrace/testing/Proxy"
 import { jetstreamManager } from "@nats-io/jetstream"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
@@ -16,8 +17,20 @@ import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { connect } from "node:net"
 import * as JetStream from "../src/JetStream.ts"
-import { before, demand, onNats, outgoing, publish, settle, subscribe, take, text, until, versions } from "./nats.ts"
-import { type Proxy, proxy } from "./proxy.ts"
+import {
+  before,
+  demand,
+  onNats,
+  outgoing,
+  proxied,
+  publish,
+  settle,
+  subscribe,
+  take,
+  text,
+  until,
+  versions
+} from "./nats.ts"
 
 const Orders = Topic.make("orders", { schema: Schema.Number })
 
@@ -35,13 +48,16 @@ describe.each(versions)("on nats-server %s", (version) => {
   const onProxy = (
     f: (
       broker: Brokers.Broker,
-      way: Proxy & { readonly misdirect: (...prefixes: ReadonlyArray<`$JS.${string}`>) => Effect.Effect<void> }
+      way: Proxy & {
+        readonly url: string
+        readonly misdirect: (...prefixes: ReadonlyArray<`$JS.${string}`>) => Effect.Effect<void>
+      }
     ) => ReturnType<Parameters<typeof onNats>[0]>
   ) =>
     on((broker) =>
       Effect.gen(function*() {
         let astray: ReadonlyArray<string> = []
-        const way = yield* proxy(broker, (piece, to) => {
+        const way = yield* proxied(broker, (piece, to) => {
           if (astray.length === 0 || to === "client") return piece
           const text = piece.toString("latin1")
           const passed = astray.reduce((text, prefix) => text.replaceAll(prefix, prefix.replace("$JS", "$NO")), text)
@@ -70,10 +86,10 @@ describe.each(versions)("on nats-server %s", (version) => {
 
         // What is said while nobody listens is not believed to have been heard.
         const unheard = yield* Effect.result(settle(subscription, [before!], Settlement.ack))
-        assert.isTrue(Result.isFailure(unheard) && unheard.failure.reason._tag === "Interrupted")
+        assert.isTrue(Result.isFailure(unheard) && unheard.failure.reason._tag === "OperationFailed")
         const waiting = yield* Effect.forkScoped(
           Effect.retry(settle(subscription, [before!, held!], Settlement.ack), {
-            while: (error) => error.reason._tag === "Interrupted"
+            while: (error) => error.reason._tag === "OperationFailed"
           })
         )
         yield* broker.start
@@ -164,7 +180,7 @@ describe.each(versions)("on nats-server %s", (version) => {
     on((broker) =>
       Effect.gen(function*() {
         let left = 1
-        const { url } = yield* proxy(
+        const { url } = yield* proxied(
           broker,
           (piece, to) => to === "client" && piece.includes(`"stream":"orders"`) && left-- > 0 ? undefined : piece
         )
@@ -501,7 +517,7 @@ describe.each(versions)("on nats-server %s", (version) => {
       Effect.gen(function*() {
         let hangUps = 0
         let left = 0
-        const { cut, url } = yield* proxy(broker, (piece, to) => {
+        const { cut, url } = yield* proxied(broker, (piece, to) => {
           if (to === "client" || left === 0 || !piece.includes("CONNECT {")) return piece
           left--
           hangUps++
@@ -526,7 +542,7 @@ describe.each(versions)("on nats-server %s", (version) => {
     on((broker) =>
       Effect.gen(function*() {
         const unlucky = ["STREAM.NAMES", "CREATE.orders", "INFO.KV_millrace", "CREATE.KV_millrace"]
-        const { url } = yield* proxy(broker, (piece, to) => {
+        const { url } = yield* proxied(broker, (piece, to) => {
           const index = to === "client" ? -1 : unlucky.findIndex((words) => piece.includes(words))
           if (index < 0) return piece
           unlucky.splice(index, 1)
@@ -546,7 +562,7 @@ describe.each(versions)("on nats-server %s", (version) => {
     on((broker) =>
       Effect.gen(function*() {
         let isPatient = false
-        const { cut, hang, url } = yield* proxy(broker, (piece) => {
+        const { cut, hang, heal, url } = yield* proxied(broker, (piece) => {
           isPatient ||= /"expires":[2-9]\d{9}/.test(piece.toString("latin1"))
           return piece
         })
@@ -561,7 +577,7 @@ describe.each(versions)("on nats-server %s", (version) => {
             )
           )
           yield* until(Effect.sync(() => isPatient), (isPatient) => isPatient)
-          yield* hang
+          yield* Effect.andThen(hang, heal)
           yield* publish("orders", ["1"]).pipe(Effect.provide(Layer.fresh(JetStream.layer({ url: broker.url }))))
           // The request is open, and the server fills it again and again.
           const info = Effect.promise(() => jsm.consumers.info("orders", "group"))

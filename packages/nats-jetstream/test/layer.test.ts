@@ -1,10 +1,12 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as Concurrency from "@millrace/core/Concurrency"
 import * as Pipeline from "@millrace/core/Pipeline"
 import * as Publisher from "@millrace/core/Publisher"
 import * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import type { TransportError } from "@millrace/core/TransportError"
 import * as Brokers from "@millrace/testing/Brokers"
+import * as MemoryTransport from "@millrace/testing/MemoryTransport"
 import { jetstreamManager } from "@nats-io/jetstream"
 import { connect } from "@nats-io/transport-node"
 import * as Config from "effect/Config"
@@ -90,7 +92,68 @@ describe("connecting", () => {
         (yield* failing({ url: broker.url, connectTimeout: 0 })).message,
         /connectTimeout is "0".*10 seconds/
       )
+      const bad: ReadonlyArray<readonly [unknown, RegExp]> = [
+        [{}, /^nats: url is undefined: give nats:/],
+        [{ url: broker.url, tokn: "secret" }, /^nats: layer.tokn is given: there is no such option/],
+        [{ url: broker.url, stream: { maxAeg: 1 } }, /^nats: stream.maxAeg is 1: /],
+        [{ url: broker.url, stream: { maxAge: "5s" } }, /^nats: stream.maxAge is "5s": write a duration as/],
+        [{ url: broker.url, ackWait: "5s" }, /^nats: ackWait is "5s": /],
+        [{ url: "nats://secret/hunter@127.0.0.1" }, /^nats: url is "<redacted>": percent-encode/]
+      ]
+      for (const [options, expected] of bad) assert.match((yield* failing(options as never)).message, expected)
     }))
+
+  it.live("pipelines on one layer share its limit", () =>
+    Effect.gen(function*() {
+      const broker = yield* Brokers.nats({})
+      let handling = 0
+      let most = 0
+      const work = (name: string) =>
+        Effect.gen(function*() {
+          const topic = Topic.make(name, { schema: Schema.Struct({ id: Schema.String }) })
+          yield* Publisher.publishAll(topic, Array.from({ length: 20 }, (_, i) => ({ id: String(i) })))
+          return yield* Pipeline.start(
+            Pipeline.from(topic, { group: "g", startFrom: "beginning" }).pipe(
+              Pipeline.tap(() =>
+                Effect.sync(() => most = Math.max(most, ++handling)).pipe(
+                  Effect.andThen(Effect.sleep("20 millis")),
+                  Effect.tap(() => Effect.sync(() => handling--))
+                )
+              ),
+              Pipeline.concurrency(10)
+            )
+          )
+        })
+      yield* Effect.gen(function*() {
+        for (const running of yield* Effect.all([work("orders"), work("jobs")])) {
+          yield* until(running.counts, ({ handled }) => handled === 20)
+        }
+      }).pipe(
+        Effect.scoped,
+        Effect.provide(JetStream.layer({ url: broker.url, concurrency: Concurrency.make(3) }))
+      )
+      assert.strictEqual(most, 3)
+    }))
+
+  it.effect.each<readonly [string, unknown, RegExp]>([
+    ["no options", undefined, /^memory: from is undefined: give an object with the options group, .*ackWait/],
+    [
+      "an option that there is not",
+      { group: "g", concurrency: 5 },
+      /^memory: from.concurrency is 5: there is no such option/
+    ],
+    ["a text that is no duration", { group: "g", ackWait: "5s" }, /^memory: ackWait is "5s": write a duration as/],
+    ["a misspelt start", { group: "g", startFrom: "begining" }, /^memory: startFrom is "begining": write "new"/]
+  ])("from refuses %s", ([, options, expected]) =>
+    Effect.gen(function*() {
+      const pipeline = JetStream.from(
+        Topic.make("jobs", { schema: Schema.String }),
+        options as JetStream.FromOptions & {
+          readonly subject?: undefined
+        }
+      )
+      assert.match((yield* Effect.flip(Effect.scoped(Pipeline.start(pipeline)))).message, expected)
+    }).pipe(Effect.provide(JetStream.layerTest.pipe(Layer.provideMerge(MemoryTransport.layer())))))
 
   it.live("a server without JetStream is reported when it is needed, with the remedy", () =>
     Effect.gen(function*() {

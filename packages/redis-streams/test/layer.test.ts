@@ -1,8 +1,9 @@
 import { assert, it, layer } from "@effect/vitest"
+import { Pipeline, Topic } from "@millrace/core"
 import { Transport } from "@millrace/core/Transport"
 import type { TransportError } from "@millrace/core/TransportError"
 import { RedisStreams } from "@millrace/redis-streams"
-import { Brokers } from "@millrace/testing"
+import { Brokers, MemoryTransport } from "@millrace/testing"
 import * as Config from "effect/Config"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Context from "effect/Context"
@@ -11,6 +12,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
+import * as Schema from "effect/Schema"
 import * as Fs from "node:fs"
 import { createServer } from "node:net"
 import { tmpdir } from "node:os"
@@ -22,6 +24,7 @@ import {
   admin,
   demand,
   fresh,
+  noting,
   outgoing,
   Server,
   serving,
@@ -78,6 +81,27 @@ it.live.each<readonly [string, RedisStreams.Options, RegExp]>([
   }, /give one/],
   ["a cluster on a unix socket", { url: "unix:///tmp/a.sock", cluster: true }, /give the host/],
   ["a consumer name of Millrace's own", { url: "redis://host", consumer: "millrace:x" }, /belong to Millrace/],
+  [
+    "an option that there is not",
+    { url: "redis://host", paswrd: "secret" } as never,
+    /^redis: layer.paswrd is given: /
+  ],
+  [
+    "an option within an option",
+    { url: "redis://host", claim: { minIdel: 1 } } as never,
+    /^redis: claim.minIdel is 1: /
+  ],
+  ["no URL", {} as never, /^redis: url is undefined: give redis:/],
+  [
+    "a text that is no duration",
+    { url: "redis://host", connectTimeout: "5s" } as never,
+    /^redis: connectTimeout is "5s": /
+  ],
+  [
+    "a password that ends the host",
+    { url: "redis://secret/hunter@host" },
+    /^redis: url is "<redacted>": percent-encode/
+  ],
   ["a consumer name with spaces", { url: "redis://host", consumer: "a b" }, /no spaces/]
 ])("refuses %s", ([, options, expected]) =>
   Effect.gen(function*() {
@@ -86,6 +110,39 @@ it.live.each<readonly [string, RedisStreams.Options, RegExp]>([
     assert.match(error.message, expected)
     assert.notInclude(error.message, "secret")
   }))
+
+it.effect.each<readonly [string, unknown, RegExp]>([
+  ["no options", undefined, /^memory: from is undefined: give an object with the options group, .*block, claim/],
+  [
+    "an option that there is not",
+    { group: "g", concurrency: 5 },
+    /^memory: from.concurrency is 5: there is no such option/
+  ],
+  ["a text that is no duration", { group: "g", block: "5s" }, /^memory: block is "5s": write a duration as/]
+])("from refuses %s", ([, options, expected]) =>
+  Effect.gen(function*() {
+    const pipeline = RedisStreams.from(
+      Topic.make("jobs", { schema: Schema.String }),
+      options as RedisStreams.FromOptions
+    )
+    assert.match((yield* Effect.flip(Effect.scoped(Pipeline.start(pipeline)))).message, expected)
+  }).pipe(Effect.provide(RedisStreams.layerTest.pipe(Layer.provideMerge(MemoryTransport.layer())))))
+
+it.live("a stream that grows without end is told once for each layer", () =>
+  Effect.gen(function*() {
+    const { url } = yield* Brokers.redis()
+    const logs: Array<string> = []
+    const start = (options: Partial<RedisStreams.Options>) =>
+      Effect.gen(function*() {
+        const redis = Context.get(yield* Effect.orDie(RedisStreams.make({ url, ...options })), Transport)
+        for (const group of ["a", "b"]) yield* redis.subscribe(subscribing("growing", { group }))
+        return logs.splice(0).filter((text) => text.includes("never removes")).length
+      }).pipe(Effect.provide(noting(logs)))
+    assert.strictEqual(yield* start({}), 1)
+    assert.strictEqual(yield* start({ retention: { maxLength: 1000 } }), 0)
+    assert.strictEqual(yield* start({ retention: "acknowledged" }), 0)
+    assert.strictEqual(yield* start({ retention: "until-acked" }), 0)
+  }).pipe(Effect.scoped))
 
 it.live("durations that are no whole number of milliseconds work like others", () =>
   Effect.gen(function*() {

@@ -5,7 +5,6 @@ import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import type * as Schema from "effect/Schema"
 import type { Wire } from "../Codec.ts"
-import type * as Message from "../Message.ts"
 import type * as Topic from "../Topic.ts"
 import type { Outgoing } from "../Transport.ts"
 import { InvalidOption } from "../TransportError.ts"
@@ -13,26 +12,9 @@ import type { Headers } from "./headers.ts"
 import type { Invalid } from "./invalid.ts"
 import { isOurs } from "./letterHeaders.ts"
 import { PublishError, Unencodable } from "./publishError.ts"
+import type { PublishOptions } from "./publishOptions.ts"
 import { invalidOf, isTopic } from "./topic.ts"
 import { hasTrace, inject } from "./traceContext.ts"
-
-/**
- * Options of one publish.
- *
- * @category models
- * @since 0.1.0
- */
-export interface PublishOptions {
-  /**
-   * Names are sent in lower case; `body` and `millrace-*` are refused. What describes the message that headers came with
-   * (`content-type`, our own headers) is left out, so that the headers of a message can be forwarded as they are.
-   */
-  readonly headers?: Message.Headers | undefined
-  /** The same id is stored once, on brokers that deduplicate and for as long as they do. */
-  readonly id?: string | undefined
-  /** The message is not delivered before. Default none; refused where the broker has no delayed delivery. */
-  readonly delay?: Duration.Input | undefined
-}
 
 export const refuse = ({ option, remedy, value }: Invalid) =>
   new PublishError({
@@ -70,7 +52,7 @@ const plainHeaders = (contentType: string): Headers => {
 
 const headersOf = (
   topic: { readonly name: string; readonly codec: { readonly contentType: string } },
-  given: Message.Headers | undefined,
+  given: Headers | undefined,
   key: string | undefined,
   context: Context.Context<never>
 ): Headers | PublishError => {
@@ -121,7 +103,7 @@ export const outgoingOf = <A, RD, RE>(
     return Exit.fail(refused(topic.name, "id", id, "an id is one line of text"))
   }
   const given = options?.delay
-  const delay = given === undefined ? undefined : Option.getOrUndefined(Duration.fromInput(given))
+  const delay = given === undefined ? undefined : Option.getOrUndefined(Duration.fromInput(given as Duration.Input))
   if (
     given !== undefined &&
     (delay === undefined || Number.isNaN(given) || !Number.isFinite(Duration.toMillis(delay)))
@@ -143,3 +125,11 @@ export const outgoingOf = <A, RD, RE>(
     new PublishError({ topic: topic.name, reason: new Unencodable({ issue: error.message }) })
   return Effect.mapBothEager(topic.codec.encode(value), { onFailure: unencodable, onSuccess: made })
 }
+
+/** Makes what `publish` sends, without sending it. */
+export const outgoing = <A, RD, RE>(
+  topic: Topic.Topic<A, RD, RE>,
+  value: A,
+  options?: PublishOptions
+): Effect.Effect<Outgoing, PublishError, RE> =>
+  Effect.withFiber(({ context }) => outgoingOf(topic, value, options, context))

@@ -12,6 +12,7 @@ import type { Attempt } from "./attempt.ts"
 import { loggable } from "./errorDetail.ts"
 import { every } from "./every.ts"
 import { Meter } from "./meter.ts"
+import { noObserver } from "./observer.ts"
 import { labelOf, Outages } from "./outage.ts"
 import { OutcomeLog } from "./outcomeLog.ts"
 import type { Program } from "./program.ts"
@@ -73,10 +74,11 @@ export class Sight {
     this.subscription = subscription
     this.view = view
     this.clock = Context.get(context, Clock.Clock)
-    this.observer = Context.get(context, Telemetry.Observer)
+    const observer = Context.get(context, Telemetry.Observer)
+    this.observer = observer === noObserver ? undefined : observer
     this.outages = Outages.of(transport)
     const { source } = program
-    const metrics = Context.get(context, Telemetry.Metrics)
+    const metrics = Context.get(context, Telemetry.MetricsEnabled)
     const poll = Context.get(context, Telemetry.PollInterval)
     this.pollEvery = metrics && poll !== undefined ? Duration.toMillis(poll) : Infinity
     this.meter = metrics
@@ -139,8 +141,8 @@ export class Sight {
 
   /** The one event of an attempt; a message that was handled costs nothing where nothing looks at it. */
   readonly outcome = ({ delivery, message }: Attempt, kind: Telemetry.OutcomeKind): void => {
-    this.guarded(() => this.meter?.ended(kind._tag))
-    const { log, observer } = this
+    const { log, meter, observer } = this
+    if (meter !== undefined) this.guarded(() => meter.ended(kind._tag))
     const isLogged = log !== undefined && kind._tag !== "Handled"
     if (observer === undefined && !isLogged) return
     const outcome: Telemetry.Outcome = { pipeline: this.program.name, delivery, message, ...kind }

@@ -1,7 +1,7 @@
 import type * as Codec from "@millrace/core/Codec"
 import type * as Message from "@millrace/core/Message"
-import { keyOf } from "@millrace/core/Publisher"
 import type { Delivery, Outgoing } from "@millrace/core/Transport"
+import { keyOf } from "@millrace/core/TransportAuthor"
 import type { Argument } from "./command.ts"
 
 /** `id` and the flat list of field names and values, as the server sends them. */

@@ -1,7 +1,7 @@
 import {
-  Interrupted,
   InvalidOption,
   Mismatch,
+  OperationFailed,
   TransportError,
   Unauthorized,
   Unsupported
@@ -96,7 +96,7 @@ export const transportError = (operation: string, address: string, error: Error)
     ? new Mismatch({ name: operation, expected: "a stream", found: "a key of another type" })
     : isUnknown(error)
     ? new Unsupported({ operation, remedy: remedyOf(error) })
-    : new Interrupted({ operation, cause: error })
+    : new OperationFailed({ operation, cause: error })
   return new TransportError({ transport: "redis", reason })
 }
 

@@ -1,5 +1,5 @@
 import type { Delivery, Settling } from "@millrace/core/Transport"
-import { Interrupted, TransportError } from "@millrace/core/TransportError"
+import { OperationFailed, TransportError } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -15,7 +15,7 @@ import type { Server } from "./server.ts"
 import type { RedisSubscription } from "./subscription.ts"
 
 const failed = (operation: string, cause: Error): TransportError =>
-  new TransportError({ transport: "redis", reason: new Interrupted({ operation, cause }) })
+  new TransportError({ transport: "redis", reason: new OperationFailed({ operation, cause }) })
 
 /** Longer than anybody waits, and short enough that the due time is a whole number everywhere: a hundred years. */
 const longestDelay = 100 * 365 * 86_400_000

@@ -60,6 +60,8 @@ export const make = Effect.fnUntraced(function*(
   const names = new Names()
   const clock = yield* Clock.Clock
   const reclaimScan = yield* ReclaimScan.make(server)
+  /** Streams that grow without end, which is told once. */
+  const growing = new Set<string>()
   let own = 0
   let polling = 0
   const readLoops = yield* RcMap.make({
@@ -142,6 +144,12 @@ export const make = Effect.fnUntraced(function*(
     yield* Effect.addFinalizer(() => readLoop.remove(subscription))
     yield* reclaimScan.look(subscription)
     const removes = settings.untilAcked || Context.get(options.settings, RemoveOnSuccess)
+    if (!removes && settings.bound === undefined && !settings.trimsAcknowledged && !growing.has(key)) {
+      growing.add(key)
+      yield* Effect.logInfo(
+        `stream ${key} never removes an entry: give the layer retention "acknowledged", "until-acked" or { maxLength }, or remove entries with RedisStreams.remove`
+      )
+    }
     return {
       pull: subscription.pull,
       withdraw: subscription.withdraw,

@@ -71,10 +71,10 @@ interface DeadQuery {
   readonly topic: string
   readonly before: string | undefined
   readonly text: string | undefined
-  readonly reason: DeadLetter.Reason | undefined
+  readonly reason: DeadLetter.DeadLetterReason | undefined
 }
 
-const isReason = Schema.is(DeadLetter.Reason)
+const isReason = Schema.is(DeadLetter.DeadLetterReason)
 
 const dead = Effect.fnUntraced(function*({ before, reason, text, topic }: DeadQuery) {
   let looked = 0
