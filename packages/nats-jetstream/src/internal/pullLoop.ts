@@ -33,6 +33,9 @@ export interface PullLoopOptions {
 /** How long a request stays open while messages come. */
 const shortest = 250
 
+/** How often `retire` looks before it gives up a request whose end the server does not tell. */
+const maxLooks = 200
+
 /**
  * Asks the consumer for messages, on credit.
  *
@@ -57,6 +60,8 @@ export class PullLoop {
   private expires: number
   /** When the last request expires. */
   private openUntil = 0n
+  /** The last request expires soon, and the server says so: there is no need to take it back. */
+  private isShort = true
   /** When the last message came. */
   private cameAt = 0n
   /** The next message is larger than the last request allowed. */
@@ -97,6 +102,7 @@ export class PullLoop {
     if (this.asked === 0) this.silentSince = now
     const { expires } = this
     this.openUntil = now + BigInt(Math.round(expires * 1e6))
+    this.isShort = expires <= shortest
     // A short request answers soon enough by expiring.
     const heartbeat = expires > this.heartbeat ? Math.min(this.heartbeat, Math.floor(expires / 2.5)) : 0
     if (this.isOversized) {
@@ -144,10 +150,10 @@ export class PullLoop {
     const look = () => {
       silent = this.asked === asked ? silent + 1 : 0
       asked = this.asked
-      const { isIdle } = this
-      if ((silent < 5 || asked > 0 && !isIdle) && ++looks < 80) return wait()
+      const mayTakeBack = this.isIdle && !this.isShort
+      if ((silent < 5 || asked > 0 && !mayTakeBack) && ++looks < maxLooks) return wait()
       this.stay()
-      void (asked > 0 && (isIdle || forGood()) ? this.end() : Promise.resolve()).then(onEnd)
+      void (asked > 0 && (mayTakeBack || forGood()) ? this.end() : Promise.resolve()).then(onEnd)
     }
     const wait = () => {
       const looking = this.looking = setTimeout(() => {
