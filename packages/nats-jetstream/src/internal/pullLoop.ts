@@ -33,8 +33,10 @@ export interface PullLoopOptions {
 /** How long a request stays open while messages come. */
 const shortest = 250
 
-/** How often `retire` looks before it gives up a request whose end the server does not tell. */
-const maxLooks = 200
+/** How often `retire` looks before it takes back a request that should have expired: a busy server tells that late. */
+const shortLooks = 40
+/** How often it looks at most. */
+const maxLooks = 80
 
 /**
  * Asks the consumer for messages, on credit.
@@ -60,7 +62,7 @@ export class PullLoop {
   private expires: number
   /** When the last request expires. */
   private openUntil = 0n
-  /** The last request expires soon, and the server says so: there is no need to take it back. */
+  /** The last request expires soon: as a rule there is no need to take it back. */
   private isShort = true
   /** When the last message came. */
   private cameAt = 0n
@@ -150,7 +152,7 @@ export class PullLoop {
     const look = () => {
       silent = this.asked === asked ? silent + 1 : 0
       asked = this.asked
-      const mayTakeBack = this.isIdle && !this.isShort
+      const mayTakeBack = this.isIdle && (!this.isShort || looks > shortLooks)
       if ((silent < 5 || asked > 0 && !mayTakeBack) && ++looks < maxLooks) return wait()
       this.stay()
       void (asked > 0 && (mayTakeBack || forGood()) ? this.end() : Promise.resolve()).then(onEnd)
