@@ -20,6 +20,7 @@ const version = (name: string): string =>
   }).version
 export const effect = version("effect")
 export const platformNode = version("@effect/platform-node")
+export const nodeTypes = version("@types/node")
 
 export interface Ran {
   readonly code: number | null
@@ -31,6 +32,9 @@ export interface Project {
   readonly run: (command: string, args: ReadonlyArray<string>, env?: NodeJS.ProcessEnv) => Promise<Ran>
   readonly remove: () => void
 }
+
+/** The compiler of this workspace. */
+export const tsc = path.join(import.meta.dirname, "..", "..", "node_modules", ".bin", "tsc")
 
 /** A program of this workspace's own: a package manager, another runtime. */
 export const own = (name: string): string => {

@@ -5,7 +5,7 @@ import * as fs from "node:fs"
 import { createRequire } from "node:module"
 import * as path from "node:path"
 import { afterAll, beforeAll } from "vitest"
-import { effect, files, own, platformNode, project, tarballs } from "./project.ts"
+import { effect, files, nodeTypes, own, platformNode, project, tarballs, tsc } from "./project.ts"
 
 const all = files("core", "redis-streams", "nats-jetstream", "testing")
 const warning = /EBADENGINE|peer|ignored build|install script|ERESOLVE|deprecated/i
@@ -56,7 +56,7 @@ describe("other package managers, as they are by default", () => {
 describe("one project, outside of the workspace, installed by npm", () => {
   const scope = Scope.makeUnsafe()
   const mine = project({
-    dependencies: { ...all, effect, "@effect/platform-node": platformNode, zod: "^4.6.7" }
+    dependencies: { ...all, effect, "@effect/platform-node": platformNode, "@types/node": nodeTypes, zod: "^4.6.7" }
   })
   let urls: NodeJS.ProcessEnv
   beforeAll(async () => {
@@ -83,6 +83,13 @@ describe("one project, outside of the workspace, installed by npm", () => {
     assert.strictEqual(code, 0, output)
     for (const text of typeof wanted === "string" ? [wanted] : wanted) assert.include(output, text)
   }
+
+  it("all programs compile, with strict types", async () => {
+    const programs = fs.globSync("*.ts", { cwd: mine.folder }).filter((name) => name !== "vitest.test.ts")
+    const strict = ["--strict", "--noEmit", "--skipLibCheck", "--module", "nodenext", "--target", "es2024"]
+    const { code, output } = await mine.run(tsc, [...strict, "--types", "node", ...programs])
+    assert.strictEqual(code, 0, output)
+  })
 
   it("the first test of a project passes, with node:test alone", () =>
     prints("memory.test.ts", "pass 1", process.execPath, ["--test"]))

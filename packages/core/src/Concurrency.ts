@@ -5,7 +5,7 @@
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import type { DurationHint } from "./internal/hint.ts"
+import type { Hints } from "./internal/hint.ts"
 import { durationOf, type Invalid, invalidMax, toError, unknownOption } from "./internal/invalid.ts"
 import * as LimitAlgorithm from "./LimitAlgorithm.ts"
 import type { TransportError } from "./TransportError.ts"
@@ -155,11 +155,11 @@ export interface AdaptiveOptions {
   /** Computes the next limit. Default `LimitAlgorithm.aimd()`. */
   readonly algorithm?: LimitAlgorithm.LimitAlgorithm | undefined
   /** How long it measures before it moves, and at least 10 handlers. Default 100 milliseconds. */
-  readonly window?: Duration.Input | DurationHint | undefined
+  readonly window?: Duration.Input | Hints["duration"] | undefined
   /** A larger part of failed handlers than this counts as a drop. Default 0.1. */
   readonly failures?: number | undefined
   /** An event loop that is later than this counts as a drop. Default 50 milliseconds. */
-  readonly eventLoopDelay?: Duration.Input | DurationHint | undefined
+  readonly eventLoopDelay?: Duration.Input | Hints["duration"] | undefined
 }
 
 /**

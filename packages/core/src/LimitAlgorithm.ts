@@ -9,7 +9,7 @@
  */
 
 import * as Duration from "effect/Duration"
-import type { DurationHint } from "./internal/hint.ts"
+import type { Hints } from "./internal/hint.ts"
 import { durationOf } from "./internal/invalid.ts"
 
 /**
@@ -48,7 +48,7 @@ export interface AimdOptions {
   /** The part of the limit that a drop leaves. Default 0.9. */
   readonly backoff?: number | undefined
   /** A window with a higher mean latency is a drop. Default: no such bound. */
-  readonly latency?: Duration.Input | DurationHint | undefined
+  readonly latency?: Duration.Input | Hints["duration"] | undefined
 }
 
 /**

@@ -23,7 +23,7 @@ import type * as Concurrency from "./Concurrency.ts"
 import type { Description } from "./Description.ts"
 import { addPolicy, addStep } from "./internal/compose.ts"
 import { describe as describeProgram, topics as topicsOf } from "./internal/describe.ts"
-import type { DurationHint, Hint } from "./internal/hint.ts"
+import type { Hint, Hints } from "./internal/hint.ts"
 import { durationOf, unknownOption } from "./internal/invalid.ts"
 import { untilRun } from "./internal/neverRun.ts"
 import { isPipeline as isPipelineInternal, make, programOf, TypeId as TypeIdInternal } from "./internal/pipeline.ts"
@@ -159,7 +159,7 @@ export interface FromOptions {
   /** How many messages may wait behind another one of their key before pulling stops. Default 10,000. */
   readonly maxBlocked?: number | undefined
   /** How long running handlers may finish when the pipeline stops. Default 30 seconds. */
-  readonly drainTimeout?: Duration.Input | DurationHint | undefined
+  readonly drainTimeout?: Duration.Input | Hints["duration"] | undefined
 }
 
 /**
@@ -665,7 +665,7 @@ export interface BatchOptions {
   /** The most messages of a batch; at least 1. */
   readonly size: number
   /** How long the first message of a batch waits for others. */
-  readonly within: Duration.Input | DurationHint
+  readonly within: Duration.Input | Hints["duration"]
   /** Wraps the function, once for each batch: `Telemetry.spans()`, a transaction. It must not run the handler twice. */
   readonly middleware?:
     | (<A, E, R>(
@@ -1254,7 +1254,7 @@ export const ackPolicy: {
  */
 export interface AckPolicyOptions {
   /** With `manual`: a message unsettled this long after its handler succeeded is reported. Default 30 seconds. */
-  readonly settleWithin?: Duration.Input | DurationHint | undefined
+  readonly settleWithin?: Duration.Input | Hints["duration"] | undefined
 }
 
 // --- running

@@ -8,7 +8,7 @@
 import * as Duration from "effect/Duration"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
-import type { DurationHint } from "./internal/hint.ts"
+import type { Hints } from "./internal/hint.ts"
 
 const RequestedTypeId = "~@millrace/core/SettlementRequested"
 
@@ -179,7 +179,7 @@ export interface RetryOptions {
  * @category constructors
  * @since 0.1.0
  */
-export const retry = (after?: Duration.Input | DurationHint, options?: RetryOptions): SettlementRequested =>
+export const retry = (after?: Duration.Input | Hints["duration"], options?: RetryOptions): SettlementRequested =>
   new SettlementRequested({
     settlement: {
       _tag: "Retry",

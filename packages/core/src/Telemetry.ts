@@ -12,7 +12,7 @@ import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Layer from "effect/Layer"
 import type * as DeadLetter from "./DeadLetter.ts"
-import type { DurationHint } from "./internal/hint.ts"
+import type { Hints } from "./internal/hint.ts"
 import { MetricsEnabled } from "./internal/instruments.ts"
 import { noObserver } from "./internal/observer.ts"
 import * as prometheus from "./internal/prometheus.ts"
@@ -111,7 +111,7 @@ export const Logs = Context.Reference<LogOptions | false>("@millrace/core/Teleme
  */
 export const layerLogs = (
   options: {
-    readonly longRunning?: Duration.Input | DurationHint | undefined
+    readonly longRunning?: Duration.Input | Hints["duration"] | undefined
     readonly perMinute?: number | undefined
   } | false
 ): Layer.Layer<never> =>

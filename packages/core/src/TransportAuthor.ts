@@ -3,7 +3,7 @@
  *
  * A transport builds its own `from` on {@link fromTransport}, its own policies on {@link withSetting}, its broker-only
  * operations on {@link received}, and its errors on `TransportError.invalidOption` and `TransportError.redactUrl`. It
- * refuses bad options with {@link checkOptions} and {@link durationOf}, and puts {@link SecretHint} and {@link DurationHint}
+ * refuses bad options with {@link checkOptions} and {@link durationOf}, and puts the sentences of {@link Hints}
  * into their types. Messages that it publishes for a user are made by {@link outgoing} and sent by {@link send},
  * which keeps their span and their metrics; the key of a delivery is read by {@link keyOf}. A service that holds a
  * connection is given to {@link showAs}, so that no log shows its password.
@@ -26,7 +26,7 @@ import type * as Topic from "./Topic.ts"
 import type * as Transport from "./Transport.ts"
 import type { TransportError } from "./TransportError.ts"
 
-export type { DurationHint, SecretHint } from "./internal/hint.ts"
+export type { Hints } from "./internal/hint.ts"
 export { showAs } from "./internal/inspection.ts"
 export { durationOf, type Invalid } from "./internal/invalid.ts"
 export { keyOf } from "./internal/key.ts"

@@ -13,9 +13,9 @@ import * as Settlement from "@millrace/core/Settlement"
 import type * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import {
-  type DurationHint,
   durationOf,
   fromTransport,
+  type Hints,
   received as receivedOf,
   withSetting
 } from "@millrace/core/TransportAuthor"
@@ -205,7 +205,7 @@ export interface FromOptions extends Omit<Pipeline.FromOptions, "startFrom"> {
   /** Also a stream sequence or a time. */
   readonly startFrom?: StartFrom | undefined
   /** This consumer's, instead of the layer's. */
-  readonly ackWait?: Duration.Input | DurationHint | undefined
+  readonly ackWait?: Duration.Input | Hints["duration"] | undefined
 }
 
 /**
@@ -347,7 +347,7 @@ export const acknowledge: {
  */
 export const ackSync = Effect.fnUntraced(function*(
   message: Message.Any,
-  options?: { readonly timeout?: Duration.Input | DurationHint | undefined }
+  options?: { readonly timeout?: Duration.Input | Hints["duration"] | undefined }
 ): Effect.fn.Return<boolean, Settlement.SettleError, JetStream> {
   if (standIns.has(yield* JetStream)) return yield* Message.settle(message, Settlement.ack)
   const { connection } = yield* partsOf

@@ -386,21 +386,16 @@ describe.each(versions)("on nats-server %s", (version) => {
         Effect.gen(function*() {
           yield* publish("orders", Arr.makeBy(1000, String))
           const subscription = yield* subscribe("orders")
-          const jsm = yield* manager
           const most = 50
           const owned: Array<Delivery> = []
-          let settled = 0
-          for (let round = 0; round < 60; round++) {
+          for (let round = 0; round < 30; round++) {
             owned.push(...yield* subscription.pull(demand(most - owned.length)))
             assert.isAtMost(owned.length, most)
-            // The server takes up acknowledgements when it likes: `num_ack_pending` may count settled messages.
-            const { delivered } = yield* Effect.promise(() => jsm.consumers.info("orders", "group"))
-            assert.isAtMost(delivered.consumer_seq - settled, most)
+            // The server takes up acknowledgements a little later; what is owned beyond them would stay.
+            yield* until(JetStream.consumerInfo("orders", "group"), ({ ackPending }) => ackPending <= most)
             const done = Math.min(owned.length, 1 + (round * 7) % 23)
             yield* settle(subscription, owned.splice(0, done), Settlement.ack)
-            settled += done
           }
-          yield* until(JetStream.consumerInfo("orders", "group"), ({ ackPending }) => ackPending <= most)
         })
       ))
 

@@ -8,7 +8,7 @@ import type * as Message from "@millrace/core/Message"
 import type * as Pipeline from "@millrace/core/Pipeline"
 import type * as Topic from "@millrace/core/Topic"
 import * as Transport from "@millrace/core/Transport"
-import { type DurationHint, durationOf, fromTransport, withSetting } from "@millrace/core/TransportAuthor"
+import { durationOf, fromTransport, type Hints, withSetting } from "@millrace/core/TransportAuthor"
 import { invalidOption, Mismatch, TransportError } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
 import * as Config from "effect/Config"
@@ -238,9 +238,9 @@ export interface FromOptions extends Omit<Pipeline.FromOptions, "startFrom"> {
   /** Also the id of an entry, after which a new group begins. */
   readonly startFrom?: "new" | "beginning" | (string & {}) | undefined
   /** For this pipeline, instead of the Layer's. */
-  readonly block?: Duration.Input | DurationHint | undefined
+  readonly block?: Duration.Input | Hints["duration"] | undefined
   /** For this pipeline, instead of the Layer's. */
-  readonly claim?: { readonly minIdle: Duration.Input | DurationHint } | undefined
+  readonly claim?: { readonly minIdle: Duration.Input | Hints["duration"] } | undefined
 }
 
 /** In milliseconds, and what is wrong with the option. */

@@ -24,6 +24,7 @@ import {
   admin,
   demand,
   fresh,
+  noting,
   outgoing,
   Server,
   serving,
@@ -126,6 +127,22 @@ it.effect.each<readonly [string, unknown, RegExp]>([
     )
     assert.match((yield* Effect.flip(Effect.scoped(Pipeline.start(pipeline)))).message, expected)
   }).pipe(Effect.provide(RedisStreams.layerTest.pipe(Layer.provideMerge(MemoryTransport.layer())))))
+
+it.live("a stream that grows without end is told once for each layer", () =>
+  Effect.gen(function*() {
+    const { url } = yield* Brokers.redis()
+    const logs: Array<string> = []
+    const start = (options: Partial<RedisStreams.Options>) =>
+      Effect.gen(function*() {
+        const redis = Context.get(yield* Effect.orDie(RedisStreams.make({ url, ...options })), Transport)
+        for (const group of ["a", "b"]) yield* redis.subscribe(subscribing("growing", { group }))
+        return logs.splice(0).filter((text) => text.includes("never removes")).length
+      }).pipe(Effect.provide(noting(logs)))
+    assert.strictEqual(yield* start({}), 1)
+    assert.strictEqual(yield* start({ retention: { maxLength: 1000 } }), 0)
+    assert.strictEqual(yield* start({ retention: "acknowledged" }), 0)
+    assert.strictEqual(yield* start({ retention: "until-acked" }), 0)
+  }).pipe(Effect.scoped))
 
 it.live("durations that are no whole number of milliseconds work like others", () =>
   Effect.gen(function*() {

@@ -6,7 +6,7 @@
  */
 import * as Concurrency from "@millrace/core/Concurrency"
 import * as Transport from "@millrace/core/Transport"
-import { checkOptions, type DurationHint, durationOf } from "@millrace/core/TransportAuthor"
+import { checkOptions, durationOf, type Hints } from "@millrace/core/TransportAuthor"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -26,7 +26,7 @@ export type { Settled } from "./internal/memory/broker.ts"
  */
 export interface Options {
   /** How long an unsettled message stays with a consumer that does not keep it; default 30 seconds. */
-  readonly minIdle?: Duration.Input | DurationHint | undefined
+  readonly minIdle?: Duration.Input | Hints["duration"] | undefined
   /** `"until-acked"` deletes a message once every group has acknowledged it; default `"keep"`. */
   readonly retention?: "keep" | "until-acked" | undefined
   /** Handlers that run at once on this broker, all pipelines together; default unbounded. */

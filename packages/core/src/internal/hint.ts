@@ -4,21 +4,15 @@ export interface Hint<out Sentence extends string> {
 }
 
 /**
- * Stands beside `Duration.Input` in the type of an option, so that the compiler says how a duration is written.
+ * Sentences that stand beside the type of an option, as in `Duration.Input | Hints["duration"]`, so that the compiler prints
+ * them when the option is given another value. No value has these types.
  *
  * @category models
  * @since 0.1.0
  */
-export type DurationHint<
-  S extends string = "write a duration as '5 seconds', '100 millis' or a number of milliseconds"
-> = Hint<S>
-
-/**
- * Stands beside `Redacted` in the type of an option, so that the compiler says how a secret is given.
- *
- * @category models
- * @since 0.1.0
- */
-export type SecretHint<
-  S extends string = "a secret is wrapped, so that no log shows it: Redacted.make(text) of effect"
-> = Hint<S>
+export interface Hints {
+  /** Beside `Duration.Input`. */
+  readonly duration: Hint<"write a duration as '5 seconds', '100 millis' or a number of milliseconds">
+  /** Beside `Redacted`. */
+  readonly secret: Hint<"a secret is wrapped, so that no log shows it: Redacted.make(text) of effect">
+}

@@ -1,6 +1,6 @@
 import type * as Duration from "effect/Duration"
 import type { Headers } from "./headers.ts"
-import type { DurationHint } from "./hint.ts"
+import type { Hints } from "./hint.ts"
 
 /**
  * Options of one publish.
@@ -17,5 +17,5 @@ export interface PublishOptions {
   /** The same id is stored once, on brokers that deduplicate and for as long as they do. */
   readonly id?: string | undefined
   /** The message is not delivered before. Default none; refused where the broker has no delayed delivery. */
-  readonly delay?: Duration.Input | DurationHint | undefined
+  readonly delay?: Duration.Input | Hints["duration"] | undefined
 }

@@ -1,4 +1,4 @@
-import { durationOf, type SecretHint } from "@millrace/core/TransportAuthor"
+import { durationOf, type Hints } from "@millrace/core/TransportAuthor"
 import * as TransportError from "@millrace/core/TransportError"
 import type { Authenticator, ConnectionOptions, NatsConnection, TlsOptions } from "@nats-io/nats-core"
 import { credsAuthenticator, nkeyAuthenticator } from "@nats-io/nats-core"
@@ -203,5 +203,5 @@ export const connect = Effect.fnUntraced(function*(
 })
 
 /** JavaScript may give a plain text. */
-const secretOf = (secret: string | Redacted.Redacted<string> | SecretHint): string =>
+const secretOf = (secret: string | Redacted.Redacted<string> | Hints["secret"]): string =>
   Redacted.isRedacted(secret) ? Redacted.value(secret as Redacted.Redacted<string>) : String(secret)

@@ -1,4 +1,4 @@
-import type { DurationHint } from "@millrace/core/TransportAuthor"
+import type { Hints } from "@millrace/core/TransportAuthor"
 import * as TransportError from "@millrace/core/TransportError"
 import {
   DiscardPolicy,
@@ -184,7 +184,7 @@ const defaultsOf = (declaring: Declaring, purpose: StreamSpec["purpose"]): Parti
     })
     : {}
 
-const nanos = (duration: Duration.Input | DurationHint | undefined): number | undefined =>
+const nanos = (duration: Duration.Input | Hints["duration"] | undefined): number | undefined =>
   duration === undefined ? undefined : Duration.toMillis(Duration.fromInputUnsafe(duration as Duration.Input)) * 1e6
 
 const given = <A extends object>(options: A): { [K in keyof A]?: Exclude<A[K], undefined> } =>

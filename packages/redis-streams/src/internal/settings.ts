@@ -1,4 +1,4 @@
-import { checkOptions, type DurationHint, durationOf, type SecretHint } from "@millrace/core/TransportAuthor"
+import { checkOptions, durationOf, type Hints } from "@millrace/core/TransportAuthor"
 import { invalidOption, redactUrl, type TransportError } from "@millrace/core/TransportError"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -63,7 +63,7 @@ const refuse = (option: string, value: unknown, remedy: string) =>
   Result.fail(invalidOption(transport, option, value, remedy))
 
 /** Whole milliseconds: servers take no fractions. */
-const millis = (input: Duration.Input | DurationHint | undefined, otherwise: number): number =>
+const millis = (input: Duration.Input | Hints["duration"] | undefined, otherwise: number): number =>
   input === undefined ? otherwise : Math.ceil(Duration.toMillis(durationOf("", input).duration))
 
 const parseUrl = (url: string): URL | undefined => {
@@ -372,5 +372,5 @@ const checkBound = (bound: Bound | undefined): Result.Result<Trim | undefined, T
 }
 
 /** JavaScript may give a plain text. */
-const secretOf = (secret: string | Redacted.Redacted<string> | SecretHint): string =>
+const secretOf = (secret: string | Redacted.Redacted<string> | Hints["secret"]): string =>
   Redacted.isRedacted(secret) ? Redacted.value(secret as Redacted.Redacted<string>) : String(secret)
