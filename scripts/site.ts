@@ -1,6 +1,6 @@
 /**
  * Builds the documentation site, static files with search, from `docs/` and the comments of all packages into
- * `.cache/site`, and follows every link inside of it: `pnpm run docs` (pnpm has a `docs` of its own).
+ * `.cache/site`, and follows every link inside of it: `pnpm site`, or `pnpm run docs` (pnpm has a `docs` of its own).
  */
 import * as fs from "node:fs"
 import * as path from "node:path"

@@ -46,7 +46,7 @@ describe("payments", () => {
       yield* Effect.gen(function*() {
         const redis = yield* RedisStreams.RedisStreams
         const { browse } = yield* Transport.Transport
-        yield* eventually(Effect.map(redis.groupInfo("orders", "payments"), (group) => group !== undefined))
+        yield* eventually(Effect.isSuccess(redis.groupInfo("orders", "payments")))
         const orders = Array.from({ length: 500 }, (_, n) => ({ id: `${n}`, customer: "ada", total: 1 }))
         yield* Publisher.publishAll(Orders, orders)
         yield* eventually(Effect.map(Stream.runCount(browse(Receipts.name)), (receipts) => receipts >= 100))
@@ -55,7 +55,7 @@ describe("payments", () => {
         // Nothing is half done: what is not pending any more has its receipt, and the rest waits for the next process.
         const receipts = yield* Stream.runCount(browse(Receipts.name))
         const group = yield* redis.groupInfo("orders", "payments")
-        assert.strictEqual(receipts + group!.pending + (group!.lag ?? 0), orders.length)
+        assert.strictEqual(receipts + group.pending + (group.lag ?? 0), orders.length)
       }).pipe(Effect.provide(RedisStreams.layer({ url })))
     }).pipe(Effect.provide(NodeServices.layer)))
 })

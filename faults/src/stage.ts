@@ -1,6 +1,6 @@
 /** A broker, a proxy before it, worker processes, a publisher, and the journal that all of them write. */
-import * as Publisher from "@millrace/core/Publisher"
 import { type Outgoing, Transport } from "@millrace/core/Transport"
+import * as TransportAuthor from "@millrace/core/TransportAuthor"
 import type * as Brokers from "@millrace/testing/Brokers"
 import * as Proxy from "@millrace/testing/Proxy"
 import * as Arr from "effect/Array"
@@ -179,7 +179,10 @@ export const make = Effect.fnUntraced(function*(target: Target, options: Partial
     Effect.forEach(
       wanted,
       (one) =>
-        Effect.map(Publisher.outgoing(jobs(topic), one, { id: `job-${one.n}` }), (message) => ({ n: one.n, message }))
+        Effect.map(
+          TransportAuthor.outgoing(jobs(topic), one, { id: `job-${one.n}` }),
+          (message) => ({ n: one.n, message })
+        )
     ).pipe(
       Effect.orDie,
       Effect.flatMap(send)

@@ -44,7 +44,8 @@ const unsettledOnRedis = Layer.effect(
     Effect.context<RedisStreams.RedisStreams>(),
     (context) => (topic: string, group: string) =>
       RedisStreams.groupInfo(topic, group).pipe(
-        Effect.map((info) => info === undefined ? Infinity : info.pending + (info.lag ?? 0)),
+        Effect.map((info) => info.pending + (info.lag ?? 0)),
+        Effect.catchReason("TransportError", "Mismatch", () => Effect.succeed(Infinity)),
         Effect.provide(context)
       )
   )

@@ -1,31 +1,28 @@
-// One pipeline for the orders of all regions, on NATS, each confirmed by the server.
-import { Pipeline, Publisher, Topic } from "@millrace/core"
+// One worker for the orders of all regions, on NATS. Each service publishes to its own region.
+import { Millrace, Pipeline, Topic } from "@millrace/core"
 import { JetStream } from "@millrace/nats-jetstream"
-import { Deferred, Effect, Schema } from "effect"
+import { z } from "zod"
 
-const schema = Schema.Struct({ id: Schema.String })
+const schema = z.object({ id: z.string() })
 const Orders = Topic.make("orders", { schema })
+const inRegion = (region: string) => Topic.make(`orders.${region}.created`, { schema })
 
-const program = Effect.gen(function*() {
-  const seen: Array<string> = []
-  const both = yield* Deferred.make<void>()
-  yield* Pipeline.start(
-    JetStream.from(Orders, { group: "ledger", subject: "orders.{region}.created" }).pipe(
-      Pipeline.tap((order, message) =>
-        Effect.suspend(() => {
-          seen.push(`${message.params.region} ${order.id}`)
-          return Effect.andThen(
-            JetStream.ackSync(message),
-            seen.length < 2 ? Effect.void : Deferred.succeed(both, undefined)
-          )
-        })
-      )
-    )
-  )
-  yield* Publisher.publish(Topic.make("orders.eu.created", { schema }), { id: "a" })
-  yield* Publisher.publish(Topic.make("orders.us.created", { schema }), { id: "b" })
-  yield* Deferred.await(both)
-  return seen.sort()
-}).pipe(Effect.scoped, Effect.provide(JetStream.layer({ url: process.env["NATS_URL"]! })))
+const seen: Array<string> = []
+const ledger = JetStream.from(Orders, { group: "ledger", subject: "orders.{region}.created" }).pipe(
+  Pipeline.tapPromise(async (order, message) => {
+    seen.push(`${message.params.region} ${order.id}`)
+  }),
+  JetStream.acknowledge("confirm")
+)
 
-console.log((await Effect.runPromise(program)).join(", "))
+const millrace = await Millrace.run(ledger, {
+  broker: JetStream.layer({
+    url: process.env["NATS_URL"]!,
+    stream: { subjects: ["orders", "orders.>"], maxAge: "7 days" }
+  })
+})
+await millrace.publish(inRegion("eu"), { id: "a" })
+await millrace.publish(inRegion("us"), { id: "b" })
+while ((await millrace.counts()).handled < 2) await new Promise((resolve) => setTimeout(resolve, 10))
+await millrace.stop()
+console.log(seen.sort().join(", "))

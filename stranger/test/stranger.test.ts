@@ -90,10 +90,22 @@ describe("one project, outside of the workspace, installed by npm", () => {
     prints("llmPool.test.ts", "pass 1", process.execPath, ["--test"]))
   it("a ledger behind a service of one's own, and two outputs", () =>
     prints("ledger.test.ts", "pass 1", process.execPath, ["--test"]))
-  it("foreign entries on Redis, in batches, each user in order", () => prints("activity.ts", "30 rows in order"))
-  it("all regions of a NATS subject, each message confirmed", () => prints("regions.ts", "eu a, us b"))
-  it("promises only: a web server and a worker that stop on SIGTERM", () =>
-    prints("promises.ts", ["consuming", "sent to ada@example.com"]))
+  it("an invoice through a flaky service: retries, a timeout and a dead letter in no time", () =>
+    prints("invoices.test.ts", "pass 1", process.execPath, ["--test"]))
+  it("clicks that another program wrote to Redis: batches into SQLite, each visitor in order", () =>
+    prints("clicks.ts", ["site:clicks", "60 rows in order"]))
+  it("orders of all regions on NATS, each acknowledgement confirmed", () => prints("regions.ts", "eu a, us b"))
+  it("a webhook server: health, a dead letter, a redrive, and a stop on SIGTERM", () =>
+    prints("webhooks.ts", [
+      "consuming",
+      "dead: the customer answered 503 after 3 attempts",
+      "redriven: 1",
+      "received invoice.paid"
+    ]))
+  it("two stages in one process: filtered, terminated and announced messages are counted for each", () =>
+    prints("stages.ts", [
+      "small-a.png,small-c.png { handled: 2, filtered: 1, deadLettered: 1 } b.txt is no picture"
+    ]))
 
   const smoke = ["memory: 19900", "redis: 19900", "nats: 19900"]
   it("the same program runs on Node.js", () => prints("smoke.mjs", smoke))

@@ -134,7 +134,7 @@ export const make = async (
           Pipeline.start(pipeline).pipe(
             Scope.provide(scope),
             quietly,
-            Effect.provideService(Telemetry.Metrics, isMetered)
+            Effect.provideService(Telemetry.MetricsEnabled, isMetered)
           )
         )
         return () => runtime.runPromise(Scope.close(scope, Exit.void))

@@ -21,7 +21,8 @@ const percentile = (sorted: ReadonlyArray<number>, p: number) =>
 export const table = (measured: Measured, letters: ReadonlyArray<DeadLetter.DeadLetter>): string => {
   const { counts, elapsed, latencies, paidByRetry, published } = measured
   const sorted = latencies.toSorted((a, b) => a - b)
-  const because = (reason: DeadLetter.Reason) => letters.filter(({ record }) => record.reason === reason).length
+  const because = (reason: DeadLetter.DeadLetterReason) =>
+    letters.filter(({ record }) => record.reason === reason).length
   const rows: ReadonlyArray<readonly [name: string, value: string, remark: string]> = [
     ["published", count(published), ""],
     ["handled", count(counts.handled), `${count(paidByRetry)} of them by a retry`],

@@ -1,7 +1,6 @@
 /**
  * The command `millrace`: operates pipelines on any broker, without their code.
  *
- * @stability unstable
  * @since 0.1.0
  */
 import * as CliConfig from "effect/cli/CliConfig"

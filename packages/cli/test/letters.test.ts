@@ -8,6 +8,7 @@ import { spawn } from "node:child_process"
 import process from "node:process"
 import { fileURLToPath } from "node:url"
 import { createClient } from "redis"
+import { outgoing } from "../../core/src/internal/letters.ts"
 import { until } from "./cli.ts"
 
 const main = fileURLToPath(new URL("../src/internal/main.ts", import.meta.url))
@@ -17,7 +18,7 @@ const many = Number(process.env["MILLRACE_LETTERS"] ?? 3_000)
 
 const letter = (i: number): Transport.Outgoing => {
   const body = new TextEncoder().encode(`{"n":${i}}`)
-  return DeadLetter.outgoing(
+  return outgoing(
     "orders.dead",
     {
       id: `${i}`,

@@ -150,7 +150,9 @@ const DeadTopics = ({ topics }) =>
     topics.slice(0, rowsAtOnce).map((t, i) =>
       html`
         <tr key=${t.topic}><td><a href=${link("dead", t.topic)}>${t.topic}</a></td>
-          <td class="n">${n(t.messages)}</td><td class="n">${n(t.published, 1)}</td><td>${i < 10 && html`<${Reasons} topic=${t.topic} />`}</td></tr>`
+          <td class="n">${n(t.messages)}</td><td class="n">${n(t.published, 1)}</td><td>${
+        i < 10 && html`<${Reasons} topic=${t.topic} />`
+      }</td></tr>`
     )
   }</tbody>
     </table>`
@@ -219,9 +221,9 @@ const Topic = ({ topic }) => {
             <thead><tr><th>Held message</th><th>By</th><th class="n">Attempt</th></tr></thead>
             <tbody>${
             held.map((m) =>
-              html`<tr><td><a href=${
-                link("message", topic, m.id)
-              }>${m.id}</a></td><td>${m.consumer ?? "nobody: released"}</td><td class="n">${m.attempts}</td></tr>`
+              html`<tr><td><a href=${link("message", topic, m.id)}>${m.id}</a></td><td>${
+                m.consumer ?? "nobody: released"
+              }</td><td class="n">${m.attempts}</td></tr>`
             )
           }</tbody></table>`
         }`
@@ -365,7 +367,11 @@ const Dead = ({ mayRedrive, topic }) => {
   }
     <${Problem} error=${error} />
     ${said && html`<p role="status">${said}</p>`}
-    ${data && letters.length === 0 && html`<p class="soft">No dead letters.</p>`}
+    ${data && letters.length === 0 && !data.next && html`<p class="soft">No dead letters.</p>`}
+    ${
+    data?.next && letters.length < 50 &&
+    html`<p class="soft">${n(letters.length)} of ${n(data.looked)} letters; the search goes on with Older.</p>`
+  }
     ${
     letters.length > 0 && html`<table>
       <thead><tr>

@@ -23,7 +23,7 @@ export interface FieldMap extends ReadonlyMap<string, Uint8Array> {
 }
 
 /**
- * What travels: a body, and for brokers whose entries are field maps (Redis) all fields of the entry as they stand.
+ * The data on the wire: a body, and for brokers whose entries are field maps (Redis) all fields of the entry as they stand.
  *
  * @category models
  * @since 0.1.0
@@ -52,9 +52,9 @@ export interface Codec<in out A, out RD = never, out RE = never> {
   readonly contentType: string
   /** The schema whose JSON form is on the wire, for documents about it; absent where the wire holds no JSON. */
   readonly schema?: Schema.Constraint | StandardSchemaV1 | undefined
-  /** Makes a value of what came; fails with what does not fit. */
+  /** Makes a value of the received data; fails when the data do not fit. */
   readonly decode: (wire: Wire) => Effect.Effect<A, Schema.SchemaError, RD>
-  /** Makes what is sent of a value; fails with what does not fit. */
+  /** Makes the data to send of a value; fails when the value does not fit. */
   readonly encode: (value: A) => Effect.Effect<Wire, Schema.SchemaError, RE>
 }
 
@@ -98,7 +98,7 @@ export const json = <S extends Schema.Constraint>(
  *
  * **Details**
  *
- * Such a schema only checks what comes in. So publishing writes the value as JSON and checks that the schema reads it
+ * Such a schema only checks received data. So publishing writes the value as JSON and checks that the schema reads it
  * back: a value that a consumer could not decode is refused here. A schema that changes the type (`z.string().transform`)
  * is therefore refused on publish unless it accepts its own output. A schema that checks asynchronously decodes inside the
  * attempt and follows the retry policy.
@@ -210,10 +210,16 @@ export const fields = <S extends Schema.Constraint>(
     },
     encode: (value) =>
       flatMapSync(encode(value), (tree) =>
-        mapSync(flat(tree), (record) => ({
-          body: encoder.encode(JSON.stringify(record)),
-          fields: new Map(Object.entries(record).map(([name, text]) => [name, encoder.encode(text)]))
-        })))
+        flatMapSync(flat(tree), (record) => {
+          const reserved = Object.keys(record).find(isHeader)
+          if (reserved !== undefined) {
+            return reject(`a field named ${reserved} would be taken for a header: give it another name`)
+          }
+          return Exit.succeed({
+            body: encoder.encode(JSON.stringify(record)),
+            fields: new Map(Object.entries(record).map(([name, text]) => [name, encoder.encode(text)]))
+          })
+        }))
   }
 }
 

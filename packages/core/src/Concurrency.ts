@@ -5,11 +5,26 @@
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import { durationOf, type Invalid, invalidMax, toError } from "./internal/invalid.ts"
+import type { DurationHint } from "./internal/hint.ts"
+import { durationOf, type Invalid, invalidMax, toError, unknownOption } from "./internal/invalid.ts"
 import * as LimitAlgorithm from "./LimitAlgorithm.ts"
 import type { TransportError } from "./TransportError.ts"
 
-const TypeId = "~@millrace/core/Concurrency/Limit"
+/**
+ * Marks limits.
+ *
+ * @category type ids
+ * @since 0.1.0
+ */
+export const TypeId = "~@millrace/core/Concurrency/Limit"
+
+/**
+ * Marks limits.
+ *
+ * @category type ids
+ * @since 0.1.0
+ */
+export type TypeId = typeof TypeId
 
 const InvalidId = Symbol("@millrace/core/Concurrency/Invalid")
 
@@ -26,7 +41,7 @@ const InvalidId = Symbol("@millrace/core/Concurrency/Invalid")
  * @since 0.1.0
  */
 export interface Limit {
-  readonly [TypeId]: typeof TypeId
+  readonly [TypeId]: TypeId
   /** How many handlers may run at once now. */
   readonly max: number
   /** The most that `max` may become by itself. */
@@ -38,7 +53,7 @@ export interface Limit {
    * changes nothing, when `max` is no whole number of at least 1.
    */
   readonly resize: (max: number) => Effect.Effect<void, TransportError>
-  /** As `resize`, at once and outside of Effect: throws what `resize` fails with. */
+  /** As `resize`, at once and outside of Effect: throws the error of `resize`. */
   readonly resizeUnsafe: (max: number) => void
   /** Takes a permit if one is free. For the engine. */
   readonly tryTakeUnsafe: () => boolean
@@ -68,7 +83,7 @@ export interface Sample {
 }
 
 class LimitImpl implements Limit {
-  readonly [TypeId]: typeof TypeId = TypeId
+  readonly [TypeId]: TypeId = TypeId
   readonly [InvalidId]: Invalid | undefined
   max: number
   inUse = 0
@@ -140,15 +155,15 @@ export interface AdaptiveOptions {
   /** Computes the next limit. Default `LimitAlgorithm.aimd()`. */
   readonly algorithm?: LimitAlgorithm.LimitAlgorithm | undefined
   /** How long it measures before it moves, and at least 10 handlers. Default 100 milliseconds. */
-  readonly window?: Duration.Input | undefined
+  readonly window?: Duration.Input | DurationHint | undefined
   /** A larger part of failed handlers than this counts as a drop. Default 0.1. */
   readonly failures?: number | undefined
   /** An event loop that is later than this counts as a drop. Default 50 milliseconds. */
-  readonly eventLoopDelay?: Duration.Input | undefined
+  readonly eventLoopDelay?: Duration.Input | DurationHint | undefined
 }
 
 /**
- * Makes a limit that moves between `min` and `max` with what its handlers experience.
+ * Makes a limit that moves between `min` and `max` with the latency and the errors of its handlers.
  *
  * **Details**
  *
@@ -159,24 +174,6 @@ export interface AdaptiveOptions {
  * @since 0.1.0
  */
 export const makeAdaptive = (options: AdaptiveOptions): Limit => new AdaptiveLimit(options)
-
-/**
- * The former name of {@link make}.
- *
- * @deprecated Use `Concurrency.make`.
- * @category constructors
- * @since 0.1.0
- */
-export const shared = make
-
-/**
- * The former name of {@link makeAdaptive}.
- *
- * @deprecated Use `Concurrency.makeAdaptive`.
- * @category constructors
- * @since 0.1.0
- */
-export const adaptive = makeAdaptive
 
 class AdaptiveLimit extends LimitImpl {
   override readonly sampleUnsafe: (sample: Sample) => void
@@ -192,7 +189,8 @@ class AdaptiveLimit extends LimitImpl {
     const eventLoopDelay = Duration.toMillis(late.duration)
     super(
       min,
-      invalidMax("adaptive.min", min) ?? invalidMax("adaptive.max", max) ?? measured.invalid ?? late.invalid ??
+      unknownOption("adaptive", options, ["algorithm", "failures", "max", "min", "window", "eventLoopDelay"]) ??
+        invalidMax("adaptive.min", min) ?? invalidMax("adaptive.max", max) ?? measured.invalid ?? late.invalid ??
         (min > max ? { option: "adaptive.min", value: min, remedy: `give at most max, which is ${max}` } : undefined) ??
         (failures >= 0 && failures <= 1
           ? undefined
@@ -207,7 +205,7 @@ class AdaptiveLimit extends LimitImpl {
     let isLate = false
     let changedAt = -Infinity
     this.sampleUnsafe = (handler) => {
-      // What began under the former limit says nothing about this one.
+      // A handler that began under the former limit says nothing about this one.
       if (handler.endedAt - handler.latency < changedAt) return
       if (since === undefined) {
         since = handler.endedAt
@@ -257,7 +255,7 @@ const whenLoopIsFree = (tell: (delay: number) => void): void => {
 export const isLimit = (u: unknown): u is Limit => typeof u === "object" && u !== null && TypeId in u
 
 /**
- * What is wrong with the numbers that a limit was made of: starting a pipeline fails with it. For the engine.
+ * The error of a limit whose numbers cannot work: starting a pipeline fails with it. For the engine.
  *
  * @internal
  */

@@ -10,12 +10,13 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { dual } from "effect/Function"
 import * as Option from "effect/Option"
-import * as Schema from "effect/Schema"
+import type * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
+import { keyOf } from "./internal/key.ts"
 import * as letters from "./internal/letterHeaders.ts"
+import { DeadLetterReason, decodeHeaders, decodeRecord, encodeHistory, Failure, Record } from "./internal/record.ts"
 import * as redriving from "./internal/redriving.ts"
 import type * as Message from "./Message.ts"
-import { keyOf } from "./Publisher.ts"
 import type * as Topic from "./Topic.ts"
 import { type BrowseOptions, type Delivery, type Outgoing, Transport } from "./Transport.ts"
 import { invalidOption, type TransportError } from "./TransportError.ts"
@@ -28,80 +29,23 @@ import { invalidOption, type TransportError } from "./TransportError.ts"
  */
 export const header = letters.recordHeader
 
-/**
- * Why it will not be tried again.
- *
- * - `exhausted`: the last allowed attempt failed
- * - `rejected`: the retry policy's `while` rejected the failure
- * - `terminated`: the handler asked for no further attempt
- * - `undecodable`: the bytes do not fit the topic's codec
- * - `crashed`: every allowed attempt ended without a settlement; its process may have crashed because of it
- * - `vanished`: the broker deleted the message (by a bound, an operator or eviction) before its next attempt
- *
- * @category models
- * @since 0.1.0
- */
-export const Reason = Schema.Literals(["exhausted", "rejected", "terminated", "undecodable", "crashed", "vanished"])
-
-/**
- * Why it will not be tried again.
- *
- * @category models
- * @since 0.1.0
- */
-export type Reason = typeof Reason.Type
-
-/**
- * A failure that an earlier redrive was meant to end.
- *
- * @category models
- * @since 0.1.0
- */
-export class Failure extends Schema.Class<Failure>("@millrace/core/DeadLetter/Failure")({
-  id: Schema.String,
-  reason: Reason,
-  attempts: Schema.Int,
-  failedAt: Schema.Number,
-  error: Schema.String
-}) {}
-
-/**
- * What is known about a dead letter beside the message itself. Times are milliseconds since the epoch.
- *
- * - `id`: of the message that failed; after a redrive a new one, `history` has the earlier ones
- * - `origin`: names the stream that held the message, and its life; `origin`, `group` and `id` are unique together
- * - `firstFailedAt`: absent when a later attempt ended with its process, or, on Redis, was released
- * - `error`: `tag` is its `_tag` or its class, `causes` its chain of causes, `fields` its own fields as far as they are
- *   plain data
- * - `trace`: the span of the last attempt, else of the publisher, as in the header `traceparent`
- * - `history`: how it failed before each redrive, oldest first
- *
- * @category models
- * @since 0.1.0
- */
-export class Record extends Schema.Class<Record>("@millrace/core/DeadLetter/Record")({
-  version: Schema.Literal(1),
-  sdk: Schema.String,
-  topic: Schema.String,
-  id: Schema.String,
-  origin: Schema.optionalKey(Schema.String),
-  group: Schema.String,
-  pipeline: Schema.String,
-  reason: Reason,
-  attempts: Schema.Int,
-  publishedAt: Schema.Number,
-  firstFailedAt: Schema.optionalKey(Schema.Number),
-  failedAt: Schema.Number,
-  error: Schema.Struct({
-    tag: Schema.String,
-    message: Schema.String,
-    stack: Schema.optionalKey(Schema.String),
-    causes: Schema.Array(Schema.String),
-    fields: Schema.optionalKey(Schema.Record(Schema.String, Schema.Unknown))
-  }),
-  trace: Schema.optionalKey(Schema.String),
-  history: Schema.Array(Failure)
-}) {}
+export {
+  /**
+   * @category models
+   * @since 0.1.0
+   */
+  DeadLetterReason,
+  /**
+   * @category models
+   * @since 0.1.0
+   */
+  Failure,
+  /**
+   * @category models
+   * @since 0.1.0
+   */
+  Record
+}
 
 /**
  * A dead letter where it is stored.
@@ -122,16 +66,6 @@ export interface DeadLetter {
   /** The second piece is not stored any more. Such a letter cannot be redriven. */
   readonly incomplete: boolean
 }
-
-const RecordJson = Schema.fromJsonString(Schema.toCodecJson(Record))
-const decodeRecord = Schema.decodeUnknownExit(RecordJson)
-const encodeRecord = Schema.encodeSync(RecordJson)
-const HistoryJson = Schema.fromJsonString(Schema.toCodecJson(Schema.Array(Failure)))
-const decodeHistory = Schema.decodeUnknownExit(HistoryJson)
-const encodeHistory = Schema.encodeSync(HistoryJson)
-const HeadersJson = Schema.fromJsonString(Schema.Record(Schema.String, Schema.String))
-const decodeHeaders = Schema.decodeUnknownExit(HeadersJson)
-const encodeHeaders = Schema.encodeSync(HeadersJson)
 
 /**
  * Reads the record of a dead letter; fails with a `SchemaError` when the message is none.
@@ -261,7 +195,7 @@ const joined = (first: Delivery, rest: Delivery): Delivery => {
 }
 
 /**
- * What a dead letter has to be like; a property that is absent says nothing. Times are milliseconds since the epoch.
+ * The properties of the wanted dead letters; an absent property matches all. Times are milliseconds since the epoch.
  *
  * @category models
  * @since 0.1.0
@@ -271,7 +205,7 @@ export interface Criteria {
   readonly ids?: ReadonlyArray<string> | undefined
   readonly topic?: string | undefined
   readonly group?: string | undefined
-  readonly reason?: Reason | undefined
+  readonly reason?: DeadLetterReason | undefined
   /** The error's tag, exactly. */
   readonly tag?: string | undefined
   /** Anywhere in the error's tag, message or causes, in upper or lower case. */
@@ -319,7 +253,7 @@ export interface SelectOptions {
   readonly filter?: ((letter: DeadLetter) => boolean) | undefined
   /** At most so many; default all. */
   readonly limit?: number | undefined
-  /** Says what would be done and does nothing; default `false`. */
+  /** Reports and changes nothing; default `false`. */
   readonly dryRun?: boolean | undefined
 }
 
@@ -337,12 +271,12 @@ export interface RedriveOptions extends SelectOptions {
   /** For which group, instead of the one that the message failed in. It is not checked whether that group exists. */
   readonly group?: string | undefined
   /**
-   * The topics that may be published to. A letter names its topic itself, and whoever may write to the dead-letter
-   * topic may forge one. Default: what belongs to the dead-letter topic by name: from `orders.dead` to `orders`, and
+   * The topics that may be published to. A letter names its topic itself, and a writer of the dead-letter
+   * topic may forge one. Default: topics that belong to the dead-letter topic by name: from `orders.dead` to `orders`, and
    * to topics below it such as `orders.created`.
    */
   readonly to?: ReadonlyArray<string> | undefined
-  /** Called after each step with what has been done so far. */
+  /** Called after each step with the numbers so far. */
   readonly onProgress?: ((sofar: Redriven) => Effect.Effect<void>) | undefined
 }
 
@@ -358,7 +292,7 @@ export interface DiscardOptions extends SelectOptions {
 }
 
 /**
- * What {@link redrive} did, or, as a dry run, would do.
+ * The result of {@link redrive}, or, as a dry run, its plan.
  *
  * @category models
  * @since 0.1.0
@@ -388,7 +322,7 @@ export interface Refused {
  *
  * **Details**
  *
- * The id of what is published derives from the dead letter, so that a redrive that was killed can be repeated; where
+ * The id of the published message derives from the dead letter, so that a redrive that was killed can be repeated; where
  * the broker no longer knows the id, a repeat delivers the message once more. An interruption waits until the messages
  * at hand are published and deleted. Attempts begin anew; how it failed before is kept in the record's `history` if it
  * fails again, as far as there is room.
@@ -519,87 +453,4 @@ const redrivenMessages = (
     withHistory(history.map((failure) => new Failure({ ...failure, error: "" }))),
     outgoing({})
   ]
-}
-
-// --- writing
-
-/**
- * Makes the dead letter of a delivery. Its id makes the write idempotent by the source stream and its life, group and
- * source id. Headers that a redrive added are left out; the record of a message that was a dead letter is kept.
- *
- * @category constructors
- * @since 0.1.0
- */
-export const outgoing = (topic: string, delivery: Delivery, record: Record): Outgoing => {
-  const origin = record.origin ?? delivery.origin
-  return {
-    topic,
-    body: delivery.body,
-    fields: letters.withoutOurs(delivery.fields),
-    headers: letters.wrap(delivery.headers, encodeRecord(new Record({ ...record, origin }))),
-    key: delivery.key,
-    id: `${origin}/${record.topic}/${record.group}/${record.id}`,
-    delay: undefined
-  }
-}
-
-/**
- * The ways to write a dead letter, to be tried in this order while the broker says that it is too large: whole, with a
- * short record, in two pieces.
- *
- * @category encoding
- * @since 0.1.0
- */
-export const forms = (
-  topic: string,
-  delivery: Delivery,
-  record: Record
-): Arr.NonEmptyReadonlyArray<Arr.NonEmptyReadonlyArray<Outgoing>> => {
-  const brief = new Record({
-    ...record,
-    error: { tag: record.error.tag.slice(0, 100), message: record.error.message.slice(0, 200), causes: [] },
-    history: record.history.slice(-1).map((failure) => new Failure({ ...failure, error: failure.error.slice(0, 100) }))
-  })
-  const short = outgoing(topic, delivery, brief)
-  return [[outgoing(topic, delivery, record)], [short], split(short)]
-}
-
-/**
- * A letter in two pieces, the second one first: whoever finds the record finds all of it. The second piece's body is the
- * message's headers, as JSON, and half of its body: a message whose headers leave no room for a record fits too.
- *
- * @category encoding
- * @since 0.1.0
- */
-export const split = (letter: Outgoing): readonly [rest: Outgoing, head: Outgoing] => {
-  const half = Math.floor(letter.body.byteLength / 2)
-  const id = letters.oneLine(letter.id!)
-  const { message, records } = letters.separate(letter.headers)
-  const prefix = new TextEncoder().encode(encodeHeaders(message))
-  const body = new Uint8Array(prefix.byteLength + letter.body.byteLength - half)
-  body.set(prefix)
-  body.set(letter.body.subarray(half), prefix.byteLength)
-  const rest = { [letters.restHeader]: id, [letters.headerBytesHeader]: String(prefix.byteLength) }
-  return [
-    { ...letter, body, fields: undefined, headers: rest, id: `${letter.id}/rest` },
-    {
-      ...letter,
-      body: letter.body.subarray(0, half),
-      fields: undefined,
-      headers: { ...records, [letters.splitHeader]: id }
-    }
-  ]
-}
-
-/**
- * Reads how a redriven message failed before.
- *
- * @category accessors
- * @since 0.1.0
- */
-export const historyOf = (headers: Message.Headers): ReadonlyArray<Failure> => {
-  const text = headers[letters.historyHeader]
-  if (text === undefined) return []
-  const exit = decodeHistory(text)
-  return Exit.isSuccess(exit) ? exit.value : []
 }

@@ -1,5 +1,5 @@
 /**
- * A pipeline as plain data: what the command line, AsyncAPI and the documentation show, and what `console.log` and
+ * A pipeline as plain data, for the command line, AsyncAPI and documentation, and for `console.log` and
  * `JSON.stringify` give.
  *
  * The data has no functions, no secrets and no cycles; two descriptions of one pipeline are equal. Fields are only ever

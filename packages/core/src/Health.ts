@@ -63,7 +63,7 @@ const one = (pipeline: Pipeline.Running): Effect.Effect<PipelineReport> =>
   }))
 
 /**
- * What to answer to a request.
+ * The answer to a request.
  *
  * @category models
  * @since 0.1.0

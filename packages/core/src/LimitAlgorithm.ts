@@ -1,5 +1,5 @@
 /**
- * How a limit of handlers follows what the handlers experience. Algorithms only compute;
+ * How a limit of handlers follows their latency and errors. Algorithms only compute;
  * `Concurrency.makeAdaptive` measures and enforces.
  *
  * All of them treat errors, timeouts and a late event loop as a drop, never grow a limit that is not used, and stay
@@ -9,9 +9,11 @@
  */
 
 import * as Duration from "effect/Duration"
+import type { DurationHint } from "./internal/hint.ts"
+import { durationOf } from "./internal/invalid.ts"
 
 /**
- * What handlers experienced in one window of time.
+ * Latency and errors of the handlers in one window of time.
  *
  * @category models
  * @since 0.1.0
@@ -43,10 +45,10 @@ export interface LimitAlgorithm {
  * @since 0.1.0
  */
 export interface AimdOptions {
-  /** What a drop leaves of the limit. Default 0.9. */
+  /** The part of the limit that a drop leaves. Default 0.9. */
   readonly backoff?: number | undefined
   /** A window with a higher mean latency is a drop. Default: no such bound. */
-  readonly latency?: Duration.Input | undefined
+  readonly latency?: Duration.Input | DurationHint | undefined
 }
 
 /**
@@ -64,7 +66,7 @@ export const aimd = (options?: AimdOptions): LimitAlgorithm => {
   const backoff = options?.backoff ?? 0.9
   const latency = options?.latency === undefined
     ? Infinity
-    : Duration.toMillis(Duration.fromInputUnsafe(options.latency))
+    : Duration.toMillis(durationOf("aimd.latency", options.latency).duration)
   let slowStart = true
   return {
     next(limit, window) {

@@ -1,5 +1,5 @@
 /**
- * What a handler sees of one delivery.
+ * A delivery as a handler sees it.
  *
  * @since 0.1.0
  */
@@ -7,11 +7,10 @@ import type * as DateTime from "effect/DateTime"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import type { Headers } from "./internal/headers.ts"
-import { inFlightOf, type Received } from "./internal/inFlight.ts"
+import { inFlightOf } from "./internal/inFlight.ts"
 import type * as Settlement from "./Settlement.ts"
 
 export type { Headers } from "./internal/headers.ts"
-export type { Received } from "./internal/inFlight.ts"
 
 /**
  * A decoded message.
@@ -119,12 +118,3 @@ export const settle: {
         Effect.succeed(false)
     )
 )
-
-/**
- * Gives the delivery behind a message; `undefined` for a message that no engine made (a test's own). Transports import
- * it from `TransportAuthor`.
- *
- * @category transport authors
- * @since 0.1.0
- */
-export const received = (self: Any): Received | undefined => inFlightOf(self)

@@ -29,7 +29,9 @@ import * as Exit from "effect/Exit"
 import type * as Layer from "effect/Layer"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import process from "node:process"
+import * as DeadLetter from "./DeadLetter.ts"
 import type { Hint } from "./internal/hint.ts"
 import * as Pipeline from "./Pipeline.ts"
 import * as Publisher from "./Publisher.ts"
@@ -55,7 +57,7 @@ export interface Options<R, E> {
 
 /**
  * Pipelines on a broker. Every promise rejects with the typed error that Effect would give: `TransportError`,
- * `PublishError`, or what the broker's Layer fails with.
+ * `PublishError`, or the error of the broker's Layer.
  *
  * @category models
  * @since 0.1.0
@@ -80,7 +82,7 @@ export interface Millrace {
     values: Iterable<A>,
     options?: (value: A, index: number) => Publisher.PublishOptions
   ) => Promise<ReadonlyArray<Published>>
-  /** What has become of the messages since the start, of one pipeline or of all together. */
+  /** Counts of messages since the start, of one pipeline or of all together. */
   readonly counts: (pipeline?: Pipeline.AnyPipeline) => Promise<Pipeline.Counts>
   /** Whether messages can be consumed now, of one pipeline, or the worst of all. */
   readonly health: (pipeline?: Pipeline.AnyPipeline) => Promise<Pipeline.Health>
@@ -88,6 +90,13 @@ export interface Millrace {
   readonly pause: (pipeline?: Pipeline.AnyPipeline) => Promise<void>
   /** Takes messages again. */
   readonly resume: (pipeline?: Pipeline.AnyPipeline) => Promise<void>
+  /** Lists dead letters, oldest first; 100 unless `limit` says otherwise. Connects when needed, also without pipelines. */
+  readonly deadLetters: (
+    topic: string,
+    options?: DeadLetter.ListOptions
+  ) => Promise<ReadonlyArray<DeadLetter.DeadLetter>>
+  /** Sends dead letters back to the topic and the group that they failed in; `filter` chooses. */
+  readonly redrive: (topic: string, options?: DeadLetter.RedriveOptions) => Promise<DeadLetter.Redriven>
   /** Resolves when `stop` is done; rejects when a pipeline can no longer run, which is logged too. */
   readonly closed: Promise<void>
 }
@@ -144,7 +153,7 @@ class MillraceImpl implements Millrace {
 
   constructor(options: UntypedOptions) {
     this.options = options
-    // Whoever does not ask for `closed` has the log.
+    // Without a reader of `closed` there is the log.
     this.closed.catch(() => {})
   }
 
@@ -205,6 +214,11 @@ class MillraceImpl implements Millrace {
 
   readonly publishAll: Millrace["publishAll"] = (topic, values, options) =>
     this.promise(Publisher.publishAll(topic, values, options))
+
+  readonly deadLetters: Millrace["deadLetters"] = (topic, options) =>
+    this.promise(Stream.runCollect(DeadLetter.list(topic, { limit: 100, ...options })))
+
+  readonly redrive: Millrace["redrive"] = (topic, options) => this.promise(DeadLetter.redrive(topic, options))
 
   private async of(pipeline: Pipeline.AnyPipeline | undefined): Promise<ReadonlyArray<Pipeline.Running>> {
     const running = (await this.started)?.running ?? []

@@ -1,14 +1,13 @@
 /**
  * Pipelines are values: a source, steps, policies. Nothing happens until one is run.
  *
- * Steps are positional, each concerns what stands above it. Policies concern the whole pipeline, come after the steps
+ * Steps are positional, each concerns the steps above it. Policies concern the whole pipeline, come after the steps
  * and may stand in any order. Every handler gets the current value and, second, the source `Message`.
  *
  * @since 0.1.0
  */
 import type * as Arr from "effect/Array"
 import type * as Cause from "effect/Cause"
-import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
@@ -22,11 +21,13 @@ import type * as Types from "effect/Types"
 import { isLimit } from "./Concurrency.ts"
 import type * as Concurrency from "./Concurrency.ts"
 import type { Description } from "./Description.ts"
+import { addPolicy, addStep } from "./internal/compose.ts"
 import { describe as describeProgram, topics as topicsOf } from "./internal/describe.ts"
-import type { Hint } from "./internal/hint.ts"
-import { durationOf, type Invalid, unknownOption } from "./internal/invalid.ts"
-import { isPipeline as isPipelineInternal, make, programOf, type TypeId } from "./internal/pipeline.ts"
-import type { Policies, Step as ProgramStep } from "./internal/program.ts"
+import type { DurationHint, Hint } from "./internal/hint.ts"
+import { durationOf, unknownOption } from "./internal/invalid.ts"
+import { untilRun } from "./internal/neverRun.ts"
+import { isPipeline as isPipelineInternal, make, programOf, TypeId as TypeIdInternal } from "./internal/pipeline.ts"
+import type { Step as ProgramStep } from "./internal/program.ts"
 import { fromPromise, promiseForm, settledResults, wrapPromise } from "./internal/promise.ts"
 import { defaultSchedule } from "./internal/retryDecision.ts"
 import type { Running } from "./internal/running.ts"
@@ -39,7 +40,21 @@ import type * as Topic from "./Topic.ts"
 import * as Transport from "./Transport.ts"
 import type { TransportError } from "./TransportError.ts"
 
-type TypeId = typeof TypeId
+/**
+ * Marks pipelines.
+ *
+ * @category type ids
+ * @since 0.1.0
+ */
+export const TypeId: "~@millrace/core/Pipeline" = TypeIdInternal
+
+/**
+ * Marks pipelines.
+ *
+ * @category type ids
+ * @since 0.1.0
+ */
+export type TypeId = typeof TypeId
 
 /**
  * A pipeline: `M` the message its handlers see, `A` the value now, `E` the failures its policies settle, `R` the
@@ -87,7 +102,7 @@ type Results<B, I extends 0 | 1> = Effect.Success<B> extends ReadonlyArray<infer
   ? X extends Result.Result<infer A, infer E> ? [A, E][I] : never
   : never
 type NoEffect<B> = B extends Effect.Effect<unknown, unknown, unknown>
-  ? "this resolves to an Effect nobody runs: use Pipeline.mapEffect"
+  ? "this resolves to an Effect that is never run: use Pipeline.mapEffect"
   : unknown
 type Sync<B> = B extends PromiseLike<unknown> ? "this returns a Promise: use Pipeline.mapPromise"
   : B extends Effect.Effect<unknown, unknown, unknown> ? "this returns an Effect: use Pipeline.mapEffect"
@@ -118,7 +133,7 @@ export type Services<P> = P extends Pipeline<Any, unknown, unknown, infer R> ? R
 export type Error<P> = P extends Pipeline<Any, unknown, infer E, unknown> ? E : never
 
 /**
- * What every broker's source takes.
+ * Options of a source that every broker has.
  *
  * @category models
  * @since 0.1.0
@@ -144,17 +159,7 @@ export interface FromOptions {
   /** How many messages may wait behind another one of their key before pulling stops. Default 10,000. */
   readonly maxBlocked?: number | undefined
   /** How long running handlers may finish when the pipeline stops. Default 30 seconds. */
-  readonly drainTimeout?: Duration.Input | undefined
-}
-
-const addStep = (self: AnyPipeline, step: ProgramStep, invalid?: Invalid): any => {
-  const program = programOf(self)
-  return make({ ...program, steps: [...program.steps, step], invalid: program.invalid ?? invalid })
-}
-
-const addPolicy = (self: AnyPipeline, policies: Partial<Policies>, invalid?: Invalid): any => {
-  const program = programOf(self)
-  return make({ ...program, policies: { ...program.policies, ...policies }, invalid: program.invalid ?? invalid })
+  readonly drainTimeout?: Duration.Input | DurationHint | undefined
 }
 
 /**
@@ -197,30 +202,6 @@ export const from: {
   makeSource(topic, options, { transport: Transport.Transport, options: [] })
 
 /**
- * Starts a pipeline on one particular broker: what a transport's own `from` is made of. Transports import it from
- * `TransportAuthor`.
- *
- * **Details**
- *
- * `transport` puts that broker's service into `R`, `settings` reach its `subscribe`, and `extend` adds to each message
- * what that broker's messages have beside the common fields. With `options`, the names of the broker's own options,
- * any other option is refused when the pipeline starts.
- *
- * @category transport authors
- * @since 0.1.0
- */
-export const fromTransport = <A, RD, RE, R, M extends Message.Message<A> = Message.Message<A>>(
-  topic: Topic.Topic<A, RD, RE>,
-  options: FromOptions,
-  broker: {
-    readonly transport: Effect.Effect<Transport.Transport["Service"], never, R>
-    readonly settings?: Context.Context<never> | undefined
-    readonly extend?: ((message: Message.Message<A>, delivery: Transport.Delivery) => M) | undefined
-    readonly options?: ReadonlyArray<string> | undefined
-  }
-): Open<M, A, never, R | RD> => makeSource(topic, options, broker)
-
-/**
  * Describes a pipeline as plain data: source, steps and policies, defaults included. `console.log` and `JSON.stringify`
  * show the same.
  *
@@ -255,18 +236,18 @@ export const topics = (self: AnyPipeline): {
 // --- steps
 
 /**
- * Transforms the value with a function that returns one. What it throws is a defect.
+ * Transforms the value with a function that returns one. An error that it throws is a defect.
  *
  * @category steps
  * @since 0.1.0
  */
 export const map: {
   /**
-   * Transforms the value with a function that returns one. What it throws is a defect.
+   * Transforms the value with a function that returns one. An error that it throws is a defect.
    */
   <M extends Any, A, B>(f: (value: A, message: NoInfer<M>) => B & Sync<B>): Step<M, A, B>
   /**
-   * Transforms the value with a function that returns one. What it throws is a defect.
+   * Transforms the value with a function that returns one. An error that it throws is a defect.
    */
   <M extends Any, A, E, R, B>(self: Open<M, A, E, R>, f: (value: A, message: M) => B & Sync<B>): Open<M, B, E, R>
 } = dual(2, (self: AnyPipeline, f: any) => addStep(self, { _tag: "Map", f }))
@@ -501,7 +482,7 @@ export const filterMap: {
 } = dual(2, (self: AnyPipeline, f: any) => addStep(self, { _tag: "FilterMap", f }))
 
 /**
- * Publishes the value, or what `value` makes of it (an array is several messages), and passes the value on.
+ * Publishes the value, or the result of `value` (an array is several messages), and passes the value on.
  *
  * **Details**
  *
@@ -513,7 +494,7 @@ export const filterMap: {
  */
 export const to: {
   /**
-   * Publishes the value, or what `value` makes of it (an array is several messages), and passes the value on.
+   * Publishes the value, or the result of `value` (an array is several messages), and passes the value on.
    *
    * **Details**
    *
@@ -524,7 +505,7 @@ export const to: {
     topic: Topic.Topic<B, RD, RE>
   ): <M extends Any, A extends B, E, R>(self: Open<M, A, E, R>) => Open<M, A, E | PublishError, R | RE>
   /**
-   * Publishes the value, or what `value` makes of it (an array is several messages), and passes the value on.
+   * Publishes the value, or the result of `value` (an array is several messages), and passes the value on.
    *
    * **Details**
    *
@@ -536,7 +517,7 @@ export const to: {
     value: (value: NoInfer<A>, message: NoInfer<M>) => NoInfer<B> | ReadonlyArray<NoInfer<B>>
   ): Step<M, A, A, PublishError, RE>
   /**
-   * Publishes the value, or what `value` makes of it (an array is several messages), and passes the value on.
+   * Publishes the value, or the result of `value` (an array is several messages), and passes the value on.
    *
    * **Details**
    *
@@ -548,7 +529,7 @@ export const to: {
     topic: Topic.Topic<B, RD, RE>
   ): Open<M, A, E | PublishError, R | RE>
   /**
-   * Publishes the value, or what `value` makes of it (an array is several messages), and passes the value on.
+   * Publishes the value, or the result of `value` (an array is several messages), and passes the value on.
    *
    * **Details**
    *
@@ -566,34 +547,20 @@ export const to: {
 )
 
 /**
- * Publishes as {@link to} does, to another broker than the source's: what a transport's own `to` is made of.
- *
- * @category steps
- * @since 0.1.0
- */
-export const toTransport = <M extends Any, A, E, R, B, RD, RE, R2>(
-  self: Open<M, A, E, R>,
-  transport: Effect.Effect<Transport.Transport["Service"], never, R2>,
-  topic: Topic.Topic<B, RD, RE>,
-  value: ((value: A, message: M) => B | ReadonlyArray<B>) | undefined
-): Open<M, A, E | PublishError, R | RE | R2> =>
-  addStep(self, { _tag: "To", topic, f: value, transport: transport as any } as ProgramStep)
-
-/**
- * Fails with `Cause.TimeoutError` when what stands above it takes longer; the handler is interrupted, its signal aborts.
+ * Fails with `Cause.TimeoutError` when the steps above it take longer; the handler is interrupted, its signal aborts.
  *
  * @category steps
  * @since 0.1.0
  */
 export const timeout: {
   /**
-   * Fails with `Cause.TimeoutError` when what stands above it takes longer; the handler is interrupted, its signal aborts.
+   * Fails with `Cause.TimeoutError` when the steps above it take longer; the handler is interrupted, its signal aborts.
    */
   <const D extends Duration.Input | string>(
     duration: D & MustBeDuration<D>
   ): <M extends Any, A, E, R>(self: Open<M, A, E, R>) => Open<M, A, E | Cause.TimeoutError, R>
   /**
-   * Fails with `Cause.TimeoutError` when what stands above it takes longer; the handler is interrupted, its signal aborts.
+   * Fails with `Cause.TimeoutError` when the steps above it take longer; the handler is interrupted, its signal aborts.
    */
   <M extends Any, A, E, R, const D extends Duration.Input | string>(
     self: Open<M, A, E, R>,
@@ -698,7 +665,7 @@ export interface BatchOptions {
   /** The most messages of a batch; at least 1. */
   readonly size: number
   /** How long the first message of a batch waits for others. */
-  readonly within: Duration.Input
+  readonly within: Duration.Input | DurationHint
   /** Wraps the function, once for each batch: `Telemetry.spans()`, a transaction. It must not run the handler twice. */
   readonly middleware?:
     | (<A, E, R>(
@@ -934,7 +901,7 @@ type Cases<M extends Any, A, C> =
 
 /**
  * Sends each value down the branch of its `_tag`. Exhaustive: a missing tag and an unknown one are type errors. A
- * message is settled once its branch, and what stands below, are done.
+ * message is settled once its branch and the steps below are done.
  *
  * @category steps
  * @since 0.1.0
@@ -942,14 +909,14 @@ type Cases<M extends Any, A, C> =
 export const branchTag: {
   /**
    * Sends each value down the branch of its `_tag`. Exhaustive: a missing tag and an unknown one are type errors. A
-   * message is settled once its branch, and what stands below, are done.
+   * message is settled once its branch and the steps below are done.
    */
   <M extends Any, A extends { readonly _tag: string }, C extends Cases<M, A, C>>(
     cases: C
   ): Step<M, A, Out<C, 0>, Out<C, 1>, Out<C, 2>>
   /**
    * Sends each value down the branch of its `_tag`. Exhaustive: a missing tag and an unknown one are type errors. A
-   * message is settled once its branch, and what stands below, are done.
+   * message is settled once its branch and the steps below are done.
    */
   <M extends Any, A extends { readonly _tag: string }, E, R, C extends Cases<M, A, C>>(
     self: Open<M, A, E, R>,
@@ -999,7 +966,7 @@ const addBranch = (
  *
  * **Gotchas**
  *
- * What a filter above rejects passes through as a failure that is not in `E`: recover by tag, not from everything.
+ * A message that a filter above rejects passes through as a failure that is not in `E`: recover by tag, not from everything.
  *
  * @category steps
  * @since 0.1.0
@@ -1010,7 +977,7 @@ export const middleware: {
    *
    * **Gotchas**
    *
-   * What a filter above rejects passes through as a failure that is not in `E`: recover by tag, not from everything.
+   * A message that a filter above rejects passes through as a failure that is not in `E`: recover by tag, not from everything.
    */
   <M extends Any, A, E, R, B, E2, R2>(
     f: (handler: Effect.Effect<A, E, R>, message: NoInfer<M>) => Effect.Effect<B, E2, R2>
@@ -1020,7 +987,7 @@ export const middleware: {
    *
    * **Gotchas**
    *
-   * What a filter above rejects passes through as a failure that is not in `E`: recover by tag, not from everything.
+   * A message that a filter above rejects passes through as a failure that is not in `E`: recover by tag, not from everything.
    */
   <M extends Any, A, E, R, B, E2, R2>(
     self: Open<M, A, E, R>,
@@ -1038,7 +1005,7 @@ export const middleware: {
  *
  * A failure of `next()` that the function lets through, or throws again, keeps its type for the policies; another
  * rejection is a `Cause.UnknownError`. A message that a filter above rejects passes through as a rejection of `next()`:
- * throw what is not yours.
+ * throw errors that are not yours.
  *
  * **Example** (Measuring handlers)
  *
@@ -1071,7 +1038,7 @@ export const middlewarePromise: {
    *
    * A failure of `next()` that the function lets through, or throws again, keeps its type for the policies; another
    * rejection is a `Cause.UnknownError`. A message that a filter above rejects passes through as a rejection of `next()`:
-   * throw what is not yours.
+   * throw errors that are not yours.
    */
   <M extends Any, A, B>(
     f: (next: () => Promise<A>, message: NoInfer<M>) => PromiseLike<B & NoEffect<B>>
@@ -1083,7 +1050,7 @@ export const middlewarePromise: {
    *
    * A failure of `next()` that the function lets through, or throws again, keeps its type for the policies; another
    * rejection is a `Cause.UnknownError`. A message that a filter above rejects passes through as a rejection of `next()`:
-   * throw what is not yours.
+   * throw errors that are not yours.
    */
   <M extends Any, A, E, R, B>(
     self: Open<M, A, E, R>,
@@ -1160,18 +1127,18 @@ export const retry: {
   }, unknownOption("retry", options, ["times", "schedule", "while", "uncounted"])))
 
 /**
- * Stores what will not be tried again in `topic`, instead of `<topic>.dead`.
+ * Stores messages that will not be tried again in `topic`, instead of `<topic>.dead`.
  *
  * @category policies
  * @since 0.1.0
  */
 export const deadLetter: {
   /**
-   * Stores what will not be tried again in `topic`, instead of `<topic>.dead`.
+   * Stores messages that will not be tried again in `topic`, instead of `<topic>.dead`.
    */
   <const N extends string>(topic: N & MustBeName<N>): Policy
   /**
-   * Stores what will not be tried again in `topic`, instead of `<topic>.dead`.
+   * Stores messages that will not be tried again in `topic`, instead of `<topic>.dead`.
    */
   <M extends Any, A, E, R, const N extends string>(
     self: Pipeline<M, A, E, R>,
@@ -1180,7 +1147,7 @@ export const deadLetter: {
 } = dual(2, (self: AnyPipeline, topic: string) => addPolicy(self, { deadLetter: topic }))
 
 /**
- * Throws away what will not be tried again: the written-down alternative to {@link deadLetter}.
+ * Deletes messages that will not be tried again: the written-down alternative to {@link deadLetter}.
  *
  * @category policies
  * @since 0.1.0
@@ -1249,7 +1216,7 @@ export const concurrency: {
 export type AckPolicy = "on-success" | "on-receive" | "manual"
 
 /**
- * Chooses when messages are acknowledged. With `manual`, what is unsettled `settleWithin` (default 30 seconds) after its
+ * Chooses when messages are acknowledged. With `manual`, a message that is unsettled `settleWithin` (default 30 seconds) after its
  * handler succeeded is reported with its id and will be redelivered.
  *
  * @category policies
@@ -1257,12 +1224,12 @@ export type AckPolicy = "on-success" | "on-receive" | "manual"
  */
 export const ackPolicy: {
   /**
-   * Chooses when messages are acknowledged. With `manual`, what is unsettled `settleWithin` (default 30 seconds) after its
+   * Chooses when messages are acknowledged. With `manual`, a message that is unsettled `settleWithin` (default 30 seconds) after its
    * handler succeeded is reported with its id and will be redelivered.
    */
   (policy: AckPolicy, options?: AckPolicyOptions): Policy
   /**
-   * Chooses when messages are acknowledged. With `manual`, what is unsettled `settleWithin` (default 30 seconds) after its
+   * Chooses when messages are acknowledged. With `manual`, a message that is unsettled `settleWithin` (default 30 seconds) after its
    * handler succeeded is reported with its id and will be redelivered.
    */
   <M extends Any, A, E, R>(
@@ -1287,36 +1254,8 @@ export const ackPolicy: {
  */
 export interface AckPolicyOptions {
   /** With `manual`: a message unsettled this long after its handler succeeded is reported. Default 30 seconds. */
-  readonly settleWithin?: Duration.Input | undefined
+  readonly settleWithin?: Duration.Input | DurationHint | undefined
 }
-
-/**
- * Adds one of a broker's own settings: what a transport's own policies are made of. Transports import it from
- * `TransportAuthor`.
- *
- * @category transport authors
- * @since 0.1.0
- */
-export const withSetting: {
-  /**
-   * Adds one of a broker's own settings: what a transport's own policies are made of. Transports import it from
-   * `TransportAuthor`.
-   */
-  <A>(reference: Context.Reference<A>, value: A): Policy
-  /**
-   * Adds one of a broker's own settings: what a transport's own policies are made of. Transports import it from
-   * `TransportAuthor`.
-   */
-  <M extends Any, A, E, R, S>(
-    self: Pipeline<M, A, E, R>,
-    reference: Context.Reference<S>,
-    value: S
-  ): Pipeline<M, A, E, R>
-} = dual(
-  3,
-  (self: AnyPipeline, reference: Context.Reference<any>, value: any) =>
-    addPolicy(self, { settings: Context.add(programOf(self).policies.settings, reference, value) })
-)
 
 // --- running
 
@@ -1343,16 +1282,19 @@ export type {
 } from "./internal/running.ts"
 
 /**
- * Starts a pipeline and returns once it is ready. Closing the scope drains it: running handlers finish within
- * `drainTimeout`, what is unsettled is handed back for a peer to take at once, without counting an attempt.
+ * Starts a pipeline and returns once it is ready. A process that ends by itself and has run none of its pipelines' programs
+ * warns about it. Closing the scope drains it: running handlers finish within
+ * `drainTimeout`, unsettled messages are released for a peer to take at once, without counting an attempt.
  *
  * @category running
  * @since 0.1.0
  */
 export const start = <M extends Any, A, E, R>(
   self: Pipeline<M, A, E, R>
-): Effect.Effect<Running, TransportError, (R & Hint<NoLayer>) | (Scope.Scope & Hint<NotClosed>)> =>
-  startProgram(programOf(self)) as any
+): Effect.Effect<Running, TransportError, (R & Hint<NoLayer>) | (Scope.Scope & Hint<NotClosed>)> => {
+  const program = programOf(self)
+  return untilRun(program.name, startProgram(program)) as any
+}
 
 /**
  * Runs a pipeline until it is interrupted, then drains it.
@@ -1374,7 +1316,10 @@ export const run = <M extends Any, A, E, R>(
 export const runAll = <const P extends readonly [AnyPipeline, ...Array<AnyPipeline>]>(
   pipelines: P
 ): Effect.Effect<never, TransportError, Exclude<Services<P[number]>, Scope.Scope> & Hint<NoLayer>> =>
-  Effect.forEach(pipelines, (pipeline) => run(pipeline), { concurrency: "unbounded", discard: true }) as any
+  untilRun(
+    pipelines.map(({ name }) => name).join(", "),
+    Effect.forEach(pipelines, (pipeline) => run(pipeline), { concurrency: "unbounded", discard: true })
+  ) as any
 
 /**
  * Provides a running pipeline as a Layer without services, to stand among others. It fails when the pipeline cannot

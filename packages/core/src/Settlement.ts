@@ -1,13 +1,14 @@
 /**
- * What is said to the broker about one delivery.
+ * The answer to the broker about one delivery.
  *
  * A delivery is settled exactly once or it is redelivered; the first settlement is final.
  *
  * @since 0.1.0
  */
-import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Predicate from "effect/Predicate"
+import * as Schema from "effect/Schema"
+import type { DurationHint } from "./internal/hint.ts"
 
 const RequestedTypeId = "~@millrace/core/SettlementRequested"
 
@@ -61,12 +62,21 @@ export interface Terminate {
 }
 
 /**
- * What can be said about a delivery on every broker. A new member does not compile until every transport handles it.
+ * The answers that every broker takes. A new member does not compile until every transport handles it.
  *
  * @category models
  * @since 0.1.0
  */
 export type Settlement = Ack | Release | Retry | Terminate
+
+const RetrySchema = Schema.Struct({
+  _tag: Schema.tag("Retry"),
+  after: Schema.UndefinedOr(Schema.Duration),
+  reason: Schema.optional(Schema.String),
+  countsAttempt: Schema.optional(Schema.Boolean),
+  pausesPipeline: Schema.optional(Schema.Boolean)
+})
+const TerminateSchema = Schema.Struct({ _tag: Schema.tag("Terminate"), reason: Schema.String })
 
 /**
  * A settlement that a handler asks for by failing with it: `yield* Settlement.retry("5 seconds")`, or
@@ -75,9 +85,10 @@ export type Settlement = Ack | Release | Retry | Terminate
  * @category errors
  * @since 0.1.0
  */
-export class SettlementRequested extends Data.TaggedError("SettlementRequested")<{
-  readonly settlement: Retry | Terminate
-}> {
+export class SettlementRequested extends Schema.Error<SettlementRequested>("@millrace/core/SettlementRequested")({
+  _tag: Schema.tag("SettlementRequested"),
+  settlement: Schema.Union([RetrySchema, TerminateSchema])
+}) {
   readonly [RequestedTypeId] = RequestedTypeId
   override get message(): string {
     const { settlement } = this
@@ -94,7 +105,11 @@ export class SettlementRequested extends Data.TaggedError("SettlementRequested")
  * @category errors
  * @since 0.1.0
  */
-export class SettleError extends Data.TaggedError("SettleError")<{ readonly id: string; readonly cause?: unknown }> {
+export class SettleError extends Schema.Error<SettleError>("@millrace/core/SettleError")({
+  _tag: Schema.tag("SettleError"),
+  id: Schema.String,
+  cause: Schema.optional(Schema.Defect())
+}) {
   override get message(): string {
     return `the settlement of message ${this.id} did not reach the broker`
   }
@@ -164,11 +179,13 @@ export interface RetryOptions {
  * @category constructors
  * @since 0.1.0
  */
-export const retry = (after?: Duration.Input, options?: RetryOptions): SettlementRequested =>
+export const retry = (after?: Duration.Input | DurationHint, options?: RetryOptions): SettlementRequested =>
   new SettlementRequested({
     settlement: {
       _tag: "Retry",
-      after: after === undefined ? undefined : Duration.max(Duration.zero, Duration.fromInputUnsafe(after)),
+      after: after === undefined
+        ? undefined
+        : Duration.max(Duration.zero, Duration.fromInputUnsafe(after as Duration.Input)),
       ...options
     }
   })

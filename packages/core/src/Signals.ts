@@ -10,7 +10,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 
 /**
- * Makes a second SIGINT or SIGTERM exit at once, with code 1, when the first one takes too long: what is unsettled then
+ * Makes a second SIGINT or SIGTERM exit at once, with code 1, when the first one takes too long: unsettled messages then
  * is redelivered by the broker, as after a crash.
  *
  * @category layers

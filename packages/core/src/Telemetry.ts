@@ -1,5 +1,5 @@
 /**
- * Seeing what becomes of messages: logs, outcomes, metrics, spans.
+ * Observing messages: logs, outcomes, metrics, spans.
  *
  * Logs are on, metrics and spans are off unless asked for. Metric and span names follow the OpenTelemetry messaging
  * conventions 1.44; names that the conventions do not have begin with `millrace.`. `messaging.system` is the transport's
@@ -12,15 +12,17 @@ import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Layer from "effect/Layer"
 import type * as DeadLetter from "./DeadLetter.ts"
-import { Metrics } from "./internal/instruments.ts"
+import type { DurationHint } from "./internal/hint.ts"
+import { MetricsEnabled } from "./internal/instruments.ts"
+import { noObserver } from "./internal/observer.ts"
 import * as prometheus from "./internal/prometheus.ts"
 import type * as Message from "./Message.ts"
 import type * as Transport from "./Transport.ts"
 
 /**
- * What became of one attempt at one message.
+ * The outcome of one attempt at one message.
  *
- * - `Handled`: `value` is what the last step gave
+ * - `Handled`: `value` is the result of the last step
  * - `Filtered`: a filter, or the group that a redriven message is for, said that it is not for this pipeline
  * - `Retried`: the next attempt comes after `delay` milliseconds
  * - `DeadLettered`, `Discarded`: no further attempt
@@ -52,7 +54,7 @@ export type OutcomeKind =
   | {
     readonly _tag: "DeadLettered" | "Discarded"
     readonly cause: Cause.Cause<unknown>
-    readonly reason: DeadLetter.Reason
+    readonly reason: DeadLetter.DeadLetterReason
     /** How many attempts were made, as in the dead letter. Deliveries that only tried to write the letter do not count. */
     readonly attempts: number
   }
@@ -65,15 +67,14 @@ export type OutcomeKind =
  * @category references
  * @since 0.1.0
  */
-export const Observer = Context.Reference<((outcome: Outcome) => void) | undefined>(
-  "@millrace/core/Telemetry/Observer",
-  { defaultValue: () => undefined }
-)
+export const Observer = Context.Reference<(outcome: Outcome) => void>("@millrace/core/Telemetry/Observer", {
+  defaultValue: () => noObserver
+})
 
 // --- logs
 
 /**
- * What pipelines log.
+ * The log lines of pipelines.
  *
  * @category models
  * @since 0.1.0
@@ -86,7 +87,7 @@ export interface LogOptions {
 }
 
 /**
- * What pipelines started under it log; `false`: nothing. Default: a handler of 5 minutes is long, 10 warnings of a kind a
+ * The log lines of pipelines started under it; `false`: nothing. Default: a handler of 5 minutes is long, 10 warnings of a kind a
  * minute.
  *
  * **Details**
@@ -103,27 +104,27 @@ export const Logs = Context.Reference<LogOptions | false>("@millrace/core/Teleme
 })
 
 /**
- * Sets what the pipelines started under it log; `false`: nothing.
+ * Sets the log lines of the pipelines started under it; `false`: nothing.
  *
  * @category layers
  * @since 0.1.0
  */
 export const layerLogs = (
   options: {
-    readonly longRunning?: Duration.Input | undefined
+    readonly longRunning?: Duration.Input | DurationHint | undefined
     readonly perMinute?: number | undefined
   } | false
 ): Layer.Layer<never> =>
   Layer.succeed(
     Logs,
     options === false ? false : {
-      longRunning: Duration.fromInputUnsafe(options.longRunning ?? "5 minutes"),
+      longRunning: Duration.fromInputUnsafe((options.longRunning ?? "5 minutes") as Duration.Input),
       perMinute: options.perMinute ?? 10
     }
   )
 
 /**
- * What of an error is recorded beside its tag, its message and its causes, in dead letters and logs: its stack, its own
+ * The parts of an error that are recorded beside its tag, its message and its causes, in dead letters and logs: its stack, its own
  * fields. Fields named like a secret are never recorded. Default: both.
  *
  * @category references
@@ -174,7 +175,7 @@ export const LookInterval = Context.Reference<Duration.Duration | undefined>(
 
 // --- metrics
 
-export { Metrics }
+export { MetricsEnabled }
 
 /**
  * How often a pipeline with metrics asks its broker for `millrace.lag`, `millrace.pending` and `millrace.oldest.age`;
@@ -195,7 +196,7 @@ export const PollInterval = Context.Reference<Duration.Duration | undefined>(
  * @category layers
  * @since 0.1.0
  */
-export const layerMetrics: Layer.Layer<never> = Layer.succeed(Metrics, true)
+export const layerMetrics: Layer.Layer<never> = Layer.succeed(MetricsEnabled, true)
 
 /**
  * Keeps metrics like {@link layerMetrics}, and asks the broker about each group once in `interval`. Default interval:

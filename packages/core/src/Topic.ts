@@ -14,10 +14,23 @@ import type { Headers } from "./internal/headers.ts"
 import type { Hint } from "./internal/hint.ts"
 import { inspectedAs } from "./internal/inspection.ts"
 import { type Invalid, unknownOption } from "./internal/invalid.ts"
-import { InvalidId, isTopic as isTopicInternal, TypeId } from "./internal/topic.ts"
-import { invalidOption, type TransportError } from "./TransportError.ts"
+import { InvalidId, isTopic as isTopicInternal, TypeId as TypeIdInternal } from "./internal/topic.ts"
 
-type TypeId = typeof TypeId
+/**
+ * Marks topics.
+ *
+ * @category type ids
+ * @since 0.1.0
+ */
+export const TypeId: "~@millrace/core/Topic" = TypeIdInternal
+
+/**
+ * Marks topics.
+ *
+ * @category type ids
+ * @since 0.1.0
+ */
+export type TypeId = typeof TypeId
 
 /**
  * Chooses the key of a value: messages of one key keep their order under `Pipeline.concurrency({ max, key })`.
@@ -66,7 +79,7 @@ type MustBeKey<K> = K extends string | undefined ? unknown
  * **Details**
  *
  * `schema` is a schema of Effect, or of any library with Standard Schema (zod, valibot, arktype): see
- * {@link Codec.standard} for what such a schema must be. The broker decides which names a topic may have; a name that it
+ * {@link Codec.standard} for the limits of such a schema. The broker decides which names a topic may have; a name that it
  * cannot take, and any other bad input, is a typed error when the topic is first used. Declaring never throws.
  *
  * **Example** (Declaring a topic)
@@ -90,7 +103,7 @@ export const make: {
    * **Details**
    *
    * `schema` is a schema of Effect, or of any library with Standard Schema (zod, valibot, arktype): see
-   * {@link Codec.standard} for what such a schema must be. The broker decides which names a topic may have; a name that it
+   * {@link Codec.standard} for the limits of such a schema. The broker decides which names a topic may have; a name that it
    * cannot take, and any other bad input, is a typed error when the topic is first used. Declaring never throws.
    */
   <A, RD, RE, const N extends string, K = undefined>(name: N & MustBeName<N>, options: {
@@ -105,7 +118,7 @@ export const make: {
    * **Details**
    *
    * `schema` is a schema of Effect, or of any library with Standard Schema (zod, valibot, arktype): see
-   * {@link Codec.standard} for what such a schema must be. The broker decides which names a topic may have; a name that it
+   * {@link Codec.standard} for the limits of such a schema. The broker decides which names a topic may have; a name that it
    * cannot take, and any other bad input, is a typed error when the topic is first used. Declaring never throws.
    */
   <S extends StandardSchemaV1<unknown, unknown>, const N extends string, K = undefined>(
@@ -123,7 +136,7 @@ export const make: {
    * **Details**
    *
    * `schema` is a schema of Effect, or of any library with Standard Schema (zod, valibot, arktype): see
-   * {@link Codec.standard} for what such a schema must be. The broker decides which names a topic may have; a name that it
+   * {@link Codec.standard} for the limits of such a schema. The broker decides which names a topic may have; a name that it
    * cannot take, and any other bad input, is a typed error when the topic is first used. Declaring never throws.
    */
   <S extends Schema.Constraint, H, const N extends string, K = undefined>(name: N & MustBeName<N>, options: {
@@ -140,7 +153,7 @@ export const make: {
    * **Details**
    *
    * `schema` is a schema of Effect, or of any library with Standard Schema (zod, valibot, arktype): see
-   * {@link Codec.standard} for what such a schema must be. The broker decides which names a topic may have; a name that it
+   * {@link Codec.standard} for the limits of such a schema. The broker decides which names a topic may have; a name that it
    * cannot take, and any other bad input, is a typed error when the topic is first used. Declaring never throws.
    */
   <S extends Schema.Constraint, const N extends string, K = undefined>(name: N & MustBeName<N>, options: {
@@ -205,14 +218,3 @@ const invalidTopic = (name: unknown, options: any): Invalid | undefined => {
  * @since 0.1.0
  */
 export const isTopic = (u: unknown): u is Topic<unknown, unknown, unknown> => isTopicInternal(u)
-
-/**
- * Says why a topic cannot have this name, if it cannot.
- *
- * @category validation
- * @since 0.1.0
- */
-export const validateName = (transport: string, name: string): TransportError | undefined =>
-  /^[A-Za-z0-9_.-]+$/.test(name)
-    ? undefined
-    : invalidOption(transport, "topic", name, "a topic name is made of letters, digits and the signs _ . -")

@@ -31,7 +31,7 @@ export interface Delivery extends Codec.Wire {
   readonly id: string
   /**
    * Names the place where the message is stored, and its life: the server (or key prefix, account), the stream, and which
-   * creation of it. `origin` and `id` together are unique for ever; ids of outputs and dead letters derive from them.
+   * creation of it. `origin` and `id` together stay unique; ids of outputs and dead letters derive from them.
    */
   readonly origin: string
   /** The concrete topic: for a subscription with wildcards, the subject it was published on. */
@@ -71,7 +71,7 @@ export interface Settling {
 }
 
 /**
- * What a subscription is for. A transport's own options travel in `settings` (see `Pipeline.fromTransport`).
+ * The purpose and the limits of a subscription. A transport's own options travel in `settings` (see `TransportAuthor.fromTransport`).
  *
  * @category models
  * @since 0.1.0
@@ -106,7 +106,7 @@ export interface SubscribeOptions {
 }
 
 /**
- * What the engine accepts on top of the deliveries that it owns.
+ * The deliveries that the engine accepts on top of the deliveries that it owns.
  *
  * @category models
  * @since 0.1.0
@@ -116,7 +116,7 @@ export interface Demand {
   readonly total: number
   /**
    * The most deliveries, within `total`, that are not retries of this process. With 0 only a due retry is wanted. A
-   * broker that chooses by itself what it sends is asked for as many messages as there are due retries.
+   * broker that chooses the messages by itself is asked for as many messages as there are due retries.
    */
   readonly fresh: number
   /**
@@ -130,8 +130,8 @@ export interface Demand {
 
 /**
  * A ready subscription. Its scope closes it, after the last `settle`: fetched deliveries that were never pulled are
- * released then. It heals by itself (reconnects with backoff, re-creates what it declared, logs once per episode) for as
- * long as its scope is open; an Effect below fails only with what cannot heal, or, for `settle`, `extend` and `begin`,
+ * released then. It heals by itself (reconnects with backoff, re-creates its declarations, logs once per episode) for as
+ * long as its scope is open; an Effect below fails only with errors that cannot heal, or, for `settle`, `extend` and `begin`,
  * with "send it again".
  *
  * @category models
@@ -139,7 +139,7 @@ export interface Demand {
  */
 export interface Subscription {
   /**
-   * Suspends until a delivery is there, then returns at most what the demand allows, new and reclaimed ones alike. Each
+   * Suspends until a delivery is there, then returns at most as many as the demand allows, new and reclaimed ones alike. Each
    * pull replaces the demand of the last one; between two pulls a transport may leave the rest requested, never more.
    * Interrupting a pull stops waiting and cancels nothing at the broker: see `withdraw`. Never called concurrently.
    *
@@ -190,7 +190,7 @@ export interface Subscription {
  * Whether messages can be consumed now.
  *
  * - `consuming`: yes
- * - `reconnecting`: no connection, or what was declared is being created again
+ * - `reconnecting`: no connection, or the declared things are being created again
  * - `impaired`: connected, and the broker refuses something: it is full, a permission is missing, settlements are not
  *   confirmed, a consumer was edited
  *
@@ -231,7 +231,7 @@ export interface Published {
 }
 
 /**
- * What a broker can do; conformance tests of what it cannot are skipped with this as the printed reason.
+ * The abilities of a broker; conformance tests of the others are skipped with this as the printed reason.
  *
  * @category models
  * @since 0.1.0
@@ -272,7 +272,7 @@ export interface BrowseOptions {
 }
 
 /**
- * What a group of a topic has still to do. A number that the server cannot know is absent, never 0.
+ * The work that a group of a topic has left. A number that the server cannot know is absent, never 0.
  *
  * @category models
  * @since 0.1.0

@@ -1,5 +1,5 @@
 /**
- * What can go wrong between a pipeline and its broker.
+ * Failures between a pipeline and its broker.
  *
  * One outer error with a `reason`, the same on all brokers, so that `Effect.catchReason` works. No reason ever carries a
  * password: addresses are shown by {@link redactUrl}.
@@ -67,7 +67,7 @@ export class Unauthorized extends Schema.Error<Unauthorized>("@millrace/core/Tra
 }
 
 /**
- * Something of that name exists at the broker and is not what the pipeline declares (a key of another data type, a
+ * Something of that name exists at the broker and differs from the pipeline's declaration (a key of another data type, a
  * consumer with another configuration).
  *
  * @category errors
@@ -106,8 +106,8 @@ export class Unsupported extends Schema.Error<Unsupported>("@millrace/core/Trans
  * @category errors
  * @since 0.1.0
  */
-export class Interrupted extends Schema.Error<Interrupted>("@millrace/core/TransportError/Interrupted")({
-  _tag: Schema.tag("Interrupted"),
+export class OperationFailed extends Schema.Error<OperationFailed>("@millrace/core/TransportError/OperationFailed")({
+  _tag: Schema.tag("OperationFailed"),
   operation: Schema.String,
   cause: Schema.optional(Schema.Defect())
 }) {
@@ -129,7 +129,7 @@ export const TransportErrorReason = Schema.Union([
   Unauthorized,
   Mismatch,
   Unsupported,
-  Interrupted
+  OperationFailed
 ])
 
 /**
@@ -139,15 +139,6 @@ export const TransportErrorReason = Schema.Union([
  * @since 0.1.0
  */
 export type TransportErrorReason = typeof TransportErrorReason.Type
-
-/**
- * The former name of {@link TransportErrorReason}.
- *
- * @deprecated Use `TransportErrorReason`.
- * @category errors
- * @since 0.1.0
- */
-export type Reason = TransportErrorReason
 
 /**
  * The one error a running pipeline can end with: every handler failure ends in a settlement instead.

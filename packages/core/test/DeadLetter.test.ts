@@ -5,6 +5,7 @@ import { Context, Data, Duration, Effect, Exit, Fiber, Option, Result, Schedule,
 import * as Arr from "effect/Array"
 import { TestClock } from "effect/testing"
 import core from "../package.json" with { type: "json" }
+import * as letters from "../src/internal/letters.ts"
 import { adjust, delivery, survives } from "./fixtures/fake.ts"
 
 const Order = Schema.Struct({ id: Schema.String, total: Schema.Number })
@@ -134,7 +135,7 @@ describe("redrive", () => {
       // As if it had been killed before it deleted: the letter is there still.
       const memory = yield* MemoryTransport.MemoryTransport
       const transport = yield* memory.connect
-      yield* transport.publish([DeadLetter.outgoing("orders.dead", letter!.message, letter!.record)])
+      yield* transport.publish([letters.outgoing("orders.dead", letter!.message, letter!.record)])
       yield* DeadLetter.redrive("orders.dead")
       const handled: Array<string> = []
       yield* TestHarness.run(Orders, charging("bank", bank, handled), [])
@@ -178,7 +179,7 @@ describe("writing", () => {
       assert.strictEqual((yield* Stream.runCollect(DeadLetter.list("orders.dead"))).length, 1)
     }).pipe(Effect.provide(TestHarness.layer)))
 
-  it.effect("what is no dead letter is passed over", () =>
+  it.effect("messages that are no dead letters are passed over", () =>
     Effect.gen(function*() {
       yield* Publisher.publish(Topic.make("orders.dead", { schema: Order }), { id: "stray", total: 1 })
       assert.strictEqual((yield* Stream.runCollect(DeadLetter.list("orders.dead"))).length, 0)
@@ -215,7 +216,7 @@ const forge = Effect.fnUntraced(function*(
     history: [],
     ...given
   })
-  const letter = DeadLetter.outgoing(deadLetters, {
+  const letter = letters.outgoing(deadLetters, {
     ...of,
     id: record.id,
     topic: record.topic,
@@ -292,7 +293,7 @@ describe("reading", () => {
     Effect.gen(function*() {
       yield* filled(0, { open: true })
       const { letter, publish } = yield* forge("orders.dead", {}, "0123456789")
-      const [rest, head] = DeadLetter.split(letter)
+      const [rest, head] = letters.split(letter)
       yield* publish(rest)
       yield* publish({ ...rest, id: undefined, headers: { "millrace-rest-of": "another" } })
       yield* publish(head)
@@ -324,7 +325,7 @@ describe("a letter of a letter, in two pieces", () => {
       const transport = yield* Transport.Transport
       const [stored] = yield* Stream.runCollect(transport.browse("orders.dead"))
       const record = new DeadLetter.Record({ ...recordOf("repair"), topic: "orders.dead", id: stored!.id })
-      for (const part of DeadLetter.split(DeadLetter.outgoing("orders.dead.dead", stored!, record))) {
+      for (const part of letters.split(letters.outgoing("orders.dead.dead", stored!, record))) {
         yield* transport.publish([part])
       }
       const [second] = yield* collect("orders.dead.dead")
@@ -398,7 +399,7 @@ describe("a letter says what happened, to everybody", () => {
         suspect: false,
         publishedAt: 0
       }
-      const { fields } = DeadLetter.outgoing("events.dead", delivery, {
+      const { fields } = letters.outgoing("events.dead", delivery, {
         ...({} as DeadLetter.Record),
         ...recordOf("g")
       })

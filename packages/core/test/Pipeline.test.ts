@@ -343,7 +343,7 @@ describe("concurrency", () => {
 })
 
 describe("drain", () => {
-  it.effect("running handlers finish, what was not begun is released without counting an attempt", () =>
+  it.effect("running handlers finish, and messages that have not begun are released without counting an attempt", () =>
     Effect.gen(function*() {
       const scope = yield* Effect.scope
       const begun = yield* Deferred.make<void>()

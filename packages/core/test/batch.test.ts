@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Pipeline, Publisher, Topic } from "@millrace/core"
+import { Pipeline, Publisher, Topic, TransportAuthor } from "@millrace/core"
 import { FakeTransport, MemoryTransport, TestHarness, Wait } from "@millrace/testing"
 import { Effect, Exit, Result, Schedule, Schema, Scope } from "effect"
 import { TestClock } from "effect/testing"
@@ -118,13 +118,13 @@ describe("batch", () => {
       assert.deepStrictEqual(batches, [[0, 1, 2]])
     }).pipe(Effect.provide(TestHarness.layer)))
 
-  it.effect("what a process that died had taken does not wait for its batch, one after the other", () =>
+  it.effect("messages of a process that died run in one batch, not one after the other", () =>
     Effect.gen(function*() {
       const memory = yield* MemoryTransport.MemoryTransport
       const process = yield* Scope.make()
       const transport = yield* Scope.provide(memory.connect, process)
       for (const n of upTo(20)) yield* Publisher.publish(Numbers, n)
-      const mortal = Pipeline.fromTransport(Numbers, { group: "test", startFrom: "beginning", prefetch: 20 }, {
+      const mortal = TransportAuthor.fromTransport(Numbers, { group: "test", startFrom: "beginning", prefetch: 20 }, {
         transport: Effect.succeed(transport)
       }).pipe(Pipeline.tap(() => Effect.never))
       yield* Pipeline.start(Pipeline.concurrency(mortal, 20)).pipe(Scope.provide(yield* Scope.make()))

@@ -314,7 +314,7 @@ describe("settling by hand", () => {
       assert.deepStrictEqual(begun, [1, 2])
     }))
 
-  it.live("what is no settlement fails, and the message is settled by the policies", () =>
+  it.live("settling with a value that is no settlement fails, and the policies settle the message", () =>
     Effect.gen(function*() {
       yield* Publisher.publish(Numbers, 1)
       const running = yield* Pipeline.start(from.pipe(

@@ -185,7 +185,7 @@ describe("an error of the transport", () => {
   it("has no secret of its cause in its text, however it is shown", () => {
     const cause = Object.assign(new Error("connect redis://app:s3cr3t@localhost:6379"), { code: "EUNKNOWN" })
     assert.include(unreachable(cause), "redis://<redacted>@localhost:6379")
-    const interrupted = new TransportError.Interrupted({ operation: "reading", cause })
+    const interrupted = new TransportError.OperationFailed({ operation: "reading", cause })
     assert.notInclude(interrupted.message, "s3cr3t")
   })
 

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Concurrency, type Message, Pipeline, Publisher, Topic, type Transport } from "@millrace/core"
+import { Concurrency, type Message, Pipeline, Publisher, Topic, type Transport, TransportAuthor } from "@millrace/core"
 import { MemoryTransport, TestHarness } from "@millrace/testing"
 import { Clock, Data, Effect, Schedule, Schema } from "effect"
 import { TestClock } from "effect/testing"
@@ -35,7 +35,7 @@ describe("sharing", () => {
       const worker = Effect.gen(function*() {
         const transport = yield* memory.connect
         return yield* Pipeline.start(
-          Pipeline.fromTransport(Numbers, { group: "test", startFrom: "beginning" }, {
+          TransportAuthor.fromTransport(Numbers, { group: "test", startFrom: "beginning" }, {
             transport: Effect.succeed(transport)
           }).pipe(Pipeline.tap(() => Effect.sleep("300 millis")), Pipeline.concurrency(4))
         )
@@ -94,7 +94,7 @@ describe("sharing", () => {
       assert.isAtMost(Math.max(...waits), 20)
     }).pipe(Effect.provide(MemoryTransport.layer())))
 
-  it.effect("a slow publish slows consumption: what is not begun stays at the broker", () =>
+  it.effect("a slow publish slows consumption: messages that cannot begin stay at the broker", () =>
     Effect.gen(function*() {
       const memory = yield* MemoryTransport.MemoryTransport
       const transport = yield* memory.connect
@@ -104,7 +104,7 @@ describe("sharing", () => {
       }
       yield* Publisher.publishAll(Numbers, upTo(200))
       const running = yield* Pipeline.start(
-        Pipeline.fromTransport(Numbers, { group: "test", startFrom: "beginning", drainTimeout: 0 }, {
+        TransportAuthor.fromTransport(Numbers, { group: "test", startFrom: "beginning", drainTimeout: 0 }, {
           transport: Effect.succeed(slow)
         }).pipe(Pipeline.to(Done), Pipeline.concurrency(4))
       )

@@ -93,7 +93,7 @@ describe("a pipeline", () => {
 
   it("tells a shared limit and a discarded message", () => {
     const { policies } = Pipeline.describe(
-      Pipeline.from(Orders, { group: "g" }).pipe(Pipeline.concurrency(Concurrency.shared(3)), Pipeline.discard)
+      Pipeline.from(Orders, { group: "g" }).pipe(Pipeline.concurrency(Concurrency.make(3)), Pipeline.discard)
     )
     assert.deepStrictEqual(policies.concurrency, { max: 3, limit: "shared", key: false })
     assert.isFalse(policies.deadLetter)

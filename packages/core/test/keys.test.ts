@@ -113,7 +113,7 @@ describe("keys", () => {
       assert.strictEqual(report.handled.length, 1000)
     }).pipe(Effect.provide(TestHarness.layer)))
 
-  it.effect("an undecodable message is in nobody's way", () =>
+  it.effect("an undecodable message holds up no key", () =>
     Effect.gen(function*() {
       const harness = yield* TestHarness.make(Events, from.pipe(byKey(2)))
       yield* harness.publish({ key: "a", n: 0 })

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Message, Pipeline, Publisher, Settlement, type Transport } from "@millrace/core"
+import { Message, Pipeline, Publisher, Settlement, type Transport, TransportAuthor } from "@millrace/core"
 import { FakeTransport, MemoryTransport, Wait } from "@millrace/testing"
 import { Clock, Context, Deferred, Effect, Result } from "effect"
 import { TestClock } from "effect/testing"
@@ -9,7 +9,7 @@ const from = Pipeline.from(Numbers, { group: "test", startFrom: "beginning" })
 
 /** A process whose connection is cut when the test says so: it is not told what becomes of what it has taken. */
 const onWire = (transport: Transport.Transport["Service"], wire: { isCut: boolean }) =>
-  Pipeline.fromTransport(Numbers, { group: "test", startFrom: "beginning", prefetch: 10 }, {
+  TransportAuthor.fromTransport(Numbers, { group: "test", startFrom: "beginning", prefetch: 10 }, {
     transport: Effect.succeed({
       ...transport,
       subscribe: (options) =>
@@ -239,7 +239,7 @@ describe("a process that stood still", () => {
       const socket = yield* Deferred.make<void>()
       const begun: Array<number> = []
       const running = yield* Pipeline.start(
-        Pipeline.fromTransport(Numbers, { group: "test" }, {
+        TransportAuthor.fromTransport(Numbers, { group: "test" }, {
           transport: Effect.succeed({
             ...transport,
             subscribe: (options) =>
@@ -299,7 +299,7 @@ describe("a claim", () => {
       }
       let aborted = false
       const running = yield* Pipeline.start(
-        Pipeline.fromTransport(
+        TransportAuthor.fromTransport(
           Numbers,
           { group: "test", startFrom: "beginning", drainTimeout: 0 },
           { transport: Effect.succeed(zombie) }

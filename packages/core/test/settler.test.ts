@@ -45,7 +45,7 @@ describe("a broker that confirms no settlement", () => {
     return Effect.gen(function*() {
       const hand = FakeTransport.make()
       const { settle } = hand
-      const reason = new TransportError.Interrupted({ operation: "settling" })
+      const reason = new TransportError.OperationFailed({ operation: "settling" })
       const gone = () => Effect.fail(new TransportError.TransportError({ transport: "fake", reason }))
       yield* on(hand, (from) => from)
       for (const n of [1, 2]) {

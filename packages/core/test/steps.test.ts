@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Pipeline, Topic } from "@millrace/core"
+import { Pipeline, Topic, TransportAuthor } from "@millrace/core"
 import { FakeTransport, TestHarness, Wait } from "@millrace/testing"
 import { Effect, Result, Schedule, Schema, Scope } from "effect"
 import { delivery, Numbers, survives } from "./fixtures/fake.ts"
@@ -46,7 +46,7 @@ describe("a step that throws", () => {
       const hand = FakeTransport.make()
       const scope = yield* Scope.make()
       const running = yield* Scope.provide(
-        Pipeline.start(Pipeline.fromTransport(Numbers, { group: "test" }, {
+        Pipeline.start(TransportAuthor.fromTransport(Numbers, { group: "test" }, {
           transport: Effect.succeed(hand.transport),
           extend(message) {
             if (message.value === 1) throw new Error("extend")

@@ -174,7 +174,7 @@ describe("steps", () => {
   })
 
   test("mapPromise refuses a Promise of an Effect, which nobody would run", () => {
-    // @ts-expect-error "this resolves to an Effect nobody runs: use Pipeline.mapEffect"
+    // @ts-expect-error "this resolves to an Effect that is never run: use Pipeline.mapEffect"
     source.pipe(Pipeline.mapPromise(async (order: Order) => Effect.succeed(order.total)))
   })
 

@@ -1,9 +1,9 @@
 // That services are missing is the point. @effect-diagnostics missingEffectContext:off
 /** The mistakes of a first hour: each test holds the sentence that the compiler prints. */
-import { Millrace, Pipeline, Topic, type Transport, type TransportError } from "@millrace/core"
+import { Millrace, Pipeline, Settlement, Topic, type Transport, type TransportError } from "@millrace/core"
 import { JetStream } from "@millrace/nats-jetstream"
 import { RedisStreams } from "@millrace/redis-streams"
-import { Effect, type Layer, Schema } from "effect"
+import { Config, Duration, Effect, type Layer, Redacted, Schema } from "effect"
 import { describe, test } from "tstyche"
 
 const Order = Schema.Struct({ id: Schema.String, user: Schema.Number })
@@ -65,7 +65,7 @@ describe("what a function returns", () => {
   })
 
   test("an Effect in a step for promises", () => {
-    // @ts-expect-error this resolves to an Effect nobody runs: use Pipeline.mapEffect
+    // @ts-expect-error this resolves to an Effect that is never run: use Pipeline.mapEffect
     orders.pipe(Pipeline.mapPromise(async (order) => Effect.log(order.id)))
   })
 })
@@ -77,9 +77,14 @@ describe("options", () => {
     Topic.make("orders", { schema: Order, key: (order) => order.user > 0 ? order.id : undefined })
   })
 
-  test("a secret may be a plain text, as a URL may", () => {
+  test("a secret that is a plain text", () => {
+    // @ts-expect-error a secret is wrapped, so that no log shows it: Redacted.make(text) of effect
     RedisStreams.layer({ url: "redis://localhost:6379", password: "secret" })
+    // @ts-expect-error a secret is wrapped, so that no log shows it: Redacted.make(text) of effect
     JetStream.layer({ url: "nats://localhost:4222", token: "secret" })
+    RedisStreams.layer({ url: "redis://localhost:6379", password: Redacted.make("secret") })
+    RedisStreams.layerConfig({ url: Config.String("URL"), password: Config.Redacted("PASSWORD") })
+    JetStream.layerConfig({ url: Config.Redacted("URL"), token: Config.Redacted("TOKEN") })
   })
 
   test("a topic without a name", () => {
@@ -93,6 +98,18 @@ describe("options", () => {
     // @ts-expect-error this is no duration: write it as '5 seconds', '100 millis' or a number of milliseconds
     orders.pipe(Pipeline.timeout("5s"))
     orders.pipe(Pipeline.timeout("5 seconds"), Pipeline.timeout(5000))
+    // @ts-expect-error write a duration as '5 seconds', '100 millis' or a number of milliseconds
+    Pipeline.from(Orders, { group: "payments", drainTimeout: "5s" })
+    // @ts-expect-error write a duration as '5 seconds', '100 millis' or a number of milliseconds
+    orders.pipe(Pipeline.batch({ size: 10, within: "1s" }, () => Effect.void))
+    // @ts-expect-error write a duration as '5 seconds', '100 millis' or a number of milliseconds
+    RedisStreams.layer({ url: "redis://localhost:6379", claim: { minIdle: "1m" } })
+    // @ts-expect-error write a duration as '5 seconds', '100 millis' or a number of milliseconds
+    JetStream.layer({ url: "nats://localhost:4222", ackWait: "1m" })
+    // @ts-expect-error write a duration as '5 seconds', '100 millis' or a number of milliseconds
+    Settlement.retry("1m")
+    Pipeline.from(Orders, { group: "payments", drainTimeout: Duration.seconds(5) })
+    RedisStreams.layerConfig({ url: Config.String("URL"), claim: { minIdle: Config.Duration("IDLE") } })
   })
 
   test("`while` where nothing has a typed failure", () => {

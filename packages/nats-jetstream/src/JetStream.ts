@@ -8,22 +8,30 @@
  * @since 0.1.0
  */
 import * as Message from "@millrace/core/Message"
-import * as Pipeline from "@millrace/core/Pipeline"
+import type * as Pipeline from "@millrace/core/Pipeline"
 import * as Settlement from "@millrace/core/Settlement"
 import type * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
+import {
+  type DurationHint,
+  durationOf,
+  fromTransport,
+  received as receivedOf,
+  withSetting
+} from "@millrace/core/TransportAuthor"
 import type * as TransportError from "@millrace/core/TransportError"
 import type { NatsConnection } from "@nats-io/nats-core"
 import type * as Arr from "effect/Array"
 import * as Config from "effect/Config"
 import * as Context from "effect/Context"
-import * as Duration from "effect/Duration"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { addressOf, connect } from "./internal/connect.ts"
 import { JetStreamDelivery } from "./internal/delivery.ts"
+import { checkOptions } from "./internal/options.ts"
 import { backoff } from "./internal/recovery.ts"
 import { JetStream, partsOf } from "./internal/service.ts"
 import * as settings from "./internal/settings.ts"
@@ -100,7 +108,11 @@ export const layerFromConnection = (
   connection: NatsConnection,
   options: CommonOptions = {}
 ): Layer.Layer<JetStream | Transport, TransportError.TransportError> =>
-  Layer.effectContext(Effect.map(makeService(connection, connection.getServer(), options), both))
+  Layer.effectContext(
+    Effect.suspend(() =>
+      checkOptions(options, []) ?? Effect.map(makeService(connection, connection.getServer(), options), both)
+    )
+  )
 
 /**
  * Provides the service on the broker that is provided, for tests of pipelines that are made by {@link from} or use
@@ -193,9 +205,7 @@ export interface FromOptions extends Omit<Pipeline.FromOptions, "startFrom"> {
   /** Also a stream sequence or a time. */
   readonly startFrom?: StartFrom | undefined
   /** This consumer's, instead of the layer's. */
-  readonly ackWait?: Duration.Input | undefined
-  /** See {@link acknowledge}. */
-  readonly acknowledge?: "write" | "confirm" | undefined
+  readonly ackWait?: Duration.Input | DurationHint | undefined
 }
 
 /**
@@ -241,7 +251,11 @@ export const from: {
     options: FromOptions & { readonly subject?: undefined }
   ): Pipeline.Open<Message.Message<A>, A, never, JetStream | RD>
 } = (topic: Topic.Topic<any, any, any>, options: FromOptions & { readonly subject?: string | undefined }): any => {
-  const { acknowledge, ackWait, startFrom, stream, subject, subjects, ...rest } = options
+  // JavaScript may leave the options out: starting refuses that, making a pipeline never throws.
+  const { ackWait, startFrom, stream, subject, subjects } = options ?? {}
+  const wait = ackWait === undefined ? undefined : durationOf("ackWait", ackWait)
+  const isKnownStart = startFrom === undefined || startFrom === "new" || startFrom === "beginning" ||
+    (typeof startFrom === "object" && startFrom !== null)
   let context = Context.empty()
   const set = <A>(reference: Context.Reference<A>, value: A) => context = Context.add(context, reference, value)
   if (subject !== undefined || subjects !== undefined) {
@@ -252,12 +266,17 @@ export const from: {
   }
   if (stream !== undefined) set(settings.StreamName, stream)
   if (startFrom !== undefined) set(settings.Start, startFrom)
-  if (ackWait !== undefined) set(settings.AckWait, Duration.fromInputUnsafe(ackWait))
-  if (acknowledge !== undefined) set(settings.Acknowledge, acknowledge)
+  if (wait !== undefined) set(settings.AckWait, wait.duration)
   const named = (subject ?? "").split(".").flatMap((part, index) =>
     part.startsWith("{") && part.endsWith("}") ? [{ name: part.slice(1, -1), index }] : []
   )
-  return Pipeline.fromTransport<any, any, any, JetStream, any>(topic, rest, {
+  return fromTransport<any, any, any, JetStream, any>(topic, options && { ...options, startFrom: undefined } as any, {
+    options: ["ackWait", "stream", "subject", "subjects"],
+    invalid: wait?.invalid ?? (isKnownStart ? undefined : {
+      option: "startFrom",
+      value: startFrom,
+      remedy: "write \"new\", \"beginning\", { sequence } or { time }"
+    }),
     transport: JetStream.use((service) => Effect.succeed(service.transport)),
     settings: context,
     extend: subject === undefined ? undefined : (message, delivery) => {
@@ -309,7 +328,7 @@ export const acknowledge: {
   ): Pipeline.Pipeline<M, A, E, R | JetStream>
 } = dual(
   2,
-  (self: Pipeline.AnyPipeline, mode: "write" | "confirm") => Pipeline.withSetting(self, settings.Acknowledge, mode)
+  (self: Pipeline.AnyPipeline, mode: "write" | "confirm") => withSetting(self, settings.Acknowledge, mode)
 )
 
 /**
@@ -328,7 +347,7 @@ export const acknowledge: {
  */
 export const ackSync = Effect.fnUntraced(function*(
   message: Message.Any,
-  options?: { readonly timeout?: Duration.Input | undefined }
+  options?: { readonly timeout?: Duration.Input | DurationHint | undefined }
 ): Effect.fn.Return<boolean, Settlement.SettleError, JetStream> {
   if (standIns.has(yield* JetStream)) return yield* Message.settle(message, Settlement.ack)
   const { connection } = yield* partsOf
@@ -338,7 +357,10 @@ export const ackSync = Effect.fnUntraced(function*(
   const fail = (cause: unknown) => new Settlement.SettleError({ id: message.id, cause })
   const confirmed = connection.whenConnected.pipe(
     Effect.andThen(
-      Effect.timeout(confirmAll(connection, [delivery]), Duration.fromInputUnsafe(options?.timeout ?? "5 seconds"))
+      Effect.timeout(
+        confirmAll(connection, [delivery]),
+        durationOf("timeout", options?.timeout ?? "5 seconds").duration
+      )
     ),
     Effect.retry({ schedule: backoff, while: () => connection.state() !== "closed" }),
     Effect.ensuring(Effect.sync(() => {
@@ -376,7 +398,7 @@ export const inProgress = Effect.fnUntraced(function*(
 
 const ownDelivery = Effect.fnUntraced(function*(message: Message.Any) {
   const service = yield* JetStream
-  const received = Message.received(message)
+  const received = receivedOf(message)
   const delivery = received?.delivery
   return received === undefined || received.transport !== service.transport || !(delivery instanceof JetStreamDelivery)
     ? yield* new Settlement.SettleError({

@@ -6,6 +6,7 @@
 import type * as Concurrency from "@millrace/core/Concurrency"
 import type * as Message from "@millrace/core/Message"
 import type * as Publisher from "@millrace/core/Publisher"
+import type { DurationHint, SecretHint } from "@millrace/core/TransportAuthor"
 import type { StreamConfig } from "@nats-io/jetstream"
 import type { TlsOptions } from "@nats-io/nats-core"
 import type * as Arr from "effect/Array"
@@ -38,13 +39,13 @@ export interface StreamBounds {
   /** On how many servers. Default 1. */
   readonly replicas?: number | undefined
   /** Beyond them the oldest messages are removed; default none. */
-  readonly maxAge?: Duration.Input | undefined
+  readonly maxAge?: Duration.Input | DurationHint | undefined
   /** Beyond them the oldest messages are removed; default none. */
   readonly maxMessages?: number | undefined
   /** Beyond them the oldest messages are removed; default none. */
   readonly maxBytes?: number | undefined
   /** How long the server remembers message ids; default 2 minutes. */
-  readonly duplicateWindow?: Duration.Input | undefined
+  readonly duplicateWindow?: Duration.Input | DurationHint | undefined
   /** Further options under the server's own names. */
   readonly config?: Partial<StreamConfig> | undefined
 }
@@ -95,9 +96,9 @@ export interface CommonOptions {
    * How long the server waits for a sign of life, and so how soon a peer gets the messages of a process that died; of
    * consumers that are created, default 30 seconds. Long handlers are kept alive.
    */
-  readonly ackWait?: Duration.Input | undefined
+  readonly ackWait?: Duration.Input | DurationHint | undefined
   /** How long a confirmation may take; default 5 seconds. */
-  readonly publishTimeout?: Duration.Input | undefined
+  readonly publishTimeout?: Duration.Input | DurationHint | undefined
   /** The JetStream domain. */
   readonly domain?: string | undefined
   /** Instead of `domain`, where an account imports the API under another name. */
@@ -118,15 +119,15 @@ export interface Options extends CommonOptions {
   /** The name of the connection, as the server shows it. */
   readonly name?: string | undefined
   /** A token, instead of a user and a password. */
-  readonly token?: string | Redacted.Redacted<string> | undefined
+  readonly token?: Redacted.Redacted<string> | SecretHint | undefined
   /** The text of a credentials file. */
-  readonly credentials?: string | Redacted.Redacted<string> | undefined
+  readonly credentials?: Redacted.Redacted<string> | SecretHint | undefined
   /** The seed of a user without a credentials file. */
-  readonly nkey?: string | Redacted.Redacted<string> | undefined
+  readonly nkey?: Redacted.Redacted<string> | SecretHint | undefined
   /** Certificates, as texts or files; a `tls://` URL needs none of its own where a known authority vouches. */
   readonly tls?: TlsOptions | undefined
   /** Until the first connection; default 10 seconds. */
-  readonly connectTimeout?: Duration.Input | undefined
+  readonly connectTimeout?: Duration.Input | DurationHint | undefined
 }
 
 /**
@@ -149,7 +150,7 @@ export interface PublishOptions extends Publisher.PublishOptions {
   /** Where to, if not the topic's own: one that a stream takes. */
   readonly subject?: string | undefined
   /** How long the server keeps the message, in whole seconds (2.11). */
-  readonly ttl?: Duration.Input | undefined
+  readonly ttl?: Duration.Input | DurationHint | undefined
   /** The publish is refused if the stream is not in this state. */
   readonly expect?: {
     readonly stream?: string | undefined
@@ -162,7 +163,7 @@ export interface PublishOptions extends Publisher.PublishOptions {
    * How long to repeat a publish that was not confirmed; default 30 seconds, and never longer than the stream's
    * duplicate window (two minutes unless given).
    */
-  readonly retryFor?: Duration.Input | undefined
+  readonly retryFor?: Duration.Input | DurationHint | undefined
 }
 
 /**

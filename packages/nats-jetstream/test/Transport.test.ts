@@ -27,7 +27,7 @@ describe.each(versions)("on nats-server %s", (version) => {
     onNats(f, { version, ...options })
 
   describe("publishing", () => {
-    it.live("binary bodies, empty ones and headers come back as they were", () =>
+    it.live("binary bodies, empty bodies and headers are delivered unchanged", () =>
       on(() =>
         Effect.gen(function*() {
           const transport = yield* Transport
@@ -190,7 +190,7 @@ describe.each(versions)("on nats-server %s", (version) => {
         })
       ))
 
-    it.live("what was fetched and not pulled goes back when the subscription closes", () =>
+    it.live("a delivery that was fetched and not pulled is released when the subscription closes", () =>
       on(() =>
         Effect.gen(function*() {
           const idle = yield* Effect.scoped(Effect.gen(function*() {
@@ -307,7 +307,7 @@ describe.each(versions)("on nats-server %s", (version) => {
         })
       ))
 
-    it.live("a suspect that is handed back is a suspect for whoever gets it; its attempt is not counted", () =>
+    it.live("a released suspect stays a suspect for the next consumer; its attempt is not counted", () =>
       on(() =>
         Effect.gen(function*() {
           yield* publish("orders", ["a"])
@@ -430,7 +430,7 @@ describe.each(versions)("on nats-server %s", (version) => {
         })
       ))
 
-    it.live("what came between two pulls and is not wanted any more goes to a peer", () =>
+    it.live("a delivery that arrives between two pulls and is not wanted is released to a peer", () =>
       on(() =>
         Effect.gen(function*() {
           yield* publish("orders", ["first"])
@@ -444,7 +444,7 @@ describe.each(versions)("on nats-server %s", (version) => {
         })
       ))
 
-    it.live("what came before the process stood still was given afterwards, when a peer may have handled it", () =>
+    it.live("a delivery from before the process stood still is not given: a peer may have handled it", () =>
       on(() =>
         Effect.gen(function*() {
           const subscription = yield* subscribe("orders", { ackWait: "1 second" })

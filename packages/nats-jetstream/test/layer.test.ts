@@ -5,6 +5,7 @@ import * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import type { TransportError } from "@millrace/core/TransportError"
 import * as Brokers from "@millrace/testing/Brokers"
+import * as MemoryTransport from "@millrace/testing/MemoryTransport"
 import { jetstreamManager } from "@nats-io/jetstream"
 import { connect } from "@nats-io/transport-node"
 import * as Config from "effect/Config"
@@ -90,7 +91,36 @@ describe("connecting", () => {
         (yield* failing({ url: broker.url, connectTimeout: 0 })).message,
         /connectTimeout is "0".*10 seconds/
       )
+      const bad: ReadonlyArray<readonly [unknown, RegExp]> = [
+        [{}, /^nats: url is undefined: give nats:/],
+        [{ url: broker.url, tokn: "secret" }, /^nats: layer.tokn is given: there is no such option/],
+        [{ url: broker.url, stream: { maxAeg: 1 } }, /^nats: stream.maxAeg is 1: /],
+        [{ url: broker.url, stream: { maxAge: "5s" } }, /^nats: stream.maxAge is "5s": write a duration as/],
+        [{ url: broker.url, ackWait: "5s" }, /^nats: ackWait is "5s": /],
+        [{ url: "nats://secret/hunter@127.0.0.1" }, /^nats: url is "<redacted>": percent-encode/]
+      ]
+      for (const [options, expected] of bad) assert.match((yield* failing(options as never)).message, expected)
     }))
+
+  it.effect.each<readonly [string, unknown, RegExp]>([
+    ["no options", undefined, /^memory: from is undefined: give an object with the options group, .*ackWait/],
+    [
+      "an option that there is not",
+      { group: "g", concurrency: 5 },
+      /^memory: from.concurrency is 5: there is no such option/
+    ],
+    ["a text that is no duration", { group: "g", ackWait: "5s" }, /^memory: ackWait is "5s": write a duration as/],
+    ["a misspelt start", { group: "g", startFrom: "begining" }, /^memory: startFrom is "begining": write "new"/]
+  ])("from refuses %s", ([, options, expected]) =>
+    Effect.gen(function*() {
+      const pipeline = JetStream.from(
+        Topic.make("jobs", { schema: Schema.String }),
+        options as JetStream.FromOptions & {
+          readonly subject?: undefined
+        }
+      )
+      assert.match((yield* Effect.flip(Effect.scoped(Pipeline.start(pipeline)))).message, expected)
+    }).pipe(Effect.provide(JetStream.layerTest.pipe(Layer.provideMerge(MemoryTransport.layer())))))
 
   it.live("a server without JetStream is reported when it is needed, with the remedy", () =>
     Effect.gen(function*() {

@@ -2,6 +2,8 @@ import type * as Settlement from "@millrace/core/Settlement"
 import type * as Delivery from "@millrace/core/Transport"
 import { Transport } from "@millrace/core/Transport"
 import * as Brokers from "@millrace/testing/Brokers"
+import * as Proxy from "@millrace/testing/Proxy"
+import * as Wait from "@millrace/testing/Wait"
 import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -112,20 +114,13 @@ export const settle = (
     })))
     : Effect.succeed([])
 
-/** Asks again until the answer is right; a deadline names what it was instead. */
+/** Asks again until the answer is right: see `Wait.eventually`. */
 export const until = <A, E, R>(
   effect: Effect.Effect<A, E, R>,
   right: (a: A) => boolean,
   within: Duration.Input = "20 seconds"
-) => {
-  let last: A | undefined
-  return effect.pipe(
-    Effect.tap((a) => Effect.sync(() => last = a)),
-    Effect.delay("20 millis"),
-    Effect.repeat({ until: right }),
-    Effect.timeoutOrElse({
-      duration: within,
-      orElse: () => Effect.die(new Error(`never right, last: ${JSON.stringify(last)}`))
-    })
-  )
-}
+) => Wait.eventually("the condition", effect, right, within)
+
+/** A way to a broker on which what a network does can be done to it. */
+export const proxied = (broker: Brokers.Broker, pass?: Proxy.Options["pass"]) =>
+  Effect.map(Proxy.make(broker, { pass }), (proxy) => ({ ...proxy, url: proxy.through(broker.url) }))

@@ -387,7 +387,7 @@ describe.each(versions)("on nats-server %s", (version) => {
   })
 
   describe("bad messages", () => {
-    it.live("a line break in an id or header is refused by name, and keeps nobody from publishing", () =>
+    it.live("a line break in an id or header is refused by name, and holds up no other publish", () =>
       on(() =>
         Effect.gen(function*() {
           const transport = yield* Transport

@@ -67,7 +67,7 @@ describe("P9", () => {
 })
 
 describe("P11", () => {
-  it.live("a handler that finished while the server was away: its acknowledgement is sent when it is back, and it is not run again for ever", () =>
+  it.live("the acknowledgement of a handler that finishes during an outage is sent after it, and the handler does not run again", () =>
     onNats((broker) =>
       Effect.gen(function*() {
         const go = Deferred.makeUnsafe<void>()
@@ -141,7 +141,7 @@ describe("P12", () => {
 })
 
 describe("P13", () => {
-  it.live("two slow workers own two messages, not everything that was fetched", () =>
+  it.live("two slow workers own two messages, and leave the rest to others", () =>
     onNats(() =>
       Effect.gen(function*() {
         yield* publishJobs(200)
@@ -239,7 +239,7 @@ describe("P15", () => {
       })
     ))
 
-  it.live("what cannot be decoded is a dead letter at attempt 1 and stops nobody", () =>
+  it.live("an undecodable message is a dead letter at attempt 1, and stops no other message", () =>
     onNats(() =>
       Effect.gen(function*() {
         const transport = yield* Transport
@@ -259,7 +259,7 @@ describe("P15", () => {
 })
 
 describe("P16", () => {
-  it.live("what is published is handled concurrently, and a failure is the handler's, not the publisher's", () =>
+  it.live("published messages are handled concurrently, and a handler's failure does not reach the publisher", () =>
     onNats(() =>
       Effect.gen(function*() {
         let running = 0

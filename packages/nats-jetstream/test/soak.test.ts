@@ -12,8 +12,7 @@ import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as JetStream from "../src/JetStream.ts"
-import { onNats, outgoing, until } from "./nats.ts"
-import { proxy } from "./proxy.ts"
+import { onNats, outgoing, proxied, until } from "./nats.ts"
 
 const seconds = Number(process.env["MILLRACE_SOAK"] ?? 12)
 const patience = 60_000 + seconds * 4000
@@ -142,7 +141,7 @@ describe("soak", () => {
     () =>
       onNats((broker) =>
         Effect.gen(function*() {
-          const { url } = yield* proxy(broker, dropping(0.01))
+          const { url } = yield* proxied(broker, dropping(0.01))
           const confirmed = new Set<string>()
           const again: Array<string> = []
           let reconnects = 0

@@ -1,11 +1,11 @@
 /**
  * What can be said to the Redis transport, and what it tells: types only.
  *
- * @stability unstable
  * @since 0.1.0
  */
 import type * as Concurrency from "@millrace/core/Concurrency"
 import type { ConsumerInfo } from "@millrace/core/Transport"
+import type { DurationHint, SecretHint } from "@millrace/core/TransportAuthor"
 import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import type * as Redacted from "effect/Redacted"
@@ -26,7 +26,7 @@ export interface Bound {
   /** Keeps the newest entries, this many. */
   readonly maxLength?: number | undefined
   /** Keeps the entries of this time. */
-  readonly maxAge?: Duration.Input | undefined
+  readonly maxAge?: Duration.Input | DurationHint | undefined
   /** Whether Redis trims to the entry rather than to the block; costs more. Default `false`. */
   readonly exact?: boolean | undefined
 }
@@ -39,7 +39,7 @@ export interface Bound {
  */
 export interface Credentials {
   readonly username?: string | undefined
-  readonly password: string | Redacted.Redacted<string>
+  readonly password: Redacted.Redacted<string> | SecretHint
 }
 
 /**
@@ -68,7 +68,7 @@ export interface Options {
   /** Instead of those in the URL. */
   readonly username?: string | undefined
   /** Instead of those in the URL. */
-  readonly password?: string | Redacted.Redacted<string> | undefined
+  readonly password?: Redacted.Redacted<string> | SecretHint | undefined
   /** Asked for each connection that is made, for tokens that expire; instead of `username` and `password`. */
   readonly credentials?: CredentialsSource | undefined
   /** Instead of the one in the URL. */
@@ -81,15 +81,15 @@ export interface Options {
   readonly sentinel?: {
     readonly master: string
     readonly nodes?: ReadonlyArray<string> | undefined
-    readonly password?: string | Redacted.Redacted<string> | undefined
+    readonly password?: Redacted.Redacted<string> | SecretHint | undefined
   } | undefined
   /** How long the Layer tries to connect before it fails; default 10 seconds. */
-  readonly connectTimeout?: Duration.Input | undefined
+  readonly connectTimeout?: Duration.Input | DurationHint | undefined
   /**
    * A connection that does not answer for so long is given up and made again; default 10 seconds. After a fifth of
    * it, at least a second, it is found out whether the server answers on others, and then given up.
    */
-  readonly answerTimeout?: Duration.Input | undefined
+  readonly answerTimeout?: Duration.Input | DurationHint | undefined
   /** Default `<host>-<pid>-<random>`. Two processes must never share one. */
   readonly consumer?: string | undefined
   /** Put before each topic's name. */
@@ -97,24 +97,50 @@ export interface Options {
   /** Handlers that all pipelines on this Layer may run at once; default unbounded. */
   readonly concurrency?: number | Concurrency.Limit | undefined
   /** How long one read may wait at the server; default 2 seconds. Nothing waits for its end. */
-  readonly block?: Duration.Input | undefined
+  readonly block?: Duration.Input | DurationHint | undefined
   /** How long an owner must be silent before its messages are claimed. Default 30 seconds. */
-  readonly claim?: { readonly minIdle?: Duration.Input | undefined } | undefined
+  readonly claim?: { readonly minIdle?: Duration.Input | DurationHint | undefined } | undefined
   /**
    * `"until-acked"` deletes an entry once every group has acknowledged it; `"acknowledged"` trims now and then what
    * every group has acknowledged; a {@link Bound} trims whatever is older. Default: nothing is deleted.
    */
   readonly retention?: "until-acked" | "acknowledged" | Bound | undefined
   /** Consumers of dead processes are deleted when they have been idle for so long and own nothing; default 1 hour. */
-  readonly forgetConsumersAfter?: Duration.Input | undefined
+  readonly forgetConsumersAfter?: Duration.Input | DurationHint | undefined
   /** How long a published id is recognised; default 2 minutes. */
-  readonly deduplicateFor?: Duration.Input | undefined
+  readonly deduplicateFor?: Duration.Input | DurationHint | undefined
   /**
    * While there is no connection, a publish waits for `wait` (default 5 seconds), at most `max` (default 10,000) of
    * them at a time.
    */
-  readonly offline?: { readonly wait?: Duration.Input | undefined; readonly max?: number | undefined } | undefined
+  readonly offline?:
+    | { readonly wait?: Duration.Input | DurationHint | undefined; readonly max?: number | undefined }
+    | undefined
 }
+
+/**
+ * A client for one server, as `createClient` of npm `redis` makes it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Client {
+  readonly options?: object | undefined
+  duplicate(overrides?: never): unknown
+}
+
+/**
+ * Options for `RedisStreams.layerFromClient`: the client says where the server is and how to log in.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ClientOptions extends
+  Omit<
+    Options,
+    "url" | "username" | "password" | "credentials" | "database" | "tls" | "cluster" | "sentinel"
+  >
+{}
 
 /**
  * What became of an entry that was to be removed: it is gone; it stays until the other groups have acknowledged it, or

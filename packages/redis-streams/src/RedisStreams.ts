@@ -1,15 +1,15 @@
 /**
  * Pipelines on Redis Streams and Valkey.
  *
- * @stability unstable
  * @since 0.1.0
  */
 import * as Concurrency from "@millrace/core/Concurrency"
 import type * as Message from "@millrace/core/Message"
-import * as Pipeline from "@millrace/core/Pipeline"
+import type * as Pipeline from "@millrace/core/Pipeline"
 import type * as Topic from "@millrace/core/Topic"
 import * as Transport from "@millrace/core/Transport"
-import { invalidOption, type TransportError } from "@millrace/core/TransportError"
+import { type DurationHint, durationOf, fromTransport, withSetting } from "@millrace/core/TransportAuthor"
+import { invalidOption, Mismatch, TransportError } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
 import * as Config from "effect/Config"
 import * as Context from "effect/Context"
@@ -18,6 +18,7 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
 import type * as Option from "effect/Option"
+import type * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as browsing from "./internal/browse.ts"
@@ -32,11 +33,13 @@ import * as Settings from "./internal/settings.ts"
 import { RemoveOnSuccess, Source } from "./internal/source.ts"
 import { standIn } from "./internal/standIn.ts"
 import * as subscribe from "./internal/subscribe.ts"
-import type { GroupInfo, Options, ReadOptions, Removal, RemoveOptions } from "./Options.ts"
+import type { Client, ClientOptions, GroupInfo, Options, ReadOptions, Removal, RemoveOptions } from "./Options.ts"
 
 export type { ConsumerInfo } from "@millrace/core/Transport"
 export type {
   Bound,
+  Client,
+  ClientOptions,
   Credentials,
   CredentialsSource,
   GroupInfo,
@@ -55,7 +58,7 @@ export type {
 export class RedisStreams extends Context.Service<RedisStreams, {
   /** The same broker as every pipeline sees it. */
   readonly transport: Transport.Transport["Service"]
-  readonly groupInfo: (topic: string, group: string) => Effect.Effect<GroupInfo | undefined, TransportError>
+  readonly groupInfo: (topic: string, group: string) => Effect.Effect<GroupInfo, TransportError>
   readonly read: (topic: string, options?: ReadOptions) => Stream.Stream<Transport.Delivery, TransportError>
   /** Trims what every group of the topic has acknowledged; gives how many entries that were. */
   readonly trim: (topic: string) => Effect.Effect<number, TransportError>
@@ -71,16 +74,21 @@ export class RedisStreams extends Context.Service<RedisStreams, {
  * @category constructors
  * @since 0.1.0
  */
-export const make: (
+export const make = (
   options: Options
+): Effect.Effect<Context.Context<RedisStreams | Transport.Transport>, TransportError, Scope.Scope> =>
+  makeService(Settings.check(options), options.concurrency)
+
+const makeService: (
+  checked: Result.Result<Settings.Settings, TransportError>,
+  concurrency: Options["concurrency"]
 ) => Effect.Effect<Context.Context<RedisStreams | Transport.Transport>, TransportError, Scope.Scope> = Effect
   .fnUntraced(
-    function*(options: Options) {
-      const { concurrency } = options
+    function*(checked, concurrency) {
       if (typeof concurrency === "number" && !(Number.isInteger(concurrency) && concurrency >= 1)) {
         return yield* invalidOption("redis", "concurrency", concurrency, "give a whole number of at least 1")
       }
-      const settings = yield* Effect.fromResult(Settings.check(options))
+      const settings = yield* Effect.fromResult(checked)
       const server = yield* server_.make(settings)
       const keyOf = (topic: string) => settings.keyPrefix + topic
       const failing = (operation: string) => (error: Error) => transportError(operation, settings.label, error)
@@ -117,7 +125,7 @@ export const make: (
           }),
         health: Effect.clockWith((clock) =>
           Effect.sync(() => {
-            const trouble = server.write.trouble ?? server.keep.trouble
+            const trouble = server.write.trouble ?? server.control.trouble
             const { reason } = server.refusals
             const state = trouble !== undefined ? "reconnecting" : reason !== undefined ? "impaired" : "consuming"
             return record.note(state, trouble ?? reason, clock.currentTimeMillisUnsafe())
@@ -130,9 +138,12 @@ export const make: (
           transport,
           read: (topic, options) => browsing.read(server, topic, options),
           groupInfo: (topic, group) =>
-            Effect.mapError(
-              groups.info(server, keyOf(topic), group),
-              failing(`looking at group ${group} of ${keyOf(topic)}`)
+            Effect.flatMap(
+              Effect.mapError(
+                groups.info(server, keyOf(topic), group),
+                failing(`looking at group ${group} of ${keyOf(topic)}`)
+              ),
+              (info) => info === undefined ? noGroup(keyOf(topic), group) : Effect.succeed(info)
             ),
           trim: (topic) => Effect.mapError(Maintenance.trim(server, keyOf(topic)), failing(`trimming ${keyOf(topic)}`)),
           remove: removal.make(server, transport)
@@ -140,6 +151,12 @@ export const make: (
       ))
     }
   )
+
+const noGroup = (stream: string, group: string): TransportError =>
+  new TransportError({
+    transport: "redis",
+    reason: new Mismatch({ name: `group ${group} of stream ${stream}`, expected: "there", found: "absent" })
+  })
 
 /**
  * Provides Redis, or Valkey, as the broker of pipelines.
@@ -149,6 +166,20 @@ export const make: (
  */
 export const layer = (options: Options): Layer.Layer<RedisStreams | Transport.Transport, TransportError> =>
   Layer.effectContext(make(options))
+
+/**
+ * Provides the server that a client of npm `redis` is for. The Layer makes connections of its own with the client's
+ * options (address, TLS, credentials, database, name): a read that waits needs one for itself. The client need not be
+ * connected, is not used otherwise, and is not closed. For a cluster or Sentinel use {@link layer}.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerFromClient = (
+  client: Client,
+  options: ClientOptions = {}
+): Layer.Layer<RedisStreams | Transport.Transport, TransportError> =>
+  Layer.effectContext(Effect.suspend(() => makeService(Settings.checkClient(client, options), options.concurrency)))
 
 /**
  * Provides Redis, or Valkey, with options read from `Config`.
@@ -207,13 +238,17 @@ export interface FromOptions extends Omit<Pipeline.FromOptions, "startFrom"> {
   /** Also the id of an entry, after which a new group begins. */
   readonly startFrom?: "new" | "beginning" | (string & {}) | undefined
   /** For this pipeline, instead of the Layer's. */
-  readonly block?: Duration.Input | undefined
+  readonly block?: Duration.Input | DurationHint | undefined
   /** For this pipeline, instead of the Layer's. */
-  readonly claim?: { readonly minIdle: Duration.Input } | undefined
+  readonly claim?: { readonly minIdle: Duration.Input | DurationHint } | undefined
 }
 
-const millis = (input: Duration.Input | undefined) =>
-  input === undefined ? undefined : Duration.toMillis(Duration.fromInputUnsafe(input))
+/** In milliseconds, and what is wrong with the option. */
+const millisOf = (option: string, input: unknown) => {
+  if (input === undefined) return { millis: undefined, invalid: undefined }
+  const { duration, invalid } = durationOf(option, input)
+  return { millis: Duration.toMillis(duration), invalid }
+}
 
 /**
  * Starts a pipeline at a topic on Redis, with what only Redis has.
@@ -238,15 +273,21 @@ export const from: {
   ): Pipeline.Open<Message.Message<A>, A, never, RedisStreams | RD>
 } = <A, RD, RE>(
   topic: Topic.Topic<A, RD, RE>,
-  { block, claim, startFrom, ...options }: FromOptions
+  options: FromOptions
 ): Pipeline.Open<Message.WithHeaders<A, never>, A, never, RedisStreams | RD> => {
+  // JavaScript may leave the options out: starting refuses that, making a pipeline never throws.
+  const { block, claim, startFrom } = options ?? {}
   const common = startFrom === "new" ? "new" : startFrom === "beginning" ? "beginning" : undefined
-  return Pipeline.fromTransport(topic, { ...options, startFrom: common }, {
+  const wait = millisOf("block", block)
+  const idle = millisOf("claim.minIdle", claim?.minIdle)
+  return fromTransport(topic, options && { ...options, startFrom: common }, {
     transport: RedisStreams.use(({ transport }) => Effect.succeed(transport)),
+    options: ["block", "claim"],
+    invalid: wait.invalid ?? idle.invalid,
     settings: Context.make(Source, {
       startFrom: common === undefined ? startFrom : undefined,
-      block: millis(block),
-      minIdle: millis(claim?.minIdle)
+      block: wait.millis,
+      minIdle: idle.millis
     })
   })
 }
@@ -325,7 +366,7 @@ const isMany = (
  */
 export const removeOnSuccess = <M extends Message.Any, A, E, R>(
   self: Pipeline.Pipeline<M, A, E, R>
-): Pipeline.Pipeline<M, A, E, R | RedisStreams> => Pipeline.withSetting(self, RemoveOnSuccess, true)
+): Pipeline.Pipeline<M, A, E, R | RedisStreams> => withSetting(self, RemoveOnSuccess, true)
 
 /**
  * Reads stored entries, consumed or not, and touches no group. Ends at the entry that was newest when the stream began.
@@ -355,8 +396,8 @@ export const get = (
 const nameOf = (topic: string | { readonly name: string }): string => typeof topic === "string" ? topic : topic.name
 
 /**
- * Reads what the server knows about a group: pending entries, their age, lag, consumers; `undefined` when there is no
- * such group.
+ * Reads what the server knows about a group: pending entries, their age, lag, consumers. Fails with `Mismatch` when there
+ * is no such group.
  *
  * @category observing
  * @since 0.1.0
@@ -364,5 +405,4 @@ const nameOf = (topic: string | { readonly name: string }): string => typeof top
 export const groupInfo = (
   topic: string,
   group: string
-): Effect.Effect<GroupInfo | undefined, TransportError, RedisStreams> =>
-  RedisStreams.use((redis) => redis.groupInfo(topic, group))
+): Effect.Effect<GroupInfo, TransportError, RedisStreams> => RedisStreams.use((redis) => redis.groupInfo(topic, group))

@@ -52,7 +52,7 @@ const unhurried = { claim: { minIdle: "1500 millis" } } as const
 
 const suite = ({ kind, version }: (typeof servers)[number]) =>
   layer(serving(kind, { version }), { excludeTestServices: true })(`${kind} ${version}`, (it) => {
-    it.effect("gives bytes, headers and key as they were published", () =>
+    it.effect("gives bytes, headers and key unchanged", () =>
       Effect.gen(function*() {
         const redis = yield* transport()
         const topic = fresh("bytes")
@@ -306,7 +306,7 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         }
       }))
 
-    it.effect("a peer takes what was released, its attempt uncounted and before minIdle", () =>
+    it.effect("a peer takes a released entry before minIdle, its attempt uncounted", () =>
       Effect.gen(function*() {
         const redis = yield* transport()
         const topic = fresh("release")
@@ -384,7 +384,7 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         }
       }))
 
-    it.effect("what is neither settled nor extended comes again to its only consumer, counted; the first one is fenced", () =>
+    it.effect("an entry that is neither settled nor extended is redelivered to its only consumer, counted; the first delivery is fenced", () =>
       Effect.gen(function*() {
         const { run } = yield* Server
         const redis = yield* transport(idle)
@@ -451,7 +451,7 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         assert.notInclude([first, second], delivery.origin)
       }))
 
-    it.effect("what was released is given before anything unread, at start and later", () =>
+    it.effect("released entries are given before unread ones, at start and later", () =>
       Effect.gen(function*() {
         const topic = fresh("order")
         const publisher = yield* transport()
@@ -492,7 +492,7 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         assert.deepStrictEqual(again.map(textOf).sort(), ["0", "3", "4"])
       }))
 
-    it.effect("what was lost on its way to us, with a connection, is no suspect and counts no attempt", () =>
+    it.effect("a delivery that is lost with its connection is no suspect and counts no attempt", () =>
       Effect.gen(function*() {
         const { run } = yield* Server
         const topic = fresh("lost")
@@ -504,7 +504,7 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         assert.deepStrictEqual([delivery.attempt, delivery.redelivered, delivery.suspect], [1, true, false])
       }))
 
-    it.effect("what is kept is not claimed, however long it takes", () =>
+    it.effect("an entry that is extended is not claimed, however long its handler takes", () =>
       Effect.gen(function*() {
         const redis = yield* transport(unhurried)
         const topic = fresh("kept")
@@ -591,7 +591,7 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         assert.isAtMost(Number((yield* run("XPENDING", topic, "g"))[0]), 20)
       }))
 
-    it.effect("close hands back what was fetched and not pulled, and deletes a consumer that owns nothing", () =>
+    it.effect("close releases entries that were fetched and not pulled, and deletes a consumer that owns nothing", () =>
       Effect.gen(function*() {
         const { run } = yield* Server
         const topic = fresh("close")

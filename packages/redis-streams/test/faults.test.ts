@@ -137,7 +137,7 @@ describe("what a server does to a consumer", () => {
       })
     ))
 
-  it.live("restarted without its data: the group is made again and reads what comes", () =>
+  it.live("restarted without its data: the group is created again and reads new entries", () =>
     onServer(
       { persistence: "none" },
       Effect.gen(function*() {
@@ -359,7 +359,7 @@ describe("what a server does to a consumer", () => {
       door.close()
     })))
 
-  it.live("without memory: what is there is still consumed", () =>
+  it.live("without memory: stored entries are still consumed", () =>
     onServer(
       {},
       Effect.gen(function*() {
@@ -479,7 +479,7 @@ describe("what a consumer's connection does to a message", () => {
         ]
         const batch = deliveries.map((delivery, i) => ({ delivery, settlement: settlements[i]! })) as any
         yield* broker.kill
-        assert.strictEqual((yield* Effect.flip(subscription.settle(batch))).reason._tag, "Interrupted")
+        assert.strictEqual((yield* Effect.flip(subscription.settle(batch))).reason._tag, "OperationFailed")
         yield* broker.start
         yield* until("settled", Effect.isSuccess(subscription.settle(batch)))
         assert.deepStrictEqual(

@@ -3,6 +3,7 @@ import { assert, layer } from "@effect/vitest"
 import * as Codec from "@millrace/core/Codec"
 import * as DeadLetter from "@millrace/core/DeadLetter"
 import * as Pipeline from "@millrace/core/Pipeline"
+import * as Publisher from "@millrace/core/Publisher"
 import * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import { RedisStreams } from "@millrace/redis-streams"
@@ -108,6 +109,19 @@ servers.forEach(({ kind, version }) =>
         assert.deepStrictEqual(redriven.slice(0, 6), original)
         const names = redriven.filter((_, i) => i % 2 === 0)
         assert.deepStrictEqual(names.slice(3).filter((name) => !/^millrace-(group|history)$/.test(name)), [])
+      }))
+
+    it.effect("a field with the name of a header is refused, and is not silently replaced", () =>
+      Effect.gen(function*() {
+        const topic = Topic.make(fresh("reserved"), {
+          codec: Codec.fields(Schema.Record(Schema.String, Schema.String))
+        })
+        const context = yield* connect()
+        for (const name of ["content-type", "millrace-group"]) {
+          const error = yield* Effect.flip(Publisher.publish(topic, { [name]: "mine" })).pipe(Effect.provide(context))
+          assert.strictEqual(error.reason._tag, "Unencodable")
+          assert.match(error.message, new RegExp(`field named ${name} .*another name`))
+        }
       }))
 
     it.effect("an entry of 10,000 fields is dead-lettered, once, and stops nothing", () =>

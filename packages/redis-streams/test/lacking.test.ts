@@ -71,9 +71,41 @@ it.live("without scripts a subscription says so at once, and plain publishing wo
     const redis = Context.get(yield* Effect.orDie(RedisStreams.make({ url: broker.url })), Transport)
     const error = yield* Effect.flip(Effect.scoped(redis.subscribe(subscribing(fresh("scripts")))))
     assert.strictEqual(error.reason._tag, "Unsupported")
-    assert.match(error.message, /scripts/)
+    assert.match(error.message, /it runs no scripts \(EVAL, EVALSHA\)/)
+    assert.notInclude(error.message, "local function")
     const [outcome] = yield* redis.publish([outgoing(fresh("plain"), "a")])
     assert.strictEqual(outcome!._tag, "Success")
+  }).pipe(Effect.scoped))
+
+it.live.each(["newest", "oldest"])(
+  "without XINFO a subscription says so at once (redis %s)",
+  (version) =>
+    Effect.gen(function*() {
+      const broker = yield* Brokers.redis({ version, args: ["--rename-command", "XINFO", ""] })
+      const redis = Context.get(yield* Effect.orDie(RedisStreams.make({ url: broker.url })), Transport)
+      const error = yield* Effect.flip(Effect.scoped(redis.subscribe(subscribing(fresh("xinfo")))))
+      assert.strictEqual(error.reason._tag, "Unsupported")
+      assert.match(error.message, /it has no command XINFO/)
+    }).pipe(Effect.scoped)
+)
+
+it.live("where CLIENT UNBLOCK is refused, the first read is short already", () =>
+  Effect.gen(function*() {
+    const broker = yield* Brokers.redis()
+    const run = yield* admin(broker.url)
+    yield* run("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-client|unblock")
+    const url = `redis://app:pw@127.0.0.1:${broker.port}`
+    const redis = Context.get(yield* Effect.orDie(RedisStreams.make({ url, block: "1 hour" })), Transport)
+    const [one, two] = [fresh("one"), fresh("two")]
+    const first = yield* redis.subscribe(subscribing(one))
+    yield* Effect.forkChild(first.pull(demand(1)), { startImmediately: true })
+    yield* until(
+      "it reads",
+      Effect.map(run("INFO", "commandstats"), (stats) => calls(stats, "xreadgroup") > 0)
+    )
+    const second = yield* redis.subscribe(subscribing(two))
+    yield* redis.publish([outgoing(two, "b")])
+    assert.strictEqual(textOf((yield* second.pull(demand(1)))[0]), "b")
   }).pipe(Effect.scoped))
 
 it.live("a redirect is followed only where a cluster was asked for: no credentials go to the node it names", () =>

@@ -1,8 +1,9 @@
 import { assert, it, layer } from "@effect/vitest"
+import { Pipeline, Topic } from "@millrace/core"
 import { Transport } from "@millrace/core/Transport"
 import type { TransportError } from "@millrace/core/TransportError"
 import { RedisStreams } from "@millrace/redis-streams"
-import { Brokers } from "@millrace/testing"
+import { Brokers, MemoryTransport } from "@millrace/testing"
 import * as Config from "effect/Config"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Context from "effect/Context"
@@ -11,11 +12,13 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
+import * as Schema from "effect/Schema"
 import * as Fs from "node:fs"
 import { createServer } from "node:net"
 import { tmpdir } from "node:os"
 import * as Path from "node:path"
 import { createServer as createTlsServer } from "node:tls"
+import { createClient } from "redis"
 import { Source } from "../src/internal/source.ts"
 import {
   admin,
@@ -77,6 +80,27 @@ it.live.each<readonly [string, RedisStreams.Options, RegExp]>([
   }, /give one/],
   ["a cluster on a unix socket", { url: "unix:///tmp/a.sock", cluster: true }, /give the host/],
   ["a consumer name of Millrace's own", { url: "redis://host", consumer: "millrace:x" }, /belong to Millrace/],
+  [
+    "an option that there is not",
+    { url: "redis://host", paswrd: "secret" } as never,
+    /^redis: layer.paswrd is given: /
+  ],
+  [
+    "an option within an option",
+    { url: "redis://host", claim: { minIdel: 1 } } as never,
+    /^redis: claim.minIdel is 1: /
+  ],
+  ["no URL", {} as never, /^redis: url is undefined: give redis:/],
+  [
+    "a text that is no duration",
+    { url: "redis://host", connectTimeout: "5s" } as never,
+    /^redis: connectTimeout is "5s": /
+  ],
+  [
+    "a password that ends the host",
+    { url: "redis://secret/hunter@host" },
+    /^redis: url is "<redacted>": percent-encode/
+  ],
   ["a consumer name with spaces", { url: "redis://host", consumer: "a b" }, /no spaces/]
 ])("refuses %s", ([, options, expected]) =>
   Effect.gen(function*() {
@@ -85,6 +109,23 @@ it.live.each<readonly [string, RedisStreams.Options, RegExp]>([
     assert.match(error.message, expected)
     assert.notInclude(error.message, "secret")
   }))
+
+it.effect.each<readonly [string, unknown, RegExp]>([
+  ["no options", undefined, /^memory: from is undefined: give an object with the options group, .*block, claim/],
+  [
+    "an option that there is not",
+    { group: "g", concurrency: 5 },
+    /^memory: from.concurrency is 5: there is no such option/
+  ],
+  ["a text that is no duration", { group: "g", block: "5s" }, /^memory: block is "5s": write a duration as/]
+])("from refuses %s", ([, options, expected]) =>
+  Effect.gen(function*() {
+    const pipeline = RedisStreams.from(
+      Topic.make("jobs", { schema: Schema.String }),
+      options as RedisStreams.FromOptions
+    )
+    assert.match((yield* Effect.flip(Effect.scoped(Pipeline.start(pipeline)))).message, expected)
+  }).pipe(Effect.provide(RedisStreams.layerTest.pipe(Layer.provideMerge(MemoryTransport.layer())))))
 
 it.live("durations that are no whole number of milliseconds work like others", () =>
   Effect.gen(function*() {
@@ -162,6 +203,37 @@ it.live.skipIf(await skipsInContainers("unix sockets"))("connects over a unix so
     yield* redis.publish([outgoing(topic, "a")])
     assert.strictEqual(yield* run("XLEN", topic), 1)
     assert.include(redis.address, socket)
+  }).pipe(Effect.scoped))
+
+it.live("a client made elsewhere says where the server is and how to log in, and stays as it is", () =>
+  Effect.gen(function*() {
+    const broker = yield* Brokers.redis()
+    const run = yield* admin(broker.url)
+    yield* run("ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all")
+    const client = createClient({
+      url: `redis://127.0.0.1:${broker.port}/3`,
+      RESP: 3,
+      name: "orders-service",
+      credentialsProvider: {
+        type: "async-credentials-provider",
+        credentials: async () => ({ username: "app", password: "secret" })
+      }
+    })
+    const topic = fresh("client")
+    yield* Effect.scoped(Effect.gen(function*() {
+      const context = yield* Layer.build(RedisStreams.layerFromClient(client, { block: "1 second" }))
+      const redis = Context.get(context, Transport)
+      assert.strictEqual(redis.address, `127.0.0.1:${broker.port}`)
+      yield* redis.publish([outgoing(topic, Uint8Array.of(255, 0))])
+      const [delivery] = yield* (yield* redis.subscribe(subscribing(topic))).pull(demand(1))
+      assert.deepStrictEqual([...delivery.body], [255, 0])
+      const list = String(yield* run("CLIENT", "LIST"))
+      assert.match(list, /name=orders-service[^\n]* db=3[^\n]*user=app/)
+    }))
+    assert.isFalse(client.isOpen)
+    yield* Effect.promise(() => client.connect())
+    assert.strictEqual(yield* Effect.promise(() => client.xLen(topic)), 1)
+    client.destroy()
   }).pipe(Effect.scoped))
 
 it.live("sends the host as server name, and none for an address", () =>

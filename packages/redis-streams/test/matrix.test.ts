@@ -29,7 +29,7 @@ const rows = new Map<string, ReadonlyArray<string>>()
 
 servers.forEach(({ kind, version }) =>
   layer(serving(kind, { version }), { excludeTestServices: true })(`${kind} ${version}`, (it) => {
-    it.effect("what it has, and what is used of it", () =>
+    it.effect("its features, and which of them are used", () =>
       Effect.gen(function*() {
         const { broker, run } = yield* Server
         const calls = (command: string) =>
@@ -104,7 +104,7 @@ servers.forEach(({ kind, version }) =>
         ])
       }))
 
-    it.effect("why XAUTOCLAIM and XREADGROUP CLAIM are not used: they count what nobody has been given", () =>
+    it.effect("XAUTOCLAIM and XREADGROUP CLAIM count entries that no handler was given, and are not used", () =>
       Effect.gen(function*() {
         const { run } = yield* Server
         const commands = [

@@ -1,13 +1,21 @@
 import { assert, layer } from "@effect/vitest"
+import * as DeadLetter from "@millrace/core/DeadLetter"
 import * as Pipeline from "@millrace/core/Pipeline"
 import * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
+import type { RedisStreams } from "@millrace/redis-streams"
+import { Brokers, Proxy } from "@millrace/testing"
 import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import {
+  admin,
   connect,
   demand,
   fresh,
@@ -29,21 +37,27 @@ const json = (topic: string, value: string) => outgoing(topic, JSON.stringify(va
 const quick = { claim: { minIdle: "2 seconds" } } as const
 
 /** A pipeline whose handlers end when they are told to; notes what they began, and which were aborted. */
-const working = Effect.fnUntraced(function*(topic: string) {
-  const context = yield* connect(quick)
+const working = Effect.fnUntraced(function*(
+  topic: string,
+  { drainTimeout, ...options }: Partial<RedisStreams.Options> & { readonly drainTimeout?: Duration.Input } = {}
+) {
+  const context = yield* connect({ ...quick, ...options })
   const begun: Array<string> = []
   const aborted: Array<string> = []
   let finish!: () => void
   const gate = new Promise<void>((resolve) => finish = resolve)
   const running = yield* Pipeline.from(Topic.make(topic, { schema: Schema.String }), {
     group: "g",
-    startFrom: "beginning"
+    startFrom: "beginning",
+    ...(drainTimeout === undefined ? {} : { drainTimeout })
   }).pipe(
     Pipeline.mapPromise(async (value, { attempt, signal }) => {
       begun.push(`${value}#${attempt}`)
       signal.addEventListener("abort", () => aborted.push(value))
-      if (value.startsWith("fails") && attempt === 1) throw new Error("once")
+      if (value === "stays") await new Promise(() => {})
+      if (value.startsWith("fails") && value !== "fails-late" && attempt === 1) throw new Error("once")
       await gate
+      if (value === "fails-late") throw new Error("late")
     }),
     Pipeline.retry({ times: 3, schedule: Schedule.spaced("2500 millis") }),
     Pipeline.concurrency(8),
@@ -121,14 +135,88 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         yield* until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
       }))
 
-    it.effect("an entry that was deleted while its retry waits is logged, and holds up nothing", () =>
+    it.effect.each(
+      [
+        ["XDEL", (topic: string, ids: ReadonlyArray<string>) => ["XDEL", topic, ...ids]],
+        ["XTRIM", (topic: string) => ["XTRIM", topic, "MAXLEN", "0"]],
+        ["DEL, or eviction of the key", (topic: string) => ["DEL", topic]]
+      ] as const
+    )(
+      "%s before a retry or a release: counted as vanished, and the body becomes a dead letter",
+      ([, command]) =>
+        Effect.gen(function*() {
+          const { run } = yield* Server
+          const topic = fresh("vanished")
+          const scope = yield* Scope.make()
+          const { finish, redis, running } = yield* Scope.provide(working(topic, { drainTimeout: "10 millis" }), scope)
+          const published = yield* redis.publish(["fails-late", "stays"].map((value) => json(topic, value)) as any)
+          yield* until("begun", Effect.map(running.owned, ({ running }) => running === 2))
+          const ids = published.map((result) => (result as { success: { id: string } }).success.id)
+          yield* run(...command(topic, ids))
+          finish()
+          yield* until("retried", Effect.map(running.counts, ({ deadLettered }) => deadLettered === 1))
+          yield* Scope.close(scope, Exit.void)
+          const { lost, vanished } = yield* running.counts
+          assert.deepStrictEqual({ lost, vanished }, { lost: 0, vanished: 2 })
+          const peer = yield* connect()
+          const letters = yield* Effect.provide(Stream.runCollect(DeadLetter.list(`${topic}.dead`)), peer)
+          assert.deepStrictEqual(
+            letters.map(({ message, record }) => [textOf(message), record.reason]),
+            [[`"fails-late"`, "vanished"], [`"stays"`, "vanished"]]
+          )
+          assert.strictEqual(letters[0]!.record.error.message, "late")
+        })
+    )
+
+    it.effect("a failover to a replica that lags: handlers finish, what it lacks is dead-lettered, and work goes on", () =>
+      Effect.gen(function*() {
+        const { broker, run } = yield* Server
+        const replica = yield* Brokers[kind]({ version })
+        const onReplica = yield* admin(replica.url)
+        yield* onReplica("REPLICAOF", "127.0.0.1", String(broker.port))
+        const target = { host: "127.0.0.1", port: broker.port }
+        const proxy = yield* Proxy.make(target)
+        const topic = fresh("lag")
+        const { aborted, begun, finish, redis, running } = yield* working(topic, {
+          url: proxy.through(broker.url),
+          claim: {}
+        })
+        yield* redis.publish([json(topic, "a"), json(topic, "b")])
+        yield* until("begun", Effect.sync(() => begun.length === 2))
+        yield* until(
+          "replicated",
+          Effect.map(onReplica("XPENDING", topic, "g"), (pending) => Array.isArray(pending) && pending[0] === 2)
+        )
+        yield* onReplica("REPLICAOF", "NO", "ONE")
+        yield* redis.publish([json(topic, "fails-late"), json(topic, "c")])
+        yield* until("begun", Effect.sync(() => begun.length === 4))
+        target.port = replica.port
+        yield* proxy.cut
+        finish()
+        yield* until("settled", Effect.map(running.counts, ({ deadLettered, handled }) => handled + deadLettered === 4))
+        yield* until(
+          "published",
+          Effect.map(redis.publish([json(topic, "d")]), ([outcome]) => outcome!._tag === "Success")
+        )
+        yield* until("d", Effect.map(running.counts, ({ handled }) => handled === 4))
+        const { lost, vanished } = yield* running.counts
+        assert.deepStrictEqual({ lost, vanished, aborted }, { lost: 0, vanished: 1, aborted: [] })
+        yield* until("none pending", Effect.map(onReplica("XPENDING", topic, "g"), ([n]) => n === 0))
+        assert.strictEqual(yield* onReplica("XLEN", `${topic}.dead`), 1)
+        yield* run("DEL", topic)
+      }))
+
+    it.effect("an entry that was deleted while its retry waits is logged and counted, and holds up nothing", () =>
       Effect.gen(function*() {
         const { run } = yield* Server
         const topic = fresh("waiting")
         const said: Array<string> = []
         const redis = yield* Effect.provide(transport(quick), noting(said))
         yield* redis.publish([outgoing(topic, "gone"), outgoing(topic, "kept")])
-        const subscription = yield* redis.subscribe(subscribing(topic))
+        const vanished: Array<string> = []
+        const subscription = yield* redis.subscribe(
+          subscribing(topic, { onVanished: (ids) => void vanished.push(...ids) })
+        )
         const deliveries: Array<any> = []
         while (deliveries.length < 2) deliveries.push(...yield* subscription.pull(demand(2 - deliveries.length)))
         yield* subscription.settle(deliveries.map((delivery) => ({ delivery, settlement: retry(300) })) as any)
@@ -136,6 +224,7 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         const [again] = yield* subscription.pull(demand(2))
         assert.deepStrictEqual([textOf(again), again.attempt], ["kept", 2])
         yield* until("logged", Effect.sync(() => said.some((line) => /1 entries were deleted/.test(line))))
+        assert.deepStrictEqual(vanished, [deliveries[0].id])
         assert.strictEqual((yield* run("XPENDING", topic, "g"))[0], 1)
       }))
   })

@@ -108,7 +108,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       assert.deepStrictEqual(Uint8Array.from(dead!.body), bad)
     }))
 
-  it.effect("P5: a stop with a backlog releases what was fetched, and the next start gets it", () =>
+  it.effect("P5: a stop with a backlog releases the fetched entries, and the next start gets them", () =>
     Effect.gen(function*() {
       const { run } = yield* Server
       const redis = yield* transport()
@@ -181,7 +181,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       assert.deepStrictEqual(texts, [`"0"`, `"1"`])
     }))
 
-  it.effect("P10: many entries are claimed by one command, and what is new is read", () =>
+  it.effect("P10: many entries are claimed by one command, and new entries are read", () =>
     Effect.gen(function*() {
       const { run } = yield* Server
       const redis = yield* transport()

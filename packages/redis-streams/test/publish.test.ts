@@ -1,10 +1,11 @@
 import { assert, layer } from "@effect/vitest"
+import { Proxy } from "@millrace/testing"
 import * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import * as Stream from "effect/Stream"
-import { demand, fresh, outgoing, Server, servers, serving, subscribing, textOf, transport } from "./redis.ts"
+import { demand, fresh, outgoing, Server, servers, serving, subscribing, textOf, transport, until } from "./redis.ts"
 
 const reasonOf = (result: Result.Result<unknown, { readonly reason: { readonly _tag: string } }>) =>
   Result.isFailure(result) ? result.failure.reason._tag : "published"
@@ -88,6 +89,71 @@ servers.forEach(({ kind, version }) =>
         assert.strictEqual(textOf(late!), "late")
         assert.strictEqual(late!.attempt, 1)
         assert.strictEqual(rest.length, 0)
+      }))
+
+    it.effect("a delayed message is moved when it is due by its publisher, where no subscription looks", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("alone")
+        const redis = yield* transport()
+        yield* redis.publish([
+          outgoing(topic, "1", { delay: Duration.millis(100) }),
+          outgoing(topic, "2", { delay: Duration.millis(300) })
+        ])
+        yield* until("moved", Effect.map(run("XLEN", topic), (n) => n === 2))
+      }))
+
+    it.effect("a message that is larger than the server takes is refused as such, and its neighbours are published", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const redis = yield* transport()
+        const topic = fresh("large")
+        yield* run("CONFIG", "SET", "proto-max-bulk-len", String(1024 * 1024))
+        const large = () => outgoing(topic, new Uint8Array(2_000_000))
+        for (let i = 0; i < 2; i++) {
+          const outcomes = yield* redis.publish([outgoing(topic, "a"), large(), outgoing(topic, "b")])
+          assert.deepStrictEqual(outcomes.map(reasonOf), ["published", "TooLarge", "published"])
+        }
+        // Lowered while this process believes otherwise, and raised again.
+        const other = yield* transport()
+        yield* run("CONFIG", "SET", "proto-max-bulk-len", String(512 * 1024 * 1024))
+        assert.deepStrictEqual((yield* other.publish([large()])).map(reasonOf), ["published"])
+        yield* run("CONFIG", "SET", "proto-max-bulk-len", String(1024 * 1024))
+        assert.deepStrictEqual((yield* other.publish([large(), outgoing(topic, "c")])).map(reasonOf), [
+          "TooLarge",
+          "published"
+        ])
+        yield* run("CONFIG", "SET", "proto-max-bulk-len", String(512 * 1024 * 1024))
+      }))
+
+    it.effect("publishes of one turn go out together, each with its own answer", () =>
+      Effect.gen(function*() {
+        const { broker, run } = yield* Server
+        let writes = 0
+        const proxy = yield* Proxy.make(broker, {
+          pass: (piece, to) => {
+            if (to === "broker" && piece.includes("XADD")) writes++
+            return piece
+          }
+        })
+        const redis = yield* transport({ url: proxy.through(broker.url) })
+        const topic = fresh("together")
+        yield* run("SET", `${topic}-text`, "x")
+        const outcomes = yield* Effect.forEach(
+          Arr.makeBy(200, (i) => i),
+          (i) => redis.publish([outgoing(i === 100 ? `${topic}-text` : topic, String(i))]),
+          { concurrency: "unbounded" }
+        )
+        assert.isAtMost(writes, 10)
+        assert.deepStrictEqual(
+          outcomes.flatMap((all, i) => all.map(reasonOf).includes("Refused") ? [i] : []),
+          [100]
+        )
+        const stored = yield* Stream.runCollect(redis.browse(topic))
+        assert.deepStrictEqual(
+          stored.map((one) => [one.id, textOf(one)]),
+          outcomes.flatMap(([outcome], i) => Result.isSuccess(outcome!) ? [[outcome.success.id, String(i)]] : [])
+        )
       }))
 
     it.effect("bounds a stream by length or by age", () =>

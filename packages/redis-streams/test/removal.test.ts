@@ -234,29 +234,29 @@ servers.forEach(({ kind, version }) =>
         const topic = fresh("info")
         const context = yield* connect()
         const info = RedisStreams.groupInfo(topic, "g").pipe(Effect.provide(context))
-        assert.isUndefined(yield* info)
+        assert.strictEqual((yield* Effect.flip(info)).reason._tag, "Mismatch")
         yield* run("XADD", topic, "*", "a", "1")
-        assert.isUndefined(yield* info)
+        assert.strictEqual((yield* Effect.flip(info)).reason._tag, "Mismatch")
         yield* run("XGROUP", "CREATE", topic, "g", "0")
         yield* run("XADD", topic, "*", "a", "1")
         yield* run("XREADGROUP", "GROUP", "g", "c", "COUNT", "1", "STREAMS", topic, ">")
         yield* Effect.sleep(5)
         const found = yield* info
         assert.deepStrictEqual([
-          found?.pending,
-          found?.lag,
-          found?.consumers.map(({ name, pending }) => [name, pending])
+          found.pending,
+          found.lag,
+          found.consumers.map(({ name, pending }) => [name, pending])
         ], [
           1,
           1,
           [["c", 1]]
         ])
-        assert.isAbove(found!.oldestPendingAge!, 0)
+        assert.isAbove(found.oldestPendingAge!, 0)
         yield* run("XADD", topic, "*", "a", "1")
         const [[last]] = yield* run("XREVRANGE", topic, "+", "-", "COUNT", "1")
         yield* run("XADD", topic, "*", "a", "1")
         yield* run("XDEL", topic, last)
-        assert.isNull((yield* info)!.lag, "an entry beyond the group's position was deleted")
+        assert.isNull((yield* info).lag, "an entry beyond the group's position was deleted")
       }))
   })
 )

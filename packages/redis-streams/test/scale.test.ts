@@ -90,7 +90,7 @@ servers.forEach(({ kind, version }) =>
         assert.deepStrictEqual(others(yield* names), ["owner"])
         assert.isDefined((yield* names).find((name) => name.startsWith("millrace:origin:")))
         const info = yield* Effect.provide(RedisStreams.groupInfo(topic, "g"), context)
-        assert.deepStrictEqual(others(info!.consumers.map(({ name }) => name)), ["owner"])
+        assert.deepStrictEqual(others(info.consumers.map(({ name }) => name)), ["owner"])
       }))
 
     it.effect("an origin whose consumer was deleted is put back by a process that knows it", () =>

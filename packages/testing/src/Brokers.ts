@@ -5,7 +5,6 @@
  * its own, and is gone with the scope, or with the process should that be killed. Tests can kill, stop, pause and
  * restart it; the address stays the same.
  *
- * @stability unstable
  * @since 0.1.0
  */
 import * as Clock from "effect/Clock"
@@ -20,7 +19,7 @@ import { url } from "./internal/brokers/servers.ts"
 export { BrokersError }
 
 /**
- * Describes a server that runs for the tests, and what they can do to it.
+ * Describes a server that runs for the tests, and the operations on it.
  *
  * **Details**
  *
@@ -98,7 +97,7 @@ export interface RedisOptions {
 export interface NatsOptions {
   /** `"newest"` (default), `"oldest"`, or the beginning of a version: `"2"`, `"2.10"`, `"2.10.27"`. */
   readonly version?: string | undefined
-  /** `"always"`: what is stored is on disk before it is confirmed; needs 2.10. `"interval"` (default): now and then. */
+  /** `"always"`: messages are on disk before they are confirmed; needs 2.10. `"interval"` (default): now and then. */
   readonly sync?: "interval" | "always" | undefined
   /** More text for the configuration file, e.g. `max_payload: 1KB`, or an `authorization` block. */
   readonly config?: string | undefined
@@ -146,8 +145,7 @@ const makeRedis = (kind: "redis" | "valkey", options: RedisOptions | undefined) 
  *
  * **When to use**
  *
- * Use to test against the real thing: what a server answers, what survives when it is killed, what clients do when it
- * pauses.
+ * Use to test against real servers: their answers, the data that survive a kill, the clients' behaviour in a pause.
  *
  * **Details**
  *
@@ -155,10 +153,10 @@ const makeRedis = (kind: "redis" | "valkey", options: RedisOptions | undefined) 
  *
  * 1. A Docker engine that answers, with the image of the release line (through `testcontainers`; no other image is
  *    needed). An image that is neither there nor to be pulled is reported, and the search goes on.
- * 2. `redis-server` on `PATH`, if it is what was asked for.
+ * 2. `redis-server` on `PATH`, if its version is the wanted one.
  * 3. On Debian and its relatives, servers of several versions, fetched from the packages of the operating system.
  *
- * What was asked for is `"newest"` when nothing is said. With containers, newest and oldest are the ends of the range
+ * The default version is `"newest"`. With containers, newest and oldest are the ends of the range
  * that Millrace is tested against (Redis 8.6 to 7.0, Valkey 9.1 to 8.1, NATS 2.15 to 2.9). With programs they are the
  * newest and oldest of those on `PATH` and those fetched together; the fetched ones are left alone when the one on
  * `PATH` is at that end of the range or beyond already, and where nothing can be fetched the one on `PATH` is used,

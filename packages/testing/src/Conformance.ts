@@ -1,10 +1,9 @@
 /**
  * The behaviour that every transport must have, as tests that a broker's author runs against it.
  *
- * `suite` registers them with vitest; `check` runs one of `tests` as a plain Effect. What they hold a transport to is written
+ * `suite` registers them with vitest; `check` runs one of `tests` as a plain Effect. The contract is written
  * in `@millrace/core/Transport`.
  *
- * @stability unstable
  * @since 0.1.0
  */
 import type { Capabilities } from "@millrace/core/Transport"
@@ -47,7 +46,7 @@ export interface Test {
 }
 
 /**
- * What a test may need: a part of {@link Target}, or a capability that the transport declares.
+ * A need of a test: a part of {@link Target}, or a capability that the transport declares.
  *
  * @category models
  * @since 0.1.0
@@ -90,11 +89,11 @@ export interface Target<R, E> {
   readonly claimAfter: Duration.Input
   /** Another connection, as another process would have it; closed by its scope. */
   readonly connect?: Effect.Effect<Transport["Service"], unknown, NoInfer<R> | Scope.Scope> | undefined
-  /** Ends the broker and starts it again, with what it had stored. */
+  /** Ends the broker and starts it again, with its data. */
   readonly restart?: Effect.Effect<unknown, unknown, NoInfer<R>> | undefined
   /** Ends all connections; they may be made again at once. */
   readonly cut?: Effect.Effect<unknown, unknown, NoInfer<R>> | undefined
-  /** From now on no byte passes on the connections that are open, and nobody is told; new ones work. */
+  /** From now on no byte passes on the connections that are open, and they stay open; new ones work. */
   readonly halfOpen?: Effect.Effect<unknown, unknown, NoInfer<R>> | undefined
   /** Changes latency and bandwidth of the connections. */
   readonly shape?: ((shape: Proxy.Shape) => Effect.Effect<unknown, unknown, NoInfer<R>>) | undefined
@@ -102,20 +101,20 @@ export interface Target<R, E> {
   readonly refuse?: Effect.Effect<unknown, unknown, NoInfer<R> | Scope.Scope> | undefined
   /** Another node of the cluster leads. */
   readonly changeLeader?: Effect.Effect<unknown, unknown, NoInfer<R>> | undefined
-  /** What an operator may do behind the back of a running pipeline. */
+  /** An operator's action behind the back of a running pipeline. */
   readonly deleteTopic?: ((topic: string) => Effect.Effect<unknown, unknown, NoInfer<R>>) | undefined
-  /** What an operator may do behind the back of a running pipeline. */
+  /** An operator's action behind the back of a running pipeline. */
   readonly deleteGroup?: ((topic: string, group: string) => Effect.Effect<unknown, unknown, NoInfer<R>>) | undefined
-  /** What an operator may do behind the back of a running pipeline. */
+  /** An operator's action behind the back of a running pipeline. */
   readonly deleteConsumers?: ((topic: string, group: string) => Effect.Effect<unknown, unknown, NoInfer<R>>) | undefined
   /** Connects to an address where no broker answers. */
   readonly unreachable?: Effect.Effect<unknown, unknown, NoInfer<R> | Scope.Scope> | undefined
-  /** Narrows what the transport declares. */
+  /** Narrows the declaration of the transport. */
   readonly capabilities?: Partial<Capabilities> | undefined
 }
 
 /**
- * What became of one test: `skipped` holds the reason.
+ * The outcome of one test: `skipped` holds the reason.
  *
  * @category models
  * @since 0.1.0
@@ -126,7 +125,7 @@ export interface Outcome {
 }
 
 /**
- * Options for {@link suite}: `name` heads the tests, `onEnd` is called with what became of them.
+ * Options for {@link suite}: `name` heads the tests, `onEnd` is called with the outcomes.
  *
  * @category models
  * @since 0.1.0
@@ -252,7 +251,7 @@ export const suite = async <R, E>(options: SuiteOptions<R, E>): Promise<void> =>
   const { clock, name } = options
   // Nearly all time of a test is waiting; too many at once would miss their heartbeats on a small machine.
   vi.setConfig({ maxConcurrency: clock === "test" ? 24 : 12 })
-  // What a broker's clients log while it is being disturbed would bury what failed.
+  // The clients' logs of a disturbed broker would bury the failure.
   const layer = Layer.provideMerge(options.layer, Layer.succeed(References.MinimumLogLevel, "None"))
   const shared = clock === "live" ? ManagedRuntime.make(layer) : undefined
   const runtimeOf = () => shared ?? ManagedRuntime.make(Layer.provideMerge(Layer.fresh(layer), TestClock.layer()))

@@ -1,10 +1,9 @@
 /**
- * A transport of which a test writes each answer, for tests of what a pipeline tells its broker and when.
+ * A transport of which a test writes each answer, for tests of a pipeline's requests and their times.
  *
- * `MemoryTransport` is a broker; this is none: it delivers what `deliver` was given, notes what it is told, and answers
+ * `MemoryTransport` is a broker; this is none: it delivers the messages of `deliver`, notes each settlement, and answers
  * with success unless the test has replaced the answer.
  *
- * @stability unstable
  * @since 0.1.0
  */
 import * as Concurrency from "@millrace/core/Concurrency"
@@ -62,7 +61,7 @@ export class FakeTransport {
   /** As the pipeline subscribed. */
   options: Transport.SubscribeOptions | undefined
   lease: Duration.Duration | undefined = Duration.seconds(30)
-  readonly limit: Concurrency.Limit = Concurrency.shared(Infinity)
+  readonly limit: Concurrency.Limit = Concurrency.make(Infinity)
   private wake: (() => void) | undefined
 
   /** Gives these to the open pull, or to the next one. */
@@ -71,7 +70,7 @@ export class FakeTransport {
     this.wake?.()
   }
 
-  /** What the broker was told of each message, such as `"1 Ack"`, in order. */
+  /** The settlements of the messages, such as `"1 Ack"`, in order. */
   get said(): ReadonlyArray<string> {
     return this.settled.map(({ delivery, settlement }) => `${delivery.id} ${settlement._tag}`)
   }

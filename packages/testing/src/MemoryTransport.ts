@@ -6,6 +6,7 @@
  */
 import * as Concurrency from "@millrace/core/Concurrency"
 import * as Transport from "@millrace/core/Transport"
+import { checkOptions, type DurationHint, durationOf } from "@millrace/core/TransportAuthor"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -25,19 +26,19 @@ export type { Settled } from "./internal/memory/broker.ts"
  */
 export interface Options {
   /** How long an unsettled message stays with a consumer that does not keep it; default 30 seconds. */
-  readonly minIdle?: Duration.Input | undefined
+  readonly minIdle?: Duration.Input | DurationHint | undefined
   /** `"until-acked"` deletes a message once every group has acknowledged it; default `"keep"`. */
   readonly retention?: "keep" | "until-acked" | undefined
   /** Handlers that run at once on this broker, all pipelines together; default unbounded. */
   readonly concurrency?: number | undefined
   /** The largest message in bytes, headers included; default 1 MiB, as NATS has it. */
   readonly maxBody?: number | undefined
-  /** Keeps what was published and settled, for {@link MemoryTransport}; default `false`. */
+  /** Keeps published messages and settlements, for {@link MemoryTransport}; default `false`. */
   readonly history?: boolean | undefined
 }
 
 /**
- * What a group of a topic has still to do.
+ * The work that a group of a topic has left.
  *
  * @category models
  * @since 0.1.0
@@ -54,13 +55,13 @@ export interface GroupState {
 }
 
 /**
- * The broker itself, for tests: what it holds, what happened, further connections to it.
+ * The broker itself, for tests: its contents, its history, further connections to it.
  *
  * @category services
  * @since 0.1.0
  */
 export class MemoryTransport extends Context.Service<MemoryTransport, {
-  /** Another process of the same broker. Closing its scope without drain is a crash: it keeps what it owned. */
+  /** Another process of the same broker. Closing its scope without drain is a crash: it keeps its messages. */
   readonly connect: Effect.Effect<Transport.Transport["Service"], never, Scope.Scope>
   readonly groups: Effect.Effect<ReadonlyArray<GroupState>>
   /** Deletes a topic with its groups; the next use creates another one of that name. */
@@ -77,14 +78,16 @@ export class MemoryTransport extends Context.Service<MemoryTransport, {
 }>()("@millrace/testing/MemoryTransport") {}
 
 /**
- * Makes a broker in memory.
+ * Makes a broker in memory. An option that cannot work is a defect.
  *
  * @category constructors
  * @since 0.1.0
  */
 export const make = (options?: Options): Effect.Effect<MemoryTransport["Service"]> =>
-  Effect.map(Clock.clockWith(Effect.succeed), (clock) => {
-    const minIdle = Duration.fromInputUnsafe(options?.minIdle ?? "30 seconds")
+  Effect.flatMap(Clock.clockWith(Effect.succeed), (clock) => {
+    const { duration: minIdle, invalid } = durationOf("minIdle", options?.minIdle ?? "30 seconds")
+    const wrong = checkOptions("memory", "layer", options ?? {}, known, invalid)
+    if (wrong !== undefined) return Effect.die(wrong)
     const broker = new Broker(clock, {
       minIdle: Duration.toMillis(minIdle),
       untilAcked: options?.retention === "until-acked",
@@ -92,7 +95,7 @@ export const make = (options?: Options): Effect.Effect<MemoryTransport["Service"
       history: options?.history ?? false
     })
     const limit = Concurrency.make(options?.concurrency ?? Infinity)
-    return MemoryTransport.of({
+    return Effect.succeed(MemoryTransport.of({
       connect: connect(broker, limit),
       groups: Effect.sync(() => [...broker.topics.values()].flatMap((topic) => [...topic.groups.values()].map(state))),
       deleteTopic: (topic) => Effect.sync(() => broker.deleteTopic(topic)),
@@ -101,8 +104,10 @@ export const make = (options?: Options): Effect.Effect<MemoryTransport["Service"
       published: Effect.sync(() => broker.published),
       settled: Effect.sync(() => broker.settled),
       activity: Effect.sync(() => broker.activity)
-    })
+    }))
   })
+
+const known = ["minIdle", "retention", "concurrency", "maxBody", "history"]
 
 const state = (group: Group): GroupState => ({
   topic: group.topic.name,

@@ -1,8 +1,7 @@
 /**
- * A TCP proxy between a client and a broker that does what networks do: it breaks connections, stops passing bytes without
+ * A TCP proxy between a client and a broker that plays a network's faults: it breaks connections, stops passing bytes without
  * telling anybody, is slow, has little bandwidth.
  *
- * @stability unstable
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
@@ -44,7 +43,7 @@ export interface Proxy {
   readonly through: (url: string) => string
   /** Resets all connections. The broker is not told of those that hang. New connections work. */
   readonly cut: Effect.Effect<void>
-  /** From now on no byte passes and nobody is told: connections stay open, and new ones hang too. */
+  /** From now on no byte passes: connections stay open, and new ones hang too. */
   readonly hang: Effect.Effect<void>
   /** New connections work again. Those that hung stay dead, as after a route is lost. */
   readonly heal: Effect.Effect<void>
@@ -58,7 +57,7 @@ export interface Proxy {
  * @since 0.1.0
  */
 export interface Options {
-  /** Is given each piece on its way and returns what is passed on; `undefined` ends the connection. */
+  /** Gets each piece on its way and returns the piece to pass on; `undefined` ends the connection. */
   readonly pass?: ((piece: Buffer, to: "broker" | "client", connection: Connection) => Buffer | undefined) | undefined
 }
 

@@ -1,23 +1,23 @@
 /**
  * Runs a pipeline in several processes on the broker in memory, in an order and with faults that a seed chooses, and
- * holds what happens against the laws of settlement. The same seed gives the same run, event by event.
+ * checks the events against the laws of settlement. The same seed gives the same run, event by event.
  *
  * Everything is simulated: time, the order in which fibers run, the connections, the processes. It cannot wait for
- * anything real: what handlers call must be a fake that uses `Clock`, `Random` and Effects only.
+ * anything real: their dependencies must be fakes that use `Clock`, `Random` and Effects only.
  *
  * @since 0.1.0
  */
-import * as Message from "@millrace/core/Message"
+import type * as Message from "@millrace/core/Message"
 import * as Pipeline from "@millrace/core/Pipeline"
-import * as Publisher from "@millrace/core/Publisher"
+import type * as Publisher from "@millrace/core/Publisher"
 import * as Telemetry from "@millrace/core/Telemetry"
 import type * as Topic from "@millrace/core/Topic"
 import { type Outgoing, Transport } from "@millrace/core/Transport"
+import * as TransportAuthor from "@millrace/core/TransportAuthor"
 import type { TransportError } from "@millrace/core/TransportError"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
-import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -25,6 +25,7 @@ import * as Random from "effect/Random"
 import * as References from "effect/References"
 import * as Result from "effect/Result"
 import * as Scheduler from "effect/Scheduler"
+import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import { Faults, minimize } from "./internal/simulation/faults.ts"
 import { Laws, type Violation } from "./internal/simulation/laws.ts"
@@ -35,7 +36,7 @@ import * as MemoryTransport from "./MemoryTransport.ts"
 export type { Violation } from "./internal/simulation/laws.ts"
 
 /**
- * What may happen to a pipeline.
+ * The faults of a simulation.
  *
  * - `crash`: a process ends in the middle of whatever it does; with {@link trouble}, some messages do that to it
  * - `drain`: a process is stopped and started again
@@ -44,7 +45,7 @@ export type { Violation } from "./internal/simulation/laws.ts"
  * - `pause`: the pipeline is paused and resumed
  * - `clock`: the wall clock of a process jumps
  * - `settle`: settlements, or the answers to them, do not arrive, or some of them only
- * - `publish`: what is published, or the answer to it, does not arrive
+ * - `publish`: a published message, or the answer to it, does not arrive
  * - `delay`: the network is slow
  * - `handler`: with {@link trouble}, handlers are slow, fail, throw and are interrupted
  * - `poison`: some messages are bytes that cannot be decoded
@@ -58,13 +59,13 @@ const episodes = ["crash", "drain", "freeze", "cut", "pause", "clock"] as const
 const allFaults = [...episodes, "settle", "publish", "delay", "handler", "poison"] as const
 
 /**
- * What is simulated.
+ * Options of a simulation.
  *
  * @category models
  * @since 0.1.0
  */
 export interface Options<out A> {
-  /** What is published to the source, in this order. */
+  /** The values to publish to the source, in this order. */
   readonly values: Iterable<A>
   /** Processes that run the pipeline; default 2. */
   readonly workers?: number | undefined
@@ -78,7 +79,7 @@ export interface Options<out A> {
   readonly minIdle?: Duration.Input | undefined
   /** Which messages end the process that handles them, in place of a chance of three in a hundred. */
   readonly kills?: ((message: Message.Any) => boolean) | undefined
-  /** Tells what a published message says, by which a second copy is found; default its id. */
+  /** Gives the content of a published message, by which a second copy is found; default its id. */
   readonly outputOf?: ((message: Outgoing) => string | undefined) | undefined
   /** The faults that may happen, by name: see {@link Run}; default all. */
   readonly only?: Iterable<string> | undefined
@@ -89,7 +90,7 @@ export interface Options<out A> {
 }
 
 /**
- * What happened. `trace` has one line for each event, with the seconds since the beginning; `faults` has what went wrong,
+ * The history of a run. `trace` has one line for each event, with the seconds since the beginning; `faults` has what went wrong,
  * by names that `Options.only` takes: publications of messages among them, for a smaller run has fewer.
  *
  * @category models
@@ -109,9 +110,15 @@ export interface Run {
  * @category errors
  * @since 0.1.0
  */
-export class Violated extends Data.TaggedError("Violated")<{
-  readonly run: Run
-}> {
+export class Violated extends Schema.Error<Violated>("@millrace/testing/Violated")({
+  _tag: Schema.tag("Violated"),
+  run: Schema.Struct({
+    seed: Schema.Union([Schema.Number, Schema.String]),
+    faults: Schema.ReadonlyMap(Schema.String, Schema.String),
+    trace: Schema.Array(Schema.String),
+    violations: Schema.Array(Schema.Struct({ law: Schema.String, at: Schema.Number, text: Schema.String }))
+  })
+}) {
   override get message(): string {
     const { faults, seed, trace, violations } = this.run
     const history = trace.slice(0, 1 + trace.findIndex((line) => line.includes("VIOLATION")))
@@ -134,12 +141,12 @@ export class Violated extends Data.TaggedError("Violated")<{
 const mostLines = 60
 
 /**
- * What {@link trouble} fails with.
+ * The error of {@link trouble}.
  *
  * @category errors
  * @since 0.1.0
  */
-export class Trouble extends Data.TaggedError("Trouble")<{}> {}
+export class Trouble extends Schema.Error<Trouble>("@millrace/testing/Trouble")({ _tag: Schema.tag("Trouble") }) {}
 
 const Troubles = Context.Reference<((message: Message.Any) => Effect.Effect<void, Trouble>) | undefined>(
   "@millrace/testing/Simulation/Troubles",
@@ -208,7 +215,7 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
       published: () => published
     })
     const context = yield* Effect.context<any>()
-    const outgoing = yield* Effect.forEach(options.values, (value) => Publisher.outgoing(topic, value))
+    const outgoing = yield* Effect.forEach(options.values, (value) => TransportAuthor.outgoing(topic, value))
 
     const workers = new Set<Worker>()
     let failure: Exit.Exit<never, TransportError> | undefined
@@ -242,7 +249,7 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
     }
     const troubles = (worker: Worker) => (message: Message.Any): Effect.Effect<void, Trouble> =>
       Effect.suspend(() => {
-        const { delivery } = Message.received(message)!
+        const { delivery } = TransportAuthor.received(message)!
         if (worker.process.state === "dead") return Effect.never
         const fate = fateOf(message)
         const ended = laws.begun(worker.name, delivery)

@@ -1,5 +1,5 @@
 /**
- * Runs a pipeline over given messages, on the broker in memory, and shows what became of each.
+ * Runs a pipeline over given messages, on the broker in memory, and shows the outcome of each.
  *
  * Time moves by itself, from one due instant to the next, until nothing is due: a retry of six minutes costs nothing.
  *
@@ -8,30 +8,31 @@
 import * as DeadLetter from "@millrace/core/DeadLetter"
 import type * as Message from "@millrace/core/Message"
 import * as Pipeline from "@millrace/core/Pipeline"
-import * as Publisher from "@millrace/core/Publisher"
+import type * as Publisher from "@millrace/core/Publisher"
 import * as Telemetry from "@millrace/core/Telemetry"
 import type * as Topic from "@millrace/core/Topic"
 import { type Outgoing, Transport } from "@millrace/core/Transport"
+import { outgoing as outgoingOf } from "@millrace/core/TransportAuthor"
 import type { TransportError } from "@millrace/core/TransportError"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
-import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
+import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 import * as MemoryTransport from "./MemoryTransport.ts"
 
 /**
- * What became of the messages so far, in order.
+ * The outcomes so far, in order.
  *
  * @category models
  * @since 0.1.0
  */
 export interface Report {
-  /** What the last step gave, for each message that was handled. */
+  /** The result of the last step, for each handled message. */
   readonly handled: ReadonlyArray<{ readonly message: Message.Any; readonly value: unknown }>
   readonly filtered: ReadonlyArray<Message.Any>
   readonly retried: ReadonlyArray<
@@ -50,10 +51,17 @@ export interface Report {
  * @category errors
  * @since 0.1.0
  */
-export class NotIdle extends Data.TaggedError("NotIdle")<{
-  readonly elapsed: Duration.Duration
-  readonly groups: ReadonlyArray<MemoryTransport.GroupState>
-}> {
+export class NotIdle extends Schema.Error<NotIdle>("@millrace/testing/NotIdle")({
+  _tag: Schema.tag("NotIdle"),
+  elapsed: Schema.Duration,
+  groups: Schema.Array(Schema.Struct({
+    topic: Schema.String,
+    group: Schema.String,
+    lag: Schema.Number,
+    pending: Schema.Array(Schema.Struct({ id: Schema.String, attempts: Schema.Number })),
+    delayed: Schema.Array(Schema.Struct({ id: Schema.String, attempts: Schema.Number, due: Schema.Number }))
+  }))
+}) {
   override get message(): string {
     const groups = this.groups.map(({ delayed, group, lag, pending, topic }) =>
       `${topic}/${group}: ${lag} not delivered, not settled: [${pending.map(({ id }) => id).join(", ")}], ` +
@@ -144,7 +152,7 @@ export const make = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
     return {
       running,
       publish: (value, options) =>
-        Effect.flatMap(Publisher.outgoing(topic, value, options), (outgoing) => {
+        Effect.flatMap(outgoingOf(topic, value, options), (outgoing) => {
           const subject = options?.subject
           return publish(
             subject === undefined

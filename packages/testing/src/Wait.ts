@@ -1,7 +1,6 @@
 /**
  * Waits for conditions in tests, so that no test depends on how fast its machine is.
  *
- * @stability unstable
  * @since 0.1.0
  */
 import * as Clock from "effect/Clock"

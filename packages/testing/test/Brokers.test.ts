@@ -182,7 +182,7 @@ describe("Brokers", () => {
       yield* command(broker, "GET key", /\$-1\r\n|_\r\n/)
     }))
 
-  it.live("a restart that was interrupted half-way left the server down", () =>
+  it.live("a restart that is interrupted half-way leaves the server up", () =>
     Effect.gen(function*() {
       const broker = yield* Brokers.redis()
       const restarting = yield* Effect.forkChild(broker.restart)
@@ -374,14 +374,14 @@ describe("Brokers", () => {
       assert.match(nats.message, /no_such_field/)
     }))
 
-  it.live("says what there is when a version is not to be had", () =>
+  it.live("names the versions there are when the requested one is not available", () =>
     Effect.gen(function*() {
       const error = yield* Effect.flip(Brokers.redis({ version: "99.9" }))
       assert.strictEqual(error.reason, "unavailable")
       assert.match(error.message, /no redis 99\.9 .* redis:99\.9, or put redis-server on PATH/)
     }))
 
-  it.live("refuses what is no version, and settings that mean nothing", () =>
+  it.live("refuses a version that is none, and settings without a meaning", () =>
     Effect.gen(function*() {
       const version = yield* Effect.flip(Brokers.nats({ version: "latest" }))
       assert.strictEqual(version.reason, "configuration")
@@ -402,7 +402,7 @@ describe("Brokers", () => {
       }
     }))
 
-  it.live("uses a server on PATH where it is what was asked for", (context) =>
+  it.live("uses a server on PATH whose version fits", (context) =>
     Effect.gen(function*() {
       if (!(yield* onPath("nats", "2.9"))) return context.skip("no fetched server to put on PATH")
       const only = yield* setting("path")(Brokers.nats())

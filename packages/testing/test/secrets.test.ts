@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Core from "@millrace/core"
-import { Health, Message, Pipeline, Publisher, Telemetry, Topic, Transport } from "@millrace/core"
+import { Health, Pipeline, Publisher, Telemetry, Topic, Transport, TransportAuthor } from "@millrace/core"
 import * as Nats from "@millrace/nats-jetstream"
 import { JetStream } from "@millrace/nats-jetstream"
 import * as Redis from "@millrace/redis-streams"
@@ -59,9 +59,10 @@ const walk = (
     const values: Array<readonly [string, unknown]> = [["layer", layer], ["topic", Orders]]
     const pipeline = Pipeline.from(Orders, { group: "g" }).pipe(
       Pipeline.mapEffect((n, message) =>
-        Effect.sync(() => values.push([`message ${n}`, message], [`received ${n}`, Message.received(message)])).pipe(
-          Effect.andThen(n === 2 ? Effect.fail("no") : Effect.void)
-        )
+        Effect.sync(() => values.push([`message ${n}`, message], [`received ${n}`, TransportAuthor.received(message)]))
+          .pipe(
+            Effect.andThen(n === 2 ? Effect.fail("no") : Effect.void)
+          )
       ),
       Pipeline.retry({ times: 0 })
     )

@@ -6,7 +6,7 @@ import type * as Scope from "effect/Scope"
 import type * as Message from "../Message.ts"
 import * as Settlement from "../Settlement.ts"
 import type { Delivery, Settling, Transport } from "../Transport.ts"
-import { InFlight } from "./inFlight.ts"
+import { InFlight, type Received } from "./inFlight.ts"
 import { Inspected } from "./inspection.ts"
 
 /**
@@ -99,7 +99,7 @@ export class MessageImpl extends Inspected implements Message.Message<unknown> {
 }
 
 /** One attempt at one message, from the moment this process owns the delivery until it is settled. */
-export class Attempt extends Inspected implements Settling, Message.Received {
+export class Attempt extends Inspected implements Settling, Received {
   readonly shared: Shared
   readonly delivery: Delivery
   state: State = "buffered"

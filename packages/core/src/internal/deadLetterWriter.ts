@@ -6,6 +6,7 @@ import * as DeadLetter from "../DeadLetter.ts"
 import type { PublishError } from "../Publisher.ts"
 import type { Delivery, Outgoing, Transport } from "../Transport.ts"
 import { describe, type ErrorDetailOptions } from "./errorDetail.ts"
+import { forms, historyOf } from "./letters.ts"
 import type { Program } from "./program.ts"
 import { publishUntilAnswered } from "./publish.ts"
 import { traceOf } from "./traceContext.ts"
@@ -15,7 +16,7 @@ import { sdk } from "./version.ts"
 /** A dead letter that the broker refused: its message comes again, and its handler must not run again. */
 export interface Refused {
   readonly cause: Cause.Cause<unknown>
-  readonly reason: DeadLetter.Reason
+  readonly reason: DeadLetter.DeadLetterReason
   readonly attempts: number
   readonly times: number
 }
@@ -61,7 +62,7 @@ export class DeadLetterWriter {
   write(
     delivery: Delivery,
     cause: Cause.Cause<unknown>,
-    reason: DeadLetter.Reason,
+    reason: DeadLetter.DeadLetterReason,
     attempts: number
   ): Effect.Effect<void, PublishError> {
     return Effect.suspend(() => this.writing(delivery, cause, reason, attempts))
@@ -70,7 +71,7 @@ export class DeadLetterWriter {
   private writing(
     delivery: Delivery,
     cause: Cause.Cause<unknown>,
-    reason: DeadLetter.Reason,
+    reason: DeadLetter.DeadLetterReason,
     attempts: number
   ): Effect.Effect<void, PublishError> {
     const failedAt = this.clock.currentTimeMillisUnsafe()
@@ -90,10 +91,10 @@ export class DeadLetterWriter {
       failedAt,
       error: describe(cause, this.errors),
       ...(trace === undefined ? {} : { trace }),
-      history: DeadLetter.historyOf(delivery.headers)
+      history: historyOf(delivery.headers)
     })
     const key = keyOf(delivery)
-    return this.publishFitting(DeadLetter.forms(this.topic, delivery, record)).pipe(
+    return this.publishFitting(forms(this.topic, delivery, record)).pipe(
       Effect.tap(() => Effect.sync(() => this.refused.delete(key))),
       Effect.tapError(() =>
         Effect.sync(() => {

@@ -3,10 +3,9 @@ import type * as Settlement from "../Settlement.ts"
 import type * as Transport from "../Transport.ts"
 
 /**
- * The delivery behind a message, for authors of transports: what a broker-only operation needs. Transports import it
- * from `TransportAuthor`.
+ * The delivery behind a message: what a broker-only operation needs.
  *
- * @category transport authors
+ * @category models
  * @since 0.1.0
  */
 export interface Received {

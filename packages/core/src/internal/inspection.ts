@@ -36,7 +36,7 @@ const nameOf = (self: object): string => self.constructor.name
  * Makes a value show `data` and nothing else of itself, under `console.log`, `JSON.stringify` and every logger: a service
  * that holds a connection, and with it a password. Gives the value back.
  *
- * @category transport authors
+ * @category formatting
  * @since 0.1.0
  */
 export const showAs = <A extends object>(self: A, name: string, data: object): A => {

@@ -7,7 +7,9 @@ import type { Instrument } from "./series.ts"
  * @category references
  * @since 0.1.0
  */
-export const Metrics = Context.Reference<boolean>("@millrace/core/Telemetry/Metrics", { defaultValue: () => false })
+export const MetricsEnabled = Context.Reference<boolean>("@millrace/core/Telemetry/MetricsEnabled", {
+  defaultValue: () => false
+})
 
 /** Every metric that Millrace keeps. Names, units and types of `messaging.*` are those of the conventions. */
 export const instruments = {

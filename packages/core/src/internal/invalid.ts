@@ -1,7 +1,12 @@
 import * as Duration from "effect/Duration"
 import { invalidOption, type TransportError } from "../TransportError.ts"
 
-/** Input that cannot work. Constructors keep it, starting or publishing fails with it: a value never throws. */
+/**
+ * Input that cannot work. Constructors keep it, starting or publishing fails with it: a value never throws.
+ *
+ * @category models
+ * @since 0.1.0
+ */
 export interface Invalid {
   readonly option: string
   readonly value: unknown
@@ -17,7 +22,12 @@ export const invalidMax = (option: string, max: unknown): Invalid | undefined =>
 export const toError = (transport: string, { option, remedy, value }: Invalid): TransportError =>
   invalidOption(transport, option, value, remedy)
 
-/** A duration, or what is wrong with it: its type can be got round with a cast, and from JavaScript. */
+/**
+ * Reads a duration, or says why the input is none: JavaScript and casts get round its type.
+ *
+ * @category validation
+ * @since 0.1.0
+ */
 export const durationOf = (
   option: string,
   input: unknown
@@ -34,7 +44,7 @@ export const durationOf = (
   }
 }
 
-/** The first option that `of` does not have. */
+/** The first option that `of` does not have. A text is not shown: a misspelt password is one. */
 export const unknownOption = (of: string, options: unknown, known: ReadonlyArray<string>): Invalid | undefined => {
   if (typeof options !== "object" || options === null) {
     return { option: of, value: options, remedy: `give an object with the options ${known.join(", ")}` }
@@ -43,7 +53,11 @@ export const unknownOption = (of: string, options: unknown, known: ReadonlyArray
   if (name === undefined) return undefined
   return {
     option: `${of}.${name}`,
-    value: (options as Record<string, unknown>)[name],
+    value: shown((options as Record<string, unknown>)[name]),
     remedy: `there is no such option, there are ${known.join(", ")}`
   }
 }
+
+const given = { toString: () => "given" }
+
+const shown = (value: unknown): unknown => typeof value === "number" || typeof value === "boolean" ? value : given

@@ -193,7 +193,7 @@ export class Outcomes {
   private deadLetter(
     attempt: Attempt,
     cause: Cause.Cause<unknown>,
-    reason: DeadLetter.Reason,
+    reason: DeadLetter.DeadLetterReason,
     attempts = attempt.delivery.attempt
   ): Effect.Effect<void> {
     const { deadLetters, program } = this.around
@@ -318,7 +318,7 @@ export class Outcomes {
   private deadLetterByHand(
     attempt: Attempt,
     cause: Cause.Cause<unknown>,
-    reason: DeadLetter.Reason
+    reason: DeadLetter.DeadLetterReason
   ): Effect.Effect<boolean, Settlement.SettleError> {
     const { delivery } = attempt
     const written = this.around.deadLetters?.write(delivery, cause, reason, delivery.attempt) ?? Effect.void

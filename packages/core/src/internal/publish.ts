@@ -1,11 +1,14 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Result from "effect/Result"
 import * as Schedule from "effect/Schedule"
-import * as Publisher from "../Publisher.ts"
 import * as Settlement from "../Settlement.ts"
 import type { Outgoing, Published, Transport } from "../Transport.ts"
 import type { Attempt } from "./attempt.ts"
+import { outgoingOf } from "./outgoing.ts"
 import type { Source, Step } from "./program.ts"
+import type { PublishError } from "./publishError.ts"
 import { send, store } from "./send.ts"
 
 /**
@@ -16,13 +19,16 @@ export const publishUntilAnswered = (
   transport: Transport["Service"],
   message: Outgoing,
   give: typeof send = store
-): Effect.Effect<Published, Publisher.PublishError> =>
-  Effect.flatMap(give(transport, [message]), (results) => Effect.fromResult(results[0]!)).pipe(
-    Effect.retry({
-      schedule: backoff,
-      while: (error) => error.reason._tag === "NotSent" || error.reason._tag === "OutcomeUnknown"
-    })
-  )
+): Effect.Effect<Published, PublishError> =>
+  Effect.flatMap(give(transport, [message]), ([first]) => {
+    if (Result.isSuccess(first!)) return Exit.succeed(first.success)
+    if (!isUnanswered(first!.failure)) return Exit.fail(first!.failure)
+    const again = Effect.flatMap(give(transport, [message]), (results) => Effect.fromResult(results[0]!))
+    return Effect.andThen(wait(0), Effect.retry(again, { schedule: backoff, while: isUnanswered }))
+  })
+
+const isUnanswered = ({ reason }: PublishError): boolean =>
+  reason._tag === "NotSent" || reason._tag === "OutcomeUnknown"
 
 /**
  * The step `to`: several outputs are published in order. An id derives from the origin and id of the source message and
@@ -34,17 +40,16 @@ export const publishStep = (
   step: Extract<Step, { _tag: "To" }>,
   path: string
 ) =>
-(value: unknown, attempt: Attempt): Effect.Effect<void, Publisher.PublishError> =>
-  Effect.suspend(() => {
+(value: unknown, attempt: Attempt): Effect.Effect<unknown, PublishError> =>
+  Effect.withFiber(({ context }) => {
     const { delivery } = attempt
     const message = attempt.message!
     const id = `${delivery.origin}/${message.topic}/${source.group}/${message.id}/${path}`
-    const target = step.transport ?? Effect.succeed(transport)
-    const publish = (value: unknown, id: string) =>
-      Effect.flatMap(
-        Publisher.outgoing(step.topic, value, { id }),
-        (outgoing) => Effect.flatMap(target, (target) => Effect.asVoid(publishUntilAnswered(target, outgoing, send)))
-      )
+    const publish = (value: unknown, id: string): Effect.Effect<unknown, PublishError> =>
+      Effect.flatMapEager(outgoingOf(step.topic, value, { id }, context), (outgoing) =>
+        step.transport === undefined
+          ? publishUntilAnswered(transport, outgoing, send)
+          : Effect.flatMap(step.transport, (target) => publishUntilAnswered(target, outgoing, send)))
     let given: unknown
     try {
       given = step.f === undefined ? value : step.f(value, message)

@@ -103,15 +103,6 @@ export const PublishErrorReason = Schema.Union([
 export type PublishErrorReason = typeof PublishErrorReason.Type
 
 /**
- * The former name of {@link PublishErrorReason}.
- *
- * @deprecated Use `PublishErrorReason`.
- * @category errors
- * @since 0.1.0
- */
-export type Reason = PublishErrorReason
-
-/**
  * A message was not published, or may not have been.
  *
  * @category errors

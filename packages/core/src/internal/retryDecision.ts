@@ -22,7 +22,7 @@ export const allowedAttempts = (policy: Retry): number => policy.times + 1
 /** Another attempt after a delay, or the end. */
 export type RetryDecision =
   | { readonly _tag: "Retry"; readonly delay: Duration.Duration }
-  | { readonly _tag: "End"; readonly reason: DeadLetter.Reason }
+  | { readonly _tag: "End"; readonly reason: DeadLetter.DeadLetterReason }
 
 /** The settlement that a handler requested, also where throwing it made it a defect (in `Effect.sync`, in a batch). */
 export const requestedBy = (cause: Cause.Cause<unknown>): Settlement.Retry | Settlement.Terminate | undefined => {
@@ -72,7 +72,8 @@ export const decideRetry = (
   return delayed(policy, attempt, error)
 }
 
-const end = (reason: DeadLetter.Reason): Effect.Effect<RetryDecision> => Effect.succeed({ _tag: "End", reason })
+const end = (reason: DeadLetter.DeadLetterReason): Effect.Effect<RetryDecision> =>
+  Effect.succeed({ _tag: "End", reason })
 
 const retryAfter = (delay: Duration.Duration): Effect.Effect<RetryDecision> =>
   Effect.succeed({ _tag: "Retry", delay: Duration.max(Duration.zero, delay) })

@@ -4,7 +4,7 @@ import type * as Transport from "../Transport.ts"
 import type { TransportError } from "../TransportError.ts"
 
 /**
- * What has become of the messages of a running pipeline since it started.
+ * Counts of the messages of a running pipeline since it started.
  *
  * @category models
  * @since 0.1.0
@@ -51,7 +51,7 @@ export interface Running {
   readonly name: string
   readonly topic: string
   readonly group: string
-  /** Stops taking messages; what was taken is finished. */
+  /** Stops taking messages; messages that were taken are finished. */
   readonly pause: Effect.Effect<void>
   readonly resume: Effect.Effect<void>
   /** Whether messages can be consumed now, since when, and why not. */

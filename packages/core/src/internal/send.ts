@@ -7,7 +7,7 @@ import * as Exit from "effect/Exit"
 import * as Result from "effect/Result"
 import * as Tracer from "effect/Tracer"
 import type { Outgoing, Published, Transport } from "../Transport.ts"
-import { instruments, Metrics } from "./instruments.ts"
+import { instruments, MetricsEnabled } from "./instruments.ts"
 import type { PublishError } from "./publishError.ts"
 import { type Counter, type Histogram, Registry } from "./series.ts"
 import { serverAttributes, texts } from "./serverAttributes.ts"
@@ -20,7 +20,7 @@ type Results = ReadonlyArray<Result.Result<Published, PublishError>>
  * Gives messages of one topic to the broker, in a `send` span whose context they carry, and counts them. `give` is the
  * way to give them, where that is not the transport's own `publish`.
  *
- * @category transport authors
+ * @category publishing
  * @since 0.1.0
  */
 export const send = (
@@ -31,7 +31,7 @@ export const send = (
   Effect.withFiber(({ context }) => {
     const traced = isTraced(context) ? spanned(transport, messages, give, context) : undefined
     const publish = traced ?? give(messages)
-    return Context.get(context, Metrics) ? metered(publish, transport, messages, context) : publish
+    return Context.get(context, MetricsEnabled) ? metered(publish, transport, messages, context) : publish
   })
 
 /** Gives messages to the broker as they are, such as dead letters, which keep the trace of their message. */
@@ -41,7 +41,7 @@ export const store = (
 ): Effect.Effect<Results> =>
   Effect.withFiber(({ context }) => {
     const publish = transport.publish(messages)
-    return Context.get(context, Metrics) ? metered(publish, transport, messages, context) : publish
+    return Context.get(context, MetricsEnabled) ? metered(publish, transport, messages, context) : publish
   })
 
 // --- span

@@ -12,6 +12,7 @@ import type { Attempt } from "./attempt.ts"
 import { loggable } from "./errorDetail.ts"
 import { every } from "./every.ts"
 import { Meter } from "./meter.ts"
+import { noObserver } from "./observer.ts"
 import { labelOf, Outages } from "./outage.ts"
 import { OutcomeLog } from "./outcomeLog.ts"
 import type { Program } from "./program.ts"
@@ -73,10 +74,11 @@ export class Sight {
     this.subscription = subscription
     this.view = view
     this.clock = Context.get(context, Clock.Clock)
-    this.observer = Context.get(context, Telemetry.Observer)
+    const observer = Context.get(context, Telemetry.Observer)
+    this.observer = observer === noObserver ? undefined : observer
     this.outages = Outages.of(transport)
     const { source } = program
-    const metrics = Context.get(context, Telemetry.Metrics)
+    const metrics = Context.get(context, Telemetry.MetricsEnabled)
     const poll = Context.get(context, Telemetry.PollInterval)
     this.pollEvery = metrics && poll !== undefined ? Duration.toMillis(poll) : Infinity
     this.meter = metrics

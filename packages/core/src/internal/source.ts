@@ -5,12 +5,13 @@ import { invalidOf, isTopic } from "./topic.ts"
 
 const common = ["group", "name", "startFrom", "prefetch", "prefetchBytes", "waiting", "maxBlocked", "drainTimeout"]
 
-/** The pipeline that `Pipeline.from` and `Pipeline.fromTransport` type. Never throws: starting fails with bad input. */
+/** The pipeline that `Pipeline.from` and `TransportAuthor.fromTransport` type. Never throws: starting fails with bad input. */
 export const makeSource = (topic: any, options: any, broker: {
   readonly transport: any
   readonly settings?: any
   readonly extend?: any
   readonly options?: ReadonlyArray<string> | undefined
+  readonly invalid?: Invalid | undefined
 }): any => {
   const drainTimeout = durationOf("drainTimeout", options?.drainTimeout ?? "30 seconds")
   return make({
@@ -31,7 +32,7 @@ export const makeSource = (topic: any, options: any, broker: {
     policies: broker.settings === undefined ? noPolicies : { ...noPolicies, settings: broker.settings },
     invalid: invalidTopic(topic) ??
       (broker.options === undefined ? undefined : unknownOption("from", options, [...common, ...broker.options])) ??
-      invalidGroup(options?.group) ?? invalidStart(options?.startFrom) ?? drainTimeout.invalid
+      invalidGroup(options?.group) ?? invalidStart(options?.startFrom) ?? drainTimeout.invalid ?? broker.invalid
   })
 }
 

@@ -108,7 +108,7 @@ export interface Environment {
   readonly publish: (
     step: Extract<Step, { _tag: "To" }>,
     path: string
-  ) => (value: unknown, attempt: Attempt) => Effect.Effect<void, unknown>
+  ) => (value: unknown, attempt: Attempt) => Effect.Effect<unknown, unknown>
   readonly batch: (step: Extract<Step, { _tag: "Batch" }>) => JoinBatch
 }
 

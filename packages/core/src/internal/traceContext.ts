@@ -30,6 +30,10 @@ export const fromTraceparent = (traceparent: string | undefined): Tracer.Externa
 export const toTraceparent = (span: Tracer.AnySpan): string =>
   `00-${span.traceId}-${span.spanId}-${span.sampled ? "01" : "00"}`
 
+/** Whether a trace is current here. */
+export const hasTrace = (context: Context.Context<never>): boolean =>
+  Context.getOrUndefined(context, Tracer.ParentSpan) !== undefined || Context.get(context, Carried) !== undefined
+
 /** Writes the trace that is current here; a `tracestate` belongs to its trace and goes no further than that. */
 export const inject = (headers: Record<string, string>, context: Context.Context<never>): void => {
   const span = Context.getOrUndefined(context, Tracer.ParentSpan)

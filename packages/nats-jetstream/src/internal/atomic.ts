@@ -1,9 +1,11 @@
 import * as Publisher from "@millrace/core/Publisher"
 import type { Outgoing } from "@millrace/core/Transport"
 import * as TransportError from "@millrace/core/TransportError"
+import { headers as makeHeaders } from "@nats-io/nats-core"
 import * as Effect from "effect/Effect"
+import type { PubAck } from "./confirmation.ts"
 import type { Connection } from "./connection.ts"
-import { encodeHeaders, type PubAck, sizeOf } from "./publishing.ts"
+import { encodeHeaders } from "./encoding.ts"
 import { atLeast } from "./server.ts"
 
 /** The server's own limit. */
@@ -19,18 +21,21 @@ export const publishBatch = Effect.fnUntraced(function*(
   messages: ReadonlyArray<Outgoing>
 ): Effect.fn.Return<{ readonly stream: string; readonly lastSequence: number }, Publisher.PublishError> {
   const { nc } = connection
-  const fail = (reason: Publisher.Reason) => new Publisher.PublishError({ topic, reason })
+  const fail = (reason: Publisher.PublishErrorReason) => new Publisher.PublishError({ topic, reason })
   const invalid = (remedy: string) =>
     fail(new TransportError.InvalidOption({ option: "batch", value: `${messages.length} messages`, remedy }))
   if (!atLeast(nc.info?.version, 2, 12)) return yield* invalid(`needs nats-server 2.12, this is ${nc.info?.version}`)
   if (messages.length > most) return yield* invalid(`the server takes ${most} at most, publish several batches`)
   const id = crypto.randomUUID()
   const encodeOne = (message: Outgoing, index: number) => {
-    const headers = encodeHeaders(message, undefined)
-    headers.set("Nats-Batch-Id", id)
-    headers.set("Nats-Batch-Sequence", String(index + 1))
-    if (index === messages.length - 1) headers.set("Nats-Batch-Commit", "1")
-    return { body: message.body, headers, size: message.body.length + sizeOf(headers) }
+    const block = encodeHeaders(message, undefined)
+    block.add("Nats-Batch-Id", id)
+    block.add("Nats-Batch-Sequence", String(index + 1))
+    if (index === messages.length - 1) block.add("Nats-Batch-Commit", "1")
+    const bytes = block.encode()
+    // The client wants no more of headers than their bytes.
+    const headers = Object.assign(makeHeaders(), { encode: () => bytes })
+    return { body: message.body, headers, size: message.body.length + bytes.length }
   }
   const encoded = yield* Effect.try({
     try: () => messages.map(encodeOne),

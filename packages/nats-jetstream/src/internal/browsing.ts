@@ -1,5 +1,5 @@
-import * as Publisher from "@millrace/core/Publisher"
 import type * as Transport from "@millrace/core/Transport"
+import * as TransportAuthor from "@millrace/core/TransportAuthor"
 import type * as TransportError from "@millrace/core/TransportError"
 import { type ApiError, JetStreamApiError, type StreamInfo } from "@nats-io/jetstream"
 import * as Arr from "effect/Array"
@@ -210,7 +210,7 @@ const toDelivery = (life: Life, { body, headers, seq, subject, time }: Stored): 
   topic: subject,
   body,
   headers,
-  key: Publisher.keyOf(headers),
+  key: TransportAuthor.keyOf(headers),
   attempt: 1,
   redelivered: false,
   suspect: false,

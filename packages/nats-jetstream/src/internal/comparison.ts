@@ -1,4 +1,6 @@
+import * as TransportError from "@millrace/core/TransportError"
 import { JetStreamApiError } from "@nats-io/jetstream"
+import { failure } from "./connection.ts"
 
 /** An option of a stream or consumer that is not as it has to be. */
 export interface Difference {
@@ -45,3 +47,6 @@ export const beside = (found: object, allowed: ReadonlySet<string>): ReadonlyArr
 
 export const isCode = (error: unknown, ...codes: ReadonlyArray<number>): boolean =>
   error instanceof JetStreamApiError && codes.includes(error.code)
+
+export const mismatch = (name: string, expected: string, found: string): TransportError.TransportError =>
+  failure(new TransportError.Mismatch({ name, expected, found }))

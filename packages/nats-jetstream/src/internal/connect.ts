@@ -1,3 +1,4 @@
+import { durationOf, type SecretHint } from "@millrace/core/TransportAuthor"
 import * as TransportError from "@millrace/core/TransportError"
 import type { Authenticator, ConnectionOptions, NatsConnection, TlsOptions } from "@nats-io/nats-core"
 import { credsAuthenticator, nkeyAuthenticator } from "@nats-io/nats-core"
@@ -8,18 +9,9 @@ import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import { isIP } from "node:net"
 import { checkServerIdentity as checkIdentity, type PeerCertificate } from "node:tls"
+import type { Options } from "../Options.ts"
 import { failure, fromCause, transport } from "./connection.ts"
-
-export interface ConnectOptions {
-  readonly url: string | Redacted.Redacted<string>
-  readonly name?: string | undefined
-  readonly token?: string | Redacted.Redacted<string> | undefined
-  readonly credentials?: string | Redacted.Redacted<string> | undefined
-  readonly nkey?: string | Redacted.Redacted<string> | undefined
-  readonly tls?: TlsOptions | undefined
-  readonly inboxPrefix?: string | undefined
-  readonly connectTimeout?: Duration.Input | undefined
-}
+import { checkOptions } from "./options.ts"
 
 const schemes = new Set(["nats:", "tls:"])
 
@@ -32,6 +24,15 @@ const parse = (text: string) => {
   for (const part of text.split(",")) {
     const given = part.trim()
     const url = URL.canParse(given) ? new URL(given) : undefined
+    // A password with an unescaped / ? or # ends the host: the rest of it would be looked up, and shown.
+    if (/[/?#].*@/.test(given.replace(/^\w+:\/\//, ""))) {
+      return TransportError.invalidOption(
+        transport,
+        "url",
+        "<redacted>",
+        "percent-encode the user and the password, or give a token, credentials or an nkey beside the URL"
+      )
+    }
     if (url === undefined || !schemes.has(url.protocol) || url.hostname === "") {
       return TransportError.invalidOption(
         transport,
@@ -60,7 +61,7 @@ const parse = (text: string) => {
 }
 
 /** What answers the server's challenge; a text that cannot is refused now, without being shown. */
-const authenticatorOf = ({ credentials, nkey }: ConnectOptions) => {
+const authenticatorOf = ({ credentials, nkey }: Options) => {
   const given = credentials ?? nkey
   if (given === undefined) return undefined
   const text = secretOf(given).trim()
@@ -116,12 +117,17 @@ const verifying = (tls: TlsOptions | undefined, hosts: () => ReadonlyArray<strin
  * that grow from 0.1 to 2 seconds, jittered.
  */
 export const connect = Effect.fnUntraced(function*(
-  options: ConnectOptions
+  options: Options
 ): Effect.fn.Return<NatsConnection, TransportError.TransportError, Scope.Scope> {
+  const wrong = checkOptions(options, ["url", "name", "token", "credentials", "nkey", "tls", "connectTimeout"])
+  if (wrong !== undefined) return yield* wrong
+  if (typeof options.url !== "string" && !Redacted.isRedacted(options.url)) {
+    return yield* TransportError.invalidOption(transport, "url", options.url, "give nats://host:port")
+  }
   const parsed = parse(secretOf(options.url))
   if (parsed instanceof TransportError.TransportError) return yield* parsed
   const address = addressOf(options.url)
-  const timeout = Duration.fromInputUnsafe(options.connectTimeout ?? "10 seconds")
+  const timeout = durationOf("connectTimeout", options.connectTimeout ?? "10 seconds").duration
   if (!(Duration.toMillis(timeout) > 0)) {
     return yield* TransportError.invalidOption(
       transport,
@@ -169,7 +175,7 @@ export const connect = Effect.fnUntraced(function*(
         }),
       catch(cause) {
         const error = fromCause(address, "connecting", cause)
-        return error.reason._tag === "Interrupted"
+        return error.reason._tag === "OperationFailed"
           ? failure(new TransportError.Unreachable({ address, cause }))
           : error
       }
@@ -196,5 +202,6 @@ export const connect = Effect.fnUntraced(function*(
   )
 })
 
-const secretOf = (secret: string | Redacted.Redacted<string>): string =>
-  typeof secret === "string" ? secret : Redacted.value(secret)
+/** JavaScript may give a plain text. */
+const secretOf = (secret: string | Redacted.Redacted<string> | SecretHint): string =>
+  Redacted.isRedacted(secret) ? Redacted.value(secret as Redacted.Redacted<string>) : String(secret)

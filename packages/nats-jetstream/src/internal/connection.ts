@@ -64,10 +64,11 @@ export const transport = "nats"
 /** The server has JetStream, and nobody answers for what was asked: there is no leader now. */
 export class NoAnswer extends Error {}
 
-export const failure = (reason: TransportError.Reason) => new TransportError.TransportError({ transport, reason })
+export const failure = (reason: TransportError.TransportErrorReason) =>
+  new TransportError.TransportError({ transport, reason })
 
 export const interrupted = (operation: string, cause?: unknown) =>
-  failure(new TransportError.Interrupted(cause === undefined ? { operation } : { operation, cause }))
+  failure(new TransportError.OperationFailed(cause === undefined ? { operation } : { operation, cause }))
 
 const closedError = (address: string) =>
   failure(new TransportError.Unreachable({ address, cause: new Error("the connection has been closed") }))

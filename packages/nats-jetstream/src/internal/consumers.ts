@@ -12,11 +12,11 @@ import * as DateTime from "effect/DateTime"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type { StartFrom } from "../Options.ts"
-import { beside, type Difference, differences, isCode } from "./comparison.ts"
+import { beside, type Difference, differences, isCode, mismatch } from "./comparison.ts"
 import { type Connection, failure, transport, unexpected } from "./connection.ts"
 import * as names from "./names.ts"
 import { atLeast } from "./server.ts"
-import { type Declaring, mismatch } from "./streams.ts"
+import type { Declaring } from "./streams.ts"
 
 /** What a subscription needs of its consumer. */
 export interface ConsumerSpec {

@@ -1,6 +1,6 @@
 import type * as Message from "@millrace/core/Message"
-import * as Publisher from "@millrace/core/Publisher"
 import type * as Transport from "@millrace/core/Transport"
+import * as TransportAuthor from "@millrace/core/TransportAuthor"
 import type { TransportError } from "@millrace/core/TransportError"
 import type { MsgHdrs } from "@nats-io/nats-core"
 import * as Effect from "effect/Effect"
@@ -90,7 +90,7 @@ export class JetStreamDelivery implements Transport.Delivery {
     return this.#headers ??= headersOf(this.#msg)
   }
   get key(): string | undefined {
-    return Publisher.keyOf(this.headers)
+    return TransportAuthor.keyOf(this.headers)
   }
   get attempt(): number {
     return Math.max(1, this.delivered - this.released)

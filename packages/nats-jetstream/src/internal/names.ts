@@ -1,4 +1,3 @@
-import * as Topic from "@millrace/core/Topic"
 import * as TransportError from "@millrace/core/TransportError"
 import { transport } from "./connection.ts"
 
@@ -27,8 +26,7 @@ export const remedy = (kind: "topic" | "group", name: string): string | undefine
   if (kind === "group") {
     return /^[A-Za-z0-9_-]+$/.test(name) ? undefined : "a group name is made of letters, digits and the signs _ -"
   }
-  const bad = Topic.validateName(transport, name)
-  if (bad !== undefined) return bad.reason._tag === "InvalidOption" ? bad.reason.remedy : bad.message
+  if (!/^[A-Za-z0-9_.-]+$/.test(name)) return "a topic name is made of letters, digits and the signs _ . -"
   return name.split(".").includes("")
     ? "a NATS subject has no empty part: no dot at either end, no two in a row"
     : undefined

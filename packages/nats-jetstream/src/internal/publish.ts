@@ -1,8 +1,8 @@
 import type * as Message from "@millrace/core/Message"
-import * as Pipeline from "@millrace/core/Pipeline"
+import type * as Pipeline from "@millrace/core/Pipeline"
 import * as Publisher from "@millrace/core/Publisher"
 import type * as Topic from "@millrace/core/Topic"
-import { send } from "@millrace/core/TransportAuthor"
+import { outgoing, send, toTransport } from "@millrace/core/TransportAuthor"
 import * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -10,7 +10,7 @@ import * as Result from "effect/Result"
 import * as Schedule from "effect/Schedule"
 import type { Published, PublishOptions } from "../Options.ts"
 import * as atomic from "./atomic.ts"
-import type { PendingMessage } from "./publishing.ts"
+import type { PendingMessage } from "./encoding.ts"
 import { backoff } from "./recovery.ts"
 import { JetStream, type Parts, partsOf } from "./service.ts"
 
@@ -43,12 +43,12 @@ export const publish = <A, RD, RE>(
   Effect.gen(function*() {
     const all = yield* partsOf
     const id = options.id ?? crypto.randomUUID()
-    const message = yield* Publisher.outgoing(topic, value, { headers: options.headers, delay: options.delay, id })
-    const retryFor = Duration.fromInputUnsafe(options.retryFor ?? "30 seconds")
+    const message = yield* outgoing(topic, value, { headers: options.headers, delay: options.delay, id })
+    const retryFor = Duration.fromInputUnsafe((options.retryFor ?? "30 seconds") as Duration.Input)
     const expectations = {
       ttl: options.ttl === undefined
         ? undefined
-        : Math.ceil(Duration.toSeconds(Duration.fromInputUnsafe(options.ttl))),
+        : Math.ceil(Duration.toSeconds(Duration.fromInputUnsafe(options.ttl as Duration.Input))),
       expectStream: options.expect?.stream,
       expectLastSequence: options.expect?.lastSequence,
       expectLastSubjectSequence: options.expect?.lastSubjectSequence,
@@ -94,7 +94,7 @@ export const publishBatch = <A, RD, RE>(
         Effect.mapError((error) => fail(new Publisher.NotSent({ detail: error.message })))
       )
     }
-    const messages = yield* Effect.forEach(values, (value) => Publisher.outgoing(topic, value))
+    const messages = yield* Effect.forEach(values, (value) => outgoing(topic, value))
     const { transport } = yield* JetStream
     let stored: { readonly stream: string; readonly lastSequence: number } | undefined
     const results = yield* send(
@@ -158,4 +158,4 @@ export const to: {
 } =
   (topic: Topic.Topic<any, any, any>, value?: (value: any, message: any) => any) =>
   (self: Pipeline.Open<any, any, any, any>): any =>
-    Pipeline.toTransport(self, JetStream.use(({ transport }) => Effect.succeed(transport)), topic, value)
+    toTransport(self, JetStream.use(({ transport }) => Effect.succeed(transport)), topic, value)

@@ -133,26 +133,36 @@ export class PullLoop {
   /**
    * Calls back when nothing is open and nothing has come for 50 ms. Of an idle consumer, the requests are taken back; of
    * another only to stop `forGood`, once they should have expired. The looks are counted, not timed: between two of them
-   * what the socket holds is read.
+   * the server answers, and what the socket holds is read, however slow both are.
    */
   retire(forGood: () => boolean, onEnd: () => void): void {
     if (this.looking !== undefined) return
+    const { nc } = this.options.connection
     let { asked } = this
     let looks = 0
     let silent = 0
-    this.looking = setInterval(() => {
+    const look = () => {
       silent = this.asked === asked ? silent + 1 : 0
       asked = this.asked
       const { isIdle } = this
-      if ((silent < 5 || asked > 0 && !isIdle) && ++looks < 80) return
+      if ((silent < 5 || asked > 0 && !isIdle) && ++looks < 80) return wait()
       this.stay()
       void (asked > 0 && (isIdle || forGood()) ? this.end() : Promise.resolve()).then(onEnd)
-    }, 10)
+    }
+    const wait = () => {
+      const looking = this.looking = setTimeout(() => {
+        const answered = () => {
+          if (this.looking === looking) look()
+        }
+        nc.flush().then(answered, answered)
+      }, 10)
+    }
+    wait()
   }
 
   /** Calls `retire` off. */
   stay(): void {
-    clearInterval(this.looking)
+    clearTimeout(this.looking)
     this.looking = undefined
   }
 

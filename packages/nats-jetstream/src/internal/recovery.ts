@@ -13,7 +13,7 @@ export const backoff = Schedule.min([Schedule.exponential(Duration.millis(100)),
 
 /** A cluster that has just been started, or lost a node, has no leader for some seconds; a connection may be lost. */
 const willPass = ({ reason }: TransportError.TransportError): boolean =>
-  reason._tag === "Interrupted" &&
+  reason._tag === "OperationFailed" &&
   (reason.cause instanceof NoAnswer || reason.cause === notConnected ||
     (reason.cause instanceof JetStreamApiError && reason.cause.status === 503))
 
@@ -27,7 +27,7 @@ export const whenReady = <A>(
   })
 
 const mayHeal = (error: TransportError.TransportError) =>
-  error.reason._tag === "Interrupted" || error.reason._tag === "Unreachable" || error.reason._tag === "Unsupported"
+  error.reason._tag === "OperationFailed" || error.reason._tag === "Unreachable" || error.reason._tag === "Unsupported"
 
 /** Tries for as long as it may help; a fault that a person has to mend is given ten seconds. */
 export const untilHealed = <A>(

@@ -6,8 +6,9 @@ import type * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Result from "effect/Result"
+import type { Confirmed } from "./confirmation.ts"
 import type { Connection } from "./connection.ts"
-import type { Confirmed, PendingMessage } from "./publishing.ts"
+import type { PendingMessage } from "./encoding.ts"
 import type { Declaring } from "./streams.ts"
 
 /**

@@ -186,7 +186,8 @@ export const settling = (options: SettlingOptions) => {
       const final = writeReleases(last)
       return final === undefined
         ? connection.flush
-        : connection.call("releasing", () => connection.nc.request(final.reply, final.payload, { timeout: confirmTimeout }))
+        : connection.call("releasing", () =>
+          connection.nc.request(final.reply, final.payload, { timeout: confirmTimeout }))
     })
 
   const lose = (deliveries: ReadonlyArray<Transport.Delivery>) => {

@@ -1,3 +1,4 @@
+import type { DurationHint } from "@millrace/core/TransportAuthor"
 import * as TransportError from "@millrace/core/TransportError"
 import {
   DiscardPolicy,
@@ -11,8 +12,9 @@ import * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type { CommonOptions, StreamBounds } from "../Options.ts"
-import { differences, isCode } from "./comparison.ts"
+import { differences, isCode, mismatch } from "./comparison.ts"
 import { type Connection, failure, transport, unexpected } from "./connection.ts"
+import { verifyKeeps } from "./keeping.ts"
 import * as names from "./names.ts"
 import { atLeast } from "./server.ts"
 
@@ -38,10 +40,7 @@ const maxBytesRequired = 10113
 /** Marks streams that Millrace created, and may give further subjects. */
 const createdByUs = "millrace.created"
 
-export const mismatch = (name: string, expected: string, found: string) =>
-  failure(new TransportError.Mismatch({ name, expected, found }))
-
-const infoOf = (connection: Connection, name: string) =>
+export const infoOf = (connection: Connection, name: string) =>
   connection.call(`looking for stream ${name}`, async (jsm) => {
     const asked = performance.now()
     const info = await jsm.streams.info(name)
@@ -130,6 +129,24 @@ const refuseStored = Effect.fnUntraced(function*(
   )
 })
 
+/**
+ * A subject finds the stream that takes what is published. A mirror takes nothing: whoever names one and its subjects reads
+ * the origin.
+ */
+export const warnOfMirror = Effect.fnUntraced(function*(
+  connection: Connection,
+  { name, topic }: StreamSpec,
+  { config }: StreamInfo
+): Effect.fn.Return<void> {
+  const mirror = names.streamOf(topic)
+  if (name !== undefined || mirror === config.name) return
+  const info = yield* Effect.orElseSucceed(infoOf(connection, mirror), () => undefined)
+  if (info?.config.mirror === undefined) return
+  yield* Effect.logWarning(
+    `stream ${mirror} is a mirror, and stream ${config.name} is read: JetStream.from(topic, { group, stream: "${mirror}" }) reads the mirror`
+  )
+})
+
 /** The options that were given for streams of a purpose. */
 const wantedOf = (declaring: Declaring, purpose: StreamSpec["purpose"]): Partial<StreamConfig> => {
   const { retention, stream } = declaring
@@ -167,8 +184,8 @@ const defaultsOf = (declaring: Declaring, purpose: StreamSpec["purpose"]): Parti
     })
     : {}
 
-const nanos = (duration: Duration.Input | undefined): number | undefined =>
-  duration === undefined ? undefined : Duration.toMillis(Duration.fromInputUnsafe(duration)) * 1e6
+const nanos = (duration: Duration.Input | DurationHint | undefined): number | undefined =>
+  duration === undefined ? undefined : Duration.toMillis(Duration.fromInputUnsafe(duration as Duration.Input)) * 1e6
 
 const given = <A extends object>(options: A): { [K in keyof A]?: Exclude<A[K], undefined> } =>
   Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as {
@@ -340,57 +357,3 @@ const verifyCreated = (name: string, found: object, asked: object) => {
       })
     ))
 }
-
-/** A shorter time is no place for dead letters. */
-const minDeadLetterAge = Duration.days(1)
-
-/** Refuses a target that does not keep what it confirms, and names bounds that remove dead letters. */
-const verifyKeeps = Effect.fnUntraced(function*(
-  connection: Connection,
-  { config, state }: StreamInfo,
-  { purpose, topic }: StreamSpec
-): Effect.fn.Return<void, TransportError.TransportError> {
-  const refuse = (option: string, expected: string, found: unknown) =>
-    mismatch(`${option} of stream ${config.name}`, expected, JSON.stringify(found) ?? "absent")
-  if (purpose === "source") return
-  if (config.sealed) return yield* refuse("sealed", "false, it takes no message", true)
-  const what = purpose === "deadLetter" ? "dead letters" : "outputs"
-  if (config.no_ack) return yield* refuse("no_ack", `false, because ${what} wait for a confirmation`, true)
-  if (config.retention === RetentionPolicy.Interest) {
-    const isRead = state.consumer_count > 0 && (yield* isConsumed(connection, config.name, topic))
-    const lost = `it removes messages on ${topic} at once, because no consumer reads them`
-    if (!isRead && purpose === "deadLetter") {
-      return yield* refuse("retention", `"limits" or "workqueue": ${lost}`, config.retention)
-    }
-    if (!isRead) yield* Effect.logWarning(`stream ${config.name} has interest retention: ${lost}`)
-  }
-  if (purpose === "output") return
-  if (config.max_msgs_per_subject === 1) {
-    return yield* refuse("max_msgs_per_subject", "absent, because each dead letter would replace the one before", 1)
-  }
-  const bounds = [
-    config.max_msgs > 0 ? `max_msgs ${config.max_msgs}` : undefined,
-    config.max_bytes > 0 ? `max_bytes ${config.max_bytes}` : undefined,
-    config.max_msgs_per_subject > 0 ? `max_msgs_per_subject ${config.max_msgs_per_subject}` : undefined,
-    config.max_age > 0 && config.max_age / 1e6 < Duration.toMillis(minDeadLetterAge)
-      ? `max_age ${Duration.format(Duration.millis(config.max_age / 1e6))}`
-      : undefined
-  ].filter((bound) => bound !== undefined)
-  if (bounds.length > 0 && config.discard !== DiscardPolicy.New) {
-    yield* Effect.logWarning(`stream ${config.name} removes dead letters of ${topic} beyond ${bounds.join(", ")}`)
-  }
-})
-
-const isConsumed = (connection: Connection, stream: string, topic: string) =>
-  connection.call(`listing the consumers of ${stream}`, async (jsm) => {
-    for await (const { config } of jsm.consumers.list(stream)) {
-      const filters = config.filter_subjects ?? [config.filter_subject || ">"]
-      if (filters.some((filter) => names.covers(filter, topic))) return true
-    }
-    return false
-  }).pipe(Effect.mapError(unexpected(`listing the consumers of ${stream}`)))
-
-/** Whether nothing is ever removed from a stream. */
-export const isUnbounded = (config: StreamConfig): boolean =>
-  config.retention === RetentionPolicy.Limits && config.max_age === 0 &&
-  [config.max_msgs, config.max_bytes, config.max_msgs_per_subject].every((bound) => bound <= 0)

@@ -15,13 +15,16 @@ import { ConsumerWatch } from "./consumerWatch.ts"
 import type { JetStreamDelivery } from "./delivery.ts"
 import { Condition } from "./health.ts"
 import { Inbox } from "./inbox.ts"
+import { isUnbounded } from "./keeping.ts"
 import type { AttemptLedger } from "./ledger.ts"
+import { idOf } from "./life.ts"
 import * as names from "./names.ts"
 import { PullLoop, type Trouble } from "./pullLoop.ts"
 import { untilHealed, whenReady } from "./recovery.ts"
 import * as settings from "./settings.ts"
 import { settling } from "./settling.ts"
-import { type Declaring, ensureStream, isUnbounded, type StreamSpec } from "./streams.ts"
+import { type Declaring, ensureStream, type StreamSpec, warnOfMirror } from "./streams.ts"
+import type { Targets } from "./targets.ts"
 
 type TransportFailure = TransportError.TransportError
 
@@ -35,6 +38,7 @@ export const subscribe = Effect.fnUntraced(function*(
   connection: Connection,
   declaring: Declaring,
   ledger: AttemptLedger,
+  targets: Targets,
   options: Transport.SubscribeOptions
 ): Effect.fn.Return<Transport.Subscription, TransportFailure, Scope.Scope> {
   const badName = names.validateTopic(options.topic) ?? names.validateGroup(options.group)
@@ -54,7 +58,9 @@ export const subscribe = Effect.fnUntraced(function*(
     // A stream that is read by its name is read whole.
     subjects: given ?? (streamName === undefined ? [options.topic] : []),
     startFrom: Context.get(options.settings, settings.Start) ?? options.startFrom,
-    ackWait: ackWaitGiven === undefined ? undefined : Duration.toMillis(Duration.fromInputUnsafe(ackWaitGiven)),
+    ackWait: ackWaitGiven === undefined
+      ? undefined
+      : Duration.toMillis(Duration.fromInputUnsafe(ackWaitGiven as Duration.Input)),
     maxOwned: options.maxOwned
   }
   const badFilter = asked.subjects.map((subject) => names.validateFilter(subject)).find((error) => error !== undefined)
@@ -82,6 +88,7 @@ export const subscribe = Effect.fnUntraced(function*(
   )
   const spec: ConsumerSpec = { ...asked, name: consumer.name }
   yield* ledger.serve(stream.config)
+  if (given !== undefined) yield* warnOfMirror(connection, topicSpec, stream)
   if (isUnbounded(stream.config)) {
     yield* Effect.logInfo(
       `stream ${stream.config.name} never removes a message: bound it with maxAge, maxMessages or maxBytes, or use retention "until-acked"`
@@ -388,10 +395,18 @@ export const subscribe = Effect.fnUntraced(function*(
     if (!Arr.isReadonlyArrayNonEmpty(kept)) return
     runFork(Effect.ignore(Effect.map(settle.extend(kept), (lost) => inbox.forget(lost))))
   }, ackWait / 3)
-  const watch = new ConsumerWatch({ connection, declaring, consumer, spec, stream, condition })
+  const watch = new ConsumerWatch({
+    connection,
+    declaring,
+    consumer,
+    spec,
+    stream,
+    condition,
+    overdue: (delivered) => inbox.overdue(delivered).map((sequence) => idOf(life, sequence))
+  })
   const watching = setInterval(() => {
     if (!active || closed || healing) return
-    active = inbox.owned > 0
+    active = inbox.owned > 0 || Number.isFinite(inbox.nextDue)
     runFork(Effect.ignore(Effect.map(watch.look, (info) => info === undefined ? undefined : remember(info))))
   }, watchEvery)
 
@@ -437,6 +452,9 @@ export const subscribe = Effect.fnUntraced(function*(
       if (healing && troubles < impairedAfter) {
         return Effect.succeed(condition.reconnecting("what the pipeline reads is being created again"))
       }
+      const refusal = deadLetter === undefined ? undefined : targets.refusal(deadLetter)
+      if (refusal === undefined) condition.clear("deadLetter")
+      else condition.impair("deadLetter", `dead letters are not stored: ${refusal}`)
       return Effect.match(Effect.timeout(connection.flush, answersWithin), {
         onFailure: () => condition.reconnecting("the server does not answer"),
         onSuccess: () => condition.connected()

@@ -10,18 +10,21 @@ import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import type { CommonOptions } from "../Options.ts"
 import * as browsing from "./browsing.ts"
+import { type Confirmed, isNobody } from "./confirmation.ts"
 import { failure, transport as transportName, watch } from "./connection.ts"
+import type { PendingMessage } from "./encoding.ts"
 import { groups } from "./groups.ts"
 import { Condition } from "./health.ts"
 import { AttemptLedger } from "./ledger.ts"
 import { idOf } from "./life.ts"
 import * as names from "./names.ts"
-import { type Confirmed, isNobody, type PendingMessage, publishing } from "./publishing.ts"
+import { publishing } from "./publishing.ts"
 import { whenReady } from "./recovery.ts"
 import { atLeast } from "./server.ts"
 import { type JetStream, makeService } from "./service.ts"
 import { type Declaring, ensureStream, findStream } from "./streams.ts"
 import { subscribe } from "./subscription.ts"
+import { Targets } from "./targets.ts"
 
 const limitOf = (
   concurrency: CommonOptions["concurrency"]
@@ -65,7 +68,7 @@ export const make = Effect.fnUntraced(function*(
     ...(options.domain === undefined ? {} : { domain: options.domain }),
     ...(options.apiPrefix === undefined ? {} : { apiPrefix: options.apiPrefix })
   })
-  const publishTimeout = Duration.fromInputUnsafe(options.publishTimeout ?? "5 seconds")
+  const publishTimeout = Duration.fromInputUnsafe((options.publishTimeout ?? "5 seconds") as Duration.Input)
   const { send } = yield* publishing(connection, { timeout: publishTimeout })
   const declaring: Declaring = {
     manage: options.manage ?? "create",
@@ -87,6 +90,7 @@ export const make = Effect.fnUntraced(function*(
     (ledger) => Effect.sync(() => ledger.close())
   )
   const declared = new Map<string, "output" | "deadLetter">()
+  const targets = new Targets()
   const declare = Effect.fnUntraced(function*(
     topic: string,
     purpose: "output" | "deadLetter"
@@ -100,6 +104,9 @@ export const make = Effect.fnUntraced(function*(
   const publish = Effect.fnUntraced(function*(messages: Arr.NonEmptyReadonlyArray<PendingMessage>) {
     if (messages.some(({ message }) => message.delay !== undefined)) yield* measureSkew(messages[0].message.topic)
     const answers = yield* send(messages)
+    targets.note(messages, answers)
+    // All were stored: the usual case.
+    if (answers.every(Result.isSuccess)) return answers
     const unheard = messages.flatMap((pending, index) => {
       const answer = answers[index]!
       return Result.isFailure(answer) && isNobody(answer.failure) ? [{ pending, index }] : []
@@ -123,10 +130,12 @@ export const make = Effect.fnUntraced(function*(
     connection.isSkewKnown() ? Effect.void : Effect.ignore(findStream(connection, topic))
   /** An id that nobody else knows is good for nobody else: what may not have arrived is published again here, once. */
   const publishOnce = Effect.fnUntraced(function*(messages: Parameters<Transport["Service"]["publish"]>[0]) {
-    const all = Arr.map(messages, (message) => ({
-      message: message.id === undefined ? { ...message, id: nuid.next() } : message
-    }))
+    const all = Arr.map(
+      messages,
+      (message): PendingMessage => ({ message, id: message.id === undefined ? nuid.next() : undefined })
+    )
     const answers = yield* publish(all)
+    if (answers.every(Result.isSuccess)) return answers
     const unknown = all.flatMap((pending, index) => {
       const answer = answers[index]!
       const isOurs = messages[index]!.id === undefined
@@ -184,7 +193,7 @@ export const make = Effect.fnUntraced(function*(
     },
     limit,
     nameRemedy: names.remedy,
-    subscribe: (wish) => subscribe(connection, declaring, ledger, wish),
+    subscribe: (wish) => subscribe(connection, declaring, ledger, targets, wish),
     declare,
     publish: (messages) => Effect.flatMap(publishOnce(messages), identified),
     browse: (topic, options) => browsing.browse(connection, topic, options),

@@ -1,7 +1,7 @@
 import type * as Codec from "@millrace/core/Codec"
 import type * as Message from "@millrace/core/Message"
-import { keyOf } from "@millrace/core/Publisher"
 import type { Delivery, Outgoing } from "@millrace/core/Transport"
+import { keyOf } from "@millrace/core/TransportAuthor"
 import type { Argument } from "./command.ts"
 
 /** `id` and the flat list of field names and values, as the server sends them. */
@@ -263,10 +263,9 @@ const isReserved = (name: string) => name === "content-type" || name === "tracep
 const bytes = (value: Uint8Array): Buffer =>
   Buffer.isBuffer(value) ? value : Buffer.from(value.buffer, value.byteOffset, value.byteLength)
 
-/** The fields of an entry: the codec's own, or `body`, and each header beside them. */
-export const fieldsOf = (message: Outgoing): Array<Argument> => {
+/** Adds the fields of an entry to `args`: the codec's own, or `body`, and each header beside them. */
+export const appendFields = (args: Array<Argument>, message: Outgoing): Array<Argument> => {
   const { body, fields, headers } = message
-  const args: Array<Argument> = []
   if (fields === undefined) args.push("body", bytes(body))
   else if (fields instanceof RawFields) {
     const { raw } = fields.without((name) => isReserved(name) && name in headers)
@@ -281,4 +280,23 @@ export const fieldsOf = (message: Outgoing): Array<Argument> => {
     if (fields === undefined || isReserved(name) || !fields.has(name)) args.push(name, headers[name]!)
   }
   return args
+}
+
+/** How many fields the entry has. */
+export const fieldCount = ({ fields, headers }: Outgoing): number => {
+  let count = fields === undefined ? 1 : fields instanceof RawFields ? fields.raw.length / 2 : fields.size
+  for (const _ in headers) count++
+  return count
+}
+
+/** In bytes, the largest field: a server bounds each argument of a command. */
+export const largestField = ({ body, fields, headers }: Outgoing): number => {
+  let largest = body.byteLength
+  if (fields !== undefined) {
+    largest = 0
+    const raw = fields instanceof RawFields ? fields.raw : fields.values()
+    for (const value of raw) largest = Math.max(largest, value.byteLength)
+  }
+  for (const name in headers) if (headers[name]!.length > largest) largest = Buffer.byteLength(headers[name]!)
+  return largest
 }

@@ -1,8 +1,11 @@
 import type { ConsumerInfo, GroupInfo as TransportGroupInfo } from "@millrace/core/Transport"
 import { invalidOption, Mismatch, TransportError } from "@millrace/core/TransportError"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
 import type { GroupInfo } from "../Options.ts"
-import { codeOf, entriesOf, list, text, transportError } from "./reply.ts"
+import { backoff, Lost } from "./connection.ts"
+import { codeOf, entriesOf, isPassing, list, text, transportError } from "./reply.ts"
 import { isInternal } from "./scripts/lua.ts"
 import { origin as originScript } from "./scripts/origin.ts"
 import { evalsha } from "./scripts/script.ts"
@@ -10,7 +13,7 @@ import type { Server } from "./server.ts"
 
 /** Whether the group is there; a server that refuses to say leaves it open. */
 const exists = (server: Server, key: string, group: string): Effect.Effect<boolean, Error> =>
-  Effect.matchEffect(server.keep.one(key, ["XPENDING", key, group], server.settings.connectTimeout), {
+  Effect.matchEffect(server.control.one(key, ["XPENDING", key, group], server.settings.connectTimeout), {
     onFailure: (error) => {
       const code = codeOf(error)
       return code === "NOGROUP" || code === "NOPERM" || /no such key/i.test(error.message)
@@ -25,19 +28,32 @@ const create = (server: Server, key: string, group: string, from: string): Effec
   Effect.flatMap(exists(server, key, group), (isThere) =>
     isThere
       ? Effect.succeed(false)
-      : server.keep.one(key, ["XGROUP", "CREATE", key, group, from, "MKSTREAM"], server.settings.connectTimeout).pipe(
-        Effect.as(true),
-        Effect.catchIf((error) => codeOf(error) === "BUSYGROUP", () => Effect.succeed(false))
-      ))
+      : server.control.one(key, ["XGROUP", "CREATE", key, group, from, "MKSTREAM"], server.settings.connectTimeout)
+        .pipe(
+          Effect.as(true),
+          Effect.catchIf((error) => codeOf(error) === "BUSYGROUP", () => Effect.succeed(false))
+        ))
+
+/** A start outlasts a connection that is lost under it, and a server that is not ready yet. */
+export const patiently = <A>({ settings }: Server, effect: Effect.Effect<A, Error>): Effect.Effect<A, Error> =>
+  Effect.retry(effect, {
+    while: (error) => error instanceof Lost || isPassing(error),
+    schedule: Schedule.upTo(backoff, { duration: Duration.millis(settings.connectTimeout) })
+  })
 
 /** Creates the group, or takes it as it is. Its stream need not exist. */
 export const ensure = (server: Server, key: string, group: string, from: string): Effect.Effect<void, TransportError> =>
-  Effect.asVoid(Effect.mapError(create(server, key, group, from), (error) =>
-    /Invalid stream ID/.test(error.message)
-      ? invalidOption("redis", "startFrom", from, `give "new", "beginning" or the id of an entry`)
-      : codeOf(error) === "WRONGTYPE"
-      ? mismatch(key)
-      : transportError(`creating group ${group} of ${key}`, server.settings.label, error)))
+  Effect.asVoid(
+    Effect.mapError(
+      patiently(server, create(server, key, group, from)),
+      (error) =>
+        /Invalid stream ID/.test(error.message)
+          ? invalidOption("redis", "startFrom", from, `give "new", "beginning" or the id of an entry`)
+          : codeOf(error) === "WRONGTYPE"
+          ? mismatch(key)
+          : transportError(`creating group ${group} of ${key}`, server.settings.label, error)
+    )
+  )
 
 /**
  * Creates a group that was deleted. It begins at the beginning: the position it had is not known any more, and unread
@@ -52,7 +68,7 @@ export const recreate = (server: Server, key: string, group: string): Effect.Eff
 /** The token of this life of the stream; one is made where there is none. */
 export const origin = (server: Server, key: string, group: string, fallback?: string): Effect.Effect<string, Error> =>
   Effect.map(
-    server.keep.one(
+    server.control.one(
       key,
       evalsha(originScript, [key], [group, fallback ?? crypto.randomUUID()]),
       server.settings.connectTimeout
@@ -60,12 +76,20 @@ export const origin = (server: Server, key: string, group: string, fallback?: st
     text
   )
 
+/** Asks for each command that scripts call by its name: inside a script the server does not say which one it lacks. */
+export const missingCommand = (server: Server, key: string): Effect.Effect<Error | undefined> =>
+  Effect.map(
+    server.control.send(key, ["EVAL", "XINFO", "XPENDING", "XCLAIM", "XREADGROUP", "XGROUP"].map((name) => [name])),
+    (replies) =>
+      replies.find((reply): reply is Error => reply instanceof Error && /unknown command/i.test(reply.message))
+  )
+
 /** Names the place of a stream, without telling its lives apart. */
 export const placeOf = ({ settings }: Server, key: string): string => `${settings.label}/${settings.database}/${key}`
 
 /** Whether a key is free, or a stream. */
 export const verify = (server: Server, key: string): Effect.Effect<void, TransportError> =>
-  server.keep.one(key, ["TYPE", key], server.settings.connectTimeout).pipe(
+  server.control.one(key, ["TYPE", key], server.settings.connectTimeout).pipe(
     Effect.mapError((error) => transportError(`looking at ${key}`, server.settings.label, error)),
     Effect.flatMap((type) =>
       text(type) === "stream" || text(type) === "none" ? Effect.void : Effect.fail(mismatch(key, text(type)))
@@ -89,7 +113,7 @@ const isMissing = (error: Error): boolean => /no such key|NOGROUP/i.test(error.m
 /** Everything that the server knows about a group; `undefined` when there is none. */
 export const info = (server: Server, key: string, group: string): Effect.Effect<GroupInfo | undefined, Error> =>
   Effect.gen(function*() {
-    const replies = yield* server.keep.send(key, [
+    const replies = yield* server.control.send(key, [
       ["XINFO", "GROUPS", key],
       ["XINFO", "CONSUMERS", key, group],
       ["XPENDING", key, group],

@@ -27,7 +27,7 @@ const maxPruned = 500
 
 /** Trims what every group has acknowledged. */
 export const trim = (server: Server, key: string): Effect.Effect<number, Error> =>
-  Effect.map(server.keep.one(key, evalsha(trimScript, [key], [])), Number)
+  Effect.map(server.control.one(key, evalsha(trimScript, [key], [])), Number)
 
 /** Deletes consumers of processes that are gone, and puts the origin back where somebody has deleted it. */
 const prune = (server: Server, maintained: Maintained, period: number): Effect.Effect<void, Error> => {
@@ -36,7 +36,7 @@ const prune = (server: Server, maintained: Maintained, period: number): Effect.E
   const idle = Math.max(server.settings.consumerIdle, 2 * server.settings.block)
   const args = [group, String(idle), String(maxPruned), String(Math.max(1, Math.floor(period / 4)))]
   return Effect.flatMap(
-    Effect.timed(server.keep.one(key, evalsha(pruneScript, [key, keys.maintenance(key, group)], args))),
+    Effect.timed(server.control.one(key, evalsha(pruneScript, [key, keys.maintenance(key, group)], args))),
     ([took, reply]) => {
       const [, more, hasOrigin] = list(reply)
       const again = more === 1

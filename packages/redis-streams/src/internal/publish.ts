@@ -1,18 +1,26 @@
-import { NotSent, OutcomeUnknown, PublishError, type Reason, Refused } from "@millrace/core/Publisher"
+import {
+  NotSent,
+  OutcomeUnknown,
+  PublishError,
+  type PublishErrorReason,
+  Refused,
+  TooLarge
+} from "@millrace/core/Publisher"
 import type { Outgoing, Published } from "@millrace/core/Transport"
 import { Unauthorized } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Result from "effect/Result"
 import { ErrorReply } from "redis"
-import type { Argument, Command } from "./command.ts"
-import { fieldsOf } from "./entry.ts"
-import * as keys from "./keys.ts"
-import { Lost } from "./link.ts"
-import { asError, codeOf, isFull, isPassing, isRedirect, isRefusal, list, text } from "./reply.ts"
-import * as adds from "./scripts/add.ts"
-import { evalsha } from "./scripts/script.ts"
+import { leastLimit } from "./bulkLimit.ts"
+import type { Command } from "./command.ts"
+import { Lost } from "./connection.ts"
+import { fieldCount, largestField } from "./entry.ts"
+import { PublishCommands } from "./publishCommands.ts"
+import { PublishQueue } from "./publishQueue.ts"
+import { asError, codeOf, isBulkRefusal, isFull, isPassing, isRedirect, isRefusal, list, text } from "./reply.ts"
 import type { Server } from "./server.ts"
 
 type Outcome = Result.Result<Published, PublishError>
@@ -22,11 +30,11 @@ export type Publish = (messages: Arr.NonEmptyReadonlyArray<Outgoing>) => Effect.
 /** Lua takes so many arguments in one call, and not many more. */
 const maxScriptArguments = 7_000
 
-const longestDelay = 100 * 365 * 86_400_000
+const operation = "publishing"
 
 /** `unbounded`: topics that hold dead letters, which no bound trims. */
 export const make = (server: Server, unbounded: ReadonlySet<string>): Publish => {
-  const { settings } = server
+  const { bulkLimit, settings } = server
   const { offline } = settings
   // Messages that wait for a connection: more than `max` of them would only hide that nothing gets through.
   let waiting = 0
@@ -48,11 +56,18 @@ export const make = (server: Server, unbounded: ReadonlySet<string>): Publish =>
       )
     })
 
+  const commands = new PublishCommands(settings, server.clock, unbounded)
+  const queue = new PublishQueue(
+    send,
+    (key) => server.write.isUpFor(key),
+    commands,
+    // In a cluster each key may turn out to live somewhere else.
+    settings.topology === "cluster" ? (key) => key : () => ""
+  )
+
   const sendOne = (key: string, command: Command) => Effect.map(send(key, [command]), ([reply]) => reply)
 
-  /** A reply that tells the time: the publisher's clock is wrong by a period or more. */
-  const isClock = (reply: unknown): boolean => Array.isArray(reply) && reply.length === 2 && text(reply[0]) === "clock"
-
+  /** The publisher's clock is wrong by a period or more, and the reply tells the time: made again, the command is right. */
   const again = (key: string, command: () => Command, reply: unknown): Effect.Effect<unknown> => {
     if (!isClock(reply)) return Effect.succeed(reply)
     server.clock.set(Number(text(list(reply)[1])))
@@ -60,112 +75,117 @@ export const make = (server: Server, unbounded: ReadonlySet<string>): Publish =>
   }
 
   /** More fields than a script can pass on: looked for, added and noted, one after the other. */
-  const sendWide = (key: string, message: Outgoing, add: ReadonlyArray<Argument>): Effect.Effect<unknown> => {
-    const find = () => evalsha(adds.findOnce, [key, ...idsOf(key)], onceArgs(message.id!))
+  const sendWide = (key: string, message: Outgoing, id: string): Effect.Effect<unknown> => {
+    const find = () => commands.find(key, id)
     return Effect.flatMap(
       Effect.flatMap(sendOne(key, find()), (reply) => again(key, find, reply)),
       (found) => {
         if (!Array.isArray(found) || found[1] === 1) return Effect.succeed(found)
-        return Effect.tap(sendOne(key, ["XADD", key, ...add]), (id) =>
-          id instanceof Error
-            ? Effect.void
-            : sendOne(key, evalsha(adds.noteOnce, [key, ...idsOf(key)], [...onceArgs(message.id!), text(id)])))
+        return Effect.tap(
+          sendOne(key, commands.add(key, message)),
+          (entry) => entry instanceof Error ? Effect.void : sendOne(key, commands.note(key, id, text(entry)))
+        )
       }
     )
   }
 
-  const period = () => Math.floor(server.clock.now() / settings.deduplication)
-
-  const idsOf = (key: string): ReadonlyArray<string> => {
-    const now = period()
-    return [now - 2, now - 1, now, now + 1].map((period) => keys.published(key, period))
-  }
-
-  const onceArgs = (id: string): ReadonlyArray<string> => [
-    id,
-    String(settings.deduplication * 3),
-    String(period()),
-    String(settings.deduplication)
-  ]
-
-  const boundOf = (topic: string) => unbounded.has(topic) ? undefined : settings.bound
-
-  const commandOf = (key: string, message: Outgoing, fields: ReadonlyArray<Argument>): Command => {
-    const bound = boundOf(message.topic)
-    const how = bound?.exact === true ? "=" : "~"
-    const add = [...bound?.by === "length" ? ["MAXLEN", how, String(bound.length)] : [], "*", ...fields]
-    const age = bound?.by === "age" ? String(bound.age) : ""
-    if (message.delay !== undefined) {
-      return evalsha(adds.delay, [keys.delayed(key), ...idsOf(key)], [
-        ...onceArgs(message.id ?? ""),
-        String(Math.min(longestDelay, Math.max(0, Math.ceil(Duration.toMillis(message.delay))))),
-        `delayed-${crypto.randomUUID()}`,
-        ...add
-      ])
-    }
-    if (message.id !== undefined) {
-      return evalsha(adds.addOnce, [key, ...idsOf(key)], [...onceArgs(message.id), age === "" ? "" : how, age, ...add])
-    }
-    return age === "" ? ["XADD", key, ...add] : evalsha(adds.add, [key], [how, age, ...fields])
-  }
-
-  const sendAll = (key: string, messages: ReadonlyArray<Outgoing>): Effect.Effect<ReadonlyArray<Outcome>> =>
-    Effect.suspend(() => {
-      const fields = messages.map(fieldsOf)
-      const isWide = (i: number) =>
-        fields[i]!.length > maxScriptArguments && (messages[i]!.id !== undefined || messages[i]!.delay !== undefined)
-      const narrow = messages.flatMap((_, i) => isWide(i) ? [] : [i])
-      const command = (i: number) => commandOf(key, messages[i]!, fields[i]!)
-      return Effect.gen(function*() {
-        const outcomes: Array<Outcome> = []
-        const replies = narrow.length === 0 ? [] : yield* send(key, narrow.map(command))
-        for (let n = 0; n < narrow.length; n++) {
-          const i = narrow[n]!
-          const reply = isClock(replies[n]) ? yield* again(key, () => command(i), replies[n]) : replies[n]
-          outcomes[i] = outcomeOf(messages[i]!, reply)
-        }
-        for (let i = 0; narrow.length < messages.length && i < messages.length; i++) {
-          if (isWide(i)) outcomes[i] = yield* wideOutcome(key, messages[i]!, fields[i]!)
-        }
-        yield* report(outcomes)
-        return outcomes
-      })
-    })
-
-  const wideOutcome = (key: string, message: Outgoing, fields: ReadonlyArray<Argument>): Effect.Effect<Outcome> =>
-    message.delay !== undefined
+  const wideOutcome = (key: string, message: Outgoing): Effect.Effect<Outcome> =>
+    message.id === undefined || message.delay !== undefined
       ? Effect.succeed(refused(
         message.topic,
         new Refused({
-          detail: `a message of ${fields.length / 2} fields cannot be delayed, ${maxScriptArguments / 2} can`
+          detail: `a message of ${fieldCount(message)} fields cannot be delayed, ${maxScriptArguments / 2} can`
         })
       ))
-      : Effect.map(sendWide(key, message, ["*", ...fields]), (reply) => outcomeOf(message, reply))
+      : Effect.map(sendWide(key, message, message.id), (reply) => outcomeOf(key, message, reply))
 
-  const refused = (topic: string, reason: Reason): Outcome => Result.fail(new PublishError({ topic, reason }))
+  const tooLarge = (message: Outgoing, size: number, limit: number): Outcome =>
+    refused(message.topic, new TooLarge({ size, limit }))
 
-  const outcomeOf = (message: Outgoing, reply: unknown): Outcome => {
+  /** One message that may be more than the server takes. */
+  const largeOutcome = (key: string, message: Outgoing, size: number): Effect.Effect<Outcome> =>
+    Effect.flatMap(bulkLimit.over(size), (limit) => {
+      if (limit !== undefined) return Effect.succeed(tooLarge(message, size, limit))
+      const sent = isWide(message) ? wideOutcome(key, message) : Effect.flatMap(
+        sendOne(key, commands.of(key, message)),
+        (reply) =>
+          Effect.map(again(key, () => commands.of(key, message), reply), (reply) => outcomeOf(key, message, reply))
+      )
+      return Effect.flatMap(sent, (outcome) => {
+        if (Result.isSuccess(outcome)) return Effect.succeed(outcome)
+        const { reason } = outcome.failure
+        const limit = reason._tag === "Refused" && reason.detail.includes(bulkRefusal)
+          ? bulkLimit.over(size, true)
+          : reason._tag === "OutcomeUnknown"
+          ? bulkLimit.after(size)
+          : Effect.succeed(undefined)
+        return Effect.map(limit, (limit) => limit === undefined ? outcome : tooLarge(message, size, limit))
+      })
+    })
+
+  /** The messages of one topic; most go together, and those that need care one by one, in their places. */
+  const sendAll = (key: string, messages: ReadonlyArray<Outgoing>): Effect.Effect<ReadonlyArray<Outcome>> => {
+    const first = messages.findIndex(needsCare)
+    if (first < 0) return sendPlain(key, messages)
+    const before = first === 0 ? Effect.succeed([]) : sendPlain(key, messages.slice(0, first))
+    const message = messages[first]!
+    const size = largestField(message)
+    return Effect.gen(function*() {
+      const outcomes = [...yield* before]
+      const outcome = yield* size > leastLimit ? largeOutcome(key, message, size) : wideOutcome(key, message)
+      outcomes.push(...yield* report([outcome]))
+      return first + 1 === messages.length ? outcomes : outcomes.concat(yield* sendAll(key, messages.slice(first + 1)))
+    })
+  }
+
+  const sendPlain = (key: string, messages: ReadonlyArray<Outgoing>): Effect.Effect<ReadonlyArray<Outcome>> =>
+    Effect.flatMap(queue.publish(key, messages), (replies) => {
+      const outcomes = new Array<Outcome>(messages.length)
+      let late: Array<number> | undefined
+      for (let i = 0; i < messages.length; i++) {
+        if (isClock(replies[i])) (late ??= []).push(i)
+        else outcomes[i] = outcomeOf(key, messages[i]!, replies[i])
+      }
+      if (late === undefined) return report(outcomes)
+      return Effect.flatMap(
+        Effect.forEach(
+          late,
+          (i) =>
+            Effect.map(again(key, () => commands.of(key, messages[i]!), replies[i]), (reply) => {
+              outcomes[i] = outcomeOf(key, messages[i]!, reply)
+            })
+        ),
+        () => report(outcomes)
+      )
+    })
+
+  const outcomeOf = (key: string, message: Outgoing, reply: unknown): Outcome => {
     if (reply instanceof Error) return refused(message.topic, reasonOf(server, reply))
-    const [id, duplicate] = Array.isArray(reply) ? list(reply) : [reply, 0]
+    // Nothing waits for a message that is delayed for less than the next look: its publisher moves it.
+    if (message.delay !== undefined) server.delayedMoves.expect(key, Duration.toMillis(message.delay))
+    if (Buffer.isBuffer(reply)) return Result.succeed({ id: reply.toString("latin1"), duplicate: false })
+    const [id, duplicate] = list(reply)
     return Result.succeed({ id: text(id), duplicate: duplicate === 1 })
   }
 
   /** Said once, until a message is taken again; shows in the health meanwhile. */
-  const report = (outcomes: ReadonlyArray<Outcome>): Effect.Effect<void> => {
-    const operation = "publishing"
+  const report = (outcomes: ReadonlyArray<Outcome>): Effect.Effect<ReadonlyArray<Outcome>> => {
     let isTaken = false
     for (const outcome of outcomes) {
       if (Result.isSuccess(outcome)) isTaken = true
       else if (isLasting(outcome.failure.reason)) {
         const { message } = outcome.failure.reason
         return server.refusals.add(operation, `publishing: ${message}`)
-          ? Effect.logError(`redis: publishing is refused (${message}); said once, until a message is taken again`)
-          : Effect.void
+          ? Effect.as(
+            Effect.logError(`redis: publishing is refused (${message}); said once, until a message is taken again`),
+            outcomes
+          )
+          : Exit.succeed(outcomes)
       }
     }
     return isTaken && server.refusals.clear(operation)
-      ? Effect.logInfo("redis: messages are taken again")
-      : Effect.void
+      ? Effect.as(Effect.logInfo("redis: messages are taken again"), outcomes)
+      : Exit.succeed(outcomes)
   }
 
   return (messages) => {
@@ -184,13 +204,26 @@ export const make = (server: Server, unbounded: ReadonlySet<string>): Publish =>
   }
 }
 
+const isWide = (message: Outgoing): boolean =>
+  (message.id !== undefined || message.delay !== undefined) && 2 * fieldCount(message) > maxScriptArguments
+
+const needsCare = (message: Outgoing): boolean =>
+  isWide(message) ||
+  (message.fields === undefined ? message.body.byteLength : largestField(message)) > leastLimit
+
+const isClock = (reply: unknown): boolean => Array.isArray(reply) && reply.length === 2 && text(reply[0]) === "clock"
+
+const refused = (topic: string, reason: PublishErrorReason): Outcome => Result.fail(new PublishError({ topic, reason }))
+
 /** Concerns the server and not one message. */
-const isLasting = (reason: Reason): boolean =>
+const isLasting = (reason: PublishErrorReason): boolean =>
   reason._tag === "Unauthorized" || reason._tag === "Refused" && reason.detail.includes(full)
 
 const full = "the server has no memory left"
 
-const reasonOf = (server: Server, error: Error): Reason => {
+const bulkRefusal = "more bytes than it takes"
+
+const reasonOf = (server: Server, error: Error): PublishErrorReason => {
   if (error instanceof Lost) {
     return error.sent ? new OutcomeUnknown({ detail: error.message }) : new NotSent({ detail: error.message })
   }
@@ -203,6 +236,8 @@ const reasonOf = (server: Server, error: Error): Reason => {
       ? `this server is a node of a cluster and names another one, give cluster: true (${codeOf(error)})`
       : isFull(error)
       ? `${full}: let consumers catch up, delete entries, or raise maxmemory (${error.message})`
+      : isBulkRefusal(error)
+      ? `${bulkRefusal} (${error.message})`
       : error instanceof ErrorReply
       ? error.message
       : asError(error).message

@@ -4,8 +4,8 @@ import * as Latch from "effect/Latch"
 import type * as Scope from "effect/Scope"
 import { ErrorReply } from "redis"
 import type { Command } from "./command.ts"
+import { type Connection, Lost, type Session } from "./connection.ts"
 import type { RawEntry } from "./entry.ts"
-import { type Connected, type Link, Lost } from "./link.ts"
 import { codeOf, isPassing, isRedirect, isUnknown, list, text, transportError } from "./reply.ts"
 import type { Server } from "./server.ts"
 
@@ -19,7 +19,7 @@ const maxIgnoredBlocks = 3
 const maxWithdraw = 1_000
 
 /** How long after its end a read may be silent, and how long once the server was told to end it. */
-const leastPatience = 1_000
+const minTimeout = 1_000
 
 /** A subscription, as the loop that reads for it sees it. */
 export interface Reading {
@@ -52,7 +52,7 @@ const nothingAsked: ReadonlyMap<Reading, number> = new Map()
 
 export class ReadLoop {
   private readonly server: Server
-  private readonly link: Link | undefined
+  private readonly connection: Connection | undefined
   private readonly pollEvery: () => number
   private readonly group: string
   private readonly consumer: string
@@ -65,10 +65,10 @@ export class ReadLoop {
   /** When the read was sent, and when it should have been answered. */
   private sentAt = 0
   private dueAt = 0
-  private patience = leastPatience
+  private timeout = minTimeout
   private isBlocked = false
   private isNudged = false
-  private canUnblock = true
+  private canUnblock: boolean
   private canBlock = true
   /** Blocking reads in a row that ended at once and empty. */
   private ignoredBlocks = 0
@@ -80,14 +80,15 @@ export class ReadLoop {
   /** Without a connection of its own it polls on a shared one. */
   constructor(
     server: Server,
-    link: Link | undefined,
+    connection: Connection | undefined,
     pollEvery: () => number,
     group: string,
     consumer: string,
     key: string
   ) {
     this.server = server
-    this.link = link
+    this.canUnblock = server.canUnblock
+    this.connection = connection
     this.pollEvery = pollEvery
     this.group = group
     this.consumer = consumer
@@ -96,8 +97,8 @@ export class ReadLoop {
 
   /** Why nothing can be read now. */
   get trouble(): string | undefined {
-    if (this.link !== undefined && this.link.current === undefined) return this.link.trouble
-    if (!this.server.keep.isUp) return this.server.keep.trouble
+    if (this.connection !== undefined && this.connection.current === undefined) return this.connection.trouble
+    if (!this.server.control.isUp) return this.server.control.trouble
     return this.isStuck ? this.said : undefined
   }
 
@@ -151,12 +152,12 @@ export class ReadLoop {
   }
 
   private nudge(again = 2): void {
-    const connected = this.link?.current
+    const connected = this.connection?.current
     const id = connected?.clientId
     if (!this.isBlocked || this.isNudged || id === undefined || !this.isSameServer(connected!)) return
     this.isNudged = true
     const read = this.asked
-    this.runFork(Effect.map(this.server.keep.send(this.key, [["CLIENT", "UNBLOCK", id]]), ([reply]) => {
+    this.runFork(Effect.map(this.server.control.send(this.key, [["CLIENT", "UNBLOCK", id]]), ([reply]) => {
       if (reply instanceof ErrorReply) this.canUnblock = false
       if (reply !== 0 || this.asked !== read) return
       // It came before the read, on a connection of its own.
@@ -166,11 +167,11 @@ export class ReadLoop {
   }
 
   /**
-   * Whether the keeping connection surely ends at the server of this one. After it was made again it may be another one,
+   * Whether the control connection surely ends at the server of this one. After it was made again it may be another one,
    * where the id of this connection is a stranger's.
    */
-  private isSameServer(connected: Connected): boolean {
-    return connected.madeAt > this.server.keep.madeAgainAt
+  private isSameServer(connected: Session): boolean {
+    return connected.madeAt > this.server.control.madeAgainAt
   }
 
   private runFork: (effect: Effect.Effect<void>) => void = () => {}
@@ -178,7 +179,7 @@ export class ReadLoop {
   readonly run: Effect.Effect<void, never, Scope.Scope> = Effect.gen({ self: this }, function*() {
     const fork = Effect.runForkWith(yield* Effect.context<never>())
     this.runFork = (effect) => void fork(effect)
-    yield* Effect.forkScoped(Effect.forever(Effect.andThen(Effect.sleep(leastPatience / 2), this.doubt)))
+    yield* Effect.forkScoped(Effect.forever(Effect.andThen(Effect.sleep(minTimeout / 2), this.doubt)))
     return yield* Effect.forever(this.turn, { disableYield: true })
   })
 
@@ -203,16 +204,16 @@ export class ReadLoop {
       isBusy ||= subscription.wantsOld
     }
     if (wanting.length === 0) return isBusy ? Effect.void : this.work.await
-    const connected = this.link?.current
-    if (this.link !== undefined && connected === undefined) return Effect.ignore(this.link.awaitUp(60_000))
-    if (this.link !== undefined && this.link.isStale(this.server.keep.madeAgainAt)) {
-      return Effect.ignore(this.link.renew)
+    const connected = this.connection?.current
+    if (this.connection !== undefined && connected === undefined) return Effect.ignore(this.connection.awaitUp(60_000))
+    if (this.connection !== undefined && this.connection.isStale(this.server.control.madeAgainAt)) {
+      return Effect.ignore(this.connection.renew)
     }
     return this.read(connected, wanting, isBusy)
   })
 
   private read(
-    connected: Connected | undefined,
+    connected: Session | undefined,
     wanting: ReadonlyArray<Reading>,
     isBusy: boolean
   ): Effect.Effect<void> {
@@ -251,9 +252,9 @@ export class ReadLoop {
     this.isBlocked = block !== undefined
     this.isNudged = false
     this.done.closeUnsafe()
-    const sent = this.link === undefined
+    const sent = this.connection === undefined
       ? this.server.poll.send(this.key, commands)
-      : this.link.send(commands, (block ?? 0) + this.server.settings.answerTimeout)
+      : this.connection.send(commands, (block ?? 0) + this.server.settings.answerTimeout)
     return Effect.flatMap(sent, (replies) => {
       this.asked = nothingAsked
       this.isBlocked = false
@@ -268,10 +269,10 @@ export class ReadLoop {
       this.done.openUnsafe()
       if (failed !== undefined) return this.heal(connected, failed.error, failed.subscriptions)
       this.troubles = 0
-      this.patience = leastPatience
+      this.timeout = minTimeout
       this.isStuck = false
       if (!replies.every((reply) => reply === null)) return Effect.void
-      const isPolling = this.link === undefined || !this.canBlock
+      const isPolling = this.connection === undefined || !this.canBlock
       // Polling, and nothing there: not again at once.
       if (isPolling) {
         return isBusy
@@ -296,7 +297,7 @@ export class ReadLoop {
     )
   }
 
-  private blockFor(connected: Connected, subscriptions: ReadonlyArray<Reading>): number {
+  private blockFor(connected: Session, subscriptions: ReadonlyArray<Reading>): number {
     const block = subscriptions.reduce((least, subscription) => Math.min(least, subscription.options.block), Infinity)
     return connected.clientId === undefined || !this.canUnblock ? Math.min(block, shortBlock) : block
   }
@@ -313,27 +314,27 @@ export class ReadLoop {
   // --- healing
 
   /**
-   * A read that is overdue, or older than the last loss of the keeping connection, is ended at the server. When that
+   * A read that is overdue, or older than the last loss of the control connection, is ended at the server. When that
    * answers and nothing comes here, this connection is half-open.
    */
   private readonly doubt: Effect.Effect<void> = Effect.suspend(() => {
-    const { asked: reading, link, patience } = this
-    const connected = link?.current
+    const { asked: reading, connection, timeout } = this
+    const connected = connection?.current
     const now = performance.now()
-    if (link === undefined || connected === undefined || reading === nothingAsked) return Effect.void
+    if (connection === undefined || connected === undefined || reading === nothingAsked) return Effect.void
     const isSame = this.isSameServer(connected)
-    if (isSame ? now < this.dueAt + patience && this.sentAt > this.server.keep.madeAgainAt : now < this.dueAt) {
+    if (isSame ? now < this.dueAt + timeout && this.sentAt > this.server.control.madeAgainAt : now < this.dueAt) {
       return Effect.void
     }
-    const ping = Effect.map(Effect.suspend(() => link.send([["PING"]], patience)), ([reply]) => {
-      if (reply instanceof Lost) this.patience = Math.min(2 * patience, this.server.settings.answerTimeout)
+    const ping = Effect.map(Effect.suspend(() => connection.send([["PING"]], timeout)), ([reply]) => {
+      if (reply instanceof Lost) this.timeout = Math.min(2 * timeout, this.server.settings.answerTimeout)
     })
     // At another server the id of this connection would be a stranger's.
     if (!isSame || connected.clientId === undefined) return ping
     return Effect.flatMap(
-      this.server.keep.send(this.key, [["CLIENT", "UNBLOCK", connected.clientId]]),
+      this.server.control.send(this.key, [["CLIENT", "UNBLOCK", connected.clientId]]),
       ([reply]) => {
-        const isOn = this.asked === reading && (reply !== 0 || performance.now() - this.sentAt > leastPatience)
+        const isOn = this.asked === reading && (reply !== 0 || performance.now() - this.sentAt > minTimeout)
         return reply instanceof Lost || !isOn ? Effect.void : ping
       }
     )
@@ -344,7 +345,7 @@ export class ReadLoop {
   }
 
   private heal(
-    connected: Connected | undefined,
+    connected: Session | undefined,
     error: Error,
     subscriptions: ReadonlyArray<Reading>
   ): Effect.Effect<void> {
@@ -352,7 +353,7 @@ export class ReadLoop {
     const pause = Effect.suspend(() =>
       Effect.sleep(Math.min(50 * 2 ** this.troubles++, 2_000) * (0.5 + Math.random() / 2))
     )
-    if (!(error instanceof ErrorReply)) return connected === undefined ? pause : Effect.void // the link tries again
+    if (!(error instanceof ErrorReply)) return connected === undefined ? pause : Effect.void // the connection tries again
     if (code === "NOGROUP") {
       return Effect.forEach(subscriptions, (subscription) => subscription.recreated, {
         discard: true
@@ -374,7 +375,7 @@ export class ReadLoop {
     const hasMoved = this.server.settings.topology === "cluster" && isRedirect(error)
     if (connected !== undefined && (hasMoved || isPassing(error))) {
       this.isStuck = true
-      return Effect.andThen(pause, Effect.sync(() => this.link?.drop(connected, error)))
+      return Effect.andThen(pause, Effect.sync(() => this.connection?.drop(connected, error)))
     }
     return Effect.andThen(this.stuck(`reading for group ${this.group}`, error), pause)
   }
@@ -394,7 +395,7 @@ export class ReadLoop {
       subscription.fail(transportError(`reading ${key}`, this.server.settings.label, error))
     )
     if (codeOf(error) !== "WRONGTYPE") return fail
-    return Effect.matchEffect(this.server.keep.one(key, ["TYPE", key]), {
+    return Effect.matchEffect(this.server.control.one(key, ["TYPE", key]), {
       onFailure: () => fail,
       onSuccess: (type) => text(type) === "stream" || text(type) === "none" ? Effect.void : fail
     })

@@ -113,7 +113,7 @@ export class Reclaim {
       ...this.cursor,
       ordered ? "1" : "0"
     ])
-    return Effect.map(this.server.keep.one(key, command), (reply) => {
+    return Effect.map(this.server.control.one(key, command), (reply) => {
       const [, waiting, , left, consumer, id] = list(reply)
       for (const entry of list(waiting)) {
         const [id, ms] = list(entry)
@@ -170,7 +170,7 @@ export class Reclaim {
     const began = performance.now()
     this.fullLookAt = began + minIdle
     return Effect.map(
-      this.server.keep.one(key, ["XPENDING", key, group, "IDLE", String(minIdle), "-", "+", "1"]),
+      this.server.control.one(key, ["XPENDING", key, group, "IDLE", String(minIdle), "-", "+", "1"]),
       (reply) => {
         const now = performance.now()
         this.fullLookAt = now + Math.max(1_000, minIdle, 50 * (now - began)) * (0.5 + Math.random() / 2)
@@ -190,7 +190,7 @@ export class Reclaim {
       const { consumer, group, isolateFrom, key, minIdle } = this.options
       this.lookedAtOwn = performance.now()
       return Effect.map(
-        this.server.keep.one(key, ["XPENDING", key, group, "IDLE", String(minIdle), "-", "+", "100", consumer]),
+        this.server.control.one(key, ["XPENDING", key, group, "IDLE", String(minIdle), "-", "+", "100", consumer]),
         (reply) => {
           const now = performance.now()
           const found: Array<Candidate> = []
@@ -222,7 +222,7 @@ export class Reclaim {
   lookForLost(lastRead: string): Effect.Effect<void, Error> {
     const { consumer, group, key } = this.options
     return Effect.map(
-      this.server.keep.one(key, ["XPENDING", key, group, `(${lastRead}`, "+", String(maxInherited), consumer]),
+      this.server.control.one(key, ["XPENDING", key, group, `(${lastRead}`, "+", String(maxInherited), consumer]),
       (reply) => {
         const found: Array<Candidate> = []
         for (const entry of list(reply)) {
@@ -253,7 +253,7 @@ export class Reclaim {
       Number.isFinite(isolateFrom) ? String(isolateFrom) : "1e300",
       ...args
     ])
-    return Effect.map(this.server.keep.one(key, command), (reply) => {
+    return Effect.map(this.server.control.one(key, command), (reply) => {
       const given = new Set(list(list(reply)[0]).map((entry) => text(list(entry)[0])))
       for (const { delivery, id } of taken) {
         if (delivery === undefined || !given.has(id)) continue

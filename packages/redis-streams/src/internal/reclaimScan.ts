@@ -6,7 +6,6 @@ import { ErrorReply } from "redis"
 import { slotOf } from "./cluster.ts"
 import * as keys from "./keys.ts"
 import { isPassing, list, refusal, text, transportError } from "./reply.ts"
-import { move as moveScript } from "./scripts/move.ts"
 import { peek } from "./scripts/peek.ts"
 import { evalsha } from "./scripts/script.ts"
 import type { Server } from "./server.ts"
@@ -36,20 +35,11 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
   const subscriptions = new Set<RedisSubscription>()
   const isNew = Latch.makeUnsafe(false)
 
-  const move = (subscription: RedisSubscription): Effect.Effect<void, Error> => {
-    const { key } = subscription.options
-    return Effect.flatMap(server.keep.one(key, evalsha(moveScript, [key, keys.delayed(key)], [])), (reply) => {
-      const [moved, left, failed] = list(reply)
-      if (text(failed) !== "") return Effect.fail(refusal(`moving a delayed message: ${text(failed)}`))
-      return Number(moved) > 0 && Number(left) > 0 ? move(subscription) : Effect.void
-    })
-  }
-
   let isPending = false
 
   const ask = (some: ReadonlyArray<RedisSubscription>): Effect.Effect<ReadonlyArray<unknown>, Error> =>
     Effect.map(
-      server.keep.one(
+      server.control.one(
         some[0]!.options.key,
         evalsha(
           peek,
@@ -79,10 +69,13 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
   const act = (subscription: RedisSubscription, state: unknown): Effect.Effect<void, Error> => {
     if (typeof state !== "number") return Effect.fail(refusal(text(state)))
     if (state === 0) return Effect.sync(() => subscription.looked(false))
+    const { key } = subscription.options
+    const next = Math.floor(state / 8)
+    if (next > 0) server.delayedMoves.expect(key, next)
     if ((state & 4) !== 0) isPending = true
     return ((state & 4) !== 0 ? subscription.lookFurther : Effect.void).pipe(
       Effect.andThen(Effect.sync(() => subscription.looked((state & 1) !== 0))),
-      Effect.andThen((state & 2) !== 0 ? move(subscription) : Effect.void)
+      Effect.andThen((state & 2) !== 0 ? server.delayedMoves.move(key) : Effect.void)
     )
   }
 

@@ -1,5 +1,6 @@
-import * as Message from "@millrace/core/Message"
+import type * as Message from "@millrace/core/Message"
 import type { Transport } from "@millrace/core/Transport"
+import * as TransportAuthor from "@millrace/core/TransportAuthor"
 import { invalidOption, type TransportError } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
@@ -14,7 +15,7 @@ import { RedisSubscription } from "./subscription.ts"
 const answers: ReadonlyMap<number, Removal> = new Map([[1, "removed"], [2, "kept"], [3, "kept"], [-1, "absent"]])
 
 interface Wanted {
-  readonly received: Message.Received
+  readonly received: TransportAuthor.Received
   readonly delivery: RedisDelivery
   readonly subscription: RedisSubscription
   readonly index: number
@@ -29,7 +30,7 @@ export const make = (server: Server, transport: Transport["Service"]) =>
   Effect.suspend(() => {
     const wanted: Array<Wanted> = []
     for (const message of messages) {
-      const received = Message.received(message)
+      const received = TransportAuthor.received(message)
       const delivery = received?.delivery
       const subscription = delivery instanceof RedisDelivery ? RedisDelivery.state(delivery).source : undefined
       if (

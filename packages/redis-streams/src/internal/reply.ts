@@ -1,7 +1,7 @@
 import {
-  Interrupted,
   InvalidOption,
   Mismatch,
+  OperationFailed,
   TransportError,
   Unauthorized,
   Unsupported
@@ -55,12 +55,17 @@ export const refusal = (words: string): Error => new ErrorReply(words)
 export const isFull = (u: unknown): boolean =>
   u instanceof ErrorReply && (codeOf(u) === "OOM" || /\bOOM\b|used memory > 'maxmemory'/.test(u.message))
 
+/** An argument is larger than the server takes: it ends the connection after these words. */
+export const isBulkRefusal = (u: unknown): boolean =>
+  u instanceof ErrorReply && /Protocol error: (invalid bulk|too big)|query buffer/i.test(u.message)
+
 /** This server knows no such command or option, also inside a script. */
 export const isUnknown = (u: unknown): boolean =>
   u instanceof ErrorReply &&
-  /unknown (sub)?command|syntax error|wrong number of arguments|not supported|disabled|not allowed from script/i.test(
-    u.message
-  )
+  /unknown (redis )?(sub)?command|syntax error|wrong number of arguments|not supported|disabled|not allowed from script/i
+    .test(
+      u.message
+    )
 
 export const text = (u: unknown): string => Buffer.isBuffer(u) ? u.toString() : String(u)
 
@@ -90,10 +95,17 @@ export const transportError = (operation: string, address: string, error: Error)
     : code === "WRONGTYPE"
     ? new Mismatch({ name: operation, expected: "a stream", found: "a key of another type" })
     : isUnknown(error)
-    ? new Unsupported({
-      operation,
-      remedy: `the server says "${error.message}"; Redis 7.0 or Valkey 8.0 is the oldest that will do`
-    })
-    : new Interrupted({ operation, cause: error })
+    ? new Unsupported({ operation, remedy: remedyOf(error) })
+    : new OperationFailed({ operation, cause: error })
   return new TransportError({ transport: "redis", reason })
+}
+
+const remedyOf = ({ message }: Error): string => {
+  const [, command] = /unknown command '?`?"?(\w+)/i.exec(message) ?? []
+  if (command === "EVAL" || command === "EVALSHA") {
+    return "it runs no scripts (EVAL, EVALSHA), and settling, retries and ids need them: allow scripts, or use a server that has them"
+  }
+  return command === undefined
+    ? `the server says "${message}"; Redis 7.0 or Valkey 8.0 is the oldest that will do`
+    : `it has no command ${command}: it was renamed or disabled, or the server is older than Redis 7.0 and Valkey 8.0`
 }

@@ -2,10 +2,12 @@ import { invalidOption, TransportError, Unauthorized, Unreachable } from "@millr
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
 import { ErrorReply } from "redis"
+import { BulkLimit } from "./bulkLimit.ts"
 import { redirection, SlotMap, slotOf } from "./cluster.ts"
 import type { Command } from "./command.ts"
+import { backoff, type Connection, type DialError, make as makeConnection, type Session } from "./connection.ts"
+import { DelayedMoves } from "./delayedMoves.ts"
 import { Refusals } from "./health.ts"
-import { backoff, type Connected, type DialError, type Link, make as makeLink } from "./link.ts"
 import { codeOf, list, text } from "./reply.ts"
 import { asEval } from "./scripts/script.ts"
 import { ServerClock } from "./serverClock.ts"
@@ -13,14 +15,14 @@ import { type Address, nameOf, type Settings } from "./settings.ts"
 import * as Topology from "./topology.ts"
 
 /** Connections for one purpose: one, or in a cluster one to each node that is needed. */
-export class Channel {
-  private readonly links = new Map<string, Link>()
+export class ConnectionPool {
+  private readonly connections = new Map<string, Connection>()
   private readonly purpose: string
   private readonly settings: Settings
   private readonly topology: Topology.Topology
   private readonly slots: SlotMap
   private readonly scope: Scope.Scope
-  private readonly leastPatience: number | undefined
+  private readonly minTimeout: number | undefined
 
   constructor(
     purpose: string,
@@ -28,24 +30,24 @@ export class Channel {
     topology: Topology.Topology,
     slots: SlotMap,
     scope: Scope.Scope,
-    leastPatience?: number
+    minTimeout?: number
   ) {
     this.purpose = purpose
     this.settings = settings
     this.topology = topology
     this.slots = slots
     this.scope = scope
-    this.leastPatience = leastPatience
+    this.minTimeout = minTimeout
   }
 
   /** The connection for a key, made when first asked for. */
-  link(key: string, first?: Connected): Effect.Effect<Link> {
+  connection(key: string, first?: Session): Effect.Effect<Connection> {
     return Effect.suspend(() => {
       const isCluster = this.settings.topology === "cluster"
       const address = isCluster ? this.slots.get(slotOf(key)) : undefined
       const name = address === undefined ? "" : nameOf(address)
-      const link = this.links.get(name)
-      if (link !== undefined) return Effect.succeed(link)
+      const connection = this.connections.get(name)
+      if (connection !== undefined) return Effect.succeed(connection)
       if (isCluster && address === undefined) {
         return Effect.andThen(
           Effect.ignore(Effect.flatMap(this.topology.connect(key), close)),
@@ -59,12 +61,12 @@ export class Channel {
     })
   }
 
-  private open(name: string, key: string, first?: Connected): Effect.Effect<Link> {
+  private open(name: string, key: string, first?: Session): Effect.Effect<Connection> {
     return Effect.map(
-      Scope.provide(makeLink(this.purpose, this.topology.connect(key), first, this.leastPatience), this.scope),
-      (link) => {
-        this.links.set(name, link)
-        return link
+      Scope.provide(makeConnection(this.purpose, this.topology.connect(key), first, this.minTimeout), this.scope),
+      (connection) => {
+        this.connections.set(name, connection)
+        return connection
       }
     )
   }
@@ -72,54 +74,56 @@ export class Channel {
   /** Whether what is about this key can be sent at once. */
   isUpFor(key: string): boolean {
     const address = this.settings.topology === "cluster" ? this.slots.get(slotOf(key)) : undefined
-    return this.links.get(address === undefined ? "" : nameOf(address))?.current !== undefined
+    return this.connections.get(address === undefined ? "" : nameOf(address))?.current !== undefined
   }
 
   /** Whether every node that is needed can be reached. */
   get isUp(): boolean {
-    if (this.settings.topology !== "cluster") return this.links.get("")?.current !== undefined || this.links.size === 0
+    if (this.settings.topology !== "cluster") {
+      return this.connections.get("")?.current !== undefined || this.connections.size === 0
+    }
     return this.slots.known().every((address) =>
-      this.links.get(nameOf(address))?.current !== undefined || !this.links.has(nameOf(address))
+      this.connections.get(nameOf(address))?.current !== undefined || !this.connections.has(nameOf(address))
     )
   }
 
   /** Why a node that is needed cannot be reached. */
   get trouble(): string | undefined {
-    for (const link of this.links.values()) if (link.trouble !== undefined) return link.trouble
+    for (const connection of this.connections.values()) if (connection.trouble !== undefined) return connection.trouble
     return undefined
   }
 
   /** When one of its connections was last made again. */
   get madeAgainAt(): number {
-    return Math.max(...Array.from(this.links.values(), (link) => link.madeAgainAt))
+    return Math.max(...Array.from(this.connections.values(), (connection) => connection.madeAgainAt))
   }
 
   /** Gives up those of its connections that answer nothing `within` milliseconds. */
   readonly test = (within: number): Effect.Effect<void> =>
     Effect.forEach(
-      [...this.links.values()],
-      (link) => link.current === undefined ? Effect.void : link.send([["PING"]], within),
+      [...this.connections.values()],
+      (connection) => connection.current === undefined ? Effect.void : connection.send([["PING"]], within),
       { concurrency: "unbounded", discard: true }
     )
 
   /**
-   * Sends commands about one key and gives their replies in order, errors in their places. Waits at most `patience`
+   * Sends commands about one key and gives their replies in order, errors in their places. Waits at most `timeout`
    * milliseconds for a connection.
    */
-  send(key: string, commands: ReadonlyArray<Command>, patience = 2_000): Effect.Effect<ReadonlyArray<unknown>> {
-    return Effect.flatMap(this.link(key), (link) => {
-      const connected = link.current
+  send(key: string, commands: ReadonlyArray<Command>, timeout = 2_000): Effect.Effect<ReadonlyArray<unknown>> {
+    return Effect.flatMap(this.connection(key), (connection) => {
+      const connected = connection.current
       if (connected === undefined) {
-        return patience === 0
-          ? link.send(commands, this.settings.answerTimeout)
-          : Effect.matchEffect(link.awaitUp(patience), {
+        return timeout === 0
+          ? connection.send(commands, this.settings.answerTimeout)
+          : Effect.matchEffect(connection.awaitUp(timeout), {
             onFailure: (lost) => Effect.succeed(commands.map(() => lost)),
-            onSuccess: () => this.send(key, commands, patience)
+            onSuccess: () => this.send(key, commands, timeout)
           })
       }
-      return Effect.flatMap(link.send(commands, this.settings.answerTimeout), (replies) => {
+      return Effect.flatMap(connection.send(commands, this.settings.answerTimeout), (replies) => {
         for (const reply of replies) {
-          if (reply instanceof ErrorReply) return this.repair(key, link, connected, commands, replies, 5)
+          if (reply instanceof ErrorReply) return this.repair(key, connection, connected, commands, replies, 5)
         }
         return Effect.succeed(replies)
       })
@@ -127,9 +131,9 @@ export class Channel {
   }
 
   /** One command; fails with what the server or the connection says. */
-  one(key: string, command: Command, patience?: number): Effect.Effect<unknown, Error> {
+  one(key: string, command: Command, timeout?: number): Effect.Effect<unknown, Error> {
     return Effect.flatMap(
-      this.send(key, [command], patience),
+      this.send(key, [command], timeout),
       ([reply]) => reply instanceof Error ? Effect.fail(reply) : Effect.succeed(reply)
     )
   }
@@ -137,14 +141,14 @@ export class Channel {
   /** Sends again what was not done: scripts the server has forgotten, commands for another node. */
   private repair(
     key: string,
-    link: Link,
-    connected: Connected,
+    connection: Connection,
+    connected: Session,
     commands: ReadonlyArray<Command>,
     replies: ReadonlyArray<unknown>,
     hops: number
   ): Effect.Effect<ReadonlyArray<unknown>> {
     const again: Array<{ readonly index: number; readonly command: Command }> = []
-    let to = link
+    let to = connection
     let target: Address | undefined
     let asking = false
     for (let index = 0; index < replies.length; index++) {
@@ -163,13 +167,13 @@ export class Channel {
         if (code === "MOVED") this.slots.set(redirected.slot, target)
         again.push({ index, command })
       } else if (code === "READONLY" || code === "MASTERDOWN") {
-        link.drop(connected, reply)
+        connection.drop(connected, reply)
       }
     }
     if (again.length === 0 || hops === 0) return Effect.succeed(replies)
     return Effect.gen({ self: this }, function*() {
       if (target !== undefined) {
-        const known = this.links.get(nameOf(target))
+        const known = this.connections.get(nameOf(target))
         to = known ?? (yield* this.openAt(target))
         yield* Effect.ignore(to.awaitUp(this.settings.answerTimeout))
       }
@@ -184,35 +188,39 @@ export class Channel {
     })
   }
 
-  private openAt(address: Address): Effect.Effect<Link> {
+  private openAt(address: Address): Effect.Effect<Connection> {
     const redial = Topology.dialAt(this.settings, address)
     return Effect.map(
-      Scope.provide(makeLink(this.purpose, redial, undefined, this.leastPatience), this.scope),
-      (link) => {
-        this.links.set(nameOf(address), link)
-        return link
+      Scope.provide(makeConnection(this.purpose, redial, undefined, this.minTimeout), this.scope),
+      (connection) => {
+        this.connections.set(nameOf(address), connection)
+        return connection
       }
     )
   }
 }
 
-const close = (connected: Connected) => Effect.sync(() => connected.client.destroy())
+const close = (connected: Session) => Effect.sync(() => connected.client.destroy())
 
 /** What all parts of a transport share: the way to the server, and one channel for each purpose. */
 export interface Server {
   readonly settings: Settings
   readonly slots: SlotMap
   /** Settlements and publishing. */
-  readonly write: Channel
+  readonly write: ConnectionPool
   /** Claims, heartbeats and whatever must not wait behind a long write. */
-  readonly keep: Channel
+  readonly control: ConnectionPool
   /** Reads of those that have no connection of their own, and what may take long. */
-  readonly poll: Channel
+  readonly poll: ConnectionPool
   /** A connection of its own, that may block. */
-  readonly reading: (purpose: string, key: string) => Effect.Effect<Link, never, Scope.Scope>
+  readonly reading: (purpose: string, key: string) => Effect.Effect<Connection, never, Scope.Scope>
   readonly clock: ServerClock
   /** What it refuses to all: it is full, or this user may not publish. */
   readonly refusals: Refusals
+  readonly bulkLimit: BulkLimit
+  readonly delayedMoves: DelayedMoves
+  /** Whether this user may end a blocking read by `CLIENT UNBLOCK`. */
+  readonly canUnblock: boolean
   /** XACKDEL: asked, not read from a version, and given up when it turns out otherwise. */
   hasRemoval: boolean
 }
@@ -226,37 +234,45 @@ export const make = Effect.fnUntraced(
     const topology = Topology.make(settings, slots)
     const first = yield* firstConnection(settings, topology)
     const hasRemoval = yield* knows(first, "XACKDEL")
+    const canUnblock = yield* mayUnblock(first)
     const clock = new ServerClock()
     yield* setClock(clock, first)
-    const write = new Channel("settling and publishing", settings, topology, slots, scope)
+    const write = new ConnectionPool("settlements and publishing", settings, topology, slots, scope)
     // It is asked about once a second, and little at a time: the first to know that nothing passes any more.
-    const patience = Math.max(1_000, settings.answerTimeout / 5)
-    const keep = new Channel("claiming and keeping", settings, topology, slots, scope, patience)
-    const poll = new Channel("browsing and polling", settings, topology, slots, scope)
-    yield* write.link("", first)
+    const timeout = Math.max(1_000, settings.answerTimeout / 5)
+    const control = new ConnectionPool("claims and heartbeats", settings, topology, slots, scope, timeout)
+    const poll = new ConnectionPool("browsing and polling", settings, topology, slots, scope)
+    yield* write.connection("", first)
+    const delayedMoves = yield* Effect.acquireRelease(
+      Effect.sync(() => new DelayedMoves((key, command) => control.one(key, command))),
+      (moves) => Effect.sync(() => moves.close())
+    )
     // Whatever made it be lost may have happened to the others too, and they would not know for long.
     let seen = -Infinity
     yield* Effect.suspend(() => {
-      if (keep.madeAgainAt === seen) return Effect.void
-      seen = keep.madeAgainAt
+      if (control.madeAgainAt === seen) return Effect.void
+      seen = control.madeAgainAt
       return Effect.andThen(write.test(1_000), poll.test(1_000))
     }).pipe(Effect.andThen(Effect.sleep(500)), Effect.forever, Effect.forkScoped)
     return {
       settings,
       slots,
       write,
-      keep,
+      control,
       poll,
-      reading: (purpose, key) => makeLink(purpose, topology.connect(key)),
+      reading: (purpose, key) => makeConnection(purpose, topology.connect(key)),
       clock,
       refusals: new Refusals(),
+      bulkLimit: new BulkLimit((setting) => control.one("", ["CONFIG", "GET", setting])),
+      delayedMoves,
+      canUnblock,
       hasRemoval
     }
   }
 )
 
 /** A script that finds a wrong clock says so: this only spares it the first time. */
-const setClock = (clock: ServerClock, connected: Connected): Effect.Effect<void> =>
+const setClock = (clock: ServerClock, connected: Session): Effect.Effect<void> =>
   Effect.promise(() =>
     connected.client.sendCommand(["TIME"]).then((reply) => {
       const [seconds, micros] = list(reply).map((part) => Number(text(part)))
@@ -264,8 +280,14 @@ const setClock = (clock: ServerClock, connected: Connected): Effect.Effect<void>
     }, () => {})
   )
 
+/** Tried on itself, which is not blocked: only a user who may not is refused. */
+const mayUnblock = ({ client, clientId }: Session): Effect.Effect<boolean> =>
+  clientId === undefined
+    ? Effect.succeed(false)
+    : Effect.promise(() => client.sendCommand(["CLIENT", "UNBLOCK", clientId]).then(() => true, () => false))
+
 /** Whether the server has a command. */
-const knows = (connected: Connected, command: string): Effect.Effect<boolean> =>
+const knows = (connected: Session, command: string): Effect.Effect<boolean> =>
   Effect.promise(() =>
     connected.client.sendCommand([command]).then(
       () => true,
@@ -273,7 +295,7 @@ const knows = (connected: Connected, command: string): Effect.Effect<boolean> =>
     )
   )
 
-const firstConnection = (settings: Settings, topology: Topology.Topology): Effect.Effect<Connected, TransportError> => {
+const firstConnection = (settings: Settings, topology: Topology.Topology): Effect.Effect<Session, TransportError> => {
   let last: DialError | undefined
   return topology.connect("").pipe(
     Effect.tapError((error) => Effect.sync(() => last = error)),

@@ -1,3 +1,4 @@
+import { checkOptions, type DurationHint, durationOf, type SecretHint } from "@millrace/core/TransportAuthor"
 import { invalidOption, redactUrl, type TransportError } from "@millrace/core/TransportError"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -5,7 +6,7 @@ import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 import { hostname } from "node:os"
 import type { ConnectionOptions } from "node:tls"
-import type { Bound, Options } from "../Options.ts"
+import type { Bound, Client, ClientOptions, Options } from "../Options.ts"
 import { isInternal } from "./scripts/lua.ts"
 
 /** Where a server listens; `path`: a unix socket, host and port mean nothing then. */
@@ -38,6 +39,8 @@ export interface Settings {
   }
   /** Asked for each connection. */
   readonly login: Effect.Effect<Login, unknown>
+  /** Whose options connections are made with. */
+  readonly client: Client | undefined
   readonly database: number
   readonly tls: ConnectionOptions | undefined
   readonly connectTimeout: number
@@ -60,8 +63,8 @@ const refuse = (option: string, value: unknown, remedy: string) =>
   Result.fail(invalidOption(transport, option, value, remedy))
 
 /** Whole milliseconds: servers take no fractions. */
-const millis = (input: Duration.Input | undefined, otherwise: number): number =>
-  input === undefined ? otherwise : Math.ceil(Duration.toMillis(Duration.fromInputUnsafe(input)))
+const millis = (input: Duration.Input | DurationHint | undefined, otherwise: number): number =>
+  input === undefined ? otherwise : Math.ceil(Duration.toMillis(durationOf("", input).duration))
 
 const parseUrl = (url: string): URL | undefined => {
   try {
@@ -113,6 +116,10 @@ const decoded = (text: string): string | undefined => {
 const checkUrl = (given: string): Result.Result<URL, TransportError> => {
   const url = parseUrl(given)
   const shown = redactUrl(given)
+  // A password with an unescaped / ? or # ends the host: the rest of it would be looked up, and shown.
+  if (url !== undefined && /[/?#].*@/.test(given.replace(/^\w+:\/\//, "")) && url.protocol !== "unix:") {
+    return refuse("url", "<redacted>", "percent-encode the user and the password, or give them beside the URL")
+  }
   if (url === undefined || !schemes.has(url.protocol) || addressOf(given) === undefined) {
     return refuse("url", shown, "give redis://host:port, rediss://host:port for TLS, or unix:///path/of/the.sock")
   }
@@ -180,7 +187,67 @@ export const nameRemedy =
     return kind === "topic" && topology === "cluster" ? tagRemedy(keyPrefix + name) : undefined
   }
 
+const known: { readonly [of: string]: ReadonlyArray<string> } = {
+  layer: [
+    "url",
+    "username",
+    "password",
+    "credentials",
+    "database",
+    "tls",
+    "cluster",
+    "sentinel",
+    "connectTimeout",
+    "answerTimeout",
+    "consumer",
+    "keyPrefix",
+    "concurrency",
+    "block",
+    "claim",
+    "retention",
+    "forgetConsumersAfter",
+    "deduplicateFor",
+    "offline"
+  ],
+  cluster: ["nodes"],
+  sentinel: ["master", "nodes", "password"],
+  claim: ["minIdle"],
+  retention: ["maxLength", "maxAge", "exact"],
+  offline: ["wait", "max"]
+}
+
+/** Options from JavaScript, or behind a cast: names that do not exist, durations that are none, no URL. */
+const checkNames = (options: Options): TransportError | undefined => {
+  const wrong = checkOptions(transport, "layer", options, known["layer"]!)
+  if (wrong !== undefined) return wrong
+  if (typeof options.url !== "string" && !Redacted.isRedacted(options.url)) {
+    return invalidOption(transport, "url", options.url, "give redis://host:port")
+  }
+  const { claim, cluster, offline, retention, sentinel } = options
+  for (const [of, group] of Object.entries({ claim, cluster, offline, retention, sentinel })) {
+    if (typeof group !== "object") continue
+    const wrong = checkOptions(transport, of, group, known[of]!)
+    if (wrong !== undefined) return wrong
+  }
+  const durations = {
+    connectTimeout: options.connectTimeout,
+    answerTimeout: options.answerTimeout,
+    block: options.block,
+    "claim.minIdle": claim?.minIdle,
+    forgetConsumersAfter: options.forgetConsumersAfter,
+    deduplicateFor: options.deduplicateFor,
+    "offline.wait": offline?.wait
+  }
+  for (const [option, input] of Object.entries(durations)) {
+    const invalid = input === undefined ? undefined : durationOf(option, input).invalid
+    if (invalid !== undefined) return invalidOption(transport, option, input, invalid.remedy)
+  }
+  return undefined
+}
+
 export const check = (options: Options): Result.Result<Settings, TransportError> => {
+  const wrong = checkNames(options)
+  if (wrong !== undefined) return Result.fail(wrong)
   const given = secretOf(options.url)
   const checked = checkUrl(given)
   if (Result.isFailure(checked)) return Result.fail(checked.failure)
@@ -228,6 +295,7 @@ export const check = (options: Options): Result.Result<Settings, TransportError>
       ? "cluster"
       : "standalone",
     login: loginOf(options, url),
+    client: undefined,
     database: database.success,
     tls: isTls ? options.tls ?? {} : undefined,
     connectTimeout: millis(options.connectTimeout, 10_000),
@@ -262,6 +330,23 @@ export const check = (options: Options): Result.Result<Settings, TransportError>
   return remedy === undefined ? Result.succeed(settings) : refuse("keyPrefix", settings.keyPrefix, remedy)
 }
 
+/** Where a client connects to. Its own options say how. */
+export const checkClient = (client: Client, options: ClientOptions): Result.Result<Settings, TransportError> => {
+  const { database, socket = {} } = (client.options ?? {}) as {
+    readonly database?: number
+    readonly socket?: {
+      readonly host?: string
+      readonly port?: number
+      readonly path?: string
+      readonly tls?: boolean
+    }
+  }
+  const { host = "localhost", path, port = 6379, tls } = socket
+  const name = host.includes(":") ? `[${host}]` : host
+  const url = path === undefined ? `${tls === true ? "rediss" : "redis"}://${name}:${port}` : `unix://${path}`
+  return Result.map(check({ ...options, url, database }), (settings) => ({ ...settings, client }))
+}
+
 /** Ids are milliseconds since the epoch: no stream is older. */
 const maxAge = 50 * 365 * 86_400_000
 
@@ -286,5 +371,6 @@ const checkBound = (bound: Bound | undefined): Result.Result<Trim | undefined, T
   return bad === undefined ? Result.succeed({ by: "age", age, exact }) : Result.fail(bad)
 }
 
-const secretOf = (secret: string | Redacted.Redacted<string>): string =>
-  typeof secret === "string" ? secret : Redacted.value(secret)
+/** JavaScript may give a plain text. */
+const secretOf = (secret: string | Redacted.Redacted<string> | SecretHint): string =>
+  Redacted.isRedacted(secret) ? Redacted.value(secret as Redacted.Redacted<string>) : String(secret)

@@ -1,20 +1,21 @@
 import type { Delivery, Settling } from "@millrace/core/Transport"
-import { Interrupted, TransportError } from "@millrace/core/TransportError"
+import { OperationFailed, TransportError } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { ErrorReply } from "redis"
 import type { Command } from "./command.ts"
 import { RedisDelivery } from "./entry.ts"
+import { chunk, type Operation } from "./leases.ts"
 import { codeOf, isPassing, isRefusal, isUnknown, list, transportError } from "./reply.ts"
 import { remove } from "./scripts/remove.ts"
 import { evalsha } from "./scripts/script.ts"
 import { matters } from "./scripts/settle.ts"
 import type { Server } from "./server.ts"
-import { chunk, type Operation, type RedisSubscription, releaseOf } from "./subscription.ts"
+import type { RedisSubscription } from "./subscription.ts"
 
 const failed = (operation: string, cause: Error): TransportError =>
-  new TransportError({ transport: "redis", reason: new Interrupted({ operation, cause }) })
+  new TransportError({ transport: "redis", reason: new OperationFailed({ operation, cause }) })
 
 /** Longer than anybody waits, and short enough that the due time is a whole number everywhere: a hundred years. */
 const longestDelay = 100 * 365 * 86_400_000
@@ -33,13 +34,13 @@ const operationOf = (
   { delivery, settlement }: Settling,
   isResent: boolean
 ): Operation | undefined => {
-  const lease = delivery instanceof RedisDelivery ? subscription.leaseOf(delivery) : ""
+  const lease = delivery instanceof RedisDelivery ? subscription.leases.of(delivery) : ""
   switch (settlement._tag) {
     case "Ack":
       return undefined
     case "Release":
       return delivery instanceof RedisDelivery
-        ? releaseOf(delivery, subscription.now(), isResent ? "" : lease)
+        ? subscription.leases.release(delivery, isResent ? "" : lease)
         : ["release", delivery.id, countOf(delivery), "", String(delivery.attempt - 1)]
     case "Terminate":
       return ["end", delivery.id, countOf(delivery), lease, ""]
@@ -102,7 +103,7 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
       const early = batch.filter(({ delivery, settlement }) => settlement._tag === "Ack" && delivery.due !== undefined)
       if (early.length > 0) commands.push(["HDEL", subscription.dues, ...early.map(({ delivery }) => delivery.id)])
       const operationsAt = commands.length
-      commands.push(...subscription.commands(operations))
+      commands.push(...subscription.leases.commands(operations))
       const endsAt = commands.length
       if (ends.length > 0) {
         commands.push(evalsha(remove, [key], [group, consumer, "0", ...ends.map(({ id }) => id)]))
@@ -136,7 +137,7 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
           deleted.push(...found.gone)
         })
         if (ends.length > 0) list(replies[endsAt]).forEach((reply, i) => reply === 3 && lost.add(ends[i]!))
-        return Effect.flatMap(subscription.missing(groupless), (missing) => {
+        return Effect.flatMap(subscription.leases.missing(groupless), (missing) => {
           for (const delivery of groupless) lost.add(delivery)
           deleted.push(...missing)
           return accounted(batch, lost, deleted)
@@ -195,10 +196,10 @@ export const extending = (server: Server, subscription: RedisSubscription) => {
         "extend",
         delivery.id,
         countOf(delivery),
-        delivery instanceof RedisDelivery ? subscription.leaseOf(delivery) : "",
+        delivery instanceof RedisDelivery ? subscription.leases.of(delivery) : "",
         ""
       ])
-      return Effect.flatMap(server.keep.send(key, subscription.commands(operations)), (replies) => {
+      return Effect.flatMap(subscription.leases.send(operations), (replies) => {
         const error = replies.find((reply) => reply instanceof Error && !reply.message.startsWith("NOGROUP"))
         if (error instanceof Error) {
           return Effect.fail(transportError(`extending in ${key}`, server.settings.label, error))
@@ -227,7 +228,7 @@ export const extending = (server: Server, subscription: RedisSubscription) => {
           }
         }
         return subscription.reportGone(gone).pipe(
-          Effect.andThen(subscription.takeUnowned(unowned)),
+          Effect.andThen(subscription.leases.takeBack(unowned)),
           Effect.as([...stale, ...lost])
         )
       })
@@ -244,8 +245,14 @@ export const beginning = (server: Server, subscription: RedisSubscription) => {
       if (state?.isSuperseded) return Effect.succeed(false)
       if (state !== undefined) state.isBeginning = true
       const asked = subscription.now()
-      const command = subscription.commands([["begin", delivery.id, countOf(delivery), "", String(delivery.attempt)]])
-      return Effect.matchEffect(server.keep.one(key, command[0]!), {
+      const command = subscription.leases.commands([[
+        "begin",
+        delivery.id,
+        countOf(delivery),
+        "",
+        String(delivery.attempt)
+      ]])
+      return Effect.matchEffect(server.control.one(key, command[0]!), {
         onFailure: (error) =>
           error.message.startsWith("NOGROUP")
             ? Effect.succeed(false)

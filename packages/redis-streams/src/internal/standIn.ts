@@ -1,17 +1,21 @@
 import * as Message from "@millrace/core/Message"
 import * as Settlement from "@millrace/core/Settlement"
 import type * as Transport from "@millrace/core/Transport"
-import { invalidOption, received } from "@millrace/core/TransportAuthor"
-import type { TransportError } from "@millrace/core/TransportError"
+import { received } from "@millrace/core/TransportAuthor"
+import { invalidOption, Mismatch, TransportError } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import type * as Stream from "effect/Stream"
-import type { Removal } from "../Options.ts"
+import type { GroupInfo, Removal } from "../Options.ts"
 
 /** The service on another broker, for tests. */
 export const standIn = (transport: Transport.Transport["Service"]) => ({
   transport,
-  groupInfo: () => Effect.succeed(undefined),
+  groupInfo: (topic: string, group: string): Effect.Effect<GroupInfo, TransportError> =>
+    new TransportError({
+      transport: "redis",
+      reason: new Mismatch({ name: `group ${group} of stream ${topic}`, expected: "there", found: "absent" })
+    }),
   read: (topic: string): Stream.Stream<Transport.Delivery, TransportError> => transport.browse(topic),
   trim: () => Effect.succeed(0),
   remove: (

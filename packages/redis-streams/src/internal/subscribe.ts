@@ -10,7 +10,7 @@ import * as groups from "./groups.ts"
 import type { Maintenance } from "./maintenance.ts"
 import { ReadLoop } from "./readLoop.ts"
 import * as ReclaimScan from "./reclaimScan.ts"
-import { isRefusal, transportError } from "./reply.ts"
+import { isRefusal, isUnknown, transportError } from "./reply.ts"
 import type { Server } from "./server.ts"
 import { checkDuration, nameRemedy } from "./settings.ts"
 import { beginning, extending, settling } from "./settle.ts"
@@ -60,6 +60,8 @@ export const make = Effect.fnUntraced(function*(
   const names = new Names()
   const clock = yield* Clock.Clock
   const reclaimScan = yield* ReclaimScan.make(server)
+  /** Streams that grow without end, which is told once. */
+  const growing = new Set<string>()
   let own = 0
   let polling = 0
   const readLoops = yield* RcMap.make({
@@ -71,16 +73,16 @@ export const make = Effect.fnUntraced(function*(
           Effect.sync(() => hasOwn ? own++ : polling++),
           () => Effect.sync(() => hasOwn ? own-- : polling--)
         )
-        const link = hasOwn ? yield* server.reading(`reading for group ${group}`, key) : undefined
-        const readLoop = new ReadLoop(server, link, () => Math.max(leastPoll, polling / 4), group, consumer, key)
+        const connection = hasOwn ? yield* server.reading(`reading for group ${group}`, key) : undefined
+        const readLoop = new ReadLoop(server, connection, () => Math.max(leastPoll, polling / 4), group, consumer, key)
         yield* Effect.forkScoped(readLoop.run)
-        return { readLoop, link }
+        return { readLoop, connection }
       })
   })
 
   /** Where this user may not see or make consumers, the place is named without its life. */
   const originOf = (key: string, group: string): Effect.Effect<string, TransportError> =>
-    groups.origin(server, key, group).pipe(
+    groups.patiently(server, groups.origin(server, key, group)).pipe(
       Effect.catchIf(
         (error) => isRefusal(error) && !/evalsha|'eval'/i.test(error.message),
         (error) =>
@@ -90,6 +92,10 @@ export const make = Effect.fnUntraced(function*(
             ),
             groups.placeOf(server, key)
           )
+      ),
+      Effect.catchIf(
+        isUnknown,
+        (error) => Effect.flatMap(groups.missingCommand(server, key), (named) => Effect.fail(named ?? error))
       ),
       Effect.mapError((error) => transportError(`looking at group ${group} of ${key}`, settings.label, error))
     )
@@ -110,13 +116,13 @@ export const make = Effect.fnUntraced(function*(
 
     const consumer = yield* names.take(settings.consumer, key, group)
     // One connection for all streams of a group; in a cluster, where they may live on different nodes, one for each.
-    const { link, readLoop } = yield* RcMap.get(
+    const { connection, readLoop } = yield* RcMap.get(
       readLoops,
       JSON.stringify({ group, consumer, key: settings.topology === "cluster" ? key : "" } satisfies ReadLoopId)
     )
-    if (link !== undefined) {
+    if (connection !== undefined) {
       yield* Effect.mapError(
-        link.awaitUp(settings.connectTimeout),
+        connection.awaitUp(settings.connectTimeout),
         (lost) =>
           new TransportError({ transport: "redis", reason: new Unreachable({ address: settings.label, cause: lost }) })
       )
@@ -138,6 +144,12 @@ export const make = Effect.fnUntraced(function*(
     yield* Effect.addFinalizer(() => readLoop.remove(subscription))
     yield* reclaimScan.look(subscription)
     const removes = settings.untilAcked || Context.get(options.settings, RemoveOnSuccess)
+    if (!removes && settings.bound === undefined && !settings.trimsAcknowledged && !growing.has(key)) {
+      growing.add(key)
+      yield* Effect.logInfo(
+        `stream ${key} never removes an entry: give the layer retention "acknowledged", "until-acked" or { maxLength }, or remove entries with RedisStreams.remove`
+      )
+    }
     return {
       pull: subscription.pull,
       withdraw: subscription.withdraw,

@@ -5,31 +5,25 @@ import type * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
 import { ErrorReply } from "redis"
-import type { Command } from "./command.ts"
-import { DelayedRetries } from "./delayedRetries.ts"
-import { type DeliveryState, EntryReader, type Facts, type RawEntry, RedisDelivery } from "./entry.ts"
+import type { DelayedRetries } from "./delayedRetries.ts"
+import { EntryReader, type Facts, type RawEntry, RedisDelivery } from "./entry.ts"
 import * as groups from "./groups.ts"
 import { HealthRecord, Refusals } from "./health.ts"
 import { Inbox } from "./inbox.ts"
 import * as keys from "./keys.ts"
-import { hasPaused } from "./pauses.ts"
+import { chunk, Leases, type Operation } from "./leases.ts"
 import type { ReadLoop } from "./readLoop.ts"
 import { firstFailure, rawEntry, Reclaim } from "./reclaim.ts"
 import { codeOf, isPassing, list, text, transportError } from "./reply.ts"
 import { hand } from "./scripts/hand.ts"
 import { leave } from "./scripts/prune.ts"
 import { evalsha } from "./scripts/script.ts"
-import { matters, settle } from "./scripts/settle.ts"
+import { matters } from "./scripts/settle.ts"
 import type { Server } from "./server.ts"
-
-/** Entries that one call of a script is about. */
-export const chunk = 500
+import { WaitingRetries } from "./waitingRetries.ts"
 
 /** A pipeline that pauses keeps what has arrived for so long; then a peer may have it. */
 const keepsWithdrawn = 1_000
-
-/** For how long after a pause replies may be read that had waited in a socket. Milliseconds. */
-const doubtedFor = 2_000
 
 /** How long an operation that is refused waits for its next turn. */
 const refusedFor = 1_000
@@ -52,9 +46,6 @@ export interface SubscriptionOptions {
   readonly onVanished: (ids: ReadonlyArray<string>) => void
 }
 
-/** An operation of the script \`settle\` on one entry. */
-export type Operation = readonly [op: string, id: string, count: string, lease: "" | "held" | "own", arg: string]
-
 /** One group's subscription to one stream: the read loop and the reclaim scan fill it, the engine empties it. */
 export class RedisSubscription {
   readonly options: SubscriptionOptions
@@ -72,10 +63,8 @@ export class RedisSubscription {
   private readonly server: Server
   private readonly entries: EntryReader
   private readonly clock: Clock.Clock
-  private readonly own: DelayedRetries
-  private readonly inherited: DelayedRetries
-  /** Of retries that wait here and no other consumer ever had: the attempts so far. */
-  private readonly firstHand = new Map<string, { readonly attempt: number; readonly state: DeliveryState }>()
+  readonly leases: Leases
+  private readonly retries: WaitingRetries
   /** Deliveries that the engine had when the group was deleted or moved back: it gives them out again. */
   private surviving: ReadonlyMap<string, RedisDelivery> = new Map()
   /** The answer to the last hand-out of due retries did not arrive. */
@@ -90,14 +79,14 @@ export class RedisSubscription {
     this.options = options
     this.dues = keys.dues(options.key, options.group)
     this.entries = new EntryReader(options.topic, this)
-    this.own = new DelayedRetries(() => readLoop.wake(this, true))
-    this.inherited = new DelayedRetries(() => readLoop.wake(this, true))
+    this.leases = new Leases(server, { ...options, dues: this.dues }, clock)
+    this.retries = new WaitingRetries(() => readLoop.wake(this, true))
     this.reclaim = new Reclaim(
       { ...options, dues: this.dues },
       server,
       this.inbox,
-      this.inherited,
-      (id) => this.own.has(id) || this.inherited.has(id),
+      this.retries.inherited,
+      (id) => this.retries.has(id),
       this.entries,
       () => this.origin,
       clock
@@ -140,9 +129,7 @@ export class RedisSubscription {
 
   /** A retry is recorded at the server and waits here. */
   wait(delivery: RedisDelivery, ms: number): void {
-    const state = RedisDelivery.state(delivery)
-    if (state.isFirstHand) this.firstHand.set(delivery.id, { attempt: delivery.attempt, state })
-    this.own.add(delivery.id, ms)
+    this.retries.add(delivery, ms)
   }
 
   /** It was settled, or somebody else has it. */
@@ -164,12 +151,13 @@ export class RedisSubscription {
   /** Can take due retries, or something that was released or abandoned. */
   get wantsOld(): boolean {
     if (!this.isOpen || performance.now() < this.refusedUntil) return false
-    return this.inbox.isHeld || this.isReadLost || this.own.isDue && this.inbox.retryRoom > 0 || this.hasInherited ||
+    return this.inbox.isHeld || this.isReadLost || this.retries.own.isDue && this.inbox.retryRoom > 0 ||
+      this.hasInherited ||
       this.reclaim.isReady
   }
 
   private get hasInherited(): boolean {
-    return this.inherited.isDue && this.inbox.freshRoom > 0
+    return this.retries.inherited.isDue && this.inbox.freshRoom > 0
   }
 
   /** Also while the engine wants nothing: what is found is there when it does. */
@@ -236,8 +224,10 @@ export class RedisSubscription {
     this.nothingUnderWay.closeUnsafe()
     if (this.inbox.isHeld) return this.releaseHeld
     if (this.isReadLost) return this.lookForLost
-    if (this.own.isDue && this.inbox.retryRoom > 0) return this.takeDue(this.own, this.inbox.retryRoom, "retry")
-    if (this.hasInherited) return this.takeDue(this.inherited, this.inbox.freshRoom, "fresh")
+    if (this.retries.own.isDue && this.inbox.retryRoom > 0) {
+      return this.takeDue(this.retries.own, this.inbox.retryRoom, "retry")
+    }
+    if (this.hasInherited) return this.takeDue(this.retries.inherited, this.inbox.freshRoom, "fresh")
     return this.reclaim.isReady ? Effect.flatMap(this.reclaim.take, this.vanished) : Effect.void
   }).pipe(
     Effect.tap(Effect.sync(() => void this.refusals.clear(reclaiming))),
@@ -270,7 +260,7 @@ export class RedisSubscription {
     const ids = retries.take(Math.min(room, chunk))
     const { consumer, group, key } = this.options
     const args = [group, consumer, this.isHandLost ? "1" : "0", ...ids]
-    return this.server.keep.one(key, evalsha(hand, [key, this.dues], args)).pipe(
+    return this.server.control.one(key, evalsha(hand, [key, this.dues], args)).pipe(
       Effect.tapError(() =>
         Effect.sync(() => {
           this.isHandLost = true
@@ -284,9 +274,7 @@ export class RedisSubscription {
         const now = this.now()
         const deliveries = list(given).map((entry) => {
           const [id, fields, attempt, failed] = list(entry)
-          const earlier = this.firstHand.get(text(id))
-          // A settlement of the earlier delivery may still be on its way: sent again, it would take the entry back.
-          if (earlier !== undefined) earlier.state.isSuperseded = true
+          const isFirstHand = this.retries.superseded(text(id))
           return this.entries.read(this.origin, rawEntry(id, fields), now, {
             attempt: Number(attempt),
             redelivered: true,
@@ -295,10 +283,10 @@ export class RedisSubscription {
             due: undefined,
             count: Number(attempt),
             arrival,
-            isFirstHand: earlier !== undefined
+            isFirstHand
           })
         })
-        for (const id of ids) this.firstHand.delete(id)
+        this.retries.left(ids)
         this.inbox.put(deliveries, now)
         return this.vanished(list(gone).map(text))
       })
@@ -311,17 +299,6 @@ export class RedisSubscription {
       if (ids.length > 0) this.options.onVanished(ids)
       return this.reportGone(ids)
     })
-
-  /** Those of deliveries without a group whose entries are gone with it. */
-  missing(deliveries: ReadonlyArray<Delivery>): Effect.Effect<ReadonlyArray<Delivery>> {
-    const { key } = this.options
-    return deliveries.length === 0
-      ? Effect.succeed([])
-      : Effect.map(
-        this.server.keep.send(key, deliveries.map(({ id }) => ["XRANGE", key, id, id])),
-        (replies) => deliveries.filter((_, i) => Array.isArray(replies[i]) && list(replies[i]).length === 0)
-      )
-  }
 
   readonly reportGone = (ids: ReadonlyArray<string>): Effect.Effect<void> => {
     const { group, key } = this.options
@@ -358,39 +335,13 @@ export class RedisSubscription {
 
   // --- keeping and releasing
 
-  /** Commands that do something to many entries. */
-  commands(operations: ReadonlyArray<Operation>): ReadonlyArray<Command> {
-    const { consumer, group, key } = this.options
-    const commands: Array<Command> = []
-    for (let i = 0; i < operations.length; i += chunk) {
-      commands.push(evalsha(settle, [key, this.dues], [group, consumer, ...operations.slice(i, i + chunk).flat()]))
-    }
-    return commands
-  }
-
-  /** What the lease of a delivery is, see the script `settle`. */
-  leaseOf(delivery: RedisDelivery): Operation[3] {
-    const { isFirstHand, keptAt } = RedisDelivery.state(delivery)
-    return this.hasPaused || this.now() - keptAt >= this.options.minIdle ? "" : isFirstHand ? "own" : "held"
-  }
-
-  /**
-   * Whether this process has just stood still for so long that its leases may have ended: then an entry that nobody has
-   * may have been settled by a peer, however lately its reply was read.
-   */
-  private get hasPaused(): boolean {
-    return hasPaused(this.options.minIdle / 2, doubtedFor)
-  }
-
   /** Keeps what waits here from being claimed, and releases what has arrived for an engine that wants nothing. */
   readonly tick: Effect.Effect<void> = Effect.suspend(() => {
     const { inbox } = this
     const now = this.now()
-    if (inbox.isWithdrawn && inbox.size > 0 && now - inbox.keptAt > keepsWithdrawn) {
-      return this.releaseInbox
-    }
-    const isKeepable = inbox.size > 0 || this.own.size > 0 || this.inherited.size > 0
-    return isKeepable && now - Math.max(inbox.keptAt, this.retriesKeptAt) > this.options.minIdle / 3
+    if (inbox.isWithdrawn && inbox.size > 0 && now - inbox.keptAt > keepsWithdrawn) return this.releaseInbox
+    return (inbox.size > 0 || this.retries.size > 0) &&
+        now - Math.max(inbox.keptAt, this.retriesKeptAt) > this.options.minIdle / 3
       ? this.keepAll(now)
       : Effect.void
   })
@@ -398,81 +349,53 @@ export class RedisSubscription {
   private retriesKeptAt = 0
 
   private keepAll(now: number): Effect.Effect<void> {
-    const operations: Array<Operation> = []
+    const { leases, retries } = this
     const buffered = this.inbox.deliveries.slice()
-    for (const delivery of buffered) {
-      const { count } = RedisDelivery.state(delivery)
-      operations.push(["extend", delivery.id, String(count), this.leaseOf(delivery), ""])
-    }
-    const isRecent = !this.hasPaused && (this.retriesKeptAt === 0 || now - this.retriesKeptAt < this.options.minIdle)
-    const lease = (attempt: number | undefined) => !isRecent ? "" : attempt === undefined ? "held" : "own"
-    for (const id of [...this.own.ids, ...this.inherited.ids]) {
-      const attempt = this.firstHand.get(id)?.attempt
-      operations.push(["extend", id, attempt === undefined ? "" : String(attempt), lease(attempt), ""])
-    }
-    return Effect.flatMap(
-      this.server.keep.send(this.options.key, this.commands(operations)),
-      (replies) => {
-        if (replies.some((reply) => reply instanceof Error)) return Effect.void
-        this.retriesKeptAt = now
-        if (this.inbox.size > 0) this.inbox.keptAt = now
-        const lost = new Set<string>()
-        const gone = new Set<string>()
-        const unowned: Array<string> = []
-        replies.forEach((reply, i) => {
-          const found = matters(reply, operations.slice(i * chunk, (i + 1) * chunk))
-          for (const [, id] of found.lost) lost.add(id)
-          for (const [, id] of found.gone) gone.add(id)
-          for (const [, id] of found.unowned) unowned.push(id)
-        })
-        // A body that has been read is handled, whether or not its entry is still there; of a retry only the id is here.
-        for (const delivery of buffered) if (gone.has(delivery.id)) RedisDelivery.state(delivery).isGone = true
-        const waiting = [...gone].filter((id) => this.own.has(id) || this.inherited.has(id))
-        for (const id of waiting) lost.add(id)
-        const take = Effect.suspend(() =>
-          Effect.andThen(
-            this.takeUnowned(buffered.filter(({ id }) => unowned.includes(id))),
-            this.takeWaiting(unowned.filter((id) => this.own.has(id)))
-          )
-        )
-        if (lost.size === 0) {
-          for (const delivery of buffered) RedisDelivery.state(delivery).keptAt = now
-          return unowned.length === 0 ? Effect.void : take
-        }
-        this.inbox.drop(lost)
-        this.own.forget(lost)
-        this.inherited.forget(lost)
-        for (const id of lost) this.firstHand.delete(id)
-        return Effect.andThen(this.vanished(waiting), take)
+    const isRecent = !leases.hasPaused && (this.retriesKeptAt === 0 || now - this.retriesKeptAt < this.options.minIdle)
+    const operations = [
+      ...buffered.map((delivery) => leases.extend(delivery)),
+      ...retries.ids.map((id): Operation => {
+        const attempt = retries.attemptOf(id)
+        const lease = !isRecent ? "" : attempt === undefined ? "held" : "own"
+        return ["extend", id, attempt === undefined ? "" : String(attempt), lease, ""]
+      })
+    ]
+    return Effect.flatMap(leases.send(operations), (replies) => {
+      if (replies.some((reply) => reply instanceof Error)) return Effect.void
+      this.retriesKeptAt = now
+      if (this.inbox.size > 0) this.inbox.keptAt = now
+      const lost = new Set<string>()
+      const gone = new Set<string>()
+      const unowned = new Set<string>()
+      replies.forEach((reply, i) => {
+        const found = matters(reply, operations.slice(i * chunk, (i + 1) * chunk))
+        for (const [, id] of found.lost) lost.add(id)
+        for (const [, id] of found.gone) gone.add(id)
+        for (const [, id] of found.unowned) unowned.add(id)
+      })
+      for (const delivery of buffered) {
+        const state = RedisDelivery.state(delivery)
+        if (!lost.has(delivery.id)) state.keptAt = now
+        // A body that has been read is handled, whether or not its entry is still there.
+        if (gone.has(delivery.id)) state.isGone = true
       }
-    )
-  }
-
-  /**
-   * Takes back deliveries that nobody has: their consumer was deleted. Not what is being settled: that has left on
-   * purpose. An acknowledgement that overtook it is sent again.
-   */
-  takeUnowned(deliveries: ReadonlyArray<RedisDelivery>): Effect.Effect<void> {
-    const taken = deliveries.filter((delivery) => !RedisDelivery.state(delivery).isSettling)
-    if (taken.length === 0) return Effect.void
-    const { group, key } = this.options
-    const operations = taken.map((delivery): Operation => {
-      const { count } = RedisDelivery.state(delivery)
-      return ["take", delivery.id, String(count), this.leaseOf(delivery), ""]
-    })
-    return Effect.flatMap(this.server.keep.send(key, this.commands(operations)), () => {
-      const acknowledged = taken.filter((delivery) => RedisDelivery.state(delivery).isAcknowledged)
-      return acknowledged.length === 0
-        ? Effect.void
-        : Effect.asVoid(this.server.keep.send(key, [["XACK", key, group, ...acknowledged.map(({ id }) => id)]]))
+      // Of a retry only the id is here.
+      const vanished = [...gone].filter((id) => retries.has(id))
+      for (const id of vanished) lost.add(id)
+      if (lost.size > 0) {
+        this.inbox.drop(lost)
+        retries.forget(lost)
+      }
+      return this.vanished(vanished).pipe(
+        Effect.andThen(leases.takeBack(buffered.filter(({ id }) => unowned.has(id)))),
+        Effect.andThen(this.takeWaiting([...unowned].filter((id) => retries.own.has(id))))
+      )
     })
   }
 
   private takeWaiting(ids: ReadonlyArray<string>): Effect.Effect<void> {
-    const operations = ids.map((id): Operation => ["take", id, String(this.firstHand.get(id)?.attempt ?? 1), "own", ""])
-    return ids.length === 0
-      ? Effect.void
-      : Effect.asVoid(this.server.keep.send(this.options.key, this.commands(operations)))
+    const operations = ids.map((id): Operation => ["take", id, String(this.retries.attemptOf(id) ?? 1), "own", ""])
+    return ids.length === 0 ? Effect.void : Effect.asVoid(this.leases.send(operations))
   }
 
   /** This process has released something: it comes again before anything that is unread. */
@@ -492,8 +415,7 @@ export class RedisSubscription {
   private release(deliveries: ReadonlyArray<RedisDelivery>): Effect.Effect<void> {
     this.reclaim.found()
     if (deliveries.length === 0) return Effect.void
-    const operations = deliveries.map((delivery) => releaseOf(delivery, this.now(), this.leaseOf(delivery)))
-    return Effect.flatMap(this.server.keep.send(this.options.key, this.commands(operations)), (replies) => {
+    return Effect.flatMap(this.leases.send(deliveries.map((delivery) => this.leases.release(delivery))), (replies) => {
       const gone = replies.flatMap((reply, i) => matters(reply, deliveries.slice(i * chunk, (i + 1) * chunk)).gone)
       return this.vanished(gone.map(({ id }) => id))
     })
@@ -502,11 +424,11 @@ export class RedisSubscription {
   /** Releases everything: arrived entries uncounted, retries that wait with their due time and count. */
   readonly close: Effect.Effect<void> = Effect.suspend(() => {
     clearTimeout(this.refusedTimer)
-    const waiting = [...this.own.stop(), ...this.inherited.stop()]
+    const waiting = this.retries.stop()
     const { consumer, group, key } = this.options
     return this.releaseInbox.pipe(
-      Effect.andThen(this.server.keep.send(key, [
-        ...this.commands(waiting.map((id) => ["leave", id, "", "", ""])),
+      Effect.andThen(this.server.control.send(key, [
+        ...this.leases.commands(waiting.map((id) => ["leave", id, "", "", ""])),
         evalsha(leave, [key], [group, consumer])
       ])),
       Effect.asVoid
@@ -519,17 +441,4 @@ const isAfter = (id: string, other: string): boolean => {
   const [millis, number] = id.split("-").map(Number)
   const [otherMillis, otherNumber] = other.split("-").map(Number)
   return millis! > otherMillis! || millis === otherMillis && number! > otherNumber!
-}
-
-/** A release keeps what is known of a suspect, and when a retry is due. */
-export const releaseOf = (delivery: RedisDelivery, now: number, lease: Operation[3]): Operation => {
-  const { attempt, due, firstFailedAt, id, suspect } = delivery
-  const isEarly = due !== undefined && due > now
-  return [
-    isEarly ? "releaseRetry" : suspect ? "releaseSuspect" : "release",
-    id,
-    String(RedisDelivery.state(delivery).count),
-    lease,
-    isEarly ? `${attempt - 1} ${Math.ceil(due - now)} ${firstFailedAt ?? ""}` : String(attempt - 1)
-  ]
 }

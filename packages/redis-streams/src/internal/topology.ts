@@ -1,16 +1,17 @@
 import * as Effect from "effect/Effect"
 import { type SlotMap, slotOf } from "./cluster.ts"
-import { type Connected, dial, DialError, type DialOptions } from "./link.ts"
+import { dial, DialError, type DialOptions, type Session } from "./connection.ts"
 import { asError, codeOf, list, text } from "./reply.ts"
 import type { Address, Settings } from "./settings.ts"
 
 /** Where a connection for a key has to go, asked again whenever one is made. */
 export interface Topology {
-  readonly connect: (key: string) => Effect.Effect<Connected, DialError>
+  readonly connect: (key: string) => Effect.Effect<Session, DialError>
 }
 
 const dialOptions = (settings: Settings): DialOptions => ({
   login: settings.login,
+  client: settings.client,
   database: settings.database,
   tls: settings.tls,
   within: Math.min(settings.connectTimeout, 5_000)
@@ -111,7 +112,7 @@ const cluster = (settings: Settings, slots: SlotMap): Topology => {
 }
 
 /** One node, whatever it serves. */
-export const dialAt = (settings: Settings, address: Address): Effect.Effect<Connected, DialError> =>
+export const dialAt = (settings: Settings, address: Address): Effect.Effect<Session, DialError> =>
   dial({ ...dialOptions(settings), database: 0 }, address)
 
 export const make = (settings: Settings, slots: SlotMap): Topology =>

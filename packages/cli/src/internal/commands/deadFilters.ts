@@ -13,7 +13,7 @@ export const topic = Argument.String("topic").pipe(
 export const filters = {
   tag: Flag.String("tag").pipe(Flag.withDescription("With this error tag"), Flag.optional),
   text: Flag.String("text").pipe(Flag.withDescription("With this text in the error"), Flag.optional),
-  reason: Flag.Literals("reason", DeadLetter.Reason.literals).pipe(
+  reason: Flag.Literals("reason", DeadLetter.DeadLetterReason.literals).pipe(
     Flag.withDescription("Given up for this reason"),
     Flag.optional
   ),
@@ -26,7 +26,7 @@ export const filters = {
 export interface Filters {
   readonly tag: Option.Option<string>
   readonly text: Option.Option<string>
-  readonly reason: Option.Option<DeadLetter.Reason>
+  readonly reason: Option.Option<DeadLetter.DeadLetterReason>
   readonly failedGroup: Option.Option<string>
   readonly from: Option.Option<string>
   readonly olderThan: Option.Option<number>

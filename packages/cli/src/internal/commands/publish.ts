@@ -107,10 +107,10 @@ export const command = Command.make(
   ({ delay, id, key, ...options }) =>
     connected(
       publish({
-      ...options,
-      key: Option.getOrUndefined(key),
-      id: Option.getOrUndefined(id),
-      delay: Option.getOrUndefined(delay)
+        ...options,
+        key: Option.getOrUndefined(key),
+        id: Option.getOrUndefined(id),
+        delay: Option.getOrUndefined(delay)
       }),
       { mayCreate: options.create }
     )

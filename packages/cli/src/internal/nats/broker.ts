@@ -1,5 +1,5 @@
 import type { Transport } from "@millrace/core/Transport"
-import { Interrupted, TransportError } from "@millrace/core/TransportError"
+import { OperationFailed, TransportError } from "@millrace/core/TransportError"
 import { JetStream, layer as jetStream } from "@millrace/nats-jetstream/JetStream"
 import { JetStreamApiError, type JetStreamManager, jetstreamManager, type StreamInfo } from "@nats-io/jetstream"
 import * as Effect from "effect/Effect"
@@ -19,7 +19,7 @@ export interface Target {
 const attempt = <A>(operation: string, f: () => Promise<A>): Effect.Effect<A, TransportError> =>
   Effect.tryPromise({
     try: f,
-    catch: (cause) => new TransportError({ transport: "nats", reason: new Interrupted({ operation, cause }) })
+    catch: (cause) => new TransportError({ transport: "nats", reason: new OperationFailed({ operation, cause }) })
   })
 
 const isPattern = (subject: string) => /(^|\.)[*>](\.|$)/.test(subject)
@@ -107,7 +107,8 @@ const make = Effect.fnUntraced(function*(target: Target) {
   const jsm = yield* attempt(
     "opening JetStream",
     // Which parts of the API this user may use shows where they are used.
-    () => jetstreamManager(client, { checkAPI: false, ...(target.domain === undefined ? {} : { domain: target.domain }) })
+    () =>
+      jetstreamManager(client, { checkAPI: false, ...(target.domain === undefined ? {} : { domain: target.domain }) })
   )
   return Broker.of({
     name: "nats",

@@ -1,4 +1,4 @@
-import { Interrupted, TransportError } from "@millrace/core/TransportError"
+import { OperationFailed, TransportError } from "@millrace/core/TransportError"
 import type { JetStreamManager } from "@nats-io/jetstream"
 import type { NatsConnection } from "@nats-io/nats-core"
 import * as Clock from "effect/Clock"
@@ -20,7 +20,10 @@ export const examine = Effect.fnUntraced(
     const found = yield* Effect.tryPromise({
       try: () => facts(client, jsm, given),
       catch: (cause) =>
-        new TransportError({ transport: "nats", reason: new Interrupted({ operation: "examining the server", cause }) })
+        new TransportError({
+          transport: "nats",
+          reason: new OperationFailed({ operation: "examining the server", cause })
+        })
     })
     const now = yield* Clock.currentTimeMillis
     return [

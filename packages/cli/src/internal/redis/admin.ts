@@ -1,4 +1,4 @@
-import { Interrupted, redactUrl, TransportError, Unauthorized, Unreachable } from "@millrace/core/TransportError"
+import { OperationFailed, redactUrl, TransportError, Unauthorized, Unreachable } from "@millrace/core/TransportError"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
@@ -64,6 +64,7 @@ const open = async (target: Target): Promise<{ readonly admin: Admin; readonly c
   if (target.cluster) {
     const { password, protocol, username } = new URL(url)
     const cluster = createCluster({
+      RESP: options.RESP,
       rootNodes: [{ url }],
       defaults: {
         ...options,
@@ -77,7 +78,11 @@ const open = async (target: Target): Promise<{ readonly admin: Admin; readonly c
     const nodes: Array<Node> = []
     for (const master of cluster.masters) {
       const client = await cluster.nodeClient(master)
-      nodes.push({ name: master.address, dialled: master.address, send: (args) => attempt(() => client.sendCommand([...args])) })
+      nodes.push({
+        name: master.address,
+        dialled: master.address,
+        send: (args) => attempt(() => client.sendCommand([...args]))
+      })
     }
     return {
       admin: { nodes, send: (key, args) => attempt(() => cluster.sendCommand(key, false, [...args])) },
@@ -87,6 +92,7 @@ const open = async (target: Target): Promise<{ readonly admin: Admin; readonly c
   if (target.sentinel !== undefined) {
     const { hostname, password, pathname, port, username } = new URL(url)
     const sentinel = createSentinel({
+      RESP: options.RESP,
       name: target.sentinel,
       sentinelRootNodes: [{ host: hostname, port: Number(port || 26379) }],
       nodeClientOptions: {
@@ -141,7 +147,7 @@ export const failure =
         ? new Unauthorized({ address, operation, detail: cause.message })
         : connecting
         ? new Unreachable({ address, cause })
-        : new Interrupted({ operation, cause })
+        : new OperationFailed({ operation, cause })
     })
   }
 

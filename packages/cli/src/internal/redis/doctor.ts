@@ -141,17 +141,20 @@ export const examine = Effect.fnUntraced(
       ),
       yield* permissions(admin, target, given.topic),
       ...programChecks("redis", given, { name: "claim.minIdle", millis: given.minIdle }),
-      ...(yield* Effect.catch(streams(admin, target, given, room(servers)), (error) =>
-        error.message.startsWith("NOPERM")
-          ? Effect.succeed([
-            unknown(
-              "redis/streams",
-              "this user may not list and examine streams",
-              "stuck groups are not seen",
-              "ACL SETUSER <user> +scan +xinfo +xpending +type"
-            )
-          ])
-          : Effect.fail(error)))
+      ...(yield* Effect.catch(
+        streams(admin, target, given, room(servers)),
+        (error) =>
+          error.message.startsWith("NOPERM")
+            ? Effect.succeed([
+              unknown(
+                "redis/streams",
+                "this user may not list and examine streams",
+                "stuck groups are not seen",
+                "ACL SETUSER <user> +scan +xinfo +xpending +type"
+              )
+            ])
+            : Effect.fail(error)
+      ))
     ]
   }
 )

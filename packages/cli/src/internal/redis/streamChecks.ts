@@ -31,7 +31,11 @@ const bound = (stream: StreamFacts, room: number | undefined): Finding => {
   const left = isBounded ? undefined : fullIn(stream, room)
   const isSoon = left !== undefined && left < 24 * hour
   if (isBounded || (length < manyEntries && !isSoon)) {
-    return ok(id, `${many(length, "entry", "entries")}${added === undefined ? "" : ` of ${count(added)} ever added`}`, topic)
+    return ok(
+      id,
+      `${many(length, "entry", "entries")}${added === undefined ? "" : ` of ${count(added)} ever added`}`,
+      topic
+    )
   }
   const size = stream.bytes === undefined ? "" : `, ${bytes(stream.bytes)}`
   return bad(
@@ -158,9 +162,9 @@ const unread = (stream: StreamFacts, group: GroupFacts, at: string): Finding => 
     return bad(
       "error",
       id,
-      `at least ${many(gone, "message")} ${gone === 1 ? "was" : "were"} deleted unread: the group has read to ${group.lastDelivered}, the stream begins at ${
-        first ?? "nothing"
-      }`,
+      `at least ${many(gone, "message")} ${
+        gone === 1 ? "was" : "were"
+      } deleted unread: the group has read to ${group.lastDelivered}, the stream begins at ${first ?? "nothing"}`,
       "this group never handles them",
       "raise the bound of the layer, or use retention \"until-acked\"; add processes",
       at

@@ -13,6 +13,9 @@ import type { Snapshot } from "./snapshot.ts"
 
 const page = 50
 
+/** One answer looks through so many letters; the next page goes on behind them. */
+const maxLooked = 10_000
+
 /** As many of the newest letters are counted by reason. */
 const counted = 1_000
 
@@ -68,19 +71,27 @@ interface DeadQuery {
   readonly topic: string
   readonly before: string | undefined
   readonly text: string | undefined
-  readonly reason: DeadLetter.Reason | undefined
+  readonly reason: DeadLetter.DeadLetterReason | undefined
 }
 
-const isReason = Schema.is(DeadLetter.Reason)
+const isReason = Schema.is(DeadLetter.DeadLetterReason)
 
 const dead = Effect.fnUntraced(function*({ before, reason, text, topic }: DeadQuery) {
-  const letters = yield* Stream.runCollect(DeadLetter.list(topic, {
-    reverse: true,
-    before,
-    limit: page,
-    filter: DeadLetter.matching({ text, reason })
-  }))
-  return { letters: letters.map(letterJson), next: letters.length === page ? letters.at(-1)!.id : undefined }
+  let looked = 0
+  let last: string | undefined
+  const letters = yield* DeadLetter.list(topic, { reverse: true, before, limit: maxLooked }).pipe(
+    Stream.tap(({ id }) =>
+      Effect.sync(() => {
+        looked++
+        last = id
+      })
+    ),
+    Stream.filter(DeadLetter.matching({ text, reason })),
+    Stream.take(page),
+    Stream.runCollect
+  )
+  const next = letters.length === page ? letters.at(-1)!.id : looked === maxLooked ? last : undefined
+  return { letters: letters.map(letterJson), looked, next }
 })
 
 const reasons = (topic: string) =>

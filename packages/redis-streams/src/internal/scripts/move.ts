@@ -3,7 +3,7 @@ import * as Script from "./script.ts"
 
 /**
  * Moves delayed entries that are due into the stream. KEYS: stream, delayed set. Replies: how many were moved, how many
- * are still due, and the error of one that cannot be added.
+ * are still due, the error of one that cannot be added, and the milliseconds until the next one is due, -1 for none.
  */
 export const move = Script.make(`${now}
 ${needs("ZREM", "KEYS[2]", "'a'")}
@@ -17,5 +17,6 @@ for _, member in ipairs(redis.call('ZRANGE', KEYS[2], '-inf', now, 'BYSCORE', 'L
     moved = moved + 1
   end
 end
-return { moved, redis.call('ZCOUNT', KEYS[2], '-inf', now), failed }
+local next = redis.call('ZRANGE', KEYS[2], '(' .. now, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')[2]
+return { moved, redis.call('ZCOUNT', KEYS[2], '-inf', now), failed, next and math.ceil(next - now) or -1 }
 `)

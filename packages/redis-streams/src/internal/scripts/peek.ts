@@ -1,6 +1,9 @@
 import { fieldsOf, now, released } from "./lua.ts"
 import * as Script from "./script.ts"
 
+/** Milliseconds: longer than it takes to the next look. */
+export const soon = 2_000
+
 /**
  * Which of many subscriptions have something to claim, or delayed entries that are due: one call for all of them.
  *
@@ -8,7 +11,8 @@ import * as Script from "./script.ts"
  * the entries of a consumer are looked at only when it has not been seen for the claim time.
  *
  * KEYS: stream and delayed set of each. ARGV: group, claim time and consumer of each. Replies for each the sum of: 1
- * something to claim, 2 something due, 4 something pending; or the words of an error that concerns only this one.
+ * something to claim, 2 something due, 4 something pending, and 8 for each millisecond until the next delayed entry is due
+ * where that is soon; or the words of an error that concerns only this one.
  */
 export const peek = Script.make(`${now}${fieldsOf}
 local function claimable(stream, group, minIdle, me)
@@ -29,7 +33,9 @@ local function stateOf(stream, delayed, group, minIdle, me)
   elseif #page > 0 then
     state = claimable(stream, group, minIdle, me) and 5 or 4
   end
-  if #redis.call('ZRANGE', delayed, '-inf', now, 'BYSCORE', 'LIMIT', 0, 1) > 0 then state = state + 2 end
+  local next = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
+  local left = next and math.ceil(next - now) or ${soon}
+  if left <= 0 then state = state + 2 elseif left < ${soon} then state = state + 8 * left end
   return state
 end
 local found = {}

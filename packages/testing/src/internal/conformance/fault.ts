@@ -1,6 +1,7 @@
 import * as Message from "@millrace/core/Message"
 import * as Pipeline from "@millrace/core/Pipeline"
 import * as Settlement from "@millrace/core/Settlement"
+import * as TransportAuthor from "@millrace/core/TransportAuthor"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
@@ -366,7 +367,7 @@ export const fault: ReadonlyArray<rig.Test> = [
       const { running, stop } = yield* rig.start(
         rig.from(transport, topic).pipe(
           Pipeline.tap((_, message) => {
-            const delivery = Message.received(message)?.delivery
+            const delivery = TransportAuthor.received(message)?.delivery
             return Effect.sync(() => lives.add(`${delivery?.origin}`))
           }),
           Pipeline.to(out)

@@ -4,7 +4,7 @@ import { NotSent, PublishError, Refused } from "@millrace/core/Publisher"
 import * as Settlement from "@millrace/core/Settlement"
 import * as Topic from "@millrace/core/Topic"
 import { type Delivery, type Outgoing, type Settling, Transport } from "@millrace/core/Transport"
-import { Interrupted, TransportError } from "@millrace/core/TransportError"
+import { OperationFailed, TransportError } from "@millrace/core/TransportError"
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
@@ -402,7 +402,10 @@ export const retry: ReadonlyArray<rig.Test> = [
       fixed = true
       // The third is published again and its process dies before it is deleted.
       let removals = 0
-      const lost = new TransportError({ transport: transport.name, reason: new Interrupted({ operation: "remove" }) })
+      const lost = new TransportError({
+        transport: transport.name,
+        reason: new OperationFailed({ operation: "remove" })
+      })
       const dying: typeof transport = {
         ...transport,
         remove: (...args) => removals++ === 2 ? Effect.fail(lost) : transport.remove(...args)

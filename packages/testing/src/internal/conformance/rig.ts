@@ -15,6 +15,7 @@ import {
   type Subscription,
   Transport
 } from "@millrace/core/Transport"
+import * as TransportAuthor from "@millrace/core/TransportAuthor"
 import * as Arr from "effect/Array"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
@@ -329,7 +330,7 @@ export const from = <A>(
   topic: Topic.Topic<A>,
   options?: Partial<Pipeline.FromOptions>
 ): Pipeline.Open<Message.Message<A>, A> =>
-  Pipeline.fromTransport(topic, { group: "g", startFrom: "beginning", drainTimeout: "10 seconds", ...options }, {
+  TransportAuthor.fromTransport(topic, { group: "g", startFrom: "beginning", drainTimeout: "10 seconds", ...options }, {
     transport: Effect.succeed(transport)
   })
 

@@ -1,7 +1,7 @@
 import * as Message from "@millrace/core/Message"
 import * as Pipeline from "@millrace/core/Pipeline"
 import * as Settlement from "@millrace/core/Settlement"
-import { Interrupted, TransportError } from "@millrace/core/TransportError"
+import { OperationFailed, TransportError } from "@millrace/core/TransportError"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as TestClock from "effect/testing/TestClock"
@@ -151,7 +151,10 @@ export const settlement: ReadonlyArray<rig.Test> = [
     function*() {
       const { claimAfter, transport } = yield* rig.Rig
       const topic = rig.numbers("s7")
-      const lost = new TransportError({ transport: transport.name, reason: new Interrupted({ operation: "settle" }) })
+      const lost = new TransportError({
+        transport: transport.name,
+        reason: new OperationFailed({ operation: "settle" })
+      })
       let calls = 0
       const handled: Array<string> = []
       const confirmed = new Set<string>()

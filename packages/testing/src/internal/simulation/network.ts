@@ -1,7 +1,7 @@
 import * as Publisher from "@millrace/core/Publisher"
 import * as Settlement from "@millrace/core/Settlement"
 import type { Delivery, Demand, Outgoing, Published, Settling, Subscription, Transport } from "@millrace/core/Transport"
-import { Interrupted, TransportError } from "@millrace/core/TransportError"
+import { OperationFailed, TransportError } from "@millrace/core/TransportError"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -116,7 +116,7 @@ export class Line {
   }
 
   private readonly broken = (operation: string) => () =>
-    Exit.fail(new TransportError({ transport: "memory", reason: new Interrupted({ operation }) }))
+    Exit.fail(new TransportError({ transport: "memory", reason: new OperationFailed({ operation }) }))
 
   transport(inner: Service): Service {
     return {

@@ -7,16 +7,26 @@ import type * as Scope from "effect/Scope"
 import { isIP } from "node:net"
 import type { ConnectionOptions } from "node:tls"
 import { createClient, ErrorReply, RESP_TYPES } from "redis"
+import type { Client as GivenClient } from "../Options.ts"
 import type { Argument, Command } from "./command.ts"
 import { counting, type Received } from "./received.ts"
 import { asError, codeOf, isRefusal, isUnknown } from "./reply.ts"
 import { asEval } from "./scripts/script.ts"
 import { type Address, type Login, nameOf } from "./settings.ts"
 
+/** How our connections differ from the client's defaults. */
+const ours = {
+  // One shape of replies on every server, and no HELLO.
+  RESP: 2,
+  disableOfflineQueue: true,
+  maintNotifications: "disabled",
+  // The client's own timeout costs half the speed, and only counts the time until a command is written.
+  commandOptions: { timeout: undefined as never, typeMapping: { [RESP_TYPES.BLOB_STRING]: Buffer } }
+} as const
+
 const create = (options: DialOptions, address: Address, login: Login) =>
   createClient({
-    // One shape of replies on every server, and no HELLO.
-    RESP: 2,
+    ...ours,
     socket: {
       ...(address.path === undefined ? { host: address.host, port: address.port } : { path: address.path }),
       connectTimeout: options.within,
@@ -28,25 +38,36 @@ const create = (options: DialOptions, address: Address, login: Login) =>
     },
     ...(login.username === undefined ? {} : { username: login.username }),
     ...(login.password === undefined ? {} : { password: login.password }),
-    database: options.database,
-    disableOfflineQueue: true,
-    maintNotifications: "disabled",
-    // The client's own timeout costs half the speed, and only counts the time until a command is written.
-    commandOptions: { timeout: undefined as never, typeMapping: { [RESP_TYPES.BLOB_STRING]: Buffer } }
+    database: options.database
   })
+
+/** A connection of our own that logs in as the client does. */
+const copy = (client: NonNullable<DialOptions["client"]>, within: number): Client => {
+  const { socket } = (client.options ?? {}) as { readonly socket?: object }
+  const overrides = {
+    ...ours,
+    clientSideCache: undefined,
+    commandsQueueMaxLength: undefined,
+    pingInterval: undefined,
+    socket: { ...socket, connectTimeout: within, reconnectStrategy: false }
+  }
+  return client.duplicate(overrides as never) as Client
+}
 
 type Client = ReturnType<typeof create>
 
 export interface DialOptions {
   /** Asked for each connection. */
   readonly login: Effect.Effect<Login, unknown>
+  /** Its options are used instead of all others. */
+  readonly client?: GivenClient | undefined
   readonly database: number
   readonly tls: ConnectionOptions | undefined
   readonly within: number
 }
 
 /** A connection that works now. */
-export interface Connected {
+export interface Session {
   readonly client: Client
   readonly address: Address
   /** For `CLIENT UNBLOCK`; `undefined` when this user may not ask. */
@@ -83,10 +104,10 @@ export class Lost extends Error {
 /** Commands that tell whether a connection works; of these only the second one must be answered. */
 const probes = [["CLIENT", "ID"], ["PING"]] as const
 
-const dialAs = (options: DialOptions, address: Address, login: Login): Effect.Effect<Connected, DialError> =>
-  Effect.callback<Connected, DialError>((resume) => {
+const dialAs = (options: DialOptions, address: Address, login: Login): Effect.Effect<Session, DialError> =>
+  Effect.callback<Session, DialError>((resume) => {
     let heard: Error | undefined
-    const client = create(options, address, login)
+    const client = options.client === undefined ? create(options, address, login) : copy(options.client, options.within)
     client.on("error", (error) => heard ??= asError(error))
     const fail = (error: unknown) => {
       client.destroy()
@@ -113,7 +134,7 @@ const dialAs = (options: DialOptions, address: Address, login: Login): Effect.Ef
     return Effect.sync(() => client.destroy())
   })
 
-export const dial = (options: DialOptions, address: Address): Effect.Effect<Connected, DialError> =>
+export const dial = (options: DialOptions, address: Address): Effect.Effect<Session, DialError> =>
   options.login.pipe(
     Effect.mapError((cause) =>
       new DialError({ address, error: new Error(`the credentials could not be had: ${describe(cause)}`) })
@@ -121,7 +142,17 @@ export const dial = (options: DialOptions, address: Address): Effect.Effect<Conn
     Effect.flatMap((login) => dialAs(options, address, login)),
     Effect.timeoutOrElse({
       duration: options.within,
-      orElse: () => Effect.fail(new DialError({ address, error: new Error(`no answer within ${options.within} ms`) }))
+      orElse: () =>
+        Effect.fail(
+          new DialError({
+            address,
+            error: new Error(
+              options.tls === undefined
+                ? `no answer within ${options.within} ms`
+                : `no answer to the TLS handshake within ${options.within} ms, does this port speak TLS?`
+            )
+          })
+        )
     })
   )
 
@@ -134,25 +165,25 @@ export const backoff = Schedule.min([Schedule.exponential("50 millis"), Schedule
 )
 
 /** A connection that is made again whenever it is lost, for as long as its scope is open. */
-export class Link {
-  private connected: Connected | undefined
+export class Connection {
+  private connected: Session | undefined
   private readonly up = Latch.makeUnsafe(false)
   private readonly down = Latch.makeUnsafe(true)
   private cause: Error = new Error("not connected yet")
   private readonly purpose: string
-  private readonly leastPatience: number
-  private patience: number
+  private readonly minTimeout: number
+  private timeout: number
   private answered = 0
   /** When it was last made again, on the clock of `performance.now`. */
   madeAgainAt = -Infinity
 
-  /** What is not answered within `leastPatience` is given up; what needs longer teaches to wait longer. */
-  constructor(purpose: string, leastPatience = Infinity) {
+  /** What is not answered within `minTimeout` is given up; what needs longer teaches to wait longer. */
+  constructor(purpose: string, minTimeout = Infinity) {
     this.purpose = purpose
-    this.leastPatience = this.patience = leastPatience
+    this.minTimeout = this.timeout = minTimeout
   }
 
-  get current(): Connected | undefined {
+  get current(): Session | undefined {
     return this.connected
   }
 
@@ -162,7 +193,7 @@ export class Link {
   }
 
   /** Waits for the connection at most `within` milliseconds. */
-  awaitUp(within: number): Effect.Effect<Connected, Lost> {
+  awaitUp(within: number): Effect.Effect<Session, Lost> {
     return Effect.suspend(() => {
       if (this.connected !== undefined) return Effect.succeed(this.connected)
       return this.up.await.pipe(
@@ -175,7 +206,7 @@ export class Link {
   /**
    * Sends commands in one write and gives their replies in order. What the server refuses is an `ErrorReply` in its
    * place, what the connection lost is a `Lost`. No answer to anything `within` milliseconds (or this connection's
-   * patience, if that is less) ends the connection.
+   * timeout, if that is less) ends the connection.
    */
   send(commands: ReadonlyArray<Command>, within: number): Effect.Effect<ReadonlyArray<unknown>> {
     return Effect.callback((resume) => {
@@ -188,26 +219,26 @@ export class Link {
       const replies = new Array<unknown>(commands.length)
       let left = commands.length
       let progress = this.answered + connected.received.bytes
-      const patience = Math.min(within, this.patience)
+      const timeout = Math.min(within, this.timeout)
       const giveUp = () => {
         if (left === 0) return
         const now = this.answered + connected.received.bytes
         if (now === progress) {
-          this.patience = Math.max(this.leastPatience, Math.min(2 * this.patience, within))
-          return this.drop(connected, new Error(`no answer within ${Math.round(patience)} ms`))
+          this.timeout = Math.max(this.minTimeout, Math.min(2 * this.timeout, within))
+          return this.drop(connected, new Error(`no answer within ${Math.round(timeout)} ms`))
         }
         // Other replies arrive, or this one does: the connection is slow, not dead.
         progress = now
-        timer = setTimeout(expire, patience)
+        timer = setTimeout(expire, timeout)
       }
       // After the loop stood still, what has come meanwhile is read first.
       const expire = () => setImmediate(giveUp)
-      let timer = setTimeout(expire, patience)
+      let timer = setTimeout(expire, timeout)
       const done = () => {
         this.answered++
         if (--left > 0) return
         clearTimeout(timer)
-        if (this.patience > this.leastPatience) this.patience = Math.max(this.leastPatience, 0.98 * this.patience)
+        if (this.timeout > this.minTimeout) this.timeout = Math.max(this.minTimeout, 0.98 * this.timeout)
         resume(Effect.succeed(replies))
       }
       for (let i = 0; i < commands.length; i++) {
@@ -236,7 +267,7 @@ export class Link {
   }
 
   /** Gives a connection up, so that another one is made. */
-  drop(connected: Connected, cause: Error): void {
+  drop(connected: Session, cause: Error): void {
     if (this.connected !== connected) return
     this.connected = undefined
     this.cause = cause
@@ -261,11 +292,11 @@ export class Link {
 
   private isRenewing = false
 
-  private causeOf(connected: Connected, error: Error): Error {
+  private causeOf(connected: Session, error: Error): Error {
     return this.connected === connected ? error : this.cause
   }
 
-  private adopt(connected: Connected): void {
+  private adopt(connected: Session): void {
     this.connected = connected
     this.scripts.clear()
     connected.client.on("error", (error) => this.drop(connected, asError(error)))
@@ -276,9 +307,9 @@ export class Link {
   }
 
   /** Keeps it connected. `first` is a connection that exists already. */
-  readonly keep = (
-    redial: Effect.Effect<Connected, DialError>,
-    first?: Connected
+  readonly maintain = (
+    redial: Effect.Effect<Session, DialError>,
+    first?: Session
   ): Effect.Effect<never, never, Scope.Scope> => {
     let said = ""
     let isNews = true
@@ -289,7 +320,7 @@ export class Link {
           this.cause = error
           if (!error.isFinal || said === error.message) return Effect.void
           said = error.message
-          return Effect.logError(`redis: ${this.purpose}: ${said} (asked again until it is allowed)`)
+          return Effect.logError(`redis: ${this.purpose}: ${said} (retrying)`)
         }),
         Effect.retry(backoff),
         Effect.orDie,
@@ -331,14 +362,14 @@ export class Link {
   }
 }
 
-/** Starts a link in the current scope. */
+/** Starts a connection in the current scope. */
 export const make = Effect.fnUntraced(function*(
   purpose: string,
-  redial: Effect.Effect<Connected, DialError>,
-  first?: Connected,
-  leastPatience?: number
-): Effect.fn.Return<Link, never, Scope.Scope> {
-  const link = new Link(purpose, leastPatience)
-  yield* Effect.forkScoped(link.keep(redial, first), { startImmediately: true })
-  return link
+  redial: Effect.Effect<Session, DialError>,
+  first?: Session,
+  minTimeout?: number
+): Effect.fn.Return<Connection, never, Scope.Scope> {
+  const connection = new Connection(purpose, minTimeout)
+  yield* Effect.forkScoped(connection.maintain(redial, first), { startImmediately: true })
+  return connection
 })

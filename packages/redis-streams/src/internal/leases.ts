@@ -1,0 +1,120 @@
+import type { Delivery } from "@millrace/core/Transport"
+import type * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import type { Command } from "./command.ts"
+import { RedisDelivery } from "./entry.ts"
+import { hasPaused } from "./pauses.ts"
+import { list } from "./reply.ts"
+import { evalsha } from "./scripts/script.ts"
+import { settle } from "./scripts/settle.ts"
+import type { Server } from "./server.ts"
+
+/** Entries that one call of a script is about. */
+export const chunk = 500
+
+/** For how long after a pause replies may be read that had waited in a socket. Milliseconds. */
+const doubtedFor = 2_000
+
+/** An operation of the script `settle` on one entry. */
+export type Operation = readonly [op: string, id: string, count: string, lease: "" | "held" | "own", arg: string]
+
+/** For whom entries are leased, and for how long. */
+export interface LeaseOptions {
+  readonly key: string
+  readonly dues: string
+  readonly group: string
+  readonly consumer: string
+  readonly minIdle: number
+}
+
+/** What one consumer of a group says about the entries that it owns. */
+export class Leases {
+  private readonly server: Server
+  private readonly options: LeaseOptions
+  private readonly clock: Clock.Clock
+
+  constructor(server: Server, options: LeaseOptions, clock: Clock.Clock) {
+    this.server = server
+    this.options = options
+    this.clock = clock
+  }
+
+  /** Commands that do something to many entries. */
+  commands(operations: ReadonlyArray<Operation>): ReadonlyArray<Command> {
+    const { consumer, dues, group, key } = this.options
+    const commands: Array<Command> = []
+    for (let i = 0; i < operations.length; i += chunk) {
+      commands.push(evalsha(settle, [key, dues], [group, consumer, ...operations.slice(i, i + chunk).flat()]))
+    }
+    return commands
+  }
+
+  /** Sends them apart from settlements, which may be many. */
+  send(operations: ReadonlyArray<Operation>): Effect.Effect<ReadonlyArray<unknown>> {
+    return this.server.control.send(this.options.key, this.commands(operations))
+  }
+
+  /** What the lease of a delivery is, see the script `settle`. */
+  of(delivery: RedisDelivery): Operation[3] {
+    const { isFirstHand, keptAt } = RedisDelivery.state(delivery)
+    const isOver = this.hasPaused || this.clock.currentTimeMillisUnsafe() - keptAt >= this.options.minIdle
+    return isOver ? "" : isFirstHand ? "own" : "held"
+  }
+
+  /**
+   * Whether this process has just stood still for so long that its leases may have ended: then an entry that nobody has
+   * may have been settled by a peer, however lately its reply was read.
+   */
+  get hasPaused(): boolean {
+    return hasPaused(this.options.minIdle / 2, doubtedFor)
+  }
+
+  extend(delivery: RedisDelivery): Operation {
+    return ["extend", delivery.id, String(RedisDelivery.state(delivery).count), this.of(delivery), ""]
+  }
+
+  /** A release keeps what is known of a suspect, and when a retry is due. */
+  release(delivery: RedisDelivery, lease = this.of(delivery)): Operation {
+    const { attempt, due, firstFailedAt, id, suspect } = delivery
+    const now = this.clock.currentTimeMillisUnsafe()
+    const isEarly = due !== undefined && due > now
+    return [
+      isEarly ? "releaseRetry" : suspect ? "releaseSuspect" : "release",
+      id,
+      String(RedisDelivery.state(delivery).count),
+      lease,
+      isEarly ? `${attempt - 1} ${Math.ceil(due - now)} ${firstFailedAt ?? ""}` : String(attempt - 1)
+    ]
+  }
+
+  /**
+   * Takes back deliveries that nobody has: their consumer was deleted. Not what is being settled: that has left on
+   * purpose. An acknowledgement that overtook it is sent again.
+   */
+  takeBack(deliveries: ReadonlyArray<RedisDelivery>): Effect.Effect<void> {
+    const taken = deliveries.filter((delivery) => !RedisDelivery.state(delivery).isSettling)
+    if (taken.length === 0) return Effect.void
+    const { group, key } = this.options
+    const operations = taken.map((delivery): Operation => {
+      const { count } = RedisDelivery.state(delivery)
+      return ["take", delivery.id, String(count), this.of(delivery), ""]
+    })
+    return Effect.flatMap(this.send(operations), () => {
+      const acknowledged = taken.filter((delivery) => RedisDelivery.state(delivery).isAcknowledged)
+      return acknowledged.length === 0
+        ? Effect.void
+        : Effect.asVoid(this.server.control.send(key, [["XACK", key, group, ...acknowledged.map(({ id }) => id)]]))
+    })
+  }
+
+  /** Those of deliveries without a group whose entries are gone with it. */
+  missing(deliveries: ReadonlyArray<Delivery>): Effect.Effect<ReadonlyArray<Delivery>> {
+    const { key } = this.options
+    return deliveries.length === 0
+      ? Effect.succeed([])
+      : Effect.map(
+        this.server.control.send(key, deliveries.map(({ id }) => ["XRANGE", key, id, id])),
+        (replies) => deliveries.filter((_, i) => Array.isArray(replies[i]) && list(replies[i]).length === 0)
+      )
+  }
+}

@@ -1,0 +1,98 @@
+import type { Outgoing } from "@millrace/core/Transport"
+import * as Duration from "effect/Duration"
+import type { Argument, Command } from "./command.ts"
+import { appendFields } from "./entry.ts"
+import * as keys from "./keys.ts"
+import * as adds from "./scripts/add.ts"
+import { evalsha } from "./scripts/script.ts"
+import type { ServerClock } from "./serverClock.ts"
+import type { Settings } from "./settings.ts"
+
+const longestDelay = 100 * 365 * 86_400_000
+
+/** The hashes of ids around a period, as the scripts take them. */
+interface Ids {
+  readonly period: number
+  readonly keys: ReadonlyArray<string>
+}
+
+/** Makes the commands that publish. */
+export class PublishCommands {
+  private readonly settings: Settings
+  private readonly clock: ServerClock
+  /** Topics that hold dead letters, which no bound trims. */
+  private readonly unbounded: ReadonlySet<string>
+  private readonly keepFor: string
+  private readonly length: string
+  private readonly ids = new Map<string, Ids>()
+
+  constructor(settings: Settings, clock: ServerClock, unbounded: ReadonlySet<string>) {
+    this.settings = settings
+    this.clock = clock
+    this.unbounded = unbounded
+    this.keepFor = String(settings.deduplication * 3)
+    this.length = String(settings.deduplication)
+  }
+
+  of(key: string, message: Outgoing): Command {
+    const bound = this.unbounded.has(message.topic) ? undefined : this.settings.bound
+    if (message.id === undefined && message.delay === undefined && bound === undefined) {
+      const command: Array<Argument> = ["XADD", key, "*"]
+      appendFields(command, message)
+      return command
+    }
+    const how = bound?.exact === true ? "=" : "~"
+    const age = bound?.by === "age" ? String(bound.age) : ""
+    const add: Array<Argument> = bound?.by === "length" ? ["MAXLEN", how, String(bound.length), "*"] : ["*"]
+    if (message.delay !== undefined) {
+      const { args, keys } = this.once(key, message.id ?? "")
+      args.push(
+        String(Math.min(longestDelay, Math.max(0, Math.ceil(Duration.toMillis(message.delay))))),
+        `delayed-${crypto.randomUUID()}`,
+        ...add
+      )
+      return evalsha(adds.delay, [this.delayedOf(key), ...keys], appendFields(args, message))
+    }
+    if (message.id !== undefined) {
+      const { args, keys } = this.once(key, message.id)
+      args.push(age === "" ? "" : how, age, ...add)
+      return evalsha(adds.addOnce, [key, ...keys], appendFields(args, message))
+    }
+    return age === ""
+      ? appendFields(["XADD", key, ...add], message)
+      : evalsha(adds.add, [key], appendFields([how, age], message))
+  }
+
+  /** The entry alone, for a message whose id is looked for and noted apart. */
+  add(key: string, message: Outgoing): Command {
+    return appendFields(["XADD", key, "*"], message)
+  }
+
+  find(key: string, id: string): Command {
+    const { args, keys } = this.once(key, id)
+    return evalsha(adds.findOnce, [key, ...keys], args)
+  }
+
+  note(key: string, id: string, entry: string): Command {
+    const { args, keys } = this.once(key, id)
+    return evalsha(adds.noteOnce, [key, ...keys], [...args, entry])
+  }
+
+  private delayedOf(key: string): string {
+    return keys.delayed(key)
+  }
+
+  private once(key: string, id: string): { readonly args: Array<Argument>; readonly keys: ReadonlyArray<string> } {
+    const period = Math.floor(this.clock.now() / this.settings.deduplication)
+    let ids = this.ids.get(key)
+    if (ids?.period !== period) {
+      if (this.ids.size >= maxKeys) this.ids.clear()
+      ids = { period, keys: [period - 2, period - 1, period, period + 1].map((at) => keys.published(key, at)) }
+      this.ids.set(key, ids)
+    }
+    return { args: [id, this.keepFor, String(period), this.length], keys: ids.keys }
+  }
+}
+
+/** Topics may be made of ids. */
+const maxKeys = 10_000

@@ -1,0 +1,95 @@
+import type { Outgoing } from "@millrace/core/Transport"
+import * as Effect from "effect/Effect"
+import type { Command } from "./command.ts"
+import { Lost } from "./connection.ts"
+import type { PublishCommands } from "./publishCommands.ts"
+
+/** A publish that waits for its turn. */
+interface Waiting {
+  readonly key: string
+  readonly messages: ReadonlyArray<Outgoing>
+  readonly resume: (replies: ReadonlyArray<unknown>) => void
+}
+
+/** Sends commands that concern one node, and gives their replies in order. */
+export type Send = (key: string, commands: ReadonlyArray<Command>) => Effect.Effect<ReadonlyArray<unknown>>
+
+/**
+ * Collects publishes and sends them as one write for each turn of the event loop, with one completion for all of them. A
+ * lone publish goes out at once; when the last write was less than a millisecond ago, the queue waits for the turn to end.
+ */
+export class PublishQueue {
+  private readonly send: Send
+  private readonly isUp: (key: string) => boolean
+  private readonly commands: PublishCommands
+  /** Which queue a key belongs to: in a cluster keys live on different nodes. */
+  private readonly placeOf: (key: string) => string
+  private readonly queues = new Map<string, Array<Waiting>>()
+  private lastFlush = -Infinity
+  private isScheduled = false
+
+  constructor(
+    send: Send,
+    isUp: (key: string) => boolean,
+    commands: PublishCommands,
+    placeOf: (key: string) => string
+  ) {
+    this.send = send
+    this.isUp = isUp
+    this.commands = commands
+    this.placeOf = placeOf
+  }
+
+  /** Resolves to the replies. Interrupted before its turn, nothing is sent. */
+  publish(key: string, messages: ReadonlyArray<Outgoing>): Effect.Effect<ReadonlyArray<unknown>> {
+    return Effect.callback((resume) => {
+      const waiting: Waiting = { key, messages, resume: (replies) => resume(Effect.succeed(replies)) }
+      const place = this.placeOf(key)
+      const queue = this.queues.get(place)
+      if (queue === undefined) this.queues.set(place, [waiting])
+      else queue.push(waiting)
+      this.schedule()
+      return Effect.sync(() => {
+        const queue = this.queues.get(place)
+        const at = queue?.indexOf(waiting) ?? -1
+        if (at >= 0) queue!.splice(at, 1)
+      })
+    })
+  }
+
+  private schedule(): void {
+    if (this.isScheduled) return
+    this.isScheduled = true
+    if (performance.now() - this.lastFlush < 1) setImmediate(this.flush)
+    else queueMicrotask(this.flush)
+  }
+
+  private readonly flush = (): void => {
+    this.isScheduled = false
+    this.lastFlush = performance.now()
+    const queues = [...this.queues.values()]
+    this.queues.clear()
+    for (const queue of queues) this.flushQueue(queue)
+  }
+
+  private flushQueue(queue: ReadonlyArray<Waiting>): void {
+    const [first] = queue
+    if (first === undefined) return
+    // Without a connection each waits for itself: only some may find room.
+    if (queue.length > 1 && !this.isUp(first.key)) {
+      for (const waiting of queue) this.flushQueue([waiting])
+      return
+    }
+    const commands: Array<Command> = []
+    for (const { key, messages } of queue) {
+      for (const message of messages) commands.push(this.commands.of(key, message))
+    }
+    Effect.runFork(this.send(first.key, commands)).addObserver((exit) => {
+      const replies = exit._tag === "Success"
+        ? exit.value
+        : commands.map(() => new Lost(true, new Error("interrupted")))
+      let at = 0
+      for (const { messages, resume } of queue) resume(replies.slice(at, at += messages.length))
+    })
+  }
+}
