@@ -53,7 +53,7 @@ export const consume = (results: Results): ReadonlyArray<Row> => {
 }
 
 export const wait = (results: Results): ReadonlyArray<Row> =>
-  (["promise", "effect"] as const).map((arm) =>
+  (["plain", "effect"] as const).map((arm) =>
     atLeast(
       `consume, ${arm === "effect" ? "Effect" : "promise"} that waits 1 ms, 256, ${brokerOf(results)}, of raw`,
       0.85,

@@ -96,8 +96,9 @@ const bullmq = (context: Context): Measuring =>
       rows: budget.bullmq(consumed, roundTrips),
       text: table.rates(
         [consumed, roundTrips],
-        (results) => results === consumed ? "bullmq" : "bullmqRoundTrip"
-      ).replaceAll("of raw", "of BullMQ")
+        (results) => results === consumed ? "bullmq" : "bullmqRoundTrip",
+        "BullMQ"
+      )
     }
   })
 

@@ -134,14 +134,17 @@ const profileOf = Effect.fnUntraced(function*(
   const { urls, versions } = yield* bothBrokers
   fs.mkdirSync(results, { recursive: true })
   const texts: Array<string> = []
-  for (const { arm, broker, concurrency } of arms) {
-    const profileTo = path.join(results, `${broker}-${arm}.cpuprofile`)
+  for (const { arm, broker, concurrency, delay = 0 } of arms) {
+    const profileTo = path.join(results, `${broker}-${arm}-${concurrency}-${delay}.cpuprofile`)
     const count = workOf(arm) === "consume" && arm !== "to" ? messages : Math.ceil(messages / 4)
-    const spec = { broker, arm, concurrency, size: 100, delay: 0, count }
+    const spec = { broker, arm, concurrency, size: 100, delay, count }
     const { cpu, rate } = yield* Effect.scoped(
       Effect.flatMap(Fleet.make(urls, { profileTo }), (fleet) => fleet.pass(spec))
     )
-    const title = `${broker}, ${table.nameOf(arm)}: ${table.thousands(rate)}, ${cpu.toFixed(2)} µs of CPU a message`
+    const handler = delay === 0 ? "" : `, ${delay} ms, ${concurrency} at a time`
+    const title = `${broker}, ${table.nameOf(arm)}${handler}: ${table.thousands(rate)}, ${
+      cpu.toFixed(2)
+    } µs of CPU a message`
     const text = `${title}\n\n${profile.summarize(profileTo, count)}`
     yield* Console.log(`${text}\n`)
     texts.push(text)
@@ -203,12 +206,16 @@ const profileCommand = Command.make("profile", {
   broker,
   arm: Flag.String("arm").pipe(Flag.withDefault("plain")),
   concurrency: Flag.Int("concurrency").pipe(Flag.withDefault(64)),
+  delay: Flag.Int("delay").pipe(
+    Flag.withDescription("Milliseconds that the handler waits"),
+    Flag.withDefault(0)
+  ),
   messages: Flag.Int("messages").pipe(Flag.withDefault(400_000)),
   docs: intoDocs
-}, ({ arm, broker, concurrency, docs, messages }) =>
+}, ({ arm, broker, concurrency, delay, docs, messages }) =>
   Effect.scoped(
     profileOf(
-      broker._tag === "Some" ? [{ broker: broker.value as BrokerName, arm, concurrency }] : profile.usual,
+      broker._tag === "Some" ? [{ broker: broker.value as BrokerName, arm, concurrency, delay }] : profile.usual,
       messages,
       docs
     )

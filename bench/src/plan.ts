@@ -67,7 +67,7 @@ export const features = (broker: BrokerName, effort: Effort): Cell =>
 
 /** A handler that waits 1 ms. */
 export const wait = (broker: Server, effort: Effort): Cell =>
-  cell(broker, ["tuned", "promise", "effect"], effort, consumes[broker], { concurrency: 256, delay: 1 })
+  cell(broker, ["tuned", "plain", "effect"], effort, consumes[broker], { concurrency: 256, delay: 1 })
 
 export const publish = (broker: Server, effort: Effort): Cell =>
   cell(broker, ["publish", "publishAll", "publishEach"], effort, publishes[broker])

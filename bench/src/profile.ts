@@ -17,6 +17,8 @@ export interface Profiled {
   readonly broker: BrokerName
   readonly arm: string
   readonly concurrency: number
+  /** Milliseconds that the handler waits. */
+  readonly delay?: number
 }
 
 /** The arms whose profiles stand in the docs. */
@@ -24,6 +26,7 @@ export const usual: ReadonlyArray<Profiled> = [
   { broker: "memory", arm: "plain", concurrency: 64 },
   { broker: "memory", arm: "effect", concurrency: 64 },
   { broker: "redis", arm: "plain", concurrency: 64 },
+  { broker: "redis", arm: "plain", concurrency: 256, delay: 1 },
   { broker: "redis", arm: "publishAll", concurrency: 64 },
   { broker: "redis", arm: "to", concurrency: 64 },
   { broker: "jetstream", arm: "plain", concurrency: 64 },
@@ -49,15 +52,18 @@ export const summarize = (file: string, count: number): string => {
   const names = new Map(nodes.map(({ callFrame: { functionName, lineNumber, url }, id }) => [
     id,
     url === ""
-      ? functionName
+      ? functionName || "(native)"
       : `${functionName || "(anonymous)"} ${url.replace(/^.*\/(packages|node_modules|bench)\//, "")}:${lineNumber + 1}`
   ]))
+  const profiler = new Set(nodes.flatMap(({ callFrame, id }) => callFrame.url === "node:inspector" ? [id] : []))
   const owners = new Map(nodes.map(({ callFrame, id }) => [id, ownerOf(callFrame)]))
   const byOwner = new Map<string, number>()
   const parents = new Map(nodes.flatMap(({ children = [], id }) => children.map((child) => [child, id] as const)))
   const own = new Map<string, { total: number; readonly callers: Map<string, number> }>()
   samples.forEach((id, i) => {
     const micros = timeDeltas[i]! / count
+    // The profiler itself.
+    if (profiler.has(id)) return
     const owner = owners.get(id)!
     byOwner.set(owner, (byOwner.get(owner) ?? 0) + micros)
     const name = names.get(id)!

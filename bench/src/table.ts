@@ -82,8 +82,12 @@ const circumstances = (results: Results): ReadonlyArray<string> => {
 
 const orDash = (estimate: Estimate | undefined): string => estimate === undefined ? "" : interval(estimate)
 
-/** One line an arm of a cell; `base` is what the others are compared with. */
-export const rates = (cells: ReadonlyArray<Results>, baseFor: (results: Results) => string = baseOf): string =>
+/** One line an arm of a cell; `baseFor` names the arm that the others are compared with, `of` is what it stands for. */
+export const rates = (
+  cells: ReadonlyArray<Results>,
+  baseFor: (results: Results) => string = baseOf,
+  of = "raw"
+): string =>
   markdown(
     [
       "broker",
@@ -91,10 +95,10 @@ export const rates = (cells: ReadonlyArray<Results>, baseFor: (results: Results)
       "size",
       "handler",
       "arm",
-      "of raw (95 %)",
+      `of ${of} (95 %)`,
       "rate",
       "CPU µs",
-      "CPU of raw",
+      `CPU of ${of}`,
       "commands",
       "writes"
     ],

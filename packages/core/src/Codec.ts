@@ -9,6 +9,7 @@ import * as Schema from "effect/Schema"
 import * as SchemaIssue from "effect/SchemaIssue"
 import type { StandardSchemaV1 } from "effect/StandardSchema"
 import { exitOf } from "./internal/exit.ts"
+import { plainOf } from "./internal/plain.ts"
 
 /**
  * Fields of an entry that a map cannot hold as they are: names that repeat, or that are not text. A broker gives them as
@@ -77,6 +78,7 @@ export const json = <S extends Schema.Constraint>(
   const codec = Schema.toCodecJson(schema)
   const decode = Schema.decodeUnknownEffect(codec)
   const encode = Schema.encodeEffect(Schema.fromJsonString(codec))
+  const isPlain = plainOf(schema)
   return {
     contentType: "application/json",
     schema,
@@ -87,7 +89,7 @@ export const json = <S extends Schema.Constraint>(
       } catch (error) {
         return error instanceof SyntaxError ? reject(`Expected JSON: ${error.message}`) : notUtf8
       }
-      return decode(value)
+      return isPlain?.(value) === true ? Exit.succeed(value as S["Type"]) : decode(value)
     },
     encode: (value) => mapSync(encode(value), (text) => ({ body: encoder.encode(text) }))
   }

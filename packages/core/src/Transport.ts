@@ -244,8 +244,8 @@ export interface Capabilities {
   /** `release` leaves the attempt count as it was, also across processes. */
   readonly uncountedRelease: boolean
   /**
-   * Released messages keep the order of the stream, however often the only consumer is restarted while they wait. A broker
-   * that appends them to a queue of redeliveries (JetStream) keeps it through one restart.
+   * Released messages keep the order of the stream, however often the only consumer is restarted while they wait: where
+   * the subscription is `ordered`, at least.
    */
   readonly orderedRelease: boolean
   /** `settle` and `extend` know whether this consumer still owns a delivery. */

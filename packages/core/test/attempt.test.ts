@@ -131,6 +131,17 @@ describe("the scope of an attempt", () => {
       assert.deepStrictEqual(order, ["1 Success, 0 settled", "2 Failure, 0 settled"])
     }).pipe(Effect.provide(TestHarness.layer)))
 
+  it.effect("keeps the message for as long as its finalizers run", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      yield* on(hand, (from) => from.pipe(Pipeline.tap(() => Effect.addFinalizer(() => Effect.sleep("25 seconds")))))
+      hand.deliver(delivery(1))
+      yield* adjust("20 seconds")
+      assert.deepStrictEqual([hand.extended, hand.said], [[["1"], ["1"]], []])
+      yield* adjust("5 seconds")
+      assert.deepStrictEqual(hand.said, ["1 Ack"])
+    }))
+
   it.effect("closes also when nothing has used it: a finalizer that is added later runs at once", () =>
     Effect.gen(function*() {
       const scopes: Array<Scope.Scope> = []

@@ -11,9 +11,9 @@ import {
   Topic
 } from "@millrace/core"
 import { Transport } from "@millrace/core/Transport"
-import { MemoryTransport, Wait } from "@millrace/testing"
+import { FakeTransport, MemoryTransport, Wait } from "@millrace/testing"
 import { Deferred, Effect, Fiber, Result, Schedule, Schema, Scope, Stream } from "effect"
-import { Numbers } from "./fixtures/fake.ts"
+import { adjust, delivery, Numbers, on } from "./fixtures/fake.ts"
 
 const from = Pipeline.from(Numbers, { group: "test", startFrom: "beginning", drainTimeout: 0 })
 const Out = Topic.make("out", { schema: Schema.Number })
@@ -35,6 +35,13 @@ const unreadable: ReadonlyArray<readonly [string, () => unknown]> = [
       throw new Error("no message")
     }
   })],
+  ["a Proxy that claims to have every property", () =>
+    new Proxy({}, {
+      has: () => true,
+      get: (_, name) => {
+        throw new Error(`no ${String(name)}`)
+      }
+    })],
   ["undefined", () => undefined]
 ]
 
@@ -287,6 +294,24 @@ describe("settling by hand", () => {
           assert.deepInclude(yield* running.counts, { deadLettered: 1, handled: 0, failedAfterSettle: 0, lost: 0 })
         })
       )
+    }))
+
+  it.effect("a retry pauses the pipeline when it says so", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const begun: Array<number> = []
+      yield* on(hand, (from) =>
+        from.pipe(Pipeline.tap((n, message) => {
+          begun.push(n)
+          return n === 1
+            ? Message.settle(message, Settlement.retry("30 seconds", { pausesPipeline: true }))
+            : Effect.void
+        })))
+      hand.deliver(delivery(1), delivery(2))
+      yield* adjust("29 seconds")
+      assert.deepStrictEqual([begun, hand.withdrawn], [[1], 1])
+      yield* adjust("2 seconds")
+      assert.deepStrictEqual(begun, [1, 2])
     }))
 
   it.live("settling with a value that is no settlement fails, and the policies settle the message", () =>

@@ -57,6 +57,22 @@ describe("a suspect", () => {
       assert.strictEqual((yield* running.counts).handled, 1)
     }))
 
+  it.effect("is alone, with manual, until its handler has ended, not until it is settled", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const begun: Array<number> = []
+      yield* on(hand, (from) =>
+        from.pipe(
+          Pipeline.map((n) => void begun.push(n)),
+          Pipeline.ackPolicy("manual", { settleWithin: "5 minutes" })
+        ))
+      hand.deliver(delivery(1, { suspect: true, redelivered: true, attempt: 4 }))
+      yield* adjust("1 second")
+      hand.deliver(delivery(2))
+      yield* adjust("1 second")
+      assert.deepStrictEqual(begun, [1, 2])
+    }))
+
   // was: with manual, a suspect waits for ever behind a message that nobody settles
   it.effect("runs, with manual, although an earlier message is never settled", () =>
     Effect.gen(function*() {

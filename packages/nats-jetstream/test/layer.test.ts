@@ -1,4 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as Concurrency from "@millrace/core/Concurrency"
 import * as Pipeline from "@millrace/core/Pipeline"
 import * as Publisher from "@millrace/core/Publisher"
 import * as Topic from "@millrace/core/Topic"
@@ -100,6 +101,38 @@ describe("connecting", () => {
         [{ url: "nats://secret/hunter@127.0.0.1" }, /^nats: url is "<redacted>": percent-encode/]
       ]
       for (const [options, expected] of bad) assert.match((yield* failing(options as never)).message, expected)
+    }))
+
+  it.live("pipelines on one layer share its limit", () =>
+    Effect.gen(function*() {
+      const broker = yield* Brokers.nats({})
+      let handling = 0
+      let most = 0
+      const work = (name: string) =>
+        Effect.gen(function*() {
+          const topic = Topic.make(name, { schema: Schema.Struct({ id: Schema.String }) })
+          yield* Publisher.publishAll(topic, Array.from({ length: 20 }, (_, i) => ({ id: String(i) })))
+          return yield* Pipeline.start(
+            Pipeline.from(topic, { group: "g", startFrom: "beginning" }).pipe(
+              Pipeline.tap(() =>
+                Effect.sync(() => most = Math.max(most, ++handling)).pipe(
+                  Effect.andThen(Effect.sleep("20 millis")),
+                  Effect.tap(() => Effect.sync(() => handling--))
+                )
+              ),
+              Pipeline.concurrency(10)
+            )
+          )
+        })
+      yield* Effect.gen(function*() {
+        for (const running of yield* Effect.all([work("orders"), work("jobs")])) {
+          yield* until(running.counts, ({ handled }) => handled === 20)
+        }
+      }).pipe(
+        Effect.scoped,
+        Effect.provide(JetStream.layer({ url: broker.url, concurrency: Concurrency.make(3) }))
+      )
+      assert.strictEqual(most, 3)
     }))
 
   it.effect.each<readonly [string, unknown, RegExp]>([

@@ -9,6 +9,7 @@ import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import type * as Scope from "effect/Scope"
 import { AckWait } from "../src/internal/settings.ts"
 import * as JetStream from "../src/JetStream.ts"
@@ -124,3 +125,11 @@ export const until = <A, E, R>(
 /** A way to a broker on which what a network does can be done to it. */
 export const proxied = (broker: Brokers.Broker, pass?: Proxy.Options["pass"]) =>
   Effect.map(Proxy.make(broker, { pass }), (proxy) => ({ ...proxy, url: proxy.through(broker.url) }))
+
+/** Runs a test that looks at what is logged, a line each. */
+export const logged = <A, E, R>(f: (lines: ReadonlyArray<string>) => Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.suspend(() => {
+    const lines: Array<string> = []
+    const logger = Logger.make(({ message }) => void lines.push(Arr.ensure(message).map(String).join(" ")))
+    return Effect.provide(f(lines), Logger.layer([logger]))
+  })

@@ -6,19 +6,34 @@ import * as Settlement from "@millrace/core/Settlement"
 import * as Topic from "@millrace/core/Topic"
 import { type Delivery, Transport } from "@millrace/core/Transport"
 import * as Brokers from "@millrace/testing/Brokers"
-import { jetstreamManager, type StreamConfig } from "@nats-io/jetstream"
+import { DiscardPolicy, jetstreamManager, type StreamConfig } from "@nats-io/jetstream"
 import * as Arr from "effect/Array"
+import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
+import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { inspect } from "node:util"
 import * as JetStream from "../src/JetStream.ts"
-import { before, demand, onNats, outgoing, publish, settle, subscribe, take, text, until, versions } from "./nats.ts"
+import {
+  before,
+  demand,
+  logged,
+  onNats,
+  outgoing,
+  publish,
+  settle,
+  subscribe,
+  take,
+  text,
+  until,
+  versions
+} from "./nats.ts"
 
 const Orders = Topic.make("orders", { schema: Schema.Struct({ id: Schema.Number }) })
 
@@ -73,8 +88,8 @@ describe.each(versions)("on nats-server %s", (version) => {
       on(() =>
         Effect.gen(function*() {
           yield* publish("orders", ["a"])
-          yield* take(yield* subscribe("orders", { ackWait: "600 millis" }), 1)
-          const subscription = yield* subscribe("orders", { ackWait: "600 millis" })
+          yield* take(yield* subscribe("orders", { ackWait: "2 seconds" }), 1)
+          const subscription = yield* subscribe("orders", { ackWait: "2 seconds" })
           const [suspect] = yield* subscription.pull(demand(1))
           const jsm = yield* manager
           yield* Effect.promise(() => jsm.streams.delete("KV_millrace"))
@@ -141,6 +156,34 @@ describe.each(versions)("on nats-server %s", (version) => {
             )
           }
         })
+      ))
+
+    it.live("a message that the server gave up under an edited max_deliver is named", () =>
+      logged((lines) =>
+        on(() =>
+          Effect.gen(function*() {
+            const running = yield* Pipeline.start(
+              Pipeline.from(Orders, { group: "group", startFrom: "beginning" }).pipe(
+                Pipeline.mapEffect(() => Effect.fail("again")),
+                Pipeline.retry({ times: Infinity, schedule: Schedule.spaced("20 millis") })
+              )
+            )
+            yield* Publisher.publish(Orders, { id: 1 })
+            yield* until(running.counts, ({ retried }) => retried >= 2)
+            const jsm = yield* manager
+            const named = () => lines.some((line) => /the server gave up 1 messages: [0-9a-z]+-1;/.test(line))
+            // The consumer may be looked at before the server gives the message up; then nothing is lost.
+            for (let i = 0; i < 2 && !named(); i++) {
+              yield* Effect.promise(() => jsm.consumers.update("orders", "group", { max_deliver: 2 }))
+              yield* until(
+                Effect.promise(() => jsm.consumers.info("orders", "group")),
+                ({ config }) => config.max_deliver === -1
+              )
+              yield* Effect.sleep("100 millis")
+            }
+            assert.isTrue(named(), lines.join("\n"))
+          })
+        )
       ))
 
     it.live("an edited filter is in health, with its reason, until it is mended", () =>
@@ -277,6 +320,49 @@ describe.each(versions)("on nats-server %s", (version) => {
         })
       ))
 
+    it.live("that remove dead letters are named at start; a sealed one is refused", () =>
+      logged((lines) =>
+        on(() =>
+          Effect.gen(function*() {
+            const transport = yield* Transport
+            const jsm = yield* manager
+            for (const [config, bound] of [[{ max_msgs: 10 }, "max_msgs 10"], [{ max_age: 60e9 }, "max_age 1m"]] as const) {
+              yield* made(config)
+              yield* transport.declare("made.dead", "deadLetter")
+              assert.include(lines, `stream made removes dead letters of made.dead beyond ${bound}`)
+              yield* Effect.promise(() => jsm.streams.delete("made"))
+            }
+            yield* made({})
+            yield* Effect.promise(() => jsm.streams.update("made", sealed))
+            const refused = yield* Effect.flip(transport.declare("made.dead", "deadLetter"))
+            assert.match(refused.message, /sealed of stream made is true, expected false/)
+          })
+        )
+      ))
+
+    it.live("that are full of dead letters are in health, with the reason, until they take one", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const jsm = yield* manager
+          yield* Effect.promise(() =>
+            jsm.streams.add({ name: "full", subjects: ["dead"], max_msgs: 2, discard: DiscardPolicy.New })
+          )
+          const running = yield* Pipeline.start(
+            Pipeline.from(Orders, { group: "g", startFrom: "beginning" }).pipe(
+              Pipeline.mapEffect(() => Effect.fail("no")),
+              Pipeline.retry({ times: 0 }),
+              Pipeline.deadLetter("dead")
+            )
+          )
+          yield* Publisher.publishAll(Orders, [{ id: 1 }, { id: 2 }, { id: 3 }])
+          const health = yield* until(running.health, ({ state }) => state === "impaired")
+          assert.match(health.reason ?? "", /dead letters are not stored: .*maximum messages exceeded/)
+          yield* Effect.promise(() => jsm.streams.purge("full"))
+          yield* until(running.health, ({ state }) => state === "consuming")
+          yield* until(running.counts, ({ deadLettered }) => deadLettered === 3)
+        })
+      ))
+
     it.live("bounds of sources do not apply to dead letters, which have their own", () =>
       on(() =>
         Effect.gen(function*() {
@@ -382,7 +468,38 @@ describe.each(versions)("on nats-server %s", (version) => {
             ) => value.id),
             [1]
           )
+          yield* Effect.promise(() =>
+            jsm.streams.add({
+              name: "SHARDED",
+              subjects: ["jobs.*"],
+              subject_transform: { src: "jobs.*", dest: "sharded.{{wildcard(1)}}" }
+            })
+          )
+          yield* publish("jobs.a", ["{\"id\":2}"])
+          const stored = yield* Effect.flip(subscribe("sharded.a"))
+          assert.match(stored.message, /to be read by its name, .*stream: "SHARDED"/)
+          const sharded = yield* Pipeline.start(
+            JetStream.from(Orders, { group: "shards", stream: "SHARDED", startFrom: "beginning" }).pipe(
+              Pipeline.tap((_, message) => Effect.sync(() => seen.push(message.topic)))
+            )
+          )
+          yield* until(sharded.counts, ({ handled }) => handled === 1)
+          assert.deepStrictEqual(seen, ["orders", "sharded.a"])
         })
+      ))
+
+    it.live("the name of a mirror with subjects of its origin reads the origin, and a line says so", () =>
+      logged((lines) =>
+        on(() =>
+          Effect.gen(function*() {
+            const jsm = yield* manager
+            yield* publish("orders", ["{\"id\":1}"])
+            yield* Effect.promise(() => jsm.streams.add({ name: "MIRROR", mirror: { name: "orders" } }))
+            const Mirror = Topic.make("MIRROR", { schema: Schema.Struct({ id: Schema.Number }) })
+            yield* Effect.scoped(Pipeline.start(JetStream.from(Mirror, { group: "g", subjects: ["orders"] })))
+            assert.isTrue(lines.some((line) => line.includes("stream MIRROR is a mirror, and stream orders is read")))
+          })
+        )
       ))
   })
 
@@ -474,6 +591,72 @@ describe.each(versions)("on nats-server %s", (version) => {
         assert.notInclude(inspect(delivery, { depth: null }), "right")
       }).pipe(Effect.scoped, Effect.provide(Layer.fresh(JetStream.layer({ url }))))
     })))
+
+  it.live("a purge ends retries that wait, and a key whose head was purged goes on", () =>
+    on(() =>
+      Effect.gen(function*() {
+        const handled: Array<number> = []
+        const running = yield* Pipeline.start(
+          JetStream.from(Orders, { group: "group", startFrom: "beginning", ackWait: "1 second" }).pipe(
+            Pipeline.mapEffect(({ id }) => id === 0 ? Effect.fail("later") : Effect.sync(() => handled.push(id))),
+            Pipeline.retry({ times: 9, schedule: Schedule.spaced("1 second") }),
+            Pipeline.concurrency({ max: 4, key: () => "" })
+          )
+        )
+        yield* Publisher.publish(Orders, { id: 0 })
+        yield* until(running.counts, ({ retried }) => retried === 1)
+        const jsm = yield* manager
+        yield* Effect.promise(() => jsm.streams.purge("orders"))
+        yield* Publisher.publish(Orders, { id: 1 })
+        yield* until(Effect.sync(() => handled), (handled) => handled.length === 1)
+        yield* until(JetStream.consumerInfo(Orders, "group"), ({ lag }) => lag === 0)
+        assert.strictEqual((yield* running.counts).deadLettered, 0)
+      })
+    ))
+
+  it.live("messages that a process left behind when it died are handled at full concurrency", () =>
+    on(() =>
+      Effect.gen(function*() {
+        yield* Publisher.publishAll(Orders, Arr.makeBy(300, (id) => ({ id })))
+        yield* take(yield* subscribe("orders", { ackWait: "1 second", maxOwned: 300 }), 300)
+        let handling = 0
+        const full = Deferred.makeUnsafe<void>()
+        const running = yield* Pipeline.start(
+          JetStream.from(Orders, { group: "group", startFrom: "beginning", ackWait: "1 second" }).pipe(
+            Pipeline.mapEffect(() => {
+              if (++handling === 64) Deferred.doneUnsafe(full, Effect.void)
+              return Deferred.await(full)
+            }),
+            Pipeline.concurrency(64)
+          )
+        )
+        yield* until(running.counts, ({ handled }) => handled >= 300)
+      })
+    ))
+
+  it.live.skipIf(before(version, 11))("dead letters are listed in batches: a request for hundreds of them", () =>
+    on(() =>
+      Effect.gen(function*() {
+        const { client } = yield* JetStream.JetStream
+        const transport = yield* Transport
+        yield* Effect.scoped(Effect.gen(function*() {
+          const running = yield* Pipeline.start(
+            Pipeline.from(Orders, { group: "g", startFrom: "beginning" }).pipe(
+              Pipeline.mapEffect(() => Effect.fail("no")),
+              Pipeline.retry({ times: 0 })
+            )
+          )
+          yield* Publisher.publish(Orders, { id: 1 })
+          yield* until(running.counts, ({ deadLettered }) => deadLettered === 1)
+        }))
+        const [{ body, headers }] = yield* Stream.runCollect(transport.browse("orders.dead"))
+        yield* transport.publish(Arr.map(Arr.range(2, 1200), () => outgoing("orders.dead", "", { body, headers })))
+        const before = client.stats().outMsgs
+        const letters = yield* Stream.runCollect(DeadLetter.list("orders.dead"))
+        assert.strictEqual(letters.length, 1200)
+        assert.isAtMost(client.stats().outMsgs - before, 20)
+      })
+    ))
 
   it.live("browsing goes both ways, in pages, between ids", () =>
     on(() =>

@@ -1,9 +1,10 @@
 /** Servers that want to know who connects, and that show who they are. */
 import { assert, describe, it } from "@effect/vitest"
 import * as Settlement from "@millrace/core/Settlement"
-import { Transport } from "@millrace/core/Transport"
+import { type Health, Transport } from "@millrace/core/Transport"
 import type { TransportError } from "@millrace/core/TransportError"
 import * as Brokers from "@millrace/testing/Brokers"
+import * as Proxy from "@millrace/testing/Proxy"
 import { nkeys } from "@nats-io/nats-core"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -15,7 +16,7 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { inspect } from "node:util"
 import * as JetStream from "../src/JetStream.ts"
-import { publish, settle, skipsInContainers, subscribe, take, text, until, versions } from "./nats.ts"
+import { logged, publish, settle, skipsInContainers, subscribe, take, text, until, versions } from "./nats.ts"
 
 const local = it.live.skipIf(await skipsInContainers("TLS and leaf nodes"))
 
@@ -103,12 +104,39 @@ const operated = () => {
 describe.each(versions)("on nats-server %s", (version) => {
   it.live("user and password", () =>
     Effect.gen(function*() {
-      const config = `authorization { user: app, password: "p@ss/w0rd" }`
+      const config = `authorization { user: app, password: "p@ss/w0rd%25" }`
       const { host, port } = yield* Brokers.nats({ version, config })
-      yield* works({ url: `nats://app:${encodeURIComponent("p@ss/w0rd")}@${host}:${port}` })
+      yield* works({ url: `nats://app:${encodeURIComponent("p@ss/w0rd%25")}@${host}:${port}` })
       const error = yield* refused({ url: `nats://app:wr0ng@${host}:${port}` }, "wr0ng")
       assert.strictEqual(error.reason._tag, "Unauthorized")
     }).pipe(Effect.scoped))
+
+  it.live("a login that is refused later is in health and one line of the log, until it is taken again", () =>
+    logged((lines) =>
+      Effect.gen(function*() {
+        const server = (password: string) =>
+          Brokers.nats({ version, config: `authorization { user: app, password: ${password} }` })
+        const right = yield* server("s3cret")
+        const wrong = yield* server("another")
+        const target = { host: right.host, port: right.port }
+        const proxy = yield* Proxy.make(target)
+        yield* Effect.gen(function*() {
+          const subscription = yield* subscribe("orders")
+          target.port = wrong.port
+          yield* proxy.cut
+          const isRefused = ({ reason = "" }: Health) => /the server refuses the login/.test(reason)
+          const health = yield* until(subscription.health, isRefused)
+          assert.strictEqual(health.state, "reconnecting")
+          assert.notInclude(JSON.stringify(health) + lines.join(), "s3cret")
+          target.port = right.port
+          yield* until(subscription.health, ({ state }) => state === "consuming")
+        }).pipe(
+          Effect.scoped,
+          Effect.provide(Layer.fresh(JetStream.layer({ url: `nats://app:s3cret@${proxy.host}:${proxy.port}` })))
+        )
+        assert.strictEqual(lines.filter((line) => line.includes("refuses the login")).length, 1)
+      }).pipe(Effect.scoped)
+    ))
 
   it.live("a user with inboxes of its own", () =>
     Effect.gen(function*() {

@@ -434,6 +434,32 @@ describe("what a consumer's connection does to a message", () => {
       })
     ))
 
+  it.live("a read whose answer is lost with the connection is taken back, before anything unread", () =>
+    onServer(
+      {},
+      Effect.gen(function*() {
+        const { broker, run } = yield* Server
+        let isLost = false
+        const proxy = yield* Proxy.make(broker, {
+          pass: (piece, to) => {
+            if (isLost || to === "broker" || !piece.includes("first")) return piece
+            isLost = true
+            return undefined
+          }
+        })
+        const redis = yield* transport({ url: proxy.through(broker.url), claim: { minIdle: "10 minutes" } })
+        const topic = fresh("lost-read")
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        const pulling = yield* Effect.forkChild(subscription.pull(demand(1)), { startImmediately: true })
+        yield* run("XADD", topic, "*", "body", "first")
+        yield* run("XADD", topic, "*", "body", "second")
+        const [first] = yield* Fiber.join(pulling)
+        const [second] = yield* subscription.pull(demand(1))
+        assert.deepStrictEqual([textOf(first), first.attempt, textOf(second)], ["first", 1, "second"])
+        assert.isTrue(isLost)
+      })
+    ))
+
   it.live("a settlement that finds no server fails, and can be sent again when it is back", () =>
     onServer(
       { persistence: "always" },

@@ -71,8 +71,7 @@ export class Handler {
 
   private decoding(attempt: Attempt): Effect.Effect<unknown, unknown> {
     try {
-      const decoded = this.codec.decode(attempt.delivery)
-      return Effect.isEffect(decoded) ? decoded : Exit.failCause(Steps.notAnEffect())
+      return this.codec.decode(attempt.delivery)
     } catch (error) {
       return Exit.failCause(Steps.thrown(error))
     }
@@ -100,7 +99,9 @@ export class Handler {
     const effect = this.decoding(attempt)
     const exit = exitOf(effect)
     if (exit !== undefined) return this.decoded(attempt, this.prepared(attempt, exit))
-    this.fork(attempt, effect, decoding, false, undefined)
+    // An `Exit` is an Effect: only what is none of both is left to find.
+    if (Effect.isEffect(effect)) return this.fork(attempt, effect, decoding, false, undefined)
+    this.end(attempt, "failed", Steps.notAnEffect())
   }
 
   /** Bytes that do not fit will never fit; a decoder that breaks is a defect like any other. */
@@ -262,6 +263,8 @@ export class Handler {
     // It nearly never has finalizers.
     const closing = Scope.closeUnsafe(scope, exit)
     if (closing === undefined) return this.ended(attempt, end, payload)
+    // The message is kept while its finalizers run.
+    this.waiting.add(attempt)
     Effect.runForkWith(this.context)(closing).addObserver((closed) => {
       if (Exit.isSuccess(closed)) return this.ended(attempt, end, payload)
       const failed = end === "failed" ? Cause.combine(payload as Cause.Cause<unknown>, closed.cause) : closed.cause

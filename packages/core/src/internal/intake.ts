@@ -156,7 +156,7 @@ export class Intake {
 
   /** `true` when an isolated suspect has left. */
   leftIsolation(attempt: Attempt): boolean {
-    if (!this.isolated.delete(attempt)) return false
+    if (this.isolated.size === 0 || !this.isolated.delete(attempt)) return false
     if (this.isolation.current === attempt) this.isolation.leave(this.options.now())
     return true
   }

@@ -113,7 +113,7 @@ export class Outcomes {
   /** A handler has ended; `payload` is its value or the cause of its failure. */
   readonly ended = (attempt: Attempt, end: End, payload: unknown): void => {
     if (attempt.isLost) return this.leave(attempt)
-    if (this.waitsForHand(attempt, () => this.ended(attempt, end, payload))) return
+    if (this.byHand.size > 0 && this.waitsForHand(attempt, () => this.ended(attempt, end, payload))) return
     switch (end) {
       case "succeeded": {
         const isManual = this.around.program.policies.ackPolicy === "manual"
@@ -150,7 +150,7 @@ export class Outcomes {
   /** Asks the retry policy and does what it says. */
   private decided(attempt: Attempt, cause: Cause.Cause<unknown>): Effect.Effect<void> {
     const requested = retryRequested(cause)
-    if (requested?.pausesPipeline) this.around.rest(Duration.toMillis(requested.after ?? uncountedDelay))
+    this.pause(requested)
     if (requested?.countsAttempt === false && attempt.uncounted < this.retry.uncounted) {
       return Effect.sync(() => this.postponed(attempt, cause, requested.after ?? uncountedDelay))
     }
@@ -160,6 +160,10 @@ export class Outcomes {
       this.finish(attempt, { _tag: "Retry", after: decision.delay })
       return Effect.void
     })
+  }
+
+  private pause(requested: Settlement.Retry | undefined): void {
+    if (requested?.pausesPipeline) this.around.rest(Duration.toMillis(requested.after ?? uncountedDelay))
   }
 
   /** The message stays here: nothing is said to the broker, which would count. */
@@ -297,6 +301,7 @@ export class Outcomes {
         case "Retry":
         case "Terminate": {
           const cause = Cause.fail(new Settlement.SettlementRequested({ settlement }))
+          this.pause(retryRequested(cause))
           this.byHand.set(attempt, undefined)
           return Effect.onExit(
             Effect.flatMap(this.decision(attempt, cause), (decision) => {

@@ -6,6 +6,7 @@ export class Permits implements Permit {
   private readonly own: Limit
   private readonly common: Limit
   private readonly on: { readonly onFree: () => void; readonly onResize: () => void }
+  private awaited: Limit | undefined
   private cancelWait: (() => void) | undefined
   private readonly cancelResize: () => void
 
@@ -19,6 +20,11 @@ export class Permits implements Permit {
 
   get max(): number {
     return Math.min(this.own.max, this.common.max)
+  }
+
+  /** No permit was free, and `onFree` has not been called since. */
+  get isWaiting(): boolean {
+    return this.awaited !== undefined
   }
 
   /** Takes a permit; without a free one, `onFree` is called when there may be one. */
@@ -36,17 +42,22 @@ export class Permits implements Permit {
     this.own.releaseUnsafe()
   }
 
+  private readonly freed = (): void => {
+    this.awaited = this.cancelWait = undefined
+    this.on.onFree()
+  }
+
   private waitFor(limit: Limit): false {
+    if (this.awaited === limit) return false
     this.cancelWait?.()
-    this.cancelWait = limit.onFreeUnsafe(() => {
-      this.cancelWait = undefined
-      this.on.onFree()
-    })
+    this.awaited = limit
+    this.cancelWait = limit.onFreeUnsafe(this.freed)
     return false
   }
 
   close(): void {
     this.cancelWait?.()
+    this.awaited = undefined
     this.cancelResize()
   }
 }

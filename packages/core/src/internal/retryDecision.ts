@@ -8,6 +8,7 @@ import * as Schedule from "effect/Schedule"
 import type * as DeadLetter from "../DeadLetter.ts"
 import type * as Message from "../Message.ts"
 import * as Settlement from "../Settlement.ts"
+import { durationOf } from "./invalid.ts"
 import type { Retry } from "./program.ts"
 
 /** 1 s, 6.7 s, 45 s, 5 min: five attempts over about six minutes. */
@@ -27,9 +28,25 @@ export type RetryDecision =
 export const requestedBy = (cause: Cause.Cause<unknown>): Settlement.Retry | Settlement.Terminate | undefined => {
   for (const reason of cause.reasons) {
     const error = Cause.isFailReason(reason) ? reason.error : Cause.isDieReason(reason) ? reason.defect : undefined
-    if (Settlement.isRequested(error)) return error.settlement
+    const requested = Settlement.isRequested(error) ? readable(error) : undefined
+    if (requested !== undefined) return requested
   }
   return undefined
+}
+
+/** A copy, once: a handler may throw an object that only looks like a request, and whose fields cannot be read. */
+const readable = (error: Settlement.SettlementRequested): Settlement.Retry | Settlement.Terminate | undefined => {
+  try {
+    const { settlement } = error
+    if (settlement._tag === "Terminate") return { ...settlement }
+    if (settlement._tag !== "Retry") return undefined
+    const after: unknown = settlement.after
+    if (after === undefined) return { ...settlement }
+    const { duration, invalid } = durationOf("after", after)
+    return { ...settlement, after: invalid === undefined ? duration : Duration.zero }
+  } catch {
+    return undefined
+  }
 }
 
 /**

@@ -363,6 +363,7 @@ export class Run {
     const until = this.now() + millis
     if (until <= this.restUntil) return
     this.restUntil = until
+    this.reader.withdraw(() => {})
     this.cancelPause?.()
     this.cancelPause = this.after(millis + 1, () => {
       this.dispatcher.pump()
@@ -506,9 +507,10 @@ export class Run {
     this.sight.vanished(ids.length)
   }
 
-  /** Handled, for the user to settle: its permit and its key are free. */
+  /** Handled, for the user to settle: its permit and its key are free, and it need not be alone any more. */
   private awaiting(attempt: Attempt): void {
     attempt.releasePermit()
+    this.leftIsolation(attempt)
     this.intake.keys?.left(attempt)
     attempt.key = undefined
     this.progressed()
@@ -531,7 +533,8 @@ export class Run {
       this.idle.clear()
       for (const wake of waiters) wake()
     }
-    if (this.dispatcher.hasWork) this.dispatcher.pump()
+    // A permit that became free has pumped already.
+    if (this.dispatcher.hasWork && !this.permits.isWaiting) this.dispatcher.pump()
     else this.demandChanged()
   }
 

@@ -141,8 +141,8 @@ export class Sight {
 
   /** The one event of an attempt; a message that was handled costs nothing where nothing looks at it. */
   readonly outcome = ({ delivery, message }: Attempt, kind: Telemetry.OutcomeKind): void => {
-    this.guarded(() => this.meter?.ended(kind._tag))
-    const { log, observer } = this
+    const { log, meter, observer } = this
+    if (meter !== undefined) this.guarded(() => meter.ended(kind._tag))
     const isLogged = log !== undefined && kind._tag !== "Handled"
     if (observer === undefined && !isLogged) return
     const outcome: Telemetry.Outcome = { pipeline: this.program.name, delivery, message, ...kind }

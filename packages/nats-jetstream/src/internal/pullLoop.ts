@@ -17,6 +17,8 @@ export interface PullLoopOptions {
   readonly clock: Clock.Clock
   /** Where requests go. */
   readonly subject: string
+  /** Where the state of the consumer is asked for. */
+  readonly infoSubject: string
   /** The present life of the stream. */
   readonly life: () => Life
   /** The consumer's own bound on one request. */
@@ -130,31 +132,40 @@ export class PullLoop {
     return this.options.clock.monotonicTimeNanosUnsafe() - this.cameAt > BigInt(2 * shortest) * 1_000_000n
   }
 
+  /** Whether no request is filled any more: the last one has expired, or the server has let requests expire unfilled. */
+  private get isSpent(): boolean {
+    if (this.expires > shortest) return this.isIdle
+    const since = this.options.clock.monotonicTimeNanosUnsafe() - this.openUntil
+    return since > BigInt(shortest) * 1_000_000n || this.isIdle && since < -BigInt(shortest) * 1_000_000n
+  }
+
   /**
-   * Calls back when nothing is open and nothing has come for 50 ms. Of an idle consumer, the requests are taken back; of
-   * another only to stop `forGood`, once they should have expired. The looks are counted, not timed: between two of them
-   * the server answers, and what the socket holds is read, however slow both are.
+   * Calls back when nothing is open and nothing has come for five looks. Requests that are spent are taken back; others
+   * only to stop `forGood`, after 80 looks or 3 seconds. Before each look the server has told the state of the consumer,
+   * for which it waits as its deliveries do (for a disk, say), and the socket has been read.
    */
   retire(forGood: () => boolean, onEnd: () => void): void {
     if (this.looking !== undefined) return
-    const { nc } = this.options.connection
+    const { clock, connection, infoSubject } = this.options
+    const until = clock.monotonicTimeNanosUnsafe() + 3_000_000_000n
     let { asked } = this
     let looks = 0
     let silent = 0
     const look = () => {
       silent = this.asked === asked ? silent + 1 : 0
       asked = this.asked
-      const { isIdle } = this
-      if ((silent < 5 || asked > 0 && !isIdle) && ++looks < 80) return wait()
+      const { isSpent } = this
+      const isOver = ++looks >= 80 || clock.monotonicTimeNanosUnsafe() > until
+      if ((silent < 5 || asked > 0 && !isSpent) && !isOver) return wait()
       this.stay()
-      void (asked > 0 && (isIdle || forGood()) ? this.end() : Promise.resolve()).then(onEnd)
+      void (asked > 0 && (isSpent || forGood()) ? this.end() : Promise.resolve()).then(onEnd)
     }
     const wait = () => {
       const looking = this.looking = setTimeout(() => {
         const answered = () => {
           if (this.looking === looking) look()
         }
-        nc.flush().then(answered, answered)
+        connection.nc.request(infoSubject, "", { timeout: 1000 }).then(answered, answered)
       }, 10)
     }
     wait()

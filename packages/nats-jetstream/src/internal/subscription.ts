@@ -313,6 +313,7 @@ export const subscribe = Effect.fnUntraced(function*(
     connection,
     clock,
     subject: `${connection.apiPrefix}.CONSUMER.MSG.NEXT.${consumer.stream_name}.${consumer.name}`,
+    infoSubject: `${connection.apiPrefix}.CONSUMER.INFO.${consumer.stream_name}.${consumer.name}`,
     life: () => life,
     maxBatch: consumer.config.max_batch ?? Infinity,
     maxBytes: consumer.config.max_bytes ?? Infinity,

@@ -35,6 +35,8 @@ export interface Reading {
   readonly nothingUnderWay: Latch.Latch
   readonly close: Effect.Effect<void>
   readonly received: (entries: ReadonlyArray<RawEntry>, asked: number) => void
+  /** The connection of a read is gone: the server may have delivered entries that never arrived. */
+  readonly readLost: () => void
   readonly fail: (error: TransportError) => void
   readonly recreated: Effect.Effect<void, Error>
 }
@@ -259,8 +261,9 @@ export class ReadLoop {
       let failed: { readonly error: Error; readonly subscriptions: ReadonlyArray<Reading> } | undefined
       replies.forEach((reply, i) => {
         const { count, subscriptions } = reads[i]!
-        if (reply instanceof Error) failed = { error: reply, subscriptions }
-        else this.dispatch(reply, subscriptions, count)
+        if (!(reply instanceof Error)) return this.dispatch(reply, subscriptions, count)
+        failed = { error: reply, subscriptions }
+        if (!(reply instanceof ErrorReply)) { for (const subscription of subscriptions) subscription.readLost() }
       })
       // Last: it resumes a subscription that is being closed at once, and that hands back what has just come.
       this.done.openUnsafe()

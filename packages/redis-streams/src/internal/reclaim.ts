@@ -218,6 +218,24 @@ export class Reclaim {
       )
     })
 
+  /** Looks for own entries after `lastRead` that never arrived: the connection of their read is gone. */
+  lookForLost(lastRead: string): Effect.Effect<void, Error> {
+    const { consumer, group, key } = this.options
+    return Effect.map(
+      this.server.control.one(key, ["XPENDING", key, group, `(${lastRead}`, "+", String(maxInherited), consumer]),
+      (reply) => {
+        const found: Array<Candidate> = []
+        for (const entry of list(reply)) {
+          const [rawId, , , count] = list(entry)
+          const id = text(rawId)
+          if (this.isWaiting(id) || this.inbox.has(id) || this.inbox.outstanding.find(id) !== undefined) continue
+          found.push({ id, count: Number(count), how: "lost", delivery: undefined })
+        }
+        this.candidates = found
+      }
+    )
+  }
+
   private readonly takeBack: Effect.Effect<ReadonlyArray<string>, Error> = Effect.suspend(() => {
     const { consumer, dues, group, isolateFrom, key, minIdle } = this.options
     const { freshRoom, suspectRoom } = this.inbox

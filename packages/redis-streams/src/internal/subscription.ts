@@ -145,13 +145,14 @@ export class RedisSubscription {
 
   /** How many unread entries to ask for. Whatever is older goes first. */
   get wantsNew(): number {
-    return this.isOpen && !this.reclaim.isAhead && !this.hasInherited ? this.inbox.readRoom : 0
+    return this.isOpen && !this.isReadLost && !this.reclaim.isAhead && !this.hasInherited ? this.inbox.readRoom : 0
   }
 
   /** Can take due retries, or something that was released or abandoned. */
   get wantsOld(): boolean {
     if (!this.isOpen || performance.now() < this.refusedUntil) return false
-    return this.inbox.isHeld || this.retries.own.isDue && this.inbox.retryRoom > 0 || this.hasInherited ||
+    return this.inbox.isHeld || this.isReadLost || this.retries.own.isDue && this.inbox.retryRoom > 0 ||
+      this.hasInherited ||
       this.reclaim.isReady
   }
 
@@ -190,6 +191,18 @@ export class RedisSubscription {
   }
 
   private lastRead = "0-0"
+  /** Entries may have been delivered to this consumer that never arrived: they come before anything unread. */
+  private isReadLost = false
+
+  readLost(): void {
+    this.isReadLost = true
+  }
+
+  private readonly lookForLost: Effect.Effect<void, Error> = Effect.suspend(() =>
+    Effect.map(this.reclaim.lookForLost(this.lastRead), () => {
+      this.isReadLost = false
+    })
+  )
 
   private noteSurviving(): void {
     this.surviving = new Map(this.inbox.outstanding.all().map((delivery) => [delivery.id, delivery]))
@@ -210,6 +223,7 @@ export class RedisSubscription {
   readonly takeOld: Effect.Effect<void, Error> = Effect.suspend(() => {
     this.nothingUnderWay.closeUnsafe()
     if (this.inbox.isHeld) return this.releaseHeld
+    if (this.isReadLost) return this.lookForLost
     if (this.retries.own.isDue && this.inbox.retryRoom > 0) {
       return this.takeDue(this.retries.own, this.inbox.retryRoom, "retry")
     }

@@ -102,7 +102,7 @@ return { given, waiting, gone, left, isFull and endConsumer or '', isFull and en
 `)
 
 /**
- * Takes back entries that this consumer owns and has neither settled nor extended for the claim time.
+ * Takes back entries that this consumer owns and has neither settled nor extended for the claim time, or never received.
  *
  * KEYS: stream, due times. ARGV: group, consumer, claim time, isolateFrom, then for each its id, the count it must have,
  * and what it is: 'lost' on its way to us (no attempt was seen), or 'unsettled'. Replies: given, as \`claim\`, and gone.
@@ -113,7 +113,7 @@ local given, gone = {}, {}
 ${needs("HDEL", "dues", "'a'")}
 for i = 5, #ARGV, 3 do
   local id, count, isLost = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2] == 'lost'
-  local mine = redis.call('XPENDING', stream, group, 'IDLE', minIdle, id, id, 1, me)
+  local mine = redis.call('XPENDING', stream, group, 'IDLE', isLost and 0 or minIdle, id, id, 1, me)
   if #mine > 0 and mine[1][4] == count then
     local attempt = isLost and count or count + 1
     local suspect = isLost and count > 1 or not isLost
