@@ -125,17 +125,20 @@ describe.each(versions)("on nats-server %s", (version) => {
       )
 
     for (const [name, skew] of [["behind", -3600_000], ["ahead of", 3600_000]] as const) {
-      it.live.skipIf(before(version, 12))(`a delay is of the server's clock: ours is an hour ${name} it`, () =>
-        on(() =>
-          Effect.gen(function*() {
-            const transport = yield* Transport
-            yield* transport.declare("orders", "output")
-            const sent = Date.now()
-            yield* transport.publish([outgoing("orders", "later", { delay: Duration.millis(700) })])
-            const [delivery] = yield* take(yield* subscribe("orders"), 1).pipe(Effect.timeout(soon))
-            assert.isAtLeast(delivery!.publishedAt, sent + 500)
-          })
-        ).pipe(underClock(skew)))
+      it.live.skipIf(before(version, 12))(
+        `a delay is of the server's clock: ours is an hour ${name} it`,
+        () =>
+          on(() =>
+            Effect.gen(function*() {
+              const transport = yield* Transport
+              yield* transport.declare("orders", "output")
+              const sent = Date.now()
+              yield* transport.publish([outgoing("orders", "later", { delay: Duration.millis(700) })])
+              const [delivery] = yield* take(yield* subscribe("orders"), 1).pipe(Effect.timeout(soon))
+              assert.isAtLeast(delivery!.publishedAt, sent + 500)
+            })
+          ).pipe(underClock(skew))
+      )
     }
 
     it.live("browse shows what is there, oldest first; remove deletes it whatever its state", () =>

@@ -326,7 +326,9 @@ describe.each(versions)("on nats-server %s", (version) => {
           Effect.gen(function*() {
             const transport = yield* Transport
             const jsm = yield* manager
-            for (const [config, bound] of [[{ max_msgs: 10 }, "max_msgs 10"], [{ max_age: 60e9 }, "max_age 1m"]] as const) {
+            for (
+              const [config, bound] of [[{ max_msgs: 10 }, "max_msgs 10"], [{ max_age: 60e9 }, "max_age 1m"]] as const
+            ) {
               yield* made(config)
               yield* transport.declare("made.dead", "deadLetter")
               assert.include(lines, `stream made removes dead letters of made.dead beyond ${bound}`)
@@ -634,29 +636,32 @@ describe.each(versions)("on nats-server %s", (version) => {
       })
     ))
 
-  it.live.skipIf(before(version, 11))("dead letters are listed in batches: a request for hundreds of them", () =>
-    on(() =>
-      Effect.gen(function*() {
-        const { client } = yield* JetStream.JetStream
-        const transport = yield* Transport
-        yield* Effect.scoped(Effect.gen(function*() {
-          const running = yield* Pipeline.start(
-            Pipeline.from(Orders, { group: "g", startFrom: "beginning" }).pipe(
-              Pipeline.mapEffect(() => Effect.fail("no")),
-              Pipeline.retry({ times: 0 })
+  it.live.skipIf(before(version, 11))(
+    "dead letters are listed in batches: a request for hundreds of them",
+    () =>
+      on(() =>
+        Effect.gen(function*() {
+          const { client } = yield* JetStream.JetStream
+          const transport = yield* Transport
+          yield* Effect.scoped(Effect.gen(function*() {
+            const running = yield* Pipeline.start(
+              Pipeline.from(Orders, { group: "g", startFrom: "beginning" }).pipe(
+                Pipeline.mapEffect(() => Effect.fail("no")),
+                Pipeline.retry({ times: 0 })
+              )
             )
-          )
-          yield* Publisher.publish(Orders, { id: 1 })
-          yield* until(running.counts, ({ deadLettered }) => deadLettered === 1)
-        }))
-        const [{ body, headers }] = yield* Stream.runCollect(transport.browse("orders.dead"))
-        yield* transport.publish(Arr.map(Arr.range(2, 1200), () => outgoing("orders.dead", "", { body, headers })))
-        const before = client.stats().outMsgs
-        const letters = yield* Stream.runCollect(DeadLetter.list("orders.dead"))
-        assert.strictEqual(letters.length, 1200)
-        assert.isAtMost(client.stats().outMsgs - before, 20)
-      })
-    ))
+            yield* Publisher.publish(Orders, { id: 1 })
+            yield* until(running.counts, ({ deadLettered }) => deadLettered === 1)
+          }))
+          const [{ body, headers }] = yield* Stream.runCollect(transport.browse("orders.dead"))
+          yield* transport.publish(Arr.map(Arr.range(2, 1200), () => outgoing("orders.dead", "", { body, headers })))
+          const before = client.stats().outMsgs
+          const letters = yield* Stream.runCollect(DeadLetter.list("orders.dead"))
+          assert.strictEqual(letters.length, 1200)
+          assert.isAtMost(client.stats().outMsgs - before, 20)
+        })
+      )
+  )
 
   it.live("browsing goes both ways, in pages, between ids", () =>
     on(() =>
