@@ -51,7 +51,7 @@ const run = (command: string, args: ReadonlyArray<string>, cwd: string, env: Rec
 describe("the command", () => {
   it("has the version of its package", () => assert.strictEqual(version, manifest.version))
 
-  it.effect("help fits, has examples for each subcommand, and every mistake is one line", () =>
+  it.live("help fits, has examples for each subcommand, and every mistake is one line", () =>
     Effect.gen(function*() {
       const commands = [
         ["inspect"],
