@@ -41,7 +41,7 @@ export type Member = Child.Child<ToRound, FromRound>
 const isSlow = (arm: string) => arm.startsWith("bullmq") || arm === "naive"
 
 /** Enough for everything to be compiled. */
-const maxWarmUp = (arm: string) => isSlow(arm) ? 3_000 : 60_000
+const maxWarmUp = (arm: string) => isSlow(arm) ? 3_000 : 40_000
 
 const warmUpCount = (spec: Spec): number =>
   Math.min(

@@ -58,6 +58,7 @@ const all = { ...chapters, ...tables }
 
 const budgetsOf = Effect.fnUntraced(function*(options: {
   readonly isQuick: boolean
+  readonly effort: plan.Effort
   readonly only: ReadonlyArray<string>
   readonly intoDocs: boolean
   readonly messages: number
@@ -69,7 +70,7 @@ const budgetsOf = Effect.fnUntraced(function*(options: {
   yield* Console.log(machine.text(about))
   const context: Context = {
     urls,
-    effort: isQuick ? plan.quick : plan.thorough,
+    effort: options.effort,
     fleet: yield* Fleet.make(urls),
     isQuick,
     messages,
@@ -101,7 +102,7 @@ const brokerNames = ["redis", "jetstream", "memory"] as const
 
 const compareWith = Effect.fnUntraced(function*(options: {
   readonly revision: string
-  readonly isQuick: boolean
+  readonly effort: plan.Effort
   readonly only: ReadonlyArray<string>
   readonly brokers: ReadonlyArray<string>
   readonly arms: ReadonlyArray<string> | undefined
@@ -114,7 +115,7 @@ const compareWith = Effect.fnUntraced(function*(options: {
   const compared = yield* compare.run(
     urls,
     revision,
-    options.isQuick ? plan.quick : plan.thorough,
+    options.effort,
     { arms: options.arms, brokers: options.brokers, chapters: options.only },
     (result) => {
       write(result)
@@ -171,6 +172,7 @@ const bench = Command.make("bench", {
   ),
   broker,
   arms,
+  passes: Flag.Int("passes").pipe(Flag.withDescription("Passes of each arm"), Flag.optional),
   messages: Flag.Int("messages").pipe(
     Flag.withDescription("Over how many messages the resident memory is watched"),
     Flag.withDefault(10_000_000)
@@ -182,11 +184,13 @@ const bench = Command.make("bench", {
   docs: intoDocs
 }, (options) => {
   const only = options.only._tag === "Some" ? [options.only.value] : undefined
+  const usual = options.quick ? plan.quick : plan.thorough
+  const effort = options.passes._tag === "Some" ? { ...usual, passes: options.passes.value } : usual
   return Effect.scoped(
     options.compare._tag === "Some"
       ? compareWith({
         revision: options.compare.value,
-        isQuick: options.quick,
+        effort,
         only: only ?? compare.usualChapters,
         brokers: options.broker._tag === "Some" ? [options.broker.value] : brokerNames,
         arms: options.arms._tag === "Some" ? options.arms.value.split(",") : undefined,
@@ -194,6 +198,7 @@ const bench = Command.make("bench", {
       })
       : budgetsOf({
         isQuick: options.quick,
+        effort,
         only: only ?? Object.keys(options.quick ? chapters : all),
         intoDocs: options.docs,
         messages: options.messages,

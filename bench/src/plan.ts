@@ -13,7 +13,7 @@ export interface Effort {
   readonly idleSeconds: number
 }
 
-export const quick: Effort = { seconds: 0.25, passes: 5, lone: 200, starts: 3, idleSeconds: 4 }
+export const quick: Effort = { seconds: 0.2, passes: 5, lone: 150, starts: 3, idleSeconds: 3 }
 export const thorough: Effort = { seconds: 1, passes: 10, lone: 1000, starts: 5, idleSeconds: 10 }
 
 type Server = "redis" | "jetstream"
@@ -86,7 +86,7 @@ export const roundTrip = (effort: Effort): Cell =>
 export const limits = (broker: BrokerName, concurrency: number, delay: number, effort: Effort): Cell =>
   cell(broker, ["tuned", "plain", "effect"], effort, consumes[broker], { concurrency, delay })
 
-export const processes = (broker: Server, { seconds }: Effort): number => Math.round(consumes[broker] * seconds * 2)
+export const processes = (broker: Server, { seconds }: Effort): number => Math.round(consumes[broker] * seconds)
 
 /** The rate rises until producer, broker and raw loop together do not keep up. */
 export const ramp = (broker: Server, { seconds }: Effort): Cell => {
@@ -105,7 +105,7 @@ export const openLoop = (broker: Server, rate: number, { passes, seconds }: Effo
   size: 100,
   delay: 0,
   rate,
-  count: Math.round(rate * Math.max(0.7, seconds * 2))
+  count: Math.round(rate * Math.max(0.5, seconds * 2))
 })
 
 /** Messages that come one by one. */

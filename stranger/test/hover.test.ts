@@ -73,7 +73,8 @@ const checker = program.getTypeChecker()
 const text = (parts: ReadonlyArray<ts.SymbolDisplayPart>) => ts.displayPartsToString([...parts]).trim()
 
 describe("what an editor shows", () => {
-  it("hovering a call or an option shows its documentation", () => {
+  // The language service checks all packages first.
+  it("hovering a call or an option shows its documentation", { timeout: 180_000 }, () => {
     assert.deepStrictEqual(service.getSemanticDiagnostics(programFile).map(({ messageText }) => messageText), [])
     const silent = Array.from(hovered.matchAll(/\b[A-Z]\w+\.([a-z]\w+)\(|\b([a-z]\w+): /g), (match) => {
       const name = (match[1] ?? match[2])!

@@ -51,7 +51,7 @@ const run = (command: string, args: ReadonlyArray<string>, cwd: string, env: Rec
 describe("the command", () => {
   it("has the version of its package", () => assert.strictEqual(version, manifest.version))
 
-  it.effect("help fits, has examples for each subcommand, and every mistake is one line", () =>
+  it.live("help fits, has examples for each subcommand, and every mistake is one line", () =>
     Effect.gen(function*() {
       const commands = [
         ["inspect"],
@@ -114,7 +114,7 @@ describe("the command", () => {
         assert.notInclude(error, "word")
       }
       assert.strictEqual((yield* millrace("--version")).out, version)
-    }).pipe(Effect.provide(none)))
+    }).pipe(Effect.provide(none)), 240_000)
 
   it.live(
     "no password in what it prints, whatever goes wrong, nor in the list of processes",
@@ -177,9 +177,9 @@ describe("the command", () => {
         assert.isFalse(yield* colors({ ...env, NO_COLOR: "1" }, "script", ["-qec", terminal, "/dev/null"]))
         const redrive = [process.execPath, main, "dead", "redrive", "orders.dead", "--redis", url].join(" ")
         const { output } = yield* run("script", ["-qec", redrive, "/dev/null"], cwd, env)
-        assert.match(output, /\r\u001b\[K/)
+        assert.include(output, "\r\u001b[K")
       }
-    }), 120_000)
+    }), 240_000)
 
   it.live("it ends when the reader of its output is gone", () =>
     Effect.gen(function*() {

@@ -25,7 +25,6 @@ import { addPolicy, addStep } from "./internal/compose.ts"
 import { describe as describeProgram, topics as topicsOf } from "./internal/describe.ts"
 import type { Hint, Hints } from "./internal/hint.ts"
 import { durationOf, unknownOption } from "./internal/invalid.ts"
-import { untilRun } from "./internal/neverRun.ts"
 import { isPipeline as isPipelineInternal, make, programOf, TypeId as TypeIdInternal } from "./internal/pipeline.ts"
 import type { Step as ProgramStep } from "./internal/program.ts"
 import { fromPromise, promiseForm, settledResults, wrapPromise } from "./internal/promise.ts"
@@ -1282,8 +1281,7 @@ export type {
 } from "./internal/running.ts"
 
 /**
- * Starts a pipeline and returns once it is ready. A process that ends by itself and has run none of its pipelines' programs
- * warns about it. Closing the scope drains it: running handlers finish within
+ * Starts a pipeline and returns once it is ready. Closing the scope drains it: running handlers finish within
  * `drainTimeout`, unsettled messages are released for a peer to take at once, without counting an attempt.
  *
  * @category running
@@ -1291,10 +1289,8 @@ export type {
  */
 export const start = <M extends Any, A, E, R>(
   self: Pipeline<M, A, E, R>
-): Effect.Effect<Running, TransportError, (R & Hint<NoLayer>) | (Scope.Scope & Hint<NotClosed>)> => {
-  const program = programOf(self)
-  return untilRun(program.name, startProgram(program)) as any
-}
+): Effect.Effect<Running, TransportError, (R & Hint<NoLayer>) | (Scope.Scope & Hint<NotClosed>)> =>
+  startProgram(programOf(self)) as any
 
 /**
  * Runs a pipeline until it is interrupted, then drains it.
@@ -1316,10 +1312,7 @@ export const run = <M extends Any, A, E, R>(
 export const runAll = <const P extends readonly [AnyPipeline, ...Array<AnyPipeline>]>(
   pipelines: P
 ): Effect.Effect<never, TransportError, Exclude<Services<P[number]>, Scope.Scope> & Hint<NoLayer>> =>
-  untilRun(
-    pipelines.map(({ name }) => name).join(", "),
-    Effect.forEach(pipelines, (pipeline) => run(pipeline), { concurrency: "unbounded", discard: true })
-  ) as any
+  Effect.forEach(pipelines, (pipeline) => run(pipeline), { concurrency: "unbounded", discard: true }) as any
 
 /**
  * Provides a running pipeline as a Layer without services, to stand among others. It fails when the pipeline cannot

@@ -104,12 +104,6 @@ describe("Millrace", () => {
     const { stdout } = await promisify(execFile)(process.execPath, [file])
     assert.strictEqual(stdout, "begun\nfinished\nclosed\n")
   })
-
-  it("a program that is made and never run is named when the process ends", async () => {
-    const file = path.join(import.meta.dirname, "fixtures", "neverRun.main.ts")
-    const { stderr } = await promisify(execFile)(process.execPath, [file])
-    assert.match(stderr, /orders\/payments was never started: .*NodeRuntime\.runMain.*Millrace\.run/)
-  })
 })
 
 const turn = () => new Promise<void>((resolve) => setImmediate(resolve))

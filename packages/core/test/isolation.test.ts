@@ -118,6 +118,26 @@ describe("a suspect with keys", () => {
       assert.deepStrictEqual(done, [2, 1, 3])
     }))
 
+  it.effect("leaves no key stuck of which messages are released for it", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const done: Array<number> = []
+      yield* on(hand, (from) =>
+        from.pipe(
+          Pipeline.tap((n) => Effect.as(n === 20 ? Effect.sleep("5 seconds") : Effect.void, done.push(n))),
+          Pipeline.concurrency({ max: 1, key: ({ value }) => value < 10 ? "low" : String(value) })
+        ))
+      // The first message holds the permit, the second is ready, the third waits behind it, the fourth is not due yet.
+      hand.deliver(delivery(20), delivery(1), delivery(3), delivery(5, { attempt: 2, redelivered: true, due: 60_000 }))
+      yield* Wait.turns
+      hand.deliver(delivery(30, { suspect: true, redelivered: true, attempt: 4 }))
+      yield* adjust("10 seconds")
+      assert.deepStrictEqual(done, [20, 30])
+      hand.deliver(delivery(1, { redelivered: true }), delivery(3, { redelivered: true }))
+      yield* adjust("1 second")
+      assert.deepStrictEqual(done, [20, 30, 1, 3])
+    }))
+
   // was: a suspect makes the pipeline forget which keys wait for a retry: their order breaks
   it.effect("leaves the order of keys that wait for a retry as it was", () =>
     Effect.gen(function*() {

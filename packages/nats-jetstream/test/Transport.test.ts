@@ -388,7 +388,7 @@ describe.each(versions)("on nats-server %s", (version) => {
           const subscription = yield* subscribe("orders")
           const most = 50
           const owned: Array<Delivery> = []
-          for (let round = 0; round < 60; round++) {
+          for (let round = 0; round < 30; round++) {
             owned.push(...yield* subscription.pull(demand(most - owned.length)))
             assert.isAtMost(owned.length, most)
             // The server takes up acknowledgements a little later; what is owned beyond them would stay.

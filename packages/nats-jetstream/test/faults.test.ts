@@ -275,8 +275,7 @@ describe.each(versions)("on nats-server %s", (version) => {
         }
         yield* until(Effect.sync(() => seen.size), (size) => size === total)
         yield* Fiber.join(reading)
-      })
-    ))
+      }), { sync: "interval" }))
 
   it.live("a stream that is deleted while it is read is created again, and its next messages are read", () =>
     on(() =>
@@ -354,8 +353,7 @@ describe.each(versions)("on nats-server %s", (version) => {
         yield* settle(subscription, yield* take(subscription, 1500), Settlement.retry("1 hour"))
         yield* publish("orders", ["new"])
         assert.deepStrictEqual((yield* take(subscription, 1)).map(text), ["new"])
-      })
-    ))
+      }), { sync: "interval" }))
 
   it.live("stopping one of two under load burns no attempt", () =>
     on(() =>

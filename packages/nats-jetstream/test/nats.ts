@@ -36,7 +36,10 @@ export const onNats = <A, E>(
   Effect.scoped(Effect.gen(function*() {
     const { layer, ...server } = options
     const broker = yield* Brokers.nats(server)
-    return yield* Effect.provide(Effect.scoped(f(broker)), Layer.fresh(JetStream.layer({ url: broker.url, ...layer })))
+    return yield* Effect.provide(
+      Effect.scoped(f(broker)),
+      Layer.fresh(JetStream.layer({ url: broker.url, publishTimeout: "30 seconds", ...layer }))
+    )
   }))
 
 /** A subscription with options that a test has no opinion about. */

@@ -53,7 +53,7 @@ servers.forEach(({ kind, version }, i) =>
               return Array.isArray(pending) && Number(pending[0]) === 0 && (yield* run("XLEN", `${topic}.dead`)) > 0 &&
                 (yield* run("XLEN", `${topic}.done`)) >= 1_000
             }),
-            90
+            150
           )
           const dead = yield* Stream.runCollect(redis.browse(`${topic}.dead`))
           assert.deepStrictEqual(dead.map(textOf), [JSON.stringify("killer")])
@@ -61,7 +61,7 @@ servers.forEach(({ kind, version }, i) =>
           assert.deepStrictEqual(new Set(done.map(textOf)).size, 1_000)
           assert.strictEqual(state.deaths, 3)
         }),
-      120_000
+      200_000
     )
   })
 )

@@ -13,6 +13,7 @@ import * as Fiber from "effect/Fiber"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import { createServer } from "node:net"
 import {
   connect,
@@ -500,7 +501,7 @@ describe("what a consumer's connection does to a message", () => {
 
   it.live("a publish that waits for a connection is sent once there is one; too many say that they were not sent", () =>
     onServer(
-      {},
+      { persistence: "always" },
       Effect.gen(function*() {
         const { broker } = yield* Server
         const redis = yield* transport({ offline: { wait: "20 seconds", max: 3 } })
@@ -512,8 +513,14 @@ describe("what a consumer's connection does to a message", () => {
         yield* Effect.sleep(10)
         const [refused] = yield* redis.publish([outgoing(topic, "4")])
         assert.strictEqual(Result.isFailure(refused!) && refused.failure.reason._tag, "NotSent")
+        // One that is interrupted meanwhile is not sent.
+        yield* Fiber.interrupt(waiting)
+        const again = yield* Effect.forkChild(redis.publish(Arr.makeBy(3, (i) => outgoing(topic, String(i))) as any))
+        yield* Effect.sleep(10)
         yield* broker.start
-        assert.isTrue((yield* Fiber.join(waiting)).every(Result.isSuccess))
+        assert.isTrue((yield* Fiber.join(again)).every(Result.isSuccess))
+        const stored = yield* Stream.runCollect(redis.browse(topic))
+        assert.deepStrictEqual(stored.map(textOf), ["first", "0", "1", "2"])
       })
     ))
 

@@ -72,7 +72,8 @@ export const serving = (
 export const connect = (
   options?: Partial<RedisStreams.Options>
 ): Effect.Effect<Context.Context<RedisStreams.RedisStreams | Transport>, never, Server | Scope.Scope> =>
-  Server.use(({ url }) => Effect.orDie(RedisStreams.make({ url, ...options })))
+  // A machine that is busy may take long to connect.
+  Server.use(({ url }) => Effect.orDie(RedisStreams.make({ url, connectTimeout: "1 minute", ...options })))
 
 export const transport = (options?: Partial<RedisStreams.Options>) =>
   Effect.map(connect(options), (context) => Context.get(context, Transport))

@@ -7,6 +7,7 @@ import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
+import { prune } from "../src/internal/scripts/prune.ts"
 import {
   connect,
   demand,
@@ -45,7 +46,7 @@ servers.forEach(({ kind, version }) =>
         for (let i = 0; i < 20; i++) {
           yield* run("XREADGROUP", "GROUP", "g", `live-${i}`, "COUNT", "5000", "STREAMS", topic, ">")
         }
-        const redis = yield* transport({ claim: { minIdle: "30 seconds" } })
+        const redis = yield* transport({ claim: { minIdle: "1 hour" } })
         const subscription = yield* redis.subscribe(subscribing(topic))
         yield* Effect.forkScoped(subscription.pull(demand(10)))
         yield* Effect.sleep(500)
@@ -91,6 +92,26 @@ servers.forEach(({ kind, version }) =>
         assert.isDefined((yield* names).find((name) => name.startsWith("millrace:origin:")))
         const info = yield* Effect.provide(RedisStreams.groupInfo(topic, "g"), context)
         assert.deepStrictEqual(others(info.consumers.map(({ name }) => name)), ["owner"])
+      }))
+
+    it.effect("dead consumers are deleted by one process at a time, and so many by each step", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("steps")
+        yield* run("XGROUP", "CREATE", topic, "g", "0", "MKSTREAM")
+        yield* run(
+          "EVAL",
+          "for i = 1, 30 do redis.call('XGROUP', 'CREATECONSUMER', KEYS[1], 'g', 'dead-' .. i) end",
+          "1",
+          topic
+        )
+        const lock = `{${topic}}:lock`
+        const step = run("EVAL", prune.lua, "2", topic, lock, "g", "0", "20", "3600000")
+        assert.deepStrictEqual((yield* step).slice(0, 2), [20, 1])
+        // Another process, while the first one is at it.
+        assert.deepStrictEqual((yield* step).slice(0, 2), [0, 0])
+        yield* run("DEL", lock)
+        assert.deepStrictEqual((yield* step).slice(0, 2), [10, 0])
       }))
 
     it.effect("an origin whose consumer was deleted is put back by a process that knows it", () =>

@@ -7,7 +7,7 @@ process.title = "millrace"
 
 const [major = 0, minor = 0] = process.versions.node.split(".").map(Number)
 if (major < 22 || (major === 22 && minor < 19)) {
-  console.error(`millrace: Node.js 22.19 or newer is needed, this is ${process.versions.node}`)
+  process.stderr.write(`millrace: Node.js 22.19 or newer is needed, this is ${process.versions.node}\n`)
   process.exit(2)
 }
 

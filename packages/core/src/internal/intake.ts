@@ -173,13 +173,12 @@ export class Intake {
   /** Releases everything. */
   releaseAll(): void {
     const held = this.buffer.takeAll()
+    const early = Array.from(this.early.keys())
+    // Before their keys become free: no message may become ready now.
+    const blocked = this.keys?.takeAll() ?? []
     for (const attempt of held) this.keys?.left(attempt)
-    for (const attempt of Array.from(this.early.keys())) {
-      held.push(attempt)
-      this.forgetEarly(attempt)
-    }
-    // A key that became free has made its next message ready.
-    held.push(...this.buffer.takeAll(), ...this.keys?.takeAll() ?? [])
+    for (const attempt of early) this.forgetEarly(attempt)
+    held.push(...early, ...blocked)
     for (const attempt of held) {
       this.isolated.delete(attempt)
       this.options.release(attempt)

@@ -168,8 +168,8 @@ const hurryAt = 128
 
 const maxFlushes = 4
 
-/** A request to the broker that did not succeed is sent again. */
+/** A request to the broker that did not succeed is sent again; after an outage within the time that a drain gives it. */
 export const settleBackoff = Schedule.min([
   Schedule.exponential(Duration.millis(50)),
-  Schedule.spaced(Duration.seconds(2))
+  Schedule.spaced(Duration.millis(400))
 ]).pipe(Schedule.jittered)

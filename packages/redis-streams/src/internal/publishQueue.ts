@@ -8,7 +8,7 @@ import type { PublishCommands } from "./publishCommands.ts"
 interface Waiting {
   readonly key: string
   readonly messages: ReadonlyArray<Outgoing>
-  readonly resume: (replies: ReadonlyArray<unknown>) => void
+  readonly resume: (replies: Effect.Effect<ReadonlyArray<unknown>>) => void
 }
 
 /** Sends commands that concern one node, and gives their replies in order. */
@@ -40,10 +40,10 @@ export class PublishQueue {
     this.placeOf = placeOf
   }
 
-  /** Resolves to the replies. Interrupted before its turn, nothing is sent. */
+  /** Resolves to the replies. Interrupted before its turn, or while there is no connection, nothing is sent. */
   publish(key: string, messages: ReadonlyArray<Outgoing>): Effect.Effect<ReadonlyArray<unknown>> {
     return Effect.callback((resume) => {
-      const waiting: Waiting = { key, messages, resume: (replies) => resume(Effect.succeed(replies)) }
+      const waiting: Waiting = { key, messages, resume }
       const place = this.placeOf(key)
       const queue = this.queues.get(place)
       if (queue === undefined) this.queues.set(place, [waiting])
@@ -75,9 +75,11 @@ export class PublishQueue {
   private flushQueue(queue: ReadonlyArray<Waiting>): void {
     const [first] = queue
     if (first === undefined) return
-    // Without a connection each waits for itself: only some may find room.
-    if (queue.length > 1 && !this.isUp(first.key)) {
-      for (const waiting of queue) this.flushQueue([waiting])
+    // Without a connection each caller waits for itself: only some may find room, and one may be interrupted.
+    if (!this.isUp(first.key)) {
+      for (const { key, messages, resume } of queue) {
+        resume(Effect.suspend(() => this.send(key, messages.map((message) => this.commands.of(key, message)))))
+      }
       return
     }
     const commands: Array<Command> = []
@@ -89,7 +91,7 @@ export class PublishQueue {
         ? exit.value
         : commands.map(() => new Lost(true, new Error("interrupted")))
       let at = 0
-      for (const { messages, resume } of queue) resume(replies.slice(at, at += messages.length))
+      for (const { messages, resume } of queue) resume(Effect.succeed(replies.slice(at, at += messages.length)))
     })
   }
 }

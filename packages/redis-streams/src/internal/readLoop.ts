@@ -1,4 +1,3 @@
-import type { TransportError } from "@millrace/core/TransportError"
 import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
 import type * as Scope from "effect/Scope"
@@ -6,7 +5,8 @@ import { ErrorReply } from "redis"
 import type { Command } from "./command.ts"
 import { type Connection, Lost, type Session } from "./connection.ts"
 import type { RawEntry } from "./entry.ts"
-import { codeOf, isPassing, isRedirect, isUnknown, list, text, transportError } from "./reply.ts"
+import { type Healed, ReadHealing } from "./readHealing.ts"
+import { codeOf, isPassing, isUnknown, list } from "./reply.ts"
 import type { Server } from "./server.ts"
 
 /** Without `CLIENT UNBLOCK` nothing can end a read early, so none may be long. */
@@ -22,7 +22,7 @@ const maxWithdraw = 1_000
 const minTimeout = 1_000
 
 /** A subscription, as the loop that reads for it sees it. */
-export interface Reading {
+export interface Reading extends Healed {
   readonly options: { readonly key: string; readonly block: number }
   /** How many unread entries it wants. */
   readonly wantsNew: number
@@ -37,8 +37,6 @@ export interface Reading {
   readonly received: (entries: ReadonlyArray<RawEntry>, asked: number) => void
   /** The connection of a read is gone: the server may have delivered entries that never arrived. */
   readonly readLost: () => void
-  readonly fail: (error: TransportError) => void
-  readonly recreated: Effect.Effect<void, Error>
 }
 
 /**
@@ -72,10 +70,7 @@ export class ReadLoop {
   private canBlock = true
   /** Blocking reads in a row that ended at once and empty. */
   private ignoredBlocks = 0
-  /** Failed turns in a row. */
-  private troubles = 0
-  private isStuck = false
-  private said = ""
+  private readonly healing: ReadHealing
 
   /** Without a connection of its own it polls on a shared one. */
   constructor(
@@ -91,6 +86,7 @@ export class ReadLoop {
     this.connection = connection
     this.pollEvery = pollEvery
     this.group = group
+    this.healing = new ReadHealing(server, group, (session, error) => this.connection?.drop(session, error))
     this.consumer = consumer
     this.key = key
   }
@@ -99,7 +95,7 @@ export class ReadLoop {
   get trouble(): string | undefined {
     if (this.connection !== undefined && this.connection.current === undefined) return this.connection.trouble
     if (!this.server.control.isUp) return this.server.control.trouble
-    return this.isStuck ? this.said : undefined
+    return this.healing.trouble
   }
 
   /** Whether a read has been under way for so many milliseconds: what it brings may be on its way. */
@@ -267,10 +263,9 @@ export class ReadLoop {
       })
       // Last: it resumes a subscription that is being closed at once, and that hands back what has just come.
       this.done.openUnsafe()
-      if (failed !== undefined) return this.heal(connected, failed.error, failed.subscriptions)
-      this.troubles = 0
+      if (failed !== undefined) return this.failed(connected, failed.error, failed.subscriptions)
       this.timeout = minTimeout
-      this.isStuck = false
+      this.healing.succeeded()
       if (!replies.every((reply) => reply === null)) return Effect.void
       const isPolling = this.connection === undefined || !this.canBlock
       // Polling, and nothing there: not again at once.
@@ -295,6 +290,18 @@ export class ReadLoop {
     return Effect.logWarning(
       `redis: this server ${why}: it is asked every ${this.pollEvery()} ms, and a message may take so long to be seen`
     )
+  }
+
+  private failed(
+    session: Session | undefined,
+    error: Error,
+    subscriptions: ReadonlyArray<Reading>
+  ): Effect.Effect<void> {
+    const isRefused = error instanceof ErrorReply && (isUnknown(error) || /block/i.test(error.message)) &&
+      !isPassing(error) && codeOf(error) !== "NOGROUP"
+    return this.canBlock && isRefused
+      ? this.poll(`refuses reads that wait (${error.message})`)
+      : this.healing.heal(session, error, subscriptions)
   }
 
   private blockFor(connected: Session, subscriptions: ReadonlyArray<Reading>): number {
@@ -341,63 +348,6 @@ export class ReadLoop {
   })
 
   private mend(subscription: Reading, effect: Effect.Effect<void, Error>): Effect.Effect<void> {
-    return Effect.catch(effect, (error) => this.heal(undefined, error, [subscription]))
-  }
-
-  private heal(
-    connected: Session | undefined,
-    error: Error,
-    subscriptions: ReadonlyArray<Reading>
-  ): Effect.Effect<void> {
-    const code = codeOf(error)
-    const pause = Effect.suspend(() =>
-      Effect.sleep(Math.min(50 * 2 ** this.troubles++, 2_000) * (0.5 + Math.random() / 2))
-    )
-    if (!(error instanceof ErrorReply)) return connected === undefined ? pause : Effect.void // the connection tries again
-    if (code === "NOGROUP") {
-      return Effect.forEach(subscriptions, (subscription) => subscription.recreated, {
-        discard: true
-      }).pipe(
-        Effect.matchEffect({
-          onFailure: (error) => this.stuck(`creating group ${this.group} again`, error),
-          onSuccess: () => Effect.sync(() => this.isStuck = false)
-        }),
-        Effect.andThen(Effect.suspend(() => this.troubles++ > 0 ? pause : Effect.void))
-      )
-    }
-    if (this.canBlock && (isUnknown(error) || /block/i.test(error.message)) && !isPassing(error)) {
-      return this.poll(`refuses reads that wait (${error.message})`)
-    }
-    if (code === "WRONGTYPE" || code === "NOPERM" || code === "NOAUTH") {
-      return Effect.forEach(subscriptions, (subscription) => this.failIfWrong(subscription, error), { discard: true })
-    }
-    // A slot that has moved: the next connection goes where the cluster says.
-    const hasMoved = this.server.settings.topology === "cluster" && isRedirect(error)
-    if (connected !== undefined && (hasMoved || isPassing(error))) {
-      this.isStuck = true
-      return Effect.andThen(pause, Effect.sync(() => this.connection?.drop(connected, error)))
-    }
-    return Effect.andThen(this.stuck(`reading for group ${this.group}`, error), pause)
-  }
-
-  /** Said once, until it goes on. */
-  private stuck(operation: string, error: Error): Effect.Effect<void> {
-    if (this.isStuck && this.said === error.message) return Effect.void
-    this.isStuck = true
-    this.said = error.message
-    return Effect.logWarning(transportError(operation, this.server.settings.label, error).message)
-  }
-
-  /** Of several streams read together only some may be to blame. */
-  private failIfWrong(subscription: Reading, error: ErrorReply): Effect.Effect<void> {
-    const { key } = subscription.options
-    const fail = Effect.sync(() =>
-      subscription.fail(transportError(`reading ${key}`, this.server.settings.label, error))
-    )
-    if (codeOf(error) !== "WRONGTYPE") return fail
-    return Effect.matchEffect(this.server.control.one(key, ["TYPE", key]), {
-      onFailure: () => fail,
-      onSuccess: (type) => text(type) === "stream" || text(type) === "none" ? Effect.void : fail
-    })
+    return Effect.catch(effect, (error) => this.healing.heal(undefined, error, [subscription]))
   }
 }

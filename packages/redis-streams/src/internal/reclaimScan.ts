@@ -5,7 +5,7 @@ import type * as Scope from "effect/Scope"
 import { ErrorReply } from "redis"
 import { slotOf } from "./cluster.ts"
 import * as keys from "./keys.ts"
-import { isPassing, list, refusal, text, transportError } from "./reply.ts"
+import { codeOf, isPassing, list, refusal, text, transportError } from "./reply.ts"
 import { peek } from "./scripts/peek.ts"
 import { evalsha } from "./scripts/script.ts"
 import type { Server } from "./server.ts"
@@ -89,7 +89,8 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
   // What happens to a connection is told by the connection.
   const report = (subscription: RedisSubscription, error: Error): Effect.Effect<void> =>
     Effect.suspend(() => {
-      if (!(error instanceof ErrorReply) || isPassing(error)) return Effect.void
+      // A group that is gone is the reader's affair.
+      if (!(error instanceof ErrorReply) || isPassing(error) || codeOf(error) === "NOGROUP") return Effect.void
       subscription.looked(false)
       const { message } = transportError(`${operation} of ${subscription.options.key}`, server.settings.label, error)
       return subscription.refusals.add(operation, message) ? Effect.logError(message) : Effect.void

@@ -23,6 +23,19 @@ export const covers = (filter: string, subject: string): boolean => {
   return wanted.length === given.length
 }
 
+/** Whether a subject may match both filters. */
+export const overlap = (one: string, other: string): boolean => {
+  const a = one.split(".")
+  const b = other.split(".")
+  for (let i = 0; i < Math.max(a.length, b.length); i++) {
+    const [x, y] = [a[i], b[i]]
+    if (x === undefined || y === undefined) return false
+    if (x === ">" || y === ">") return true
+    if (x !== "*" && y !== "*" && x !== y) return false
+  }
+  return true
+}
+
 const command = (verb: string, at: string, option = ""): string => {
   const [stream, consumer] = at.split("/")
   return `nats consumer ${verb} ${stream} ${consumer} ${option}`.trim()

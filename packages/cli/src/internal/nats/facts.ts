@@ -20,7 +20,7 @@ export interface Facts {
   readonly clustered: boolean
   readonly maxPayload: number | undefined
   readonly account: JetStreamAccountStats | undefined
-  /** Milliseconds between two syncs, 0 for always; `undefined`: nobody was asked, `"silent"`: monitoring did not answer. */
+  /** Milliseconds between two syncs, 0 for always; `undefined`: not asked for, `"silent"`: monitoring did not answer. */
   readonly syncInterval: number | "silent" | undefined
   /** Milliseconds that the server's clock is ahead of ours. */
   readonly skew: number | undefined

@@ -1,11 +1,8 @@
 import { bad, type Finding, ok } from "../findings.ts"
-import { covers, filtersOf } from "./consumerChecks.ts"
+import { covers, filtersOf, overlap } from "./consumerChecks.ts"
 import type { StreamFacts } from "./facts.ts"
 
-/**
- * Whether what is published is confirmed, kept and read. Groups of a work queue cannot overlap: the server refuses the
- * second one.
- */
+/** Whether what is published is confirmed, kept and read. */
 export const retentionChecks = ({ consumers, info: { config } }: StreamFacts, at: string): ReadonlyArray<Finding> => {
   const findings: Array<Finding> = []
   if (config.no_ack) {
@@ -49,6 +46,20 @@ export const retentionChecks = ({ consumers, info: { config } }: StreamFacts, at
           at
         )
     )
+    // From 2.10 on the server refuses the second one; before that only where one filter holds the other.
+    const both = filters.flatMap((one, i) =>
+      filters.slice(i + 1).flatMap((other) => overlap(one, other) ? [`${one} and ${other}`] : [])
+    )
+    if (both.length > 0) {
+      findings.push(bad(
+        "error",
+        "nats/work-queue-overlap",
+        `two groups of a work queue read the same subjects: ${both[0]}`,
+        "whichever acknowledges first deletes the message for both",
+        "use retention limits, or separate subjects",
+        at
+      ))
+    }
   }
   return findings
 }
