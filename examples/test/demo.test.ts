@@ -58,7 +58,7 @@ describe("demo", () => {
         assert.strictEqual(stdout, "")
         assert.match(
           stderr,
-          /^(redis|nats): no broker answers at (redis|nats):\/\/127\.0\.0\.1:1: connection refused( \(ECONNREFUSED\))?\n$/
+          /^(redis|nats): cannot connect to (redis|nats):\/\/127\.0\.0\.1:1: connection refused( \(ECONNREFUSED\))?\n$/
         )
       }).pipe(Effect.provide(NodeServices.layer)))
   }

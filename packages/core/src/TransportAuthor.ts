@@ -6,7 +6,8 @@
  * refuses bad options with {@link checkOptions} and {@link durationOf}, and puts the sentences of {@link Hints}
  * into their types. Messages that it publishes for a user are made by {@link outgoing} and sent by {@link send},
  * which keeps their span and their metrics; the key of a delivery is read by {@link keyOf}. A service that holds a
- * connection is given to {@link showAs}, so that no log shows its password.
+ * connection is given to {@link showAs}, so that no log shows its password; {@link connectionDetail} says why a
+ * connection failed.
  *
  * @since 0.1.0
  */
@@ -26,6 +27,7 @@ import type * as Topic from "./Topic.ts"
 import type * as Transport from "./Transport.ts"
 import type { TransportError } from "./TransportError.ts"
 
+export { connectionDetail } from "./internal/connectionDetail.ts"
 export type { Hints } from "./internal/hint.ts"
 export { showAs } from "./internal/inspection.ts"
 export { durationOf, type Invalid } from "./internal/invalid.ts"

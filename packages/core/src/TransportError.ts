@@ -45,7 +45,9 @@ export class Unreachable extends Schema.Error<Unreachable>("@millrace/core/Trans
   }
   override get message(): string {
     const { detail } = this
-    return `no broker answers at ${this.address}${detail === undefined ? "" : `: ${detail}`}`
+    return detail === undefined
+      ? `no broker answers at ${this.address}`
+      : `cannot connect to ${this.address}: ${detail}`
   }
 }
 

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Health, Pipeline, Publisher, Telemetry, Topic, Transport } from "@millrace/core"
+import { Health, Pipeline, Publisher, Telemetry, Topic, Transport, TransportError } from "@millrace/core"
 import { MemoryTransport, TestHarness } from "@millrace/testing"
 import { Array as Arr, Data, Effect, Layer, Metric, Schedule, Schema, Tracer } from "effect"
 import { TestClock } from "effect/testing"
@@ -221,6 +221,56 @@ describe("health", () => {
 })
 
 describe("metrics", () => {
+  it.effect("the broker is asked about the groups of a topic once an interval, whatever the number of pipelines", () =>
+    Effect.gen(function*() {
+      const transport = yield* Transport.Transport
+      let asked = 0
+      let groups: Effect.Effect<ReadonlyArray<Transport.GroupInfo>, TransportError.TransportError> = Effect.succeed([])
+      const counted: typeof transport = {
+        ...transport,
+        groups: () =>
+          Effect.suspend(() => {
+            asked++
+            return groups
+          })
+      }
+      const handler = (n: number) => n
+      const consumer = (group: string) => Pipeline.from(Numbers, { group }).pipe(Pipeline.map(handler))
+      for (const pipeline of [consumer("a"), consumer("a"), consumer("a"), consumer("b")]) {
+        yield* Pipeline.start(pipeline).pipe(Effect.provideService(Transport.Transport, counted))
+        yield* TestClock.adjust("1 second")
+      }
+      const first = asked
+      assert.strictEqual(first, 1)
+      yield* TestClock.adjust("10 minutes")
+      assert.isAtMost(asked - first, 41)
+      assert.isAtLeast(asked - first, 40)
+
+      /** What is exported once the next poll is over. */
+      const lags = Effect.gen(function*() {
+        yield* TestClock.adjust("1 minute")
+        const snapshot = yield* Metric.snapshot
+        return snapshot.filter(({ id }) => id === "millrace.lag").map(({ attributes, state }) =>
+          [attributes?.["messaging.consumer.group.name"], (state as Metric.GaugeState<number>).value] as const
+        )
+      })
+      // The server cannot know the lag of one group; then the broker is away.
+      groups = Effect.succeed([{ group: "a", pending: 1 }, { group: "b", lag: 0, pending: 0 }])
+      assert.deepStrictEqual(yield* lags, [["b", 0]])
+      groups = Effect.fail(
+        new TransportError.TransportError({
+          transport: "memory",
+          reason: new TransportError.Unreachable({ address: "memory" })
+        })
+      )
+      assert.deepStrictEqual(yield* lags, [])
+    }).pipe(
+      Effect.scoped,
+      Effect.provide([MemoryTransport.layer(), Telemetry.layerPolledMetrics("15 seconds")]),
+      Effect.provideService(Metric.MetricRegistry, new Map()),
+      Effect.provideService(Telemetry.Logs, false)
+    ))
+
   it.effect("count outcomes and seconds, with a bounded number of series", () =>
     Effect.gen(function*() {
       const running = yield* Pipeline.start(

@@ -107,7 +107,7 @@ class Declined extends Data.TaggedError("Declined")<{ readonly why: string }> {}
 const awaitCounts = (running: Pipeline.Running, test: (counts: Pipeline.Counts) => boolean) =>
   Effect.gen(function*() {
     while (!test(yield* running.counts)) yield* Effect.sleep("5 millis")
-  }).pipe(Effect.timeout("20 seconds"))
+  })
 
 /** One single message, ten in one write, one that fails twice; each doubled and published on; then a batch of five. */
 const scenario = Effect.gen(function*() {
@@ -147,11 +147,12 @@ const scenario = Effect.gen(function*() {
   Effect.provide([MemoryTransport.layer({ history: true }), Telemetry.layerMetrics, Telemetry.layerLogs(false)])
 )
 
-const collected = Effect.gen(function*() {
+/** The scenario runs once, for all tests that look at it. */
+const collected = Effect.runSync(Effect.cached(Effect.gen(function*() {
   const collector = new Collector()
   const published = yield* collector.run(scenario)
   return { collector, published }
-})
+})))
 
 describe("exported through OTLP", () => {
   it.live("spans have the names, kinds and attributes of the conventions", () =>

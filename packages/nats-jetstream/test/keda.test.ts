@@ -43,15 +43,24 @@ describe("KEDA", () => {
             readonly name: string
             readonly stream_detail: ReadonlyArray<{
               readonly name: string
-              readonly consumer_detail: ReadonlyArray<{ readonly name: string; readonly num_pending: number }>
+              readonly consumer_detail: ReadonlyArray<{
+                readonly name: string
+                readonly num_pending: number
+                readonly config: { readonly max_waiting: number; readonly metadata: Record<string, string> }
+              }>
             }>
           }>
         }
       })
       const found = jsz.account_details.find(({ name }) => name === account)!
         .stream_detail.find(({ name }) => name === stream)!
-        .consumer_detail.map(({ name, num_pending }) => [name, num_pending])
-      assert.deepStrictEqual(found, [[consumer, 2]])
+        .consumer_detail
+      assert.deepStrictEqual(found.map(({ name, num_pending }) => [name, num_pending]), [[consumer, 2]])
+      // `nats server check consumer` takes its thresholds from the consumer.
+      const { max_waiting, metadata } = found[0]!.config
+      assert.strictEqual(metadata["io.nats.monitor.enabled"], "true")
+      assert.isBelow(Number(metadata["io.nats.monitor.waiting-critical"]), max_waiting)
+      assert.isAbove(Number(metadata["io.nats.monitor.redelivery-critical"]), 0)
     })))
 })
 

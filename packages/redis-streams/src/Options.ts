@@ -83,7 +83,10 @@ export interface Options {
     readonly nodes?: ReadonlyArray<string> | undefined
     readonly password?: Redacted.Redacted<string> | Hints["secret"] | undefined
   } | undefined
-  /** How long the Layer tries to connect before it fails; default 10 seconds. */
+  /**
+   * How long the Layer waits for a server that loads, fails over or does not answer; default 10 seconds. Where nothing
+   * listens, and for what waiting cannot mend (a password, a certificate, a database), it fails at once.
+   */
   readonly connectTimeout?: Duration.Input | Hints["duration"] | undefined
   /**
    * A connection that does not answer for so long is given up and made again; default 10 seconds. After a fifth of

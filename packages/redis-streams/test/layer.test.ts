@@ -277,15 +277,35 @@ it.live("sends the host as server name, and none for an address", () =>
     assert.include(names, "localhost")
   }).pipe(Effect.scoped))
 
-it.live("says that a port refuses, after connectTimeout, without the password", () =>
+it.live("says at once why there is no connection, where waiting cannot mend that", () =>
   Effect.gen(function*() {
     const { close, port } = yield* silent
     close()
-    const error = yield* failure({ url: `redis://:secret@127.0.0.1:${port}`, connectTimeout: "300 millis" })
-    assert.strictEqual(error.reason._tag, "Unreachable")
-    assert.include(error.message, `redis://127.0.0.1:${port}`)
-    assert.notInclude(JSON.stringify(error) + error.message, "secret")
-  }))
+    const broker = yield* Brokers.redis()
+    const other = yield* Brokers.nats()
+    const url = `redis://127.0.0.1:${broker.port}`
+    const cases = [
+      [
+        { url: `redis://:secret@127.0.0.1:${port}` },
+        /cannot connect to redis:\/\/127\.0\.0\.1:\d+: connection refused/
+      ],
+      [{ url: "redis://app:secret@nowhere.invalid:6379" }, /unknown host/],
+      [{ url: "unix:///nowhere/redis.sock" }, /no such socket file/],
+      [{ url: `${url}/99` }, /no such database/],
+      [{ url, cluster: true }, /is no cluster; connect without `cluster`/],
+      [{ url: `redis://127.0.0.1:${port}`, cluster: { nodes: [`127.0.0.1:${port}`] } }, /connection refused/],
+      [{ url: `redis://127.0.0.1:${port}`, sentinel: { master: "m" } }, /connection refused/],
+      [{ url, sentinel: { master: "m" } }, /is no Sentinel/],
+      [{ url: `redis://127.0.0.1:${other.port}` }, /does not speak the Redis protocol/]
+    ] as const
+    for (const [options, text] of cases) {
+      // Without an end of its own: that it fails says that nothing is waited for.
+      const error = yield* failure({ ...options, connectTimeout: "1 hour" })
+      assert.strictEqual(error.reason._tag, "Unreachable")
+      assert.match(error.message, text)
+      assert.notInclude(JSON.stringify(error) + error.message, "secret")
+    }
+  }).pipe(Effect.scoped))
 
 it.live("says that a server accepts and never answers", () =>
   Effect.gen(function*() {

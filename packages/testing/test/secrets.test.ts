@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Core from "@millrace/core"
-import { Health, Pipeline, Publisher, Telemetry, Topic, Transport, TransportAuthor } from "@millrace/core"
+import { Health, Millrace, Pipeline, Publisher, Telemetry, Topic, Transport, TransportAuthor } from "@millrace/core"
 import * as Nats from "@millrace/nats-jetstream"
 import { JetStream } from "@millrace/nats-jetstream"
 import * as Redis from "@millrace/redis-streams"
@@ -94,6 +94,9 @@ const walk = (
       const ended = ({ deadLettered, handled }: Pipeline.Counts) => deadLettered + handled
       while (ended(yield* running.counts) < 2) yield* Effect.sleep("5 millis")
     }))
+    const millrace = yield* Effect.promise(() => Millrace.run(pipeline, { broker: layer, signals: false }))
+    values.push(["millrace", millrace])
+    yield* Effect.promise(() => millrace.stop())
     const unreachable = yield* Effect.scoped(Layer.build(broken)).pipe(Effect.flip)
     values.push(["error", unreachable], ["cause", Cause.fail(unreachable)])
     for (const module of modules) for (const [name, value] of Object.entries(module)) values.push([name, value])
@@ -114,7 +117,67 @@ const isSeen = (values: ReadonlyArray<readonly [string, unknown]>, names: Readon
   for (const name of names) assert.include(seen, name)
 }
 
+/** Addresses that hold the secret, also where it does not belong. */
+const addresses = (scheme: string) =>
+  [
+    "a:S@H",
+    ":S@H",
+    "S@H",
+    "a:S%zz@H",
+    "a:x@S@H",
+    "a:S/x@H",
+    "a:1/S@H",
+    "a:S#x@H",
+    "a:S?x@H",
+    "H/S",
+    "H?token=S",
+    "H#S",
+    "a:S@",
+    "a:S@h:99999",
+    "a:S@[::1",
+    "a:S@H,a:S@H"
+  ].map((rest) => `${scheme}://${rest.replaceAll("S", secret).replaceAll("H", "127.0.0.1:1")}`).concat(
+    `${scheme}:${secret}`,
+    secret,
+    `http://a:${secret}@127.0.0.1:1`
+  )
+
+const failing = (layer: Layer.Layer<any, unknown>) => Effect.flip(Effect.scoped(Layer.build(layer)))
+
 describe("a password", () => {
+  it.live("in an address of any shape is in no error and no layer", () =>
+    Effect.gen(function*() {
+      const values: Array<readonly [string, unknown]> = []
+      for (const url of addresses("redis")) {
+        const layer = RedisStreams.layer({ url, connectTimeout: "2 seconds" })
+        values.push([url, layer], [url, yield* failing(layer)])
+      }
+      for (const url of addresses("nats")) {
+        const layer = JetStream.layer({ url, connectTimeout: "2 seconds" })
+        values.push([url, layer], [url, yield* failing(layer)])
+      }
+      const others = [
+        RedisStreams.layer({ url: "redis://127.0.0.1:1", username: "u", password: Redacted.make(secret) }),
+        RedisStreams.layer({
+          url: "redis://127.0.0.1:1",
+          credentials: () => Promise.resolve({ username: "u", password: Redacted.make(secret) })
+        }),
+        RedisStreams.layer({
+          url: "redis://127.0.0.1:1",
+          connectTimeout: "1 second",
+          credentials: () => Promise.reject(new Error(`no token ${secret}`))
+        }),
+        RedisStreams.layer({ url: "redis://127.0.0.1:1", sentinel: { master: "m", password: Redacted.make(secret) } }),
+        JetStream.layer({ url: "nats://127.0.0.1:1", token: Redacted.make(secret) }),
+        JetStream.layer({ url: "nats://127.0.0.1:1", credentials: Redacted.make(secret) }),
+        JetStream.layer({ url: "nats://127.0.0.1:1", nkey: Redacted.make(`SU${secret}`) })
+      ]
+      for (const [i, layer] of others.entries()) {
+        values.push([`layer ${i}`, layer], [`error ${i}`, yield* failing(layer)])
+      }
+      assert.deepStrictEqual(yield* unsafe(values), [])
+    }))
+
   it.live("of Redis is in nothing that is shown", () =>
     Effect.scoped(Effect.gen(function*() {
       const broker = yield* Brokers.redis({ password: secret })

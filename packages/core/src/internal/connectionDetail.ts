@@ -1,6 +1,9 @@
 /**
  * Why a connection failed, in a few words and without a secret: from the code or the text of an error and of its causes.
  * `undefined` when the error says nothing that is known.
+ *
+ * @category transport authors
+ * @since 0.1.0
  */
 export const connectionDetail = (cause: unknown): string | undefined => {
   for (const error of chain(cause)) {
@@ -59,6 +62,13 @@ const byText: ReadonlyArray<readonly [pattern: RegExp, detail: string]> = [
   [/self[- ]signed certificate/i, "TLS: the server's certificate is self-signed; give its CA"],
   [/certificate/i, "TLS: the server's certificate is not accepted"],
   [/tls.*(required|handshake)|wrong version number/i, "TLS: one side expects it and the other does not speak it"],
+  [/does not support 'tls'/i, "TLS: the server does not speak it here; use the address without TLS, or the TLS port"],
+  [/unknown command '?SENTINEL/i, "the server is no Sentinel; give the address of one, or connect without `sentinel`"],
+  [/unknown RESP type/i, "the server does not speak the Redis protocol; correct the host and the port"],
+  [
+    /socket closed|node provided an undefined error|connection disconnected/i,
+    "the server closed the connection"
+  ],
   [/time(d)? ?out/i, "no answer in time"],
   [/connection (was )?refused/i, "connection refused"]
 ]

@@ -1,4 +1,4 @@
-import type * as Duration from "effect/Duration"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import type { Run } from "./run.ts"
@@ -21,10 +21,16 @@ export const drain = (run: Run): Effect.Effect<void> =>
     // 4. Let running handlers finish.
     if (!(yield* within(run.awaitHandlers, source.drainTimeout))) {
       // 5. Interrupt the others. What they leave unsettled is released, without counting an attempt.
-      yield* Effect.logWarning(`${name}: ${run.begun} handlers did not finish within drainTimeout; interrupting them`)
+      yield* Effect.logWarning(
+        `${name}: ${counted(run.begun, "handler")} did not finish within drainTimeout, ${
+          Duration.format(Duration.fromInputUnsafe(source.drainTimeout))
+        }; interrupting`
+      )
       yield* run.interruptHandlers
       if (!(yield* within(run.awaitHandlers, grace))) {
-        yield* Effect.logError(`${name}: ${run.begun} handlers cannot be interrupted; their messages stay unsettled`)
+        yield* Effect.logError(
+          `${name}: ${counted(run.begun, "handler")} cannot be interrupted; the messages stay unsettled`
+        )
       }
     }
     // 6. Release messages that were handled and that the user has not settled.
@@ -47,3 +53,5 @@ const within = (wait: Effect.Effect<void>, duration: Duration.Input): Effect.Eff
 
 /** What is left after the deadline must not hold the process up. */
 const grace = "1 second"
+
+const counted = (count: number, what: string): string => `${count} ${what}${count === 1 ? "" : "s"}`

@@ -103,8 +103,13 @@ const messageOf = (error: unknown): string => {
 
 const stackOf = (error: unknown): string | undefined => {
   const stack = isError(error) ? property(error, "stack") : undefined
-  return typeof stack === "string" ? text(stack, 2000) : undefined
+  return typeof stack === "string" ? text(stack.split("\n").filter(isOutside).join("\n"), 2000) : undefined
 }
+
+/** The way through the engine is the same for each error. In a bundle nothing tells its frames from others. */
+const isOutside = (frame: string): boolean => engine === undefined || !frame.includes(engine)
+
+const engine = /[\\/]([^\\/]+[\\/][^\\/]+[\\/]internal[\\/])errorDetail\.[jt]s$/.exec(import.meta.url)?.[1]
 
 const summary = (error: unknown): string => {
   const message = messageOf(error)

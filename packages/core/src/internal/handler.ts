@@ -4,7 +4,6 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
-import * as Tracer from "effect/Tracer"
 import type * as Codec from "../Codec.ts"
 import type * as Message from "../Message.ts"
 import type { Delivery } from "../Transport.ts"
@@ -14,7 +13,7 @@ import { exitOf } from "./exit.ts"
 import { settledAs } from "./promise.ts"
 import { Slots } from "./slots.ts"
 import * as Steps from "./steps.ts"
-import { Carried, carriesTrace, unsampledSpan } from "./traceContext.ts"
+import { Carried, carriesTrace, unsampled } from "./traceContext.ts"
 
 /** How a handler ends. */
 export type End =
@@ -284,5 +283,5 @@ const decoding = -1
 const contextOf = <R>(attempt: Attempt, context: Context.Context<R>): Context.Context<R> => {
   const { delivery: { headers }, isUnsampled } = attempt
   const carried = carriesTrace(headers) ? Context.add(context, Carried, headers) : context
-  return isUnsampled ? Context.add(carried, Tracer.ParentSpan, unsampledSpan(headers)) : carried
+  return isUnsampled ? unsampled(carried, headers) : carried
 }

@@ -6,7 +6,9 @@ import type { Health } from "./running.ts"
 export class Outages {
   private readonly label: string
   private readonly affected = new Set<object>()
-  private readonly reasons = new Set<string>()
+  /** By reason, when it was first seen in this outage. */
+  private readonly reasons = new Map<string, number>()
+  private readonly logged = new Set<string>()
   private since = 0
   private most = 0
 
@@ -31,12 +33,16 @@ export class Outages {
       this.since = health.since > 0 ? health.since : now
       this.most = 0
       this.reasons.clear()
+      this.logged.clear()
     }
     this.affected.add(pipeline)
     this.most = Math.max(this.most, this.affected.size)
     const reason = health.reason ?? (health.state === "reconnecting" ? "no connection" : "the broker refuses something")
-    if (this.reasons.has(reason) || this.reasons.size >= maxReasons) return Effect.void
-    this.reasons.add(reason)
+    // Most of what follows is a consequence; another reason that lasts is news.
+    const seenAt = this.reasons.get(reason) ?? now
+    if (this.reasons.size < maxReasons) this.reasons.set(reason, seenAt)
+    if (this.logged.has(reason) || (!isNew && now - seenAt < newsAfter)) return Effect.void
+    this.logged.add(reason)
     return Effect.logWarning(`${this.label}: ${name} cannot consume: ${reason}`).pipe(
       Effect.annotateLogs({ pipeline: name, state: health.state, reason })
     )
@@ -59,5 +65,8 @@ export class Outages {
 export const labelOf = ({ address, name }: { readonly name: string; readonly address: string }): string =>
   address === undefined || address === name ? name : address.includes("://") ? address : `${name} at ${address}`
 
-/** In one outage; what follows is a consequence of these. */
+/** In one outage. */
 const maxReasons = 5
+
+/** In milliseconds: a reason that passes sooner is a part of the outage that was logged. */
+const newsAfter = 10_000

@@ -48,6 +48,8 @@ interface Surroundings {
   readonly awaiting: (attempt: Attempt) => void
   /** Told of every outcome, in order. Never throws. */
   readonly report: (attempt: Attempt, kind: Telemetry.OutcomeKind) => void
+  /** The broker refused a dead letter, which is tried again `after` a time; `undefined`: never. Never throws. */
+  readonly refused: (attempt: Attempt, cause: Cause.Cause<unknown>, after: Duration.Duration | undefined) => void
 }
 
 /** A message that was handled, for the user to settle within `settleWithin`. */
@@ -196,7 +198,7 @@ export class Outcomes {
     reason: DeadLetter.DeadLetterReason,
     attempts = attempt.delivery.attempt
   ): Effect.Effect<void> {
-    const { deadLetters, program } = this.around
+    const { deadLetters } = this.around
     const { delivery } = attempt
     const end = (kind: "DeadLettered" | "Discarded") => {
       this.report(attempt, { _tag: kind, cause, reason, attempts })
@@ -207,26 +209,20 @@ export class Outcomes {
       onSuccess: () => Effect.sync(() => end("DeadLettered")),
       onFailure: (refusal) => {
         if (Cause.hasInterruptsOnly(refusal)) return Effect.failCause(refusal as Cause.Cause<never>)
-        const error = `${program.name}: the broker refused the dead letter of message ${delivery.id}`
         if (attempt.isSettled) {
           // On-receive: at most once means that it is gone.
-          return Effect.andThen(
-            Effect.exit(Effect.logError(`${error}; the message is discarded`, refusal)),
-            Effect.sync(() => end("Discarded"))
-          )
+          return Effect.sync(() => {
+            this.around.refused(attempt, refusal, undefined)
+            end("Discarded")
+          })
         }
         const after = deadLetters.backoff(delivery)
-        return Effect.andThen(
-          Effect.exit(Effect.logError(
-            `${error}; the message stays, its letter is tried again in ${Duration.format(after)}`,
-            refusal
-          )),
-          Effect.sync(() => {
-            this.counts.unsettled++
-            this.report(attempt, { _tag: "Retried", delay: Duration.toMillis(after), cause })
-            this.finish(attempt, { _tag: "Retry", after })
-          })
-        )
+        return Effect.sync(() => {
+          this.counts.unsettled++
+          this.around.refused(attempt, refusal, after)
+          this.report(attempt, { _tag: "Retried", delay: Duration.toMillis(after), cause })
+          this.finish(attempt, { _tag: "Retry", after })
+        })
       }
     })
   }

@@ -12,6 +12,7 @@ type Kind =
   | "failed after they were settled"
   | "running for long"
   | "failing again and again"
+  | "whose dead letters were refused"
 
 interface Window {
   written: number
@@ -100,6 +101,22 @@ export class OutcomeLog {
         )
       }
     }
+  }
+
+  /** The broker refused a dead letter; the message stays, or is gone where it had been settled before. */
+  refused(delivery: Delivery, cause: Cause.Cause<unknown>, after: Duration.Duration | undefined, now: number): void {
+    const { deadLetter, pipeline } = this.options
+    const then = after === undefined
+      ? "the message is discarded"
+      : `the message stays, the dead letter is tried again in ${Duration.format(after)}`
+    this.failed(
+      "whose dead letters were refused",
+      delivery,
+      cause,
+      now,
+      (error) =>
+        `${pipeline}: the dead letter of message ${delivery.id} cannot be written to ${deadLetter}, ${then}: ${error}`
+    )
   }
 
   /** A handler is still running. */

@@ -4,6 +4,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type { Delivery, Subscription } from "../Transport.ts"
 import type { Attempt } from "./attempt.ts"
+import { summarize } from "./errorDetail.ts"
 import { elapsed, type Instant, instant, PauseDetector } from "./pauseDetector.ts"
 
 /**
@@ -32,8 +33,6 @@ export class Ownership {
   /** Confirmations of requests that were sent before this moment are worth nothing. Monotonic milliseconds. */
   private doubtedAt = -Infinity
   private lookedAt = NaN
-  /** The last extension failed. */
-  private isFailing = false
   private wasSure = true
 
   constructor(options: Ownership["options"]) {
@@ -89,18 +88,13 @@ export class Ownership {
           const attempt = attempts.get(delivery)!
           if (!attempt.isSettled) onLost(attempt)
         }
-        this.isFailing = false
         this.confirmed(askedAt)
         onSure()
       }),
-      Effect.catchCause((cause) => {
-        if (this.isFailing) return Effect.void
-        this.isFailing = true
-        return Effect.logWarning(
-          `${name}: could not extend ownership of in-flight messages; trying again, which is not logged`,
-          cause
-        )
-      })
+      Effect.catchCause((cause) =>
+        // The line of the outage tells why.
+        Effect.logDebug(`${name}: could not extend ownership of in-flight messages: ${summarize(cause)}`)
+      )
     )
   })
 

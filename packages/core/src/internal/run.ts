@@ -118,7 +118,8 @@ export class Run {
       postpone: (attempt, millis) => this.intake.postpone(attempt, millis, this.isDraining),
       rest: (millis) => this.rest(millis),
       awaiting: (attempt) => this.awaiting(attempt),
-      report: this.sight.outcome
+      report: this.sight.outcome,
+      refused: this.sight.deadLetterRefused
     })
     this.shared = {
       source: source.topic.name,
@@ -143,7 +144,10 @@ export class Run {
       onHandedOver: () => this.handedOver(),
       onSettled: (attempt, owned) => this.settled(attempt, owned),
       onConfirmed: (millis) => this.sight.settled(millis),
-      onResend: (size) => void (this.outcomes.counts.resettled += size)
+      onResend: (size, cause) => {
+        this.outcomes.counts.resettled += size
+        this.sight.resent(size, cause)
+      }
     })
 
     this.intake = new Intake({

@@ -1,4 +1,5 @@
 import * as Arr from "effect/Array"
+import type * as Cause from "effect/Cause"
 import type * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -29,7 +30,8 @@ export class Settler<E extends Settling> {
   readonly onSettled: (entry: E, owned: boolean) => void
   /** Settlements were confirmed, so many milliseconds after they had been handed over. */
   readonly onConfirmed: (millis: number) => void
-  readonly onResend: (size: number) => void
+  /** Settlements did not reach the broker, and are sent again. */
+  readonly onResend: (size: number, cause: Cause.Cause<unknown>) => void
   pending: Array<E> = []
   /** Handed to the transport and not yet confirmed. */
   unconfirmed = 0
@@ -37,8 +39,6 @@ export class Settler<E extends Settling> {
   private scheduled = false
   private turns = 0
   private lastFlush = 0n
-  /** A settlement was not confirmed, and none has been since. */
-  private isFailing = false
   private readonly idle = new Set<() => void>()
 
   constructor(options: {
@@ -49,7 +49,7 @@ export class Settler<E extends Settling> {
     readonly onHandedOver: () => void
     readonly onSettled: (entry: E, owned: boolean) => void
     readonly onConfirmed: (millis: number) => void
-    readonly onResend: (size: number) => void
+    readonly onResend: (size: number, cause: Cause.Cause<unknown>) => void
   }) {
     this.subscription = options.subscription
     this.clock = options.clock
@@ -135,22 +135,13 @@ export class Settler<E extends Settling> {
       return settle
     }).pipe(
       Effect.sandbox,
-      Effect.tapError((cause) => {
-        this.onResend(batch.length)
-        if (this.isFailing) return Effect.void
-        this.isFailing = true
-        return Effect.logWarning(
-          `${batch.length} settlements did not reach the broker; they are sent again until it confirms them`,
-          cause
-        )
-      }),
+      Effect.tapError((cause) => Effect.sync(() => this.onResend(batch.length, cause))),
       Effect.retry(settleBackoff),
       Effect.orDie
     )
   }
 
   private flushed(batch: Arr.NonEmptyArray<E>, lost: ReadonlyArray<Delivery>, since: bigint): void {
-    this.isFailing = false
     this.unconfirmed -= batch.length
     this.onConfirmed(Number(this.clock.monotonicTimeNanosUnsafe() - since) / 1e6)
     const notOurs = lost.length === 0 ? undefined : new Set(lost)

@@ -9,8 +9,9 @@ import * as Telemetry from "../Telemetry.ts"
 import type { Delivery, GroupInfo, Subscription, Transport } from "../Transport.ts"
 import type { TransportError } from "../TransportError.ts"
 import type { Attempt } from "./attempt.ts"
-import { loggable } from "./errorDetail.ts"
+import { loggable, summarize } from "./errorDetail.ts"
 import { every } from "./every.ts"
+import { GroupPoll } from "./groupPoll.ts"
 import { Meter } from "./meter.ts"
 import { noObserver } from "./observer.ts"
 import { labelOf, Outages } from "./outage.ts"
@@ -59,6 +60,9 @@ export class Sight {
   private hasFailed = false
   /** An observer has thrown, and that was logged. */
   private hasBroken = false
+  /** The transport has had a defect, and that was logged. */
+  private hasDied = false
+  private unsettledBecause: string | undefined
   private readonly timers: Array<() => void> = []
   private isClosed = false
 
@@ -101,11 +105,14 @@ export class Sight {
       run: view.run
     })
     const watchdog = Context.get(context, Telemetry.Watchdog)
+    const silence = watchdog === false ? Infinity : Duration.toMillis(watchdog.silence)
     this.watchdog = watchdog === false ? undefined : new Watchdog({
       isPulling: view.isPulling,
       unconfirmed: view.unconfirmed,
-      group: this.group
-    }, { silence: Duration.toMillis(watchdog.silence), unconfirmed: Duration.toMillis(watchdog.unconfirmed) })
+      unconfirmedBecause: () => this.unsettledBecause,
+      // Half of the silence: an answer from before it would prove nothing.
+      group: this.group(silence / 2)
+    }, { silence, unconfirmed: Duration.toMillis(watchdog.unconfirmed) })
     const interval = Context.get(context, Telemetry.LookInterval)
     if (interval !== undefined) this.timers.push(every(this.clock, view.run, interval, this.look))
     this.meter?.observe({ buffered: view.buffered, running: view.running, health: () => this.lastState })
@@ -155,6 +162,13 @@ export class Sight {
     })
   }
 
+  /** A dead letter could not be written. */
+  readonly deadLetterRefused = (
+    { delivery }: Attempt,
+    cause: Cause.Cause<unknown>,
+    after: Duration.Duration | undefined
+  ): void => this.guarded(() => this.log?.refused(delivery, cause, after, this.view.now()))
+
   /** The broker deleted messages that no attempt here stands for. */
   vanished(count: number): void {
     for (let i = 0; i < count; i++) this.meter?.ended("Vanished")
@@ -179,10 +193,27 @@ export class Sight {
     )
   }
 
+  /** Settlements did not reach the broker. The line of the outage tells why; a defect of the transport has no other. */
+  resent(size: number, cause: Cause.Cause<unknown>): void {
+    this.unsettledBecause = summarize(cause)
+    if (this.log === undefined) return
+    const { name } = this.program
+    const isNews = Cause.hasDies(cause) && !this.hasDied
+    this.hasDied ||= isNews
+    this.view.run(
+      isNews
+        ? Effect.logError(`${name}: the transport failed at settlements; they are sent again`, loggable(cause))
+        : Effect.logDebug(
+          `${name}: ${size} settlements did not reach the broker and are sent again: ${summarize(cause)}`
+        )
+    )
+  }
+
   /** The broker has confirmed settlements that were sent `millis` ago. */
   settled(millis: number): void {
     this.meter?.settled(millis)
     this.watchdog?.confirmed()
+    this.unsettledBecause = undefined
   }
 
   /** Handlers are measured: the engine keeps the time only where something asks for it. */
@@ -205,10 +236,14 @@ export class Sight {
     this.lastState = state
   }
 
-  private readonly group: Effect.Effect<GroupInfo | undefined, TransportError> = Effect.suspend(() => {
-    const { group, topic } = this.program.source
-    return Effect.map(this.transport.groups(topic.name), (groups) => groups.find((info) => info.group === group))
-  })
+  /** What the broker said about the group at most `maxAge` milliseconds ago, to any pipeline of the process. */
+  private group(maxAge: number): Effect.Effect<GroupInfo | undefined, TransportError> {
+    return Effect.suspend(() => {
+      const { group, topic } = this.program.source
+      const groups = GroupPoll.of(this.transport).groups(topic.name, maxAge, this.clock.currentTimeMillisUnsafe())
+      return Effect.map(groups, (groups) => groups.find((info) => info.group === group))
+    })
+  }
 
   private readonly look: Effect.Effect<void> = Effect.suspend(() => {
     const now = this.clock.currentTimeMillisUnsafe()
@@ -242,9 +277,10 @@ export class Sight {
     this.seen = seen
   }
 
-  /** Asks the broker about the group, once in each interval. */
+  /** Asks the broker about the group, once in each interval for all pipelines of the topic. */
   private readonly poll: Effect.Effect<void> = Effect.suspend(() =>
-    this.group.pipe(
+    // Timers of several pipelines are not in step.
+    this.group(0.9 * this.pollEvery).pipe(
       Effect.catch(() => Effect.succeed(undefined)),
       Effect.map((info) => this.isClosed || this.meter!.group(info, this.clock.currentTimeMillisUnsafe())),
       Effect.asVoid,

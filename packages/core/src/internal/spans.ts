@@ -6,7 +6,7 @@ import { typeOf } from "./errorDetail.ts"
 import { inFlightOf } from "./inFlight.ts"
 import { serverAttributes } from "./serverAttributes.ts"
 import { isFiltered } from "./steps.ts"
-import { fromTraceparent, setTraceOf } from "./traceContext.ts"
+import { fromTraceparent, isSampled, setTraceOf } from "./traceContext.ts"
 import { inSpan } from "./traced.ts"
 
 /**
@@ -88,15 +88,6 @@ export const spans = (options?: SpanOptions): <A, E, R>(
 const unsample = (message: Message.Any): void => {
   const inFlight = inFlightOf(message)
   if (inFlight !== undefined) inFlight.isUnsampled = true
-}
-
-/** A decision of the publisher's holds; else a part of the traces, the same for all messages of one. */
-const isSampled = (traceparent: string | undefined, ratio: number): boolean => {
-  if (traceparent === undefined) return ratio >= 1 || Math.random() < ratio
-  const publisher = fromTraceparent(traceparent)
-  if (publisher === undefined) return ratio >= 1 || Math.random() < ratio
-  if (!publisher.sampled) return false
-  return ratio >= 1 || Number.parseInt(publisher.traceId.slice(-13), 16) / 2 ** 52 < ratio
 }
 
 const links = (

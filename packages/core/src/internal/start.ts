@@ -3,9 +3,12 @@ import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import { identity } from "effect/Function"
+import * as References from "effect/References"
 import * as Scope from "effect/Scope"
 import * as Tracer from "effect/Tracer"
 import { isLimit } from "../Concurrency.ts"
+import * as Telemetry from "../Telemetry.ts"
 import type { TransportError } from "../TransportError.ts"
 import { drain } from "./drain.ts"
 import { inspectedAs } from "./inspection.ts"
@@ -27,12 +30,14 @@ export const start = Effect.fnUntraced(function*(
   const bad = validate(program, transport)
   if (bad !== undefined) return yield* bad
   yield* claimGroup(program, transport)
-  yield* advise(program)
+  // With logs off, the transport and the drain say nothing either.
+  const quiet = (yield* Telemetry.Logs) === false ? Effect.provideService(References.MinimumLogLevel, "None") : identity
+  yield* quiet(advise(program))
   const { concurrency, key, settings } = policies
   const limit = isLimit(concurrency) ? concurrency.ceiling : concurrency
   const deadLetter = deadLetterTopic(program)
   let started: Run | undefined
-  const subscription = yield* transport.subscribe({
+  const subscription = yield* quiet(transport.subscribe({
     topic: source.topic.name,
     group: source.group,
     startFrom: source.startFrom,
@@ -44,10 +49,10 @@ export const start = Effect.fnUntraced(function*(
     deadLetter,
     onVanished: (ids) => started?.vanished(ids),
     settings
-  })
+  }))
   // After the source: a source that cannot be must not leave topics behind.
   for (const topic of outputs(program)) {
-    yield* transport.declare(topic, topic === deadLetter ? "deadLetter" : "output")
+    yield* quiet(transport.declare(topic, topic === deadLetter ? "deadLetter" : "output"))
   }
   // A message is not part of the span that its pipeline happened to be started in.
   const context = Context.omit(Tracer.ParentSpan)(yield* Effect.context<never>())
@@ -64,14 +69,16 @@ export const start = Effect.fnUntraced(function*(
       since = clock.currentTimeMillisUnsafe()
     })
   yield* drainedTogether(
-    Effect.andThen(become("draining"), drain(run)).pipe(
+    Effect.andThen(become("draining"), quiet(drain(run))).pipe(
       Effect.andThen(Fiber.interrupt(heartbeat)),
       Effect.andThen(become("stopped"))
     )
   )
   const startedAt = performance.now()
   yield* Effect.addFinalizer((exit) =>
-    warnIfStoppedAtOnce(program, exit, { messages: run.buffered + run.begun + sum(run.outcomes.counts), startedAt })
+    quiet(
+      warnIfStoppedAtOnce(program, exit, { messages: run.buffered + run.begun + sum(run.outcomes.counts), startedAt })
+    )
   )
   run.sight.started()
   yield* run.reader.start

@@ -211,6 +211,8 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
           if (hasTimeout) return ofEffect(asEffect(operations, value, attempt), false, value)
           for (let index = 0; index < operations.length; index++) {
             const result = apply(operations[index]!, value, attempt)
+            // The last step is run by whoever runs the others; one that keeps its value must be the first, too.
+            if (isPending(result) && index === operations.length - 1 && (index === 0 || !keeps(result))) return result
             if (isPending(result)) return ofEffect(onward(operations, index, value, attempt, result), false, value)
             value = result
           }
@@ -235,6 +237,8 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
     }
   }
 }
+
+const keeps = (pending: Pending): boolean => pending._tag === "Run" && pending.keep
 
 /** An Effect that is an `Exit` needs no fiber. */
 const ofEffect = (effect: Effect.Effect<unknown, unknown>, keep: boolean, value: unknown): unknown | Pending => {

@@ -16,15 +16,21 @@ export const carriesTrace = (headers: Headers): boolean =>
   headers["traceparent"] !== undefined || headers["baggage"] !== undefined
 
 /** Version 00 of the header; any other text starts a new trace. */
-export const fromTraceparent = (traceparent: string | undefined): Tracer.ExternalSpan | undefined => {
-  if (traceparent === undefined) return undefined
-  const match = /^00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})$/.exec(traceparent)
-  if (match === null || /^0+$/.test(match[1]!) || /^0+$/.test(match[2]!)) return undefined
-  return Tracer.externalSpan({
-    traceId: match[1]!,
-    spanId: match[2]!,
-    sampled: (Number.parseInt(match[3]!, 16) & 1) === 1
+const version00 = /^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$/
+
+export const fromTraceparent = (traceparent: string | undefined): Tracer.ExternalSpan | undefined =>
+  traceparent === undefined || !version00.test(traceparent) ? undefined : Tracer.externalSpan({
+    traceId: traceparent.slice(3, 35),
+    spanId: traceparent.slice(36, 52),
+    sampled: isFlagged(traceparent)
   })
+
+const isFlagged = (traceparent: string): boolean => (Number.parseInt(traceparent[54]!, 16) & 1) === 1
+
+/** A decision of the publisher's holds; else a part of the traces, the same for all messages of one. Builds nothing. */
+export const isSampled = (traceparent: string | undefined, ratio: number): boolean => {
+  if (traceparent === undefined || !version00.test(traceparent)) return ratio >= 1 || Math.random() < ratio
+  return isFlagged(traceparent) && (ratio >= 1 || Number.parseInt(traceparent.slice(22, 35), 16) / 2 ** 52 < ratio)
 }
 
 export const toTraceparent = (span: Tracer.AnySpan): string =>
@@ -48,14 +54,46 @@ export const inject = (headers: Record<string, string>, context: Context.Context
   if (tracestate !== undefined && isSameTrace) headers["tracestate"] = tracestate
 }
 
-/** The span that the handlers of a message without a span run under: their own spans are not sampled either. */
-export const unsampledSpan = (headers: Headers): Tracer.ExternalSpan => {
-  const publisher = fromTraceparent(headers["traceparent"])
-  return Tracer.externalSpan({
-    traceId: publisher?.traceId ?? hex(32),
-    spanId: publisher?.spanId ?? hex(16),
-    sampled: false
-  })
+/**
+ * The span that the handlers of a message without a span run under: their own spans are not sampled either. Its ids are
+ * made when they are asked for.
+ */
+class UnsampledSpan implements Tracer.ExternalSpan {
+  readonly _tag = "ExternalSpan"
+  readonly sampled = false
+  readonly annotations = Context.empty()
+  readonly #traceparent: string | undefined
+  #ids: { readonly traceId: string; readonly spanId: string } | undefined
+  constructor(traceparent: string | undefined) {
+    this.#traceparent = traceparent
+  }
+  get traceId(): string {
+    return this.ids.traceId
+  }
+  get spanId(): string {
+    return this.ids.spanId
+  }
+  get isUsed(): boolean {
+    return this.#ids !== undefined
+  }
+  private get ids() {
+    return this.#ids ??= fromTraceparent(this.#traceparent) ?? { traceId: hex(32), spanId: hex(16) }
+  }
+}
+
+const unused = new WeakMap<object, { readonly span: UnsampledSpan; readonly context: Context.Context<never> }>()
+
+/** `context` for the handlers of a message without a span; a trace of its own is shared until somebody looks at its ids. */
+export const unsampled = <R>(context: Context.Context<R>, headers: Headers): Context.Context<R> => {
+  const { traceparent } = headers
+  if (traceparent !== undefined) return Context.add(context, Tracer.ParentSpan, new UnsampledSpan(traceparent))
+  const known = unused.get(context)
+  if (known !== undefined && !known.span.isUsed) return known.context as Context.Context<R>
+  const span = new UnsampledSpan(undefined)
+  // Flat: each fiber looks up a dozen services.
+  const added = Context.makeUnsafe<R>(new Map(Context.add(context, Tracer.ParentSpan, span).mapUnsafe))
+  unused.set(context, { span, context: added as Context.Context<never> })
+  return added
 }
 
 const hex = (digits: number): string => {

@@ -8,6 +8,8 @@ export interface Watched {
   readonly isPulling: () => boolean
   /** Settlements that were sent and are not confirmed. */
   readonly unconfirmed: () => number
+  /** Why they were sent again, where they were. */
+  readonly unconfirmedBecause: () => string | undefined
   /** Asks the broker about the group. */
   readonly group: Effect.Effect<GroupInfo | undefined, TransportError>
 }
@@ -75,9 +77,13 @@ export class Watchdog {
     }
     this.seenConfirmations = this.confirmations
     const since = this.unconfirmedSince
+    const why = this.watched.unconfirmedBecause()
     this.unsettled = since === undefined || now - since < this.options.unconfirmed
       ? undefined
-      : { since, reason: `the broker does not confirm settlements: ${count} are waiting` }
+      : {
+        since,
+        reason: `the broker does not confirm settlements: ${count} wait${why === undefined ? "" : ` (${why})`}`
+      }
   }
 
   private lookAtPulls(now: number): Effect.Effect<void> {

@@ -43,6 +43,14 @@ const parse = (text: string) => {
           : "give nats://host:port or tls://host:port, several separated by commas"
       )
     }
+    if (!["", "/"].includes(url.pathname) || url.search !== "" || url.hash !== "") {
+      return TransportError.invalidOption(
+        transport,
+        "url",
+        TransportError.redactUrl(given),
+        "an address ends with its port: percent-encode / ? # in a user or password, and give a token as an option"
+      )
+    }
     servers.push(url.port === "" ? `${url.hostname}:4222` : url.host)
     try {
       if (url.username !== "") user = decodeURIComponent(url.username)
@@ -180,6 +188,7 @@ export const connect = Effect.fnUntraced(function*(
           : error
       }
     }).pipe(
+      Effect.raceFirst(sayIfSilent(address, timeout)),
       Effect.timeoutOrElse({
         duration: timeout,
         orElse: () =>
@@ -201,6 +210,15 @@ export const connect = Effect.fnUntraced(function*(
     { interruptible: true }
   )
 })
+
+/** A server that has said nothing for two seconds is worth a line. */
+const sayIfSilent = (address: string, timeout: Duration.Duration): Effect.Effect<never> =>
+  Effect.sleep("2 seconds").pipe(
+    Effect.andThen(Effect.logWarning(
+      `${address}: no connection yet: the server does not answer; trying for ${Duration.format(timeout)}`
+    )),
+    Effect.andThen(Effect.never)
+  )
 
 /** JavaScript may give a plain text. */
 const secretOf = (secret: string | Redacted.Redacted<string> | Hints["secret"]): string =>

@@ -1,3 +1,4 @@
+import { connectionDetail } from "@millrace/core/TransportAuthor"
 import * as TransportError from "@millrace/core/TransportError"
 import {
   JetStreamApiError,
@@ -38,8 +39,8 @@ export interface Connection {
   readonly inboxPrefix: string
   readonly lives: Lives
   readonly state: () => "connected" | "reconnecting" | "closed"
-  /** Why the server does not let us in, while it does not. */
-  readonly refusal: () => string | undefined
+  /** Why there is no connection, while there is none. */
+  readonly trouble: () => string
   readonly listen: (listener: Listener) => () => void
   /** Succeeds when the server has read everything written before. */
   readonly flush: Effect.Effect<void, TransportError.TransportError>
@@ -136,9 +137,11 @@ export const watch = Effect.fnUntraced(function*(
 ): Effect.fn.Return<Connection, TransportError.TransportError, Scope.Scope> {
   const { address, inboxPrefix, ...apiOptions } = options
   const listeners = new Set<Listener>()
-  const runFork = Effect.runForkWith(yield* Effect.context<never>())
-  /** Of the login; said once while it lasts. */
+  /** Of the login. */
   let refusal: string | undefined
+  /** Why the last attempt to connect again failed. */
+  let dialError: string | undefined
+  onDialError(nc, (error) => dialError = connectionDetail(error))
   /** A subscription that the server refused: answers to requests may not arrive. */
   let refusedInbox: InstanceType<typeof errors.PermissionViolationError> | undefined
   let state: "connected" | "reconnecting" | "closed" = nc.isClosed() ? "closed" : "connected"
@@ -159,15 +162,12 @@ export const watch = Effect.fnUntraced(function*(
         // Said twice after a handshake that was cut off.
         if (state === "connected") return
         state = "connected"
-        refusal = undefined
+        refusal = dialError = undefined
         refusedInbox = undefined
         for (const listener of listeners) listener.restored?.()
         return
       case "error":
         if (isLoginRefused(status.error)) {
-          if (refusal === undefined) {
-            runFork(Effect.logWarning(`${address} refuses the login, trying again: ${status.error.message}`))
-          }
           refusal = `the server refuses the login: ${status.error.message}`
         }
         if (status.error instanceof errors.PermissionViolationError) {
@@ -255,7 +255,7 @@ export const watch = Effect.fnUntraced(function*(
     apiPrefix: apiOptions.apiPrefix ?? (apiOptions.domain === undefined ? "$JS.API" : `$JS.${apiOptions.domain}.API`),
     // A connection that is being drained takes no more.
     state: () => nc.isClosed() || nc.isDraining() ? "closed" : state,
-    refusal: () => refusal,
+    trouble: () => refusal ?? `no connection${dialError === undefined ? "" : `: ${dialError}`}`,
     listen,
     sentSince,
     clockSkew: () => skew,
@@ -299,6 +299,22 @@ export const watch = Effect.fnUntraced(function*(
       })
   }
 })
+
+/** The client keeps to itself why it cannot connect again. */
+const onDialError = (nc: NatsConnection, listener: (error: unknown) => void): void => {
+  if (!Predicate.hasProperty(nc, "protocol")) return
+  const { protocol } = nc
+  if (!Predicate.hasProperty(protocol, "dial") || typeof protocol.dial !== "function") return
+  const dial = protocol.dial.bind(protocol)
+  protocol.dial = async (...server: ReadonlyArray<unknown>) => {
+    try {
+      return await dial(...server)
+    } catch (error) {
+      listener(error)
+      throw error
+    }
+  }
+}
 
 /** A server that hangs up during the handshake is waited for as long as one that is silent: the client is told. */
 const endHandshake = (nc: NatsConnection): void => {

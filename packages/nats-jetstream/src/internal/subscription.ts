@@ -448,7 +448,7 @@ export const subscribe = Effect.fnUntraced(function*(
     // A server that has stopped leaves the socket as it was.
     health: Effect.suspend(() => {
       if (connection.state() !== "connected") {
-        return Effect.succeed(condition.reconnecting(connection.refusal() ?? "the connection was lost"))
+        return Effect.succeed(condition.reconnecting(connection.trouble()))
       }
       if (healing && troubles < impairedAfter) {
         return Effect.succeed(condition.reconnecting("what the pipeline reads is being created again"))

@@ -203,7 +203,7 @@ export const make = Effect.fnUntraced(function*(
     health: Effect.sync(() =>
       connection.state() === "connected"
         ? condition.connected()
-        : condition.reconnecting(connection.refusal() ?? "there is no connection")
+        : condition.reconnecting(connection.trouble())
     )
   }
   return makeService(transport, client, { connection, declaring, send: publish, declared })

@@ -1,3 +1,5 @@
+import { connectionDetail } from "@millrace/core/TransportAuthor"
+import * as Cause from "effect/Cause"
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -79,16 +81,30 @@ export interface Session {
 }
 
 /** A connection could not be made. */
-export class DialError extends Data.TaggedError("DialError")<{ readonly address: Address; readonly error: Error }> {
+export class DialError extends Data.TaggedError("DialError")<{
+  readonly address: Address
+  readonly error: Error
+  /** Nothing listens at any of the addresses that were given. */
+  readonly isAlone?: boolean
+}> {
   override get message(): string {
-    return `${nameOf(this.address)}: ${this.error.message}`
+    return `${nameOf(this.address)}: ${this.detail}`
   }
   /** Trying again with the same options cannot help. */
   get isFinal(): boolean {
     const { error } = this
     return isRefusal(error) ||
       error instanceof ErrorReply && /DB index|cluster support disabled|SELECT is not/i.test(error.message) ||
-      /\bDENIED\b/.test(error.message)
+      /\bDENIED\b|Unknown RESP type|unknown command '?SENTINEL/i.test(error.message) ||
+      /^(CERT_|ERR_TLS_|ERR_SSL_|SELF_SIGNED|DEPTH_ZERO|UNABLE_TO_)/.test(systemCode(error))
+  }
+  /** Nothing listens there. */
+  get isAbsent(): boolean {
+    return ["ECONNREFUSED", "ENOTFOUND", "ENOENT", "EACCES"].includes(systemCode(this.error))
+  }
+  /** Why, in a few words. */
+  get detail(): string {
+    return connectionDetail(this.error) ?? this.error.message
   }
 }
 
@@ -101,6 +117,8 @@ export class Lost extends Error {
   }
 }
 
+const systemCode = (error: Error): string => "code" in error && typeof error.code === "string" ? error.code : ""
+
 /** Commands that tell whether a connection works; of these only the second one must be answered. */
 const probes = [["CLIENT", "ID"], ["PING"]] as const
 
@@ -108,11 +126,17 @@ const dialAs = (options: DialOptions, address: Address, login: Login): Effect.Ef
   Effect.callback<Session, DialError>((resume) => {
     let heard: Error | undefined
     const client = options.client === undefined ? create(options, address, login) : copy(options.client, options.within)
-    client.on("error", (error) => heard ??= asError(error))
+    let isOver = false
     const fail = (error: unknown) => {
+      isOver = true
       client.destroy()
       resume(Effect.fail(new DialError({ address, error: heard ?? asError(error) })))
     }
+    client.on("error", (error) => {
+      heard ??= asError(error)
+      // The client goes on waiting for a server that speaks another protocol.
+      if (!isOver) fail(heard)
+    })
     const [connecting, received] = counting(() => client.connect())
     connecting
       // Nothing of the handshake tells that a password is missing or the server still loading: these do.
@@ -128,6 +152,7 @@ const dialAs = (options: DialOptions, address: Address, login: Login): Effect.Ef
       .then(([id]) => {
         if (!client.isReady) return fail(new Error("closed while connecting"))
         const clientId = id === undefined ? undefined : String(id)
+        isOver = true
         resume(Effect.succeed({ client, address, clientId, received, madeAt: performance.now() }))
       })
       .catch(fail)
@@ -157,7 +182,10 @@ export const dial = (options: DialOptions, address: Address): Effect.Effect<Sess
   )
 
 /** The words of a failure of whoever gives credentials; what else it holds may be secret. */
-const describe = (cause: unknown): string => cause instanceof Error ? cause.name : typeof cause
+const describe = (cause: unknown): string => {
+  const own = Cause.isUnknownError(cause) && "cause" in cause ? cause.cause : cause
+  return own instanceof Error ? own.name : typeof own
+}
 
 /** 50 ms to 2 s, jittered: while a server is down, every connection asks for it once every other second at most. */
 export const backoff = Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("2 seconds")]).pipe(
@@ -189,7 +217,10 @@ export class Connection {
 
   /** Why there is no connection now. */
   get trouble(): string | undefined {
-    return this.connected === undefined ? `${this.purpose}: no connection (${this.cause.message})` : undefined
+    if (this.connected !== undefined) return undefined
+    // The same for all connections: an outage is one.
+    const { cause } = this
+    return `no connection: ${cause instanceof DialError ? cause.message : connectionDetail(cause) ?? cause.message}`
   }
 
   /** Waits for the connection at most `within` milliseconds. */
@@ -311,45 +342,32 @@ export class Connection {
     redial: Effect.Effect<Session, DialError>,
     first?: Session
   ): Effect.Effect<never, never, Scope.Scope> => {
-    let said = ""
-    let isNews = true
-    let madeAt = 0
+    // The pipelines log the outage, which is one for all connections.
     const connect = (established: boolean) =>
       redial.pipe(
-        Effect.tapError((error) => {
-          this.cause = error
-          if (!error.isFinal || said === error.message) return Effect.void
-          said = error.message
-          return Effect.logError(`redis: ${this.purpose}: ${said} (retrying)`)
-        }),
+        Effect.tapError((error) => Effect.sync(() => void (this.cause = error))),
         Effect.retry(backoff),
         Effect.orDie,
         Effect.timed,
         Effect.flatMap(([took, connected]) => {
           this.adopt(connected)
-          madeAt = performance.now()
-          if (established) this.madeAgainAt = madeAt
-          return established && isNews
-            ? Effect.logInfo(
+          if (established) this.madeAgainAt = performance.now()
+          return established && !this.isRenewing
+            ? Effect.logDebug(
               `redis: ${this.purpose}: connected again to ${nameOf(connected.address)} after ${
                 Math.round(Duration.toMillis(took))
               } ms`
             )
-            : Effect.void
+            : Effect.sync(() => void (this.isRenewing = false))
         })
       )
     const lost = Effect.andThen(
       this.down.await,
-      Effect.suspend(() => {
-        const { message } = this.cause
-        // Made and lost again and again, for the same reason, it is one episode.
-        isNews = !this.isRenewing && (message !== said || performance.now() - madeAt > 10_000)
-        this.isRenewing = false
-        said = message
-        return isNews
-          ? Effect.logWarning(`redis: ${this.purpose}: connection lost (${message}), connecting again`)
-          : Effect.void
-      })
+      Effect.suspend(() =>
+        this.isRenewing
+          ? Effect.void
+          : Effect.logDebug(`redis: ${this.purpose}: connection lost (${this.cause.message}), connecting again`)
+      )
     )
     return Effect.addFinalizer(() =>
       Effect.sync(() => {

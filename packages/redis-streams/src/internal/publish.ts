@@ -168,7 +168,7 @@ export const make = (server: Server, unbounded: ReadonlySet<string>): Publish =>
     return Result.succeed({ id: text(id), duplicate: duplicate === 1 })
   }
 
-  /** Said once, until a message is taken again; shows in the health meanwhile. */
+  /** Shows in the health until a message is taken again; pipelines log their health, publishers have the error. */
   const report = (outcomes: ReadonlyArray<Outcome>): Effect.Effect<ReadonlyArray<Outcome>> => {
     let isTaken = false
     for (const outcome of outcomes) {
@@ -177,14 +177,14 @@ export const make = (server: Server, unbounded: ReadonlySet<string>): Publish =>
         const { message } = outcome.failure.reason
         return server.refusals.add(operation, `publishing: ${message}`)
           ? Effect.as(
-            Effect.logError(`redis: publishing is refused (${message}); said once, until a message is taken again`),
+            Effect.logDebug(`redis: publishing is refused (${message}); said once, until a message is taken again`),
             outcomes
           )
           : Exit.succeed(outcomes)
       }
     }
     return isTaken && server.refusals.clear(operation)
-      ? Effect.as(Effect.logInfo("redis: messages are taken again"), outcomes)
+      ? Effect.as(Effect.logDebug("redis: messages are taken again"), outcomes)
       : Exit.succeed(outcomes)
   }
 

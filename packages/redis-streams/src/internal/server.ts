@@ -1,4 +1,6 @@
+import { connectionDetail } from "@millrace/core/TransportAuthor"
 import { invalidOption, TransportError, Unauthorized, Unreachable } from "@millrace/core/TransportError"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
 import { ErrorReply } from "redis"
@@ -8,7 +10,7 @@ import type { Command } from "./command.ts"
 import { backoff, type Connection, type DialError, make as makeConnection, type Session } from "./connection.ts"
 import { DelayedMoves } from "./delayedMoves.ts"
 import { Refusals } from "./health.ts"
-import { codeOf, list, text } from "./reply.ts"
+import { codeOf, isRefusal, list, text } from "./reply.ts"
 import { asEval } from "./scripts/script.ts"
 import { ServerClock } from "./serverClock.ts"
 import { type Address, nameOf, type Settings } from "./settings.ts"
@@ -295,29 +297,66 @@ const knows = (connected: Session, command: string): Effect.Effect<boolean> =>
     )
   )
 
+/** Tries as long as trying may help: where nothing listens, that is said at once. */
 const firstConnection = (settings: Settings, topology: Topology.Topology): Effect.Effect<Session, TransportError> => {
   let last: DialError | undefined
+  const limit = Duration.format(Duration.millis(settings.connectTimeout))
+  let isSaid = false
+  /** Once. */
+  const saying = (detail: string) =>
+    Effect.suspend(() => {
+      if (isSaid) return Effect.void
+      isSaid = true
+      return Effect.logWarning(`${settings.label}: no connection yet: ${detail}; trying for ${limit}`)
+    })
+  const isFinal = (error: DialError) => error.isFinal || error.isAlone === true
   return topology.connect("").pipe(
-    Effect.tapError((error) => Effect.sync(() => last = error)),
-    Effect.retry({ schedule: backoff, while: (error) => !error.isFinal }),
+    Effect.tapError((error) => {
+      last = error
+      return isFinal(error) ? Effect.void : saying(reasonOf(settings, error))
+    }),
+    Effect.retry({ schedule: backoff, while: (error) => !isFinal(error) }),
     Effect.mapError((error) => refused(settings, error)),
+    Effect.raceFirst(
+      Effect.andThen(
+        Effect.sleep(silence),
+        Effect.andThen(
+          saying(`the server does not answer${settings.tls === undefined ? "" : ", it may not speak TLS"}`),
+          Effect.never
+        )
+      )
+    ),
     Effect.timeoutOrElse({
       duration: settings.connectTimeout,
-      orElse: () =>
-        Effect.fail(
-          new TransportError({
-            transport: "redis",
-            reason: new Unreachable({ address: settings.label, ...(last === undefined ? {} : { cause: last.error }) })
-          })
-        )
+      orElse: () => Effect.fail(unreachable(settings, last))
     })
   )
 }
 
-const refused = (settings: Settings, { error }: DialError): TransportError =>
-  /ERR AUTH .*without any password/.test(error.message)
+/** In milliseconds: a server that has said nothing for so long is worth a line. */
+const silence = 2_000
+
+/** Why a first connection failed; a server that expects TLS says nothing and closes it. */
+const reasonOf = ({ tls }: Settings, { detail }: DialError): string =>
+  tls === undefined && detail === connectionDetail(new Error("socket closed")) ? `${detail}; it may expect TLS` : detail
+
+const unreachable = (settings: Settings, last: DialError | undefined): TransportError =>
+  new TransportError({
+    transport: "redis",
+    reason: new Unreachable({
+      address: settings.label,
+      ...(last === undefined ? {} : { cause: new Error(reasonOf(settings, last)) })
+    })
+  })
+
+const refused = (settings: Settings, failure: DialError): TransportError => {
+  const { error } = failure
+  return /ERR AUTH .*without any password/.test(error.message)
     ? invalidOption("redis", "password", "given", "this server has none, leave it out")
-    : new TransportError({
+    : isRefusal(error) || /\bDENIED\b/.test(error.message)
+    ? new TransportError({
       transport: "redis",
       reason: new Unauthorized({ address: settings.label, operation: "the connection", detail: error.message })
     })
+    : unreachable(settings, failure)
+}

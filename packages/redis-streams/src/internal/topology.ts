@@ -40,7 +40,15 @@ const firstOf = <A>(
   addresses: ReadonlyArray<Address>,
   f: (address: Address) => Effect.Effect<A, DialError>
 ): Effect.Effect<A, DialError> =>
-  addresses.slice(1).reduce((effect, address) => Effect.catch(effect, () => f(address)), f(addresses[0]!))
+  Effect.suspend(() => {
+    let isAlone = true
+    const ask = (address: Address) =>
+      Effect.tapError(f(address), (error) => Effect.sync(() => isAlone &&= error.isAbsent))
+    return Effect.mapError(
+      addresses.slice(1).reduce((effect, address) => Effect.catch(effect, () => ask(address)), ask(addresses[0]!)),
+      ({ address, error }) => new DialError({ address, error, isAlone })
+    )
+  })
 
 /** The master as the first Sentinel that answers knows it; it must say itself that it is one. */
 const sentinel = (settings: Settings, master: string, login: DialOptions["login"]): Topology => {
@@ -120,4 +128,4 @@ export const make = (settings: Settings, slots: SlotMap): Topology =>
     ? cluster(settings, slots)
     : typeof settings.topology === "object"
     ? sentinel(settings, settings.topology.master, settings.topology.login)
-    : { connect: () => dial(dialOptions(settings), settings.seeds[0]) }
+    : { connect: () => firstOf([settings.seeds[0]], (address) => dial(dialOptions(settings), address)) }
