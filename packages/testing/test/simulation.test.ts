@@ -120,7 +120,7 @@ describe("simulation", () => {
   it.live("every kind of fault happens, and with none there is no trouble", () =>
     Effect.gen(function*() {
       const traces: Array<string> = []
-      for (let seed = 1; seed <= 10; seed++) {
+      for (let seed = 1; seed <= 20; seed++) {
         traces.push(...(yield* Simulation.run(Events, keyed, { ...ofKeys, seed })).trace)
       }
       const seen = [
