@@ -100,7 +100,7 @@ for (
             key: "o6",
             body: { id: "o6", total: 1 }
           })
-          const absent = yield* millrace("show", "orders", isMemory ? "99" : tail[0].id.replace(/\d/, "9"))
+          const absent = yield* millrace("show", "orders", isMemory ? "99" : tail[0].id.replace(/\d+$/, "9999"))
           assert.strictEqual(absent.code, 1)
 
           assert.match((yield* millrace("dead", "list")).out, /^orders.dead +3 /m)
