@@ -116,7 +116,12 @@ describe.each(versions)("on nats-server %s", (version) => {
               Pipeline.map((n) => void handled.push(n))
             )
         )
-        const heads = ["NATS/1.0\r\nä: x\r\n\r\n", "NATS/1.0 503\r\n\r\n", "NATS/1.0\r\n : a\rb\r\n\r\n"]
+        const heads = [
+          "NATS/1.0\r\nä: x\r\n\r\n",
+          "NATS/1.0 503\r\n\r\n",
+          "NATS/1.0\r\n : a\rb\r\n\r\n",
+          "NATS/1.0\r\n\r\n\0R"
+        ]
         yield* Effect.callback<void>((resume) => {
           const socket = connect(broker.port, broker.host)
           socket.on("data", (data) => data.includes("PONG") && resume(Effect.sync(() => socket.destroy())))
@@ -129,11 +134,12 @@ describe.each(versions)("on nats-server %s", (version) => {
         })
         yield* publish("orders", ["1"])
         yield* until(Effect.sync(() => handled.length), (handled) => handled === 1)
-        const dead = yield* until(Stream.runCollect(transport.browse("orders.dead")), (dead) => dead.length === 3)
+        const dead = yield* until(Stream.runCollect(transport.browse("orders.dead")), (dead) => dead.length === 4)
         assert.deepStrictEqual(dead.map(({ headers }) => Object.keys(headers)[0]), [
           "%c3%a4",
           "millrace-dead-letter",
-          "%20"
+          "%20",
+          "millrace-dead-letter"
         ])
         assert.strictEqual((yield* transport.health).state, "consuming")
         const stored = yield* Stream.runCollect(transport.browse("orders"))
@@ -141,6 +147,7 @@ describe.each(versions)("on nats-server %s", (version) => {
           ["ä", "x"],
           undefined,
           [" ", "a\rb"],
+          undefined,
           undefined
         ])
       })

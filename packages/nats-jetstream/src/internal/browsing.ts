@@ -24,7 +24,7 @@ interface Source {
   /** The stream holds nothing but the topic. */
   readonly isOnlyTopic: boolean
   /** The server answers with many messages at once. */
-  readonly isBatched: boolean
+  isBatched: boolean
 }
 
 const sourceOf = (connection: Connection, info: StreamInfo, topic: string): Source => ({
@@ -117,8 +117,11 @@ const range = (
 ): Effect.Effect<Page, TransportError.TransportError> => {
   if (from > to) return Effect.succeed({ messages: [], next: undefined })
   return source.isBatched
-    // A user without the permission for batches reads message by message.
-    ? Effect.catch(batched(source, from, to, most), () => range({ ...source, isBatched: false }, from, to, most))
+    ? Effect.catch(batched(source, from, to, most), () => {
+      // A user without the permission for batches reads message by message.
+      source.isBatched = false
+      return range(source, from, to, most)
+    })
     : source.isOnlyTopic
     ? bySequence(source, from, Math.min(to, from + most - 1), to)
     : Effect.map(following(source, from), (message) =>

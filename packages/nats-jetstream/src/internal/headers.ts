@@ -64,16 +64,18 @@ export const answerIn = (msg: { readonly headers?: MsgHdrs | undefined }): Answe
     }
   }
   const text = textOf(bytes)
+  // Behind the headers of the publisher, whatever those end with.
+  const at = text.lastIndexOf("Nats-Stream:")
+  const ours = at < 0 ? "" : `\r\n${text.slice(at)}`
   const [, status = "0", description = ""] = /^NATS\/1\.0(?: (\d{3})(?: ([^\r]*))?)?\r\n/.exec(text) ?? []
   return {
     status: Number(status),
     description,
     added: (name) => {
-      // The server writes its headers behind those of the publisher.
-      const at = text.lastIndexOf(`\r\n${name}:`)
-      return at < 0 ? "" : text.slice(at + name.length + 3, text.indexOf("\r\n", at + 2)).trim()
+      const from = ours.indexOf(`\r\n${name}:`)
+      return from < 0 ? "" : ours.slice(from + name.length + 3, ours.indexOf("\r\n", from + 2)).trim()
     },
-    headers: parse(text)
+    headers: parse(at < 0 ? text : text.slice(0, at))
   }
 }
 
