@@ -2,6 +2,7 @@ import { Publisher, Transport } from "@millrace/core"
 import { MemoryTransport } from "@millrace/testing"
 import { Console, Effect, Option, Schedule, Stream } from "effect"
 import { Command, Flag } from "effect/cli"
+import process from "node:process"
 import * as broker from "./broker.ts"
 import { bar, makeDraw, percent } from "./progress.ts"
 import { Tasks } from "./taskQueue.ts"
@@ -63,7 +64,9 @@ Command.make(
     return inMemory
       ? run(tasks, team, workers.asFiber).pipe(
         Effect.scoped,
-        Effect.provide(MemoryTransport.layer({ retention: "until-acked", minIdle: "2 seconds" }))
+        Effect.provide(MemoryTransport.layer({ retention: "until-acked", minIdle: "2 seconds" })),
+        // The worker that was cut off goes on in vain, and would keep this process from ending.
+        Effect.tap(Effect.sync(() => process.exit()))
       )
       : run(tasks, team, (name, onDone) => workers.asProcess(name, flags, onDone)).pipe(
         Effect.scoped,
