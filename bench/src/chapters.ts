@@ -1,5 +1,5 @@
 /**
- * What is measured, chapter by chapter: the budgets of each, and the tables behind them.
+ * The chapters of a run: the budgets of each, and the tables behind them.
  */
 import type { Brokers } from "@millrace/testing"
 import * as Effect from "effect/Effect"
@@ -71,7 +71,7 @@ const sustained = (context: Context, broker: "redis" | "jetstream") =>
     return rate! * ramp!.factor ** (Math.max(1, overrun === -1 ? ramp!.steps : overrun) - 1)
   })
 
-/** Messages of a step wait so long, by their median, where the step is faster than what is sustained. Milliseconds. */
+/** A step of the ramp is too fast when the median latency of its messages is above this. Milliseconds. */
 const queued = 15
 
 const latency = (context: Context): Measuring =>

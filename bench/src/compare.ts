@@ -22,7 +22,7 @@ const cellsOf: Record<string, (effort: plan.Effort) => ReadonlyArray<Cell>> = {
   size: (effort) => servers.flatMap((broker) => [16_384, 262_144].map((bytes) => plan.size(broker, bytes, effort)))
 }
 
-/** What is compared unless one chapter is named. */
+/** The chapters that are compared unless one is named. */
 export const usualChapters: ReadonlyArray<string> = ["consume", "wait", "publish", "to"]
 
 /** The arms that a plain comparison runs: one raw loop shows how steady the machine is. */

@@ -37,7 +37,7 @@ const rawArms: Record<string, typeof redis.tuned> = {
   "memory/tuned": memory.bare
 }
 
-/** In few allocations, as what is read from a socket. */
+/** Bodies that share few buffers, as messages that were read from a socket do. */
 const bodies = (count: number, size: number): ReadonlyArray<Uint8Array> => {
   const note = padding(size)
   return Array.from({ length: count }, (_, index) => Buffer.from(bodyOf(index, 0, note)))

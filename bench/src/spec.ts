@@ -27,7 +27,7 @@ export type BrokerName = "redis" | "jetstream" | "memory"
 export const stepsOf = (rate: number, { factor, millis, steps }: Ramp): ReadonlyArray<number> =>
   Array.from({ length: steps }, (_, step) => Math.round(rate * factor ** step * millis / 1000))
 
-/** What an arm does: consumes what is stored, publishes, or publishes and consumes in one process. */
+/** The work of an arm: consume stored messages, publish, or publish and consume in one process. */
 export type Work = "consume" | "publish" | "both"
 
 const works: Record<string, Work> = {

@@ -82,7 +82,7 @@ const circumstances = (results: Results): ReadonlyArray<string> => {
 
 const orDash = (estimate: Estimate | undefined): string => estimate === undefined ? "" : interval(estimate)
 
-/** One line an arm of a cell; `baseFor` names the arm that the others are compared with, `of` is what it stands for. */
+/** A line for each arm of a cell; `baseFor` names the arm that the others are compared with, `of` is its title. */
 export const rates = (
   cells: ReadonlyArray<Results>,
   baseFor: (results: Results) => string = baseOf,

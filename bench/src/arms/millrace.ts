@@ -66,7 +66,7 @@ const builders: Record<string, (source: Source, spec: Spec, handle: Handle, outp
       max: spec.concurrency,
       key: (message) => message.value.customer
     }),
-  /** Publishes what it has handled. */
+  /** Each handled message is published. */
   to: (source, _spec, handle, output) =>
     source.pipe(
       Pipeline.map((order) => {
@@ -75,7 +75,7 @@ const builders: Record<string, (source: Source, spec: Spec, handle: Handle, outp
       }),
       Pipeline.to(output)
     ),
-  /** What is published beside it. */
+  /** Consumes messages that are published during the run. */
   roundTrip: plain,
   /** One message of a hundred fails once. */
   failing: (source, spec, handle) =>

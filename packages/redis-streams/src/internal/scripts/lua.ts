@@ -18,8 +18,7 @@ export const isInternal = (consumer: string): boolean => consumer.startsWith("mi
 export const releasedAt = 1
 export const releasedSuspectAt = 1_000_000
 
-/** A delivery time below this is a release, and from \`suspectFrom\` on the release of a suspect. */
-export const epochEnds = 1_000_000_000
+/** The delivery time of a release is at least this where the entry is a suspect. */
 export const suspectFrom = 500_000
 
 /** \`fieldsOf(reply)\`: a flat reply of names and values as a table. */
