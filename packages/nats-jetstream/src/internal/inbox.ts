@@ -174,7 +174,7 @@ export class Inbox implements Owner {
     if (this.gathering) return []
     let given = this.isolated.splice(0, Math.min(demand.suspects, demand.total))
     // The server chooses what it sends: for a due retry, another message may have come.
-    let fresh = demand.fresh >= demand.total ? Infinity : demand.fresh + this.due
+    let fresh = demand.fresh >= demand.total ? Infinity : demand.fresh + this.due()
     let bytes = given.reduce((left, { body }) => left - body.length, demand.bytes)
     if (given.length === 0 && fresh === Infinity && bytes === Infinity && demand.total >= this.queue.length) {
       given = this.queue
@@ -253,8 +253,7 @@ export class Inbox implements Owner {
   }
 
   /** How many retries of this process are due and have not come back. After the lease they have gone to a peer. */
-  get due(): number {
-    const time = this.options.now()
+  due(time = this.options.now()): number {
     let due = 0
     for (const retry of this.retries.values()) if (retry.due <= time && time < retry.due + this.options.lease) due++
     return due
@@ -269,8 +268,7 @@ export class Inbox implements Owner {
   }
 
   /** Milliseconds until the next retry of this process is due; `Infinity` when none waits. */
-  get nextDue(): number {
-    const time = this.options.now()
+  nextDue(time = this.options.now()): number {
     let next = Infinity
     for (const { due } of this.retries.values()) if (due > time && due < next) next = due
     return next - time

@@ -130,10 +130,11 @@ export const subscribe = Effect.fnUntraced(function*(
   /** The server chooses what it sends: beyond `fresh` it is asked for as many messages as there are due retries. */
   const credit = (): number => {
     if (wanted.fresh >= wanted.total) return wanted.total
-    const due = inbox.due
+    // One reading of the clock: a retry that became due between two would be neither counted nor waited for.
+    const time = now()
+    const due = inbox.due(time)
+    const nextDue = inbox.nextDue(time)
     clearTimeout(dueTimer)
-    dueTimer = undefined
-    const { nextDue } = inbox
     if (Number.isFinite(nextDue)) dueTimer = setTimeout(wake, nextDue)
     return Math.min(wanted.total, wanted.fresh + due)
   }
@@ -407,7 +408,7 @@ export const subscribe = Effect.fnUntraced(function*(
   })
   const watching = setInterval(() => {
     if (!active || closed || healing) return
-    active = inbox.owned > 0 || Number.isFinite(inbox.nextDue)
+    active = inbox.owned > 0 || Number.isFinite(inbox.nextDue())
     runFork(Effect.ignore(Effect.map(watch.look, (info) => info === undefined ? undefined : remember(info))))
   }, watchEvery)
 
