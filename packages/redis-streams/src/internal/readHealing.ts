@@ -73,7 +73,8 @@ export class ReadHealing {
     if (this.isStuck && this.lastLogged === error.message) return Effect.void
     this.isStuck = true
     this.lastLogged = error.message
-    return Effect.logWarning(transportError(operation, this.server.settings.label, error).message)
+    // Health tells it too, and the pipeline logs that.
+    return Effect.logDebug(transportError(operation, this.server.settings.label, error).message)
   }
 
   /** Of several streams read together only some may be to blame. */

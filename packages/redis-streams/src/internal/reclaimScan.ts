@@ -82,18 +82,18 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
   const clear = (subscription: RedisSubscription): Effect.Effect<void> =>
     Effect.suspend(() =>
       subscription.refusals.clear(operation)
-        ? Effect.logInfo(`redis: ${operation} of ${subscription.options.key} is allowed again`)
+        ? Effect.logDebug(`redis: ${operation} of ${subscription.options.key} is allowed again`)
         : Effect.void
     )
 
-  // What happens to a connection is told by the connection.
+  // Health tells it, and the pipeline logs that. What happens to a connection is told by the connection.
   const report = (subscription: RedisSubscription, error: Error): Effect.Effect<void> =>
     Effect.suspend(() => {
       // A group that is gone is the reader's affair.
       if (!(error instanceof ErrorReply) || isPassing(error) || codeOf(error) === "NOGROUP") return Effect.void
       subscription.looked(false)
       const { message } = transportError(`${operation} of ${subscription.options.key}`, server.settings.label, error)
-      return subscription.refusals.add(operation, message) ? Effect.logError(message) : Effect.void
+      return subscription.refusals.add(operation, message) ? Effect.logDebug(message) : Effect.void
     })
 
   const look = Effect.suspend(() => {
