@@ -66,13 +66,20 @@ export const publishing = Effect.fnUntraced(function*(
     slot.batch.done(slot.index, answer(slot))
     if (waiters.length > 0 && slots.size <= window / 2) { for (const wake of waiters.splice(0)) wake() }
   }
+  let unconfirmed = new Publisher.OutcomeUnknown({
+    detail: `no confirmation within ${Duration.format(options.timeout)}`
+  })
   const subscription = nc.subscribe(`${inbox}.*`, {
-    callback(_, msg) {
+    callback(error, msg) {
+      if (error !== null) {
+        // The server refused the subscription. Messages are stored, and their confirmations do not arrive.
+        unconfirmed = new Publisher.OutcomeUnknown({
+          detail: `no permission to subscribe to ${inbox}.*, where confirmations arrive: allow it, or give inboxPrefix`
+        })
+        return
+      }
       settle(Number(msg.subject.slice(inbox.length + 1)), (slot) => answerOf(slot, msg))
     }
-  })
-  const unconfirmed = new Publisher.OutcomeUnknown({
-    detail: `no confirmation within ${Duration.format(options.timeout)}`
   })
   const sweep = setInterval(() => {
     const time = now()
