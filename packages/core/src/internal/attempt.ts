@@ -205,6 +205,12 @@ export class Attempt extends Inspected implements Settling, Received {
     this.isSettled = false
   }
 
+  unsample(): void {
+    this.isUnsampled = true
+    // Of a decoder that ran before.
+    this.context = undefined
+  }
+
   settle(settlement: Settlement.Settlement): Effect.Effect<boolean, Settlement.SettleError> {
     return this.shared.settle(this, settlement)
   }

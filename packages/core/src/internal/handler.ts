@@ -163,8 +163,8 @@ export class Handler {
     value: unknown
   ): void {
     if (attempt.context === undefined) {
-      attempt.scope = Scope.makeUnsafe()
-      attempt.context = contextOf(attempt, Context.add(this.context, Scope.Scope, attempt.scope))
+      attempt.scope ??= Scope.makeUnsafe()
+      attempt.context = Context.add(contextOf(attempt, this.context), Scope.Scope, attempt.scope)
     }
     const fiber: Fiber.Fiber<unknown, unknown> = Effect.runForkWith(attempt.context)(effect)
     const exit = fiber.pollUnsafe()
@@ -280,7 +280,7 @@ const exhaustsStack = (cause: Cause.Cause<unknown>): boolean =>
 const decoding = -1
 
 /** What an attempt's Effects find in their context: the trace that its message carries. */
-const contextOf = <R>(attempt: Attempt, context: Context.Context<R>): Context.Context<R> => {
+const contextOf = (attempt: Attempt, context: Context.Context<never>): Context.Context<never> => {
   const { delivery: { headers }, isUnsampled } = attempt
   const carried = carriesTrace(headers) ? Context.add(context, Carried, headers) : context
   return isUnsampled ? unsampled(carried, headers) : carried
