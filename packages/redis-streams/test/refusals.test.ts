@@ -164,31 +164,62 @@ it.live.each(["newest", "oldest"])(
       yield* redis.publish([outgoing(topic, "a")])
       assert.strictEqual(textOf((yield* subscription.pull(demand(1)))[0]), "a")
       yield* Effect.sleep(2_000)
-      assert.strictEqual(said.filter((line) => /abandoned/.test(line)).length, 1, said.join("\n"))
+      assert.strictEqual(said.filter((line) => /abandoned.*'xpending'/.test(line)).length, 1, said.join("\n"))
       yield* run("ACL", "SETUSER", "app", "+xpending")
       yield* until("allowed", Effect.map(subscription.health, ({ state }) => state === "consuming"))
     }).pipe(Effect.scoped)
 )
 
-layer(serving("redis"), { excludeTestServices: true })("a broken key beside a topic", (it) => {
-  it.effect("stops neither that topic nor another one, and is logged once", () =>
+layer(serving("redis"), { excludeTestServices: true })("a key of another type beside a topic", (it) => {
+  it.effect("in place of delayed messages: stops no takeover, is logged once by its name, and ends when it is deleted", () =>
     Effect.gen(function*() {
       const { run } = yield* Server
       const said: Array<string> = []
       const [broken, other] = [fresh("broken"), fresh("other")]
-      yield* run("SET", `{${broken}}:millrace:delayed`, "not a sorted set")
+      const key = `{${broken}}:millrace:delayed`
+      yield* run("SET", key, "not a sorted set")
       const redis = yield* Effect.provide(transport({ claim: { minIdle: "300 millis" } }), noting(said))
       const one = yield* Effect.provide(redis.subscribe(subscribing(broken)), noting(said))
       const two = yield* redis.subscribe(subscribing(other))
       yield* redis.publish([outgoing(broken, "a"), outgoing(other, "b")])
-      assert.strictEqual(textOf((yield* one.pull(demand(1)))[0]), "a")
-      yield* two.pull(demand(1))
-      // Abandoned by a process that is gone.
-      yield* redis.publish([outgoing(other, "left")])
-      yield* run("XREADGROUP", "GROUP", "g", "gone", "STREAMS", other, ">")
-      assert.strictEqual(textOf((yield* two.pull(demand(1)))[0]), "left")
-      assert.strictEqual((yield* one.health).state, "impaired")
+      for (const [topic, subscription] of [[broken, one], [other, two]] as const) {
+        yield* subscription.pull(demand(1))
+        // Abandoned by a process that is gone.
+        yield* redis.publish([outgoing(topic, "left")])
+        yield* run("XREADGROUP", "GROUP", "g", "gone", "STREAMS", topic, ">")
+        assert.strictEqual(textOf((yield* subscription.pull(demand(1)))[0]), "left")
+      }
+      const health = yield* one.health
+      assert.strictEqual(health.state, "impaired")
+      assert.include((health as { reason: string }).reason, key)
       assert.strictEqual((yield* two.health).state, "consuming")
-      assert.strictEqual(said.filter((line) => line.includes(`entries of ${broken}`)).length, 1, said.join("\n"))
+      assert.strictEqual(said.filter((line) => line.includes(key)).length, 1, said.join("\n"))
+      yield* run("DEL", key)
+      yield* until("consuming", Effect.map(one.health, ({ state }) => state === "consuming"))
+    }))
+
+  it.effect("in place of due times: a retry says so in the health by its name, and is recorded when it is deleted", () =>
+    Effect.gen(function*() {
+      const { run } = yield* Server
+      const topic = fresh("dues")
+      const key = `{${topic}}:millrace:due:g`
+      const redis = yield* transport()
+      const subscription = yield* redis.subscribe(subscribing(topic))
+      yield* redis.publish([outgoing(topic, "a"), outgoing(topic, "b")])
+      const deliveries = yield* subscription.pull(demand(1))
+      yield* run("SET", key, "not a hash")
+      const settle = subscription.settle([{ delivery: deliveries[0], settlement: retry(10) }])
+      const error = yield* Effect.flip(settle)
+      assert.strictEqual(error.reason._tag, "Mismatch")
+      assert.include(error.message, key)
+      const health = yield* subscription.health
+      assert.deepStrictEqual([health.state, (health as { reason: string }).reason], ["impaired", error.message])
+      // Others are given out, and acknowledged.
+      const [other] = yield* subscription.pull(demand(1))
+      assert.deepStrictEqual(yield* subscription.settle([{ delivery: other, settlement: { _tag: "Ack" } }]), [])
+      yield* run("DEL", key)
+      assert.deepStrictEqual(yield* settle, [])
+      assert.strictEqual((yield* subscription.health).state, "consuming")
+      assert.strictEqual((yield* subscription.pull(demand(1)))[0].attempt, 2)
     }))
 })

@@ -64,6 +64,7 @@ export class ReadHealing {
     const hasMoved = this.server.settings.topology === "cluster" && isRedirect(error)
     if (session !== undefined && (hasMoved || isPassing(error))) {
       this.isStuck = true
+      this.lastLogged = error.message
       return Effect.andThen(this.pause, Effect.sync(() => this.drop(session, error)))
     }
     return Effect.andThen(this.stuck(`reading for group ${this.group}`, error), this.pause)
@@ -79,8 +80,9 @@ export class ReadHealing {
   /** Of several streams read together only some may be to blame. */
   private failIfWrong(subscription: Healed, error: ErrorReply): Effect.Effect<void> {
     const { key } = subscription.options
+    const beside = { key, expected: "a stream" }
     const fail = Effect.sync(() =>
-      subscription.fail(transportError(`reading ${key}`, this.server.settings.label, error))
+      subscription.fail(transportError(`reading ${key}`, this.server.settings.label, error, beside))
     )
     if (codeOf(error) !== "WRONGTYPE") return fail
     return Effect.matchEffect(this.server.control.one(key, ["TYPE", key]), {

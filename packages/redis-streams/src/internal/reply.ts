@@ -78,7 +78,14 @@ export const entriesOf = (u: unknown): Map<string, unknown> => {
   return map
 }
 
-export const transportError = (operation: string, address: string, error: Error): TransportError => {
+/** A key beside a stream that may have another type than it should: what a server refuses does not name the key. */
+export interface Beside {
+  readonly key: string
+  readonly expected: string
+}
+
+/** `beside`: the key that is to blame where the stream is a stream. */
+export const transportError = (operation: string, address: string, error: Error, beside?: Beside): TransportError => {
   const code = codeOf(error)
   const reason = isRedirect(error)
     ? new InvalidOption({
@@ -93,7 +100,11 @@ export const transportError = (operation: string, address: string, error: Error)
       detail: `${error.message} (allow it to this user, docs/redis-streams.md has all that is needed)`
     })
     : code === "WRONGTYPE"
-    ? new Mismatch({ name: operation, expected: "a stream", found: "a key of another type" })
+    ? new Mismatch({
+      name: beside?.key ?? `${operation}: the key`,
+      expected: beside?.expected ?? "a stream",
+      found: "of another type"
+    })
     : isUnknown(error)
     ? new Unsupported({ operation, remedy: remedyOf(error) })
     : new OperationFailed({ operation, cause: error })

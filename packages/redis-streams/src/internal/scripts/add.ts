@@ -17,6 +17,7 @@ local believed, length = tonumber(ARGV[3]), tonumber(ARGV[4])
 local ahead = math.floor(now / length) - believed
 if ahead < -1 or ahead > 1 then return { 'clock', string.format('%.0f', now) } end
 local ids, before = KEYS[4 + ahead], KEYS[3 + ahead]
+${needs("HGET", "ids", "'a'")}
 local id = redis.call('HGET', ids, ARGV[1]) or redis.call('HGET', before, ARGV[1])
 `
 
@@ -27,6 +28,7 @@ local id = redis.call('HGET', ids, ARGV[1]) or redis.call('HGET', before, ARGV[1
  */
 export const addOnce = Script.make(`${periods}
 if id then return { id, 1 } end
+${needs("HLEN", "ids")}${needs("XADD", "KEYS[1]", "'*'", "'a'", "'b'")}
 local isFirst = redis.call('HLEN', ids) == 0
 if isFirst then
   ${needs("HSET", "ids", "'a'", "'b'")}
@@ -66,6 +68,7 @@ if ARGV[1] ~= '' then
   ${needs("HSET", "ids", "'a'", "'b'")}
   ${needs("PEXPIRE", "ids", "1")}
 end
+${needs("ZADD", "KEYS[1]", "'0'", "'a'")}
 local member = { ARGV[6] }
 for i = 7, #ARGV do member[#member + 1] = ARGV[i] end
 redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[5]), cmsgpack.pack(member))
