@@ -85,7 +85,8 @@ const makeService: (
 ) => Effect.Effect<Context.Context<RedisStreams | Transport.Transport>, TransportError, Scope.Scope> = Effect
   .fnUntraced(
     function*(checked, concurrency) {
-      if (typeof concurrency === "number" && !(Number.isInteger(concurrency) && concurrency >= 1)) {
+      const isWhole = typeof concurrency === "number" && Number.isInteger(concurrency) && concurrency >= 1
+      if (concurrency !== undefined && !Concurrency.isLimit(concurrency) && !isWhole) {
         return yield* invalidOption("redis", "concurrency", concurrency, "give a whole number of at least 1")
       }
       const settings = yield* Effect.fromResult(checked)

@@ -102,7 +102,32 @@ it.live.each<readonly [string, RedisStreams.Options, RegExp]>([
     { url: "redis://secret/hunter@host" },
     /^redis: url is "<redacted>": percent-encode/
   ],
-  ["a consumer name with spaces", { url: "redis://host", consumer: "a b" }, /no spaces/]
+  ["a consumer without a name", { url: "redis://host", consumer: "" }, /give it a name/],
+  ["a consumer that is no text", { url: "redis://host", consumer: 5 } as never, /^redis: consumer is 5: give a text/],
+  [
+    "a list for a password",
+    { url: "redis://host", password: ["secret"] } as never,
+    /^redis: password is of another type/
+  ],
+  ["a text for a number", { url: "redis://host", concurrency: "5" } as never, /^redis: concurrency is "5"/],
+  [
+    "a word that is no retention",
+    { url: "redis://host", retention: "forever" } as never,
+    /^redis: retention is "forever"/
+  ],
+  [
+    "a number for a group of options",
+    { url: "redis://host", claim: 5000 } as never,
+    /^redis: claim is 5000: give an object/
+  ],
+  [
+    "a Sentinel without a master",
+    { url: "redis://host", sentinel: { master: "" } },
+    /^redis: sentinel.master is empty/
+  ],
+  ["an age that is no number", { url: "redis://host", retention: { maxAge: NaN } }, /^redis: retention.maxAge is NaN/],
+  ["a database in other digits", { url: "redis://host/0x1" }, /number of a database/],
+  ["a fragment", { url: "redis://host/#3" }, /take the # .*out of the URL/]
 ])("refuses %s", ([, options, expected]) =>
   Effect.gen(function*() {
     const error = yield* failure(options)

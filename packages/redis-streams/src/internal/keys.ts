@@ -1,7 +1,8 @@
 import type { Beside } from "./reply.ts"
 
-/** The keys that belong to a stream: in Cluster in the same slot. */
-const beside = (stream: string, name: string) => `${stream.includes("{") ? stream : `{${stream}}`}:millrace:${name}`
+/** The keys that belong to a stream: in Cluster in the same slot. Those of \`a\` and of \`{a}\` differ by a colon. */
+const beside = (stream: string, name: string) =>
+  stream.includes("{") ? `${stream}::millrace:${name}` : `{${stream}}:millrace:${name}`
 
 /** Hash: id of a waiting retry to its due time. */
 export const dues = (stream: string, group: string): string => beside(stream, `due:${group}`)

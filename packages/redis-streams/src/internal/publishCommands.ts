@@ -63,9 +63,21 @@ export class PublishCommands {
       : evalsha(adds.add, [key], appendFields([how, age], message))
   }
 
-  /** The entry alone, for a message whose id is looked for and noted apart. */
-  add(key: string, message: Outgoing): Command {
-    return appendFields(["XADD", key, "*"], message)
+  /** Whether the topic is trimmed by age, for which the server's time is needed. */
+  isTrimmedByAge({ topic }: Outgoing): boolean {
+    return !this.unbounded.has(topic) && this.settings.bound?.by === "age"
+  }
+
+  /** The entry without its id, and without a script. `now`: the server's time, where the topic is trimmed by age. */
+  add(key: string, message: Outgoing, now = 0): Command {
+    const bound = this.unbounded.has(message.topic) ? undefined : this.settings.bound
+    const how = bound?.exact === true ? "=" : "~"
+    const trim = bound === undefined
+      ? []
+      : bound.by === "length"
+      ? ["MAXLEN", how, String(bound.length)]
+      : ["MINID", how, String(now - bound.age)]
+    return appendFields(["XADD", key, ...trim, "*"], message)
   }
 
   find(key: string, id: string): Command {

@@ -71,6 +71,12 @@ export const text = (u: unknown): string => Buffer.isBuffer(u) ? u.toString() : 
 
 export const list = (u: unknown): ReadonlyArray<unknown> => Array.isArray(u) ? u : []
 
+/** The reply of `TIME` in milliseconds. */
+export const millisOfTime = (reply: unknown): number => {
+  const [seconds, micros] = list(reply).map((part) => Number(text(part)))
+  return seconds! * 1_000 + Math.floor(micros! / 1_000)
+}
+
 export const entriesOf = (u: unknown): Map<string, unknown> => {
   const flat = list(u)
   const map = new Map<string, unknown>()
