@@ -222,6 +222,51 @@ describe("what a server does to a consumer", () => {
       })
     ))
 
+  it.live.each<readonly [code: string, begin: ReadonlyArray<string>, end: ReadonlyArray<string>, remedy: RegExp]>([
+    ["READONLY", ["REPLICAOF", "127.0.0.1", "1"], ["REPLICAOF", "NO", "ONE"], /address of the master/],
+    [
+      "NOREPLICAS",
+      ["CONFIG", "SET", "min-replicas-to-write", "1"],
+      ["CONFIG", "SET", "min-replicas-to-write", "0"],
+      /min-replicas-to-write/
+    ]
+  ])(
+    "refuses writes for a time (%s): health says why, one line is logged, and all goes on by itself",
+    ([code, begin, end, remedy]) =>
+      onServer(
+        {},
+        Effect.gen(function*() {
+          const { run } = yield* Server
+          const topic = fresh("refusing")
+          const said: Array<string> = []
+          const { handled, redis, running } = yield* consuming(topic).pipe(Effect.provide(noting(said)))
+          yield* redis.publish([json(topic, "before")])
+          yield* until("before", Effect.sync(() => handled.has("before")))
+          yield* run(...begin)
+          const [outcome] = yield* redis.publish([json(topic, "meanwhile")])
+          assert.isTrue(Result.isFailure(outcome!) && outcome.failure.reason._tag === "NotSent")
+          yield* until(
+            "the reason",
+            Effect.map(
+              running.health,
+              ({ reason, state }) => state === "reconnecting" && reason?.includes(code) === true
+            )
+          )
+          yield* until(
+            "logged",
+            Effect.sync(() => said.some((line) => line.includes("cannot consume")))
+          )
+          yield* run(...end)
+          yield* until("healthy", Effect.map(running.health, ({ state }) => state === "consuming"))
+          yield* redis.publish([json(topic, "after")])
+          yield* until("after", Effect.sync(() => handled.has("after")))
+          const lines = said.filter((line) => line.includes(code))
+          assert.strictEqual(lines.length, 1, said.join("\n"))
+          assert.match(lines[0]!, remedy)
+        })
+      )
+  )
+
   it.live("frozen: the connections are given up, and made again when it answers", () =>
     onServer(
       {},

@@ -337,7 +337,16 @@ it.live("says that a server accepts and never answers", () =>
     const { port } = yield* silent
     const error = yield* failure({ url: `redis://127.0.0.1:${port}`, connectTimeout: "300 millis" })
     assert.strictEqual(error.reason._tag, "Unreachable")
+    assert.match(error.message, /no answer within/)
   }))
+
+it.live("says that a port does not speak TLS", () =>
+  Effect.gen(function*() {
+    const broker = yield* Brokers.redis()
+    const error = yield* failure({ url: `rediss://127.0.0.1:${broker.port}`, connectTimeout: "1 second" })
+    assert.strictEqual(error.reason._tag, "Unreachable")
+    assert.match(error.message, /does not begin TLS: write redis:\/\/ if this port has none, or give the TLS port/)
+  }).pipe(Effect.scoped))
 
 layer(serving("redis", { password: "right" }), { excludeTestServices: true })("with a password", (it) => {
   it.effect("says at once that the password is wrong or missing, and shows neither", () =>
