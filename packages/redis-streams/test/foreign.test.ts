@@ -7,6 +7,7 @@ import * as Publisher from "@millrace/core/Publisher"
 import * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import { RedisStreams } from "@millrace/redis-streams"
+import { Wait } from "@millrace/testing"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -15,7 +16,7 @@ import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { createClient, RESP_TYPES } from "redis"
-import { connect, demand, fresh, outgoing, Server, servers, serving, subscribing, textOf, until } from "./redis.ts"
+import { connect, demand, fresh, outgoing, Server, servers, serving, subscribing, textOf } from "./redis.ts"
 
 /** The fields of each entry, byte for byte. */
 const stored = (topic: string) =>
@@ -80,12 +81,12 @@ servers.forEach(({ kind, version }) =>
             Pipeline.start,
             Effect.provide(context)
           )
-          yield* until("settled", Effect.map(running.counts, ({ filtered, handled }) => handled + filtered === 1))
+          yield* Wait.until("settled", Effect.map(running.counts, ({ filtered, handled }) => handled + filtered === 1))
         }
         // Redriven for a group that these are not.
         assert.deepStrictEqual(seen, [])
         yield* run("XADD", topic, "*", "user", "2", "metadata", Buffer.from([0x81, 0xff, 0x00]) as any)
-        yield* until("both", Effect.sync(() => seen.length === 2))
+        yield* Wait.until("both", Effect.sync(() => seen.length === 2))
         assert.deepStrictEqual(seen, [{ user: "2" }, { user: "2" }])
       }))
 
@@ -108,7 +109,7 @@ servers.forEach(({ kind, version }) =>
               Pipeline.start,
               Effect.provide(context)
             )
-            yield* until(
+            yield* Wait.until(
               "done",
               Effect.map(running.counts, ({ deadLettered, handled }) => deadLettered + handled === 2)
             )
@@ -153,11 +154,11 @@ servers.forEach(({ kind, version }) =>
           Pipeline.start,
           Effect.provide(context)
         )
-        yield* until("dead-lettered", Effect.map(running.counts, ({ deadLettered }) => deadLettered === 1))
+        yield* Wait.until("dead-lettered", Effect.map(running.counts, ({ deadLettered }) => deadLettered === 1))
         const [letter] = yield* stored(`${topic}.dead`)
         assert.deepStrictEqual(letter!.slice(0, 6), original)
         yield* Effect.provide(DeadLetter.redrive(`${topic}.dead`), context)
-        yield* until("again", Effect.map(running.counts, ({ deadLettered }) => deadLettered === 2))
+        yield* Wait.until("again", Effect.map(running.counts, ({ deadLettered }) => deadLettered === 2))
         const redriven = (yield* stored(topic)).at(-1)!
         assert.deepStrictEqual(redriven.slice(0, 6), original)
         const names = redriven.filter((_, i) => i % 2 === 0)
@@ -190,11 +191,11 @@ servers.forEach(({ kind, version }) =>
           group: "g",
           startFrom: "beginning"
         }).pipe(Pipeline.map((value) => void handled.push(value)), Pipeline.start, Effect.provide(context))
-        yield* until(
+        yield* Wait.until(
           "settled",
           Effect.map(running.counts, ({ deadLettered }) => deadLettered === 1 && handled.length === 1)
         )
-        yield* until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
+        yield* Wait.until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
         const [letter, ...more] = yield* stored(`${topic}.dead`)
         assert.deepStrictEqual(letter!.slice(0, fields.length), fields)
         assert.deepStrictEqual(more, [])

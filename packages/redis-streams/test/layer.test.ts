@@ -3,7 +3,7 @@ import { Pipeline, Topic } from "@millrace/core"
 import { Transport } from "@millrace/core/Transport"
 import type { TransportError } from "@millrace/core/TransportError"
 import { RedisStreams } from "@millrace/redis-streams"
-import { Brokers, MemoryTransport } from "@millrace/testing"
+import { Brokers, MemoryTransport, Wait } from "@millrace/testing"
 import * as Config from "effect/Config"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Context from "effect/Context"
@@ -31,8 +31,7 @@ import {
   skipsInContainers,
   subscribing,
   textOf,
-  transport,
-  until
+  transport
 } from "./redis.ts"
 
 const failure = (options: RedisStreams.Options): Effect.Effect<TransportError> =>
@@ -212,11 +211,11 @@ it.live("credentials are asked for at each connection, and a failure of theirs s
     token = "token-2"
     const before = asked
     yield* run("CLIENT", "KILL", "USER", "app")
-    yield* until(
+    yield* Wait.until(
       "published",
       Effect.map(redis.publish([outgoing(topic, "a")]), ([outcome]) => outcome!._tag === "Success")
     )
-    yield* until("given", Effect.sync(() => pulling.pollUnsafe() !== undefined))
+    yield* Wait.until("given", Effect.sync(() => pulling.pollUnsafe() !== undefined))
     assert.isAbove(asked, before)
 
     const error = yield* failure({

@@ -5,7 +5,7 @@ import type * as Publisher from "@millrace/core/Publisher"
 import * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import { RedisStreams } from "@millrace/redis-streams"
-import { Brokers } from "@millrace/testing"
+import { Brokers, Wait } from "@millrace/testing"
 import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -27,8 +27,7 @@ import {
   serving,
   subscribing,
   textOf,
-  transport,
-  until
+  transport
 } from "./redis.ts"
 
 const json = (topic: string, value: string) => outgoing(topic, JSON.stringify(value))
@@ -67,7 +66,7 @@ servers.forEach(({ kind, version }) =>
           Effect.provide(noting(said)),
           Scope.provide(scope)
         )
-        yield* until("handled", Effect.sync(() => handled.length === 20))
+        yield* Wait.until("handled", Effect.sync(() => handled.length === 20))
         const redis = Context.get(context, Transport)
         for (let i = 0; i < 3; i++) {
           const [outcome] = yield* Effect.provide(redis.publish([json(topic, "new")]), noting(said))
@@ -78,14 +77,14 @@ servers.forEach(({ kind, version }) =>
         assert.match((health as { reason: string }).reason, /no memory left.*raise maxmemory/)
         assert.isAtMost(said.filter((line) => /no memory left/.test(line)).length, 1, said.join("\n"))
         yield* run("CONFIG", "SET", "maxmemory", "0")
-        yield* until(
+        yield* Wait.until(
           "taken",
           Effect.map(redis.publish([json(topic, "new")]), ([outcome]) => failure(outcome!) === "taken")
         )
         assert.strictEqual((yield* running.health).state, "consuming")
         yield* run("CONFIG", "SET", "maxmemory", "1")
         const drained = yield* Effect.forkChild(Scope.close(scope, yield* Effect.exit(Effect.void)))
-        yield* until("drained", Effect.sync(() => drained.pollUnsafe() !== undefined))
+        yield* Wait.until("drained", Effect.sync(() => drained.pollUnsafe() !== undefined))
         yield* run("CONFIG", "SET", "maxmemory", "0")
       }))
 
@@ -137,12 +136,12 @@ it.live.each(["newest", "oldest"])(
       const topic = fresh("zrem")
       yield* delayed.redis.subscribe(subscribing(topic)).pipe(Effect.provide(noting(delayed.said)))
       yield* delayed.redis.publish([outgoing(topic, "late", { delay: Duration.millis(50) })])
-      yield* until("refused", Effect.sync(() => delayed.said.some((line) => /refused .*zrem/.test(line))))
+      yield* Wait.until("refused", Effect.sync(() => delayed.said.some((line) => /refused .*zrem/.test(line))))
       yield* Effect.sleep(2_000)
       assert.strictEqual(yield* delayed.run("XLEN", topic), 0)
       assert.strictEqual(delayed.said.filter((line) => /refused .*zrem/.test(line)).length, 1, delayed.said.join("\n"))
       yield* delayed.run("ACL", "SETUSER", "app", "+zrem")
-      yield* until("moved", Effect.map(delayed.run("XLEN", topic), (n) => n === 1))
+      yield* Wait.until("moved", Effect.map(delayed.run("XLEN", topic), (n) => n === 1))
 
       for (const command of ["hset", "pexpire"]) {
         const once = yield* lacking(version, `-${command}`)
@@ -160,13 +159,13 @@ it.live.each(["newest", "oldest"])(
       const { redis, run, said } = yield* lacking(version, "-xpending")
       const topic = fresh("xpending")
       const subscription = yield* Effect.provide(redis.subscribe(subscribing(topic)), noting(said))
-      yield* until("told", Effect.map(subscription.health, ({ state }) => state === "impaired"))
+      yield* Wait.until("told", Effect.map(subscription.health, ({ state }) => state === "impaired"))
       yield* redis.publish([outgoing(topic, "a")])
       assert.strictEqual(textOf((yield* subscription.pull(demand(1)))[0]), "a")
       yield* Effect.sleep(2_000)
       assert.strictEqual(said.filter((line) => /abandoned.*'xpending'/.test(line)).length, 1, said.join("\n"))
       yield* run("ACL", "SETUSER", "app", "+xpending")
-      yield* until("allowed", Effect.map(subscription.health, ({ state }) => state === "consuming"))
+      yield* Wait.until("allowed", Effect.map(subscription.health, ({ state }) => state === "consuming"))
     }).pipe(Effect.scoped)
 )
 
@@ -195,7 +194,7 @@ layer(serving("redis"), { excludeTestServices: true })("a key of another type be
       assert.strictEqual((yield* two.health).state, "consuming")
       assert.strictEqual(said.filter((line) => line.includes(key)).length, 1, said.join("\n"))
       yield* run("DEL", key)
-      yield* until("consuming", Effect.map(one.health, ({ state }) => state === "consuming"))
+      yield* Wait.until("consuming", Effect.map(one.health, ({ state }) => state === "consuming"))
     }))
 
   it.effect("in place of due times: a retry says so in the health by its name, and is recorded when it is deleted", () =>
