@@ -13,11 +13,11 @@ import { type Connection, transport, unauthorized } from "./connection.ts"
 import { consumerInfo, type ConsumerSpec, ensureConsumer, validateAckWait } from "./consumers.ts"
 import { ConsumerWatch } from "./consumerWatch.ts"
 import type { JetStreamDelivery } from "./delivery.ts"
+import { hearGivenUp } from "./givenUp.ts"
 import { Condition } from "./health.ts"
 import { Inbox } from "./inbox.ts"
 import { isUnbounded } from "./keeping.ts"
 import type { AttemptLedger } from "./ledger.ts"
-import { idOf } from "./life.ts"
 import * as names from "./names.ts"
 import { PullLoop, type Trouble } from "./pullLoop.ts"
 import { untilHealed, whenReady } from "./recovery.ts"
@@ -41,9 +41,10 @@ export const subscribe = Effect.fnUntraced(function*(
   targets: Targets,
   options: Transport.SubscribeOptions
 ): Effect.fn.Return<Transport.Subscription, TransportFailure, Scope.Scope> {
-  const badName = names.validateTopic(options.topic) ?? names.validateGroup(options.group)
-  if (badName !== undefined) return yield* badName
   const streamName = Context.get(options.settings, settings.StreamName)
+  const badName = names.validateTopic(options.topic) ?? names.validateGroup(options.group) ??
+    (streamName === undefined ? undefined : names.validateStream(streamName, "stream"))
+  if (badName !== undefined) return yield* badName
   const given = Context.get(options.settings, settings.Subjects)
   const topicSpec: StreamSpec = {
     topic: options.topic,
@@ -403,8 +404,15 @@ export const subscribe = Effect.fnUntraced(function*(
     consumer,
     spec,
     stream,
-    condition,
-    overdue: (delivered) => inbox.overdue(delivered).map((sequence) => idOf(life, sequence))
+    condition
+  })
+  const stopHearing = hearGivenUp({
+    connection,
+    stream: consumer.stream_name,
+    consumer: consumer.name,
+    life: () => life,
+    run: runFork,
+    receive: (delivery) => inbox.receive([delivery])
   })
   const watching = setInterval(() => {
     if (!active || closed || healing) return
@@ -417,6 +425,7 @@ export const subscribe = Effect.fnUntraced(function*(
       closed = true
       withdrawalEnded()
       stopListening()
+      stopHearing()
       clearInterval(watching)
       clearTimeout(dueTimer)
       clearTimeout(releaseTimer)
