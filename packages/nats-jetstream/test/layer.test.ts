@@ -367,7 +367,9 @@ describe.each(versions)("declaring on nats-server %s", (version) => {
           assert.strictEqual((yield* Effect.flip(subscribe("orders", { group }))).reason._tag, "InvalidOption", group)
         }
         // As JavaScript may give them.
-        for (const option of [`"subject": 5`, `"subject": ""`, `"subjects": "a"`, `"subjects": [null]`, `"stream": {}`]) {
+        for (
+          const option of [`"subject": 5`, `"subject": ""`, `"subjects": "a"`, `"subjects": [null]`, `"stream": {}`]
+        ) {
           const made = JetStream.from(Orders, JSON.parse(`{ "group": "g", ${option} }`))
           const { message, reason } = yield* Effect.flip(Effect.scoped(Pipeline.start(made)))
           assert.strictEqual(reason._tag, "InvalidOption", option)

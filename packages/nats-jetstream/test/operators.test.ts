@@ -179,6 +179,31 @@ describe.each(versions)("on nats-server %s", (version) => {
           yield* until(JetStream.streamInfo("orders"), ({ messages }) => messages === 0)
         }), { layer: { retention: "until-acked" } }))
 
+    it.live("deleted by consumer_limits while no process ran, a group goes on behind what it had settled", () =>
+      on(({ url }) =>
+        Effect.gen(function*() {
+          const jsm = yield* manager
+          const limits = { consumer_limits: { inactive_threshold: 500e6 } }
+          yield* Effect.promise(() => jsm.streams.add({ name: "orders", subjects: ["orders"], ...limits }))
+          const seen: Array<number> = []
+          const work = Pipeline.from(Orders, { group: "work" }).pipe(
+            Pipeline.map(({ id }) => seen.push(id))
+          )
+          const once = Effect.gen(function*() {
+            const running = yield* Pipeline.start(work)
+            const id = seen.length
+            yield* Publisher.publish(Orders, { id })
+            yield* until(Effect.sync(() => seen), (seen) => seen.includes(id))
+            return running
+          })
+          yield* elsewhere(url, Effect.scoped(once))
+          yield* Publisher.publish(Orders, { id: -1 })
+          yield* until(JetStream.streamInfo("orders"), ({ consumers }) => consumers === 0)
+          yield* elsewhere(url, Effect.scoped(once))
+          assert.deepStrictEqual(seen, [0, -1, 1])
+        })
+      ))
+
     it.live("an edited filter is in health, with its reason, until it is mended", () =>
       on(() =>
         Effect.gen(function*() {
