@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Millrace, Pipeline, Topic } from "@millrace/core"
+import { Millrace, Pipeline, Topic, type Transport } from "@millrace/core"
 import { MemoryTransport } from "@millrace/testing"
-import { Effect, Layer, Schema } from "effect"
+import { type Context, Effect, Layer, Schema } from "effect"
 import { execFile } from "node:child_process"
 import * as path from "node:path"
 import { promisify } from "node:util"
@@ -55,6 +55,24 @@ describe("Millrace", () => {
     assert.strictEqual((await millrace.counts(other)).filtered, 1)
     assert.strictEqual((await millrace.counts()).handled, 3)
     await millrace.stop()
+  })
+
+  it("has a health with its reason before the start, while it starts, and when the start fails", async () => {
+    const { worker } = collecting()
+    let connect = (_: Effect.Effect<never, Error>) => {}
+    const broker = Layer.effectContext(
+      Effect.callback<Context.Context<Transport.Transport>, Error>((resume) => void (connect = resume))
+    )
+    const millrace = Millrace.make({ broker, pipelines: [worker], signals: false })
+    const before = await millrace.health()
+    assert.deepInclude(before, { state: "stopped", reason: "no pipeline has started" })
+    assert.isAbove(before.since, 0)
+    const starting = millrace.start()
+    await turn()
+    assert.deepInclude(await millrace.health(), { state: "reconnecting", reason: "the pipelines are starting" })
+    connect(Effect.fail(new Error("connection refused")))
+    await starting.catch(() => {})
+    assert.deepInclude(await millrace.health(), { state: "stopped", reason: "the start failed: connection refused" })
   })
 
   it("publishes without pipelines", async () => {

@@ -320,7 +320,8 @@ it.live("says at once why there is no connection, where waiting cannot mend that
       [{ url: `redis://127.0.0.1:${port}`, cluster: { nodes: [`127.0.0.1:${port}`] } }, /connection refused/],
       [{ url: `redis://127.0.0.1:${port}`, sentinel: { master: "m" } }, /connection refused/],
       [{ url, sentinel: { master: "m" } }, /is no Sentinel/],
-      [{ url: `redis://127.0.0.1:${other.port}` }, /does not speak the Redis protocol/]
+      [{ url: `redis://127.0.0.1:${other.port}` }, /does not speak the Redis protocol/],
+      [{ url: `rediss://:secret@127.0.0.1:${broker.port}` }, /TLS: the server does not speak it here/]
     ] as const
     for (const [options, text] of cases) {
       // Without an end of its own: that it fails says that nothing is waited for.

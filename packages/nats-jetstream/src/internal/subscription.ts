@@ -300,7 +300,8 @@ export const subscribe = Effect.fnUntraced(function*(
     troubles++
     if (trouble._tag === "refused" && troubles === impairedAfter) {
       condition.impair("requests", `consumer ${consumer.name} refuses requests: ${trouble.detail}`)
-      runFork(Effect.logWarning(
+      // The pipeline logs why its health is impaired.
+      runFork(Effect.logDebug(
         `consumer ${consumer.name} of stream ${consumer.stream_name} refuses requests for messages: ${trouble.detail}`
       ))
     }
