@@ -258,7 +258,11 @@ export const from: {
     (typeof startFrom === "object" && startFrom !== null)
   let context = Context.empty()
   const set = <A>(reference: Context.Reference<A>, value: A) => context = Context.add(context, reference, value)
-  if (subject !== undefined || subjects !== undefined) {
+  const invalidSubject = (subject === undefined || typeof subject === "string") &&
+      (subjects === undefined || Array.isArray(subjects))
+    ? undefined
+    : { option: "subject", value: subject ?? subjects, remedy: "give a text as `subject`, or an array as `subjects`" }
+  if (invalidSubject === undefined && (subject !== undefined || subjects !== undefined)) {
     set(settings.Subjects, [
       ...subject === undefined ? [] : [subject.replaceAll(/\{[^{}.]+\}/g, "*")],
       ...subjects ?? []
@@ -267,12 +271,12 @@ export const from: {
   if (stream !== undefined) set(settings.StreamName, stream)
   if (startFrom !== undefined) set(settings.Start, startFrom)
   if (wait !== undefined) set(settings.AckWait, wait.duration)
-  const named = (subject ?? "").split(".").flatMap((part, index) =>
+  const named = String(subject ?? "").split(".").flatMap((part, index) =>
     part.startsWith("{") && part.endsWith("}") ? [{ name: part.slice(1, -1), index }] : []
   )
   return fromTransport<any, any, any, JetStream, any>(topic, options && { ...options, startFrom: undefined } as any, {
     options: ["ackWait", "stream", "subject", "subjects"],
-    invalid: wait?.invalid ?? (isKnownStart ? undefined : {
+    invalid: invalidSubject ?? wait?.invalid ?? (isKnownStart ? undefined : {
       option: "startFrom",
       value: startFrom,
       remedy: "write \"new\", \"beginning\", { sequence } or { time }"

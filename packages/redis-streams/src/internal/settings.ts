@@ -216,6 +216,9 @@ const known: { readonly [of: string]: ReadonlyArray<string> } = {
   offline: ["wait", "max"]
 }
 
+const formOf = (of: string, words: ReadonlyArray<unknown>): string =>
+  `give ${[...words.map((word) => JSON.stringify(word)), `{ ${known[of]!.join(", ")} }`].join(" or ")}`
+
 /** Options from JavaScript, or behind a cast: names that do not exist, durations that are none, no URL. */
 const checkNames = (options: Options): TransportError | undefined => {
   const wrong = checkOptions(transport, "layer", options, known["layer"]!)
@@ -224,8 +227,13 @@ const checkNames = (options: Options): TransportError | undefined => {
     return invalidOption(transport, "url", options.url, "give redis://host:port")
   }
   const { claim, cluster, offline, retention, sentinel } = options
+  const words: { readonly [of: string]: ReadonlyArray<unknown> } = {
+    cluster: [true, false],
+    retention: ["until-acked", "acknowledged"]
+  }
   for (const [of, group] of Object.entries({ claim, cluster, offline, retention, sentinel })) {
-    if (typeof group !== "object") continue
+    if (group === undefined || words[of]?.includes(group) === true) continue
+    if (typeof group !== "object") return invalidOption(transport, of, group, formOf(of, words[of] ?? []))
     const wrong = checkOptions(transport, of, group, known[of]!)
     if (wrong !== undefined) return wrong
   }
