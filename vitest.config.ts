@@ -1,10 +1,38 @@
 import { defineConfig } from "vitest/config"
+import { BaseSequencer, type TestSpecification } from "vitest/node"
+
+/** The longest files: they start first, so that none is left running alone at the end. */
+const longest = [
+  "nats-jetstream/test/faults",
+  "testing/test/conformance.nats",
+  "testing/test/conformance.redis",
+  "testing/test/conformance.redisOldest",
+  "nats-jetstream/test/cluster",
+  "stranger/test/stranger",
+  "nats-jetstream/test/operators",
+  "examples/test/idempotent",
+  "stranger/test/release",
+  "redis-streams/test/Subscription",
+  "redis-streams/test/faults",
+  "cli/test/command"
+]
+
+class LongestFirst extends BaseSequencer {
+  override sort(files: Array<TestSpecification>) {
+    const rank = ({ moduleId }: TestSpecification) => {
+      const index = longest.findIndex((name) => moduleId.endsWith(`${name}.test.ts`))
+      return index < 0 ? longest.length : index
+    }
+    return Promise.resolve(files.sort((one, other) => rank(one) - rank(other)))
+  }
+}
 
 export default defineConfig({
   test: {
     include: ["packages/*/test/**/*.test.ts", "examples/test/**/*.test.ts", "stranger/test/*.test.ts"],
-    // Brokers are started per file; two files at a time is what two cores take.
-    maxWorkers: 2,
+    // Each file starts its brokers and mostly waits for them: two cores take four files at a time.
+    maxWorkers: 4,
+    sequence: { sequencer: LongestFirst },
     testTimeout: 60_000,
     hookTimeout: 120_000,
     // `.ci/run` counts from the second.

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { JetStreamDelivery } from "../src/internal/delivery.ts"
+import type { JetStreamDelivery } from "../src/internal/delivery.ts"
 import { Inbox } from "../src/internal/inbox.ts"
 import type { AttemptLedger } from "../src/internal/ledger.ts"
 
