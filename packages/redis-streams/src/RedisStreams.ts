@@ -77,7 +77,7 @@ export class RedisStreams extends Context.Service<RedisStreams, {
 export const make = (
   options: Options
 ): Effect.Effect<Context.Context<RedisStreams | Transport.Transport>, TransportError, Scope.Scope> =>
-  quietly(makeService(Settings.check(options), options.concurrency))
+  quietly(makeService(Settings.check(options), options?.concurrency))
 
 const makeService: (
   checked: Result.Result<Settings.Settings, TransportError>,

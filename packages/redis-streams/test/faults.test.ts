@@ -369,7 +369,7 @@ describe("what a server does to a consumer", () => {
 
         yield* allow("-evalsha")
         yield* is("impaired")
-        yield* until("logged", Effect.sync(() => about(/evalsha/).length > 0))
+        yield* Wait.until("logged", Effect.sync(() => about(/evalsha/).length > 0))
         yield* Effect.sleep(1_000)
         assert.strictEqual(about(/evalsha/).length, 1, said.join("\n"))
         assert.match(about(/evalsha/)[0]!, /cannot consume.*abandoned entries.*allow it to this user/)

@@ -90,6 +90,10 @@ it.live.each<readonly [string, RedisStreams.Options, RegExp]>([
     { url: "redis://host", claim: { minIdel: 1 } } as never,
     /^redis: claim.minIdel is 1: /
   ],
+  ["a retention that there is not", { url: "redis://host", retention: "until-ack" } as never, /give "until-acked" or/],
+  ["a claim that is no object", { url: "redis://host", claim: 30 } as never, /^redis: claim is 30: give { minIdle }/],
+  ["a text instead of options", "redis://app:secret@host" as never, /^redis: layer is a text: give an object/],
+  ["no options at all", undefined as never, /^redis: layer is undefined: give an object/],
   ["no URL", {} as never, /^redis: url is undefined: give redis:/],
   [
     "a text that is no duration",

@@ -353,7 +353,7 @@ const unreachable = (settings: Settings, last: DialError | undefined): Transport
 const refused = (settings: Settings, failure: DialError): TransportError => {
   const { error } = failure
   return /ERR AUTH .*without any password/.test(error.message)
-    ? invalidOption("redis", "password", "given", "this server has none, leave it out")
+    ? invalidOption("redis", "password", { toString: () => "given" }, "this server has none, leave it out")
     : isRefusal(error) || /\bDENIED\b/.test(error.message)
     ? new TransportError({
       transport: "redis",

@@ -269,6 +269,8 @@ const checkTypes = (options: Options): TransportError | undefined => {
   }
   return undefined
 }
+const formOf = (of: string, words: ReadonlyArray<unknown>): string =>
+  `give ${[...words.map((word) => JSON.stringify(word)), `{ ${known[of]!.join(", ")} }`].join(" or ")}`
 
 /** Options from JavaScript, or behind a cast: names that do not exist, durations that are none, no URL. */
 const checkNames = (options: Options): TransportError | undefined => {
@@ -280,6 +282,7 @@ const checkNames = (options: Options): TransportError | undefined => {
   const { claim, cluster, offline, retention, sentinel } = options
   for (const [of, group] of Object.entries({ claim, cluster, offline, retention, sentinel })) {
     if (group === undefined || words[of]?.includes(group) === true) continue
+    if (typeof group !== "object") return invalidOption(transport, of, group, formOf(of, words[of] ?? []))
     const wrong = checkOptions(transport, of, group, known[of]!)
     if (wrong !== undefined) return wrong
   }
