@@ -18,7 +18,7 @@ import { leastLimit } from "./bulkLimit.ts"
 import type { Command } from "./command.ts"
 import { Lost } from "./connection.ts"
 import { fieldCount, largestField } from "./entry.ts"
-import { PublishCommands } from "./publishCommands.ts"
+import { isClock, PublishCommands } from "./publishCommands.ts"
 import { PublishQueue } from "./publishQueue.ts"
 import { asError, codeOf, isBulkRefusal, isFull, isPassing, isRedirect, isRefusal, list, text } from "./reply.ts"
 import type { Server } from "./server.ts"
@@ -210,8 +210,6 @@ const isWide = (message: Outgoing): boolean =>
 const needsCare = (message: Outgoing): boolean =>
   isWide(message) ||
   (message.fields === undefined ? message.body.byteLength : largestField(message)) > leastLimit
-
-const isClock = (reply: unknown): boolean => Array.isArray(reply) && reply.length === 2 && text(reply[0]) === "clock"
 
 const refused = (topic: string, reason: PublishErrorReason): Outcome => Result.fail(new PublishError({ topic, reason }))
 
