@@ -61,7 +61,7 @@ describe("Millrace", () => {
 
   it("has a health with its reason before the start, while it starts, and when the start fails", async () => {
     const { worker } = collecting()
-    let connect = (_: Effect.Effect<never, Error>) => {}
+    let connect = (_: Effect.Effect<never, Cause.TimeoutError>) => {}
     const broker = Layer.effectContext(
       Effect.callback<Context.Context<Transport.Transport>, Cause.TimeoutError>((resume) => void (connect = resume))
     )
