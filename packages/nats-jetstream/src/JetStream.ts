@@ -16,6 +16,7 @@ import {
   durationOf,
   fromTransport,
   type Hints,
+  type Invalid,
   quietly,
   received as receivedOf,
   withSetting
@@ -255,7 +256,9 @@ export const from: {
   ): Pipeline.Open<Message.Message<A>, A, never, JetStream | RD>
 } = (topic: Topic.Topic<any, any, any>, options: FromOptions & { readonly subject?: string | undefined }): any => {
   // JavaScript may leave the options out: starting refuses that, making a pipeline never throws.
-  const { ackWait, startFrom, stream, subject, subjects } = options ?? {}
+  const { ackWait, startFrom, stream } = options ?? {}
+  const badText = notText(options ?? {})
+  const { subject, subjects } = badText === undefined ? options ?? {} : {}
   const wait = ackWait === undefined ? undefined : durationOf("ackWait", ackWait)
   const isKnownStart = startFrom === undefined || startFrom === "new" || startFrom === "beginning" ||
     (typeof startFrom === "object" && startFrom !== null)
@@ -275,7 +278,7 @@ export const from: {
   )
   return fromTransport<any, any, any, JetStream, any>(topic, options && { ...options, startFrom: undefined } as any, {
     options: ["ackWait", "stream", "subject", "subjects"],
-    invalid: wait?.invalid ?? (isKnownStart ? undefined : {
+    invalid: badText ?? wait?.invalid ?? (isKnownStart ? undefined : {
       option: "startFrom",
       value: startFrom,
       remedy: "write \"new\", \"beginning\", { sequence } or { time }"
@@ -289,6 +292,19 @@ export const from: {
       return Object.assign(message, { params })
     }
   })
+}
+
+/** JavaScript may give anything for a name. */
+const notText = (
+  { stream, subject, subjects }: { readonly stream?: unknown; readonly subject?: unknown; readonly subjects?: unknown }
+): Invalid | undefined => {
+  const isText = (value: unknown) => typeof value === "string" && value !== ""
+  for (const [option, value] of Object.entries({ subject, stream })) {
+    if (value !== undefined && !isText(value)) return { option, value, remedy: "give a text that is not empty" }
+  }
+  return subjects === undefined || (Array.isArray(subjects) && subjects.length > 0 && subjects.every(isText))
+    ? undefined
+    : { option: "subjects", value: subjects, remedy: "give an array of texts, at least one" }
 }
 
 /**

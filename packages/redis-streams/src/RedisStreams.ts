@@ -77,7 +77,7 @@ export class RedisStreams extends Context.Service<RedisStreams, {
 export const make = (
   options: Options
 ): Effect.Effect<Context.Context<RedisStreams | Transport.Transport>, TransportError, Scope.Scope> =>
-  quietly(makeService(Settings.check(options), options.concurrency))
+  quietly(makeService(Settings.check(options), options?.concurrency))
 
 const makeService: (
   checked: Result.Result<Settings.Settings, TransportError>,
@@ -85,7 +85,8 @@ const makeService: (
 ) => Effect.Effect<Context.Context<RedisStreams | Transport.Transport>, TransportError, Scope.Scope> = Effect
   .fnUntraced(
     function*(checked, concurrency) {
-      if (typeof concurrency === "number" && !(Number.isInteger(concurrency) && concurrency >= 1)) {
+      const isWhole = typeof concurrency === "number" && Number.isInteger(concurrency) && concurrency >= 1
+      if (concurrency !== undefined && !Concurrency.isLimit(concurrency) && !isWhole) {
         return yield* invalidOption("redis", "concurrency", concurrency, "give a whole number of at least 1")
       }
       const settings = yield* Effect.fromResult(checked)

@@ -9,7 +9,7 @@ import type { Command } from "./command.ts"
 import { backoff, type Connection, DialError, make as makeConnection, type Session } from "./connection.ts"
 import { DelayedMoves } from "./delayedMoves.ts"
 import { Refusals } from "./health.ts"
-import { codeOf, isRefusal, list, text } from "./reply.ts"
+import { codeOf, isRefusal, millisOfTime } from "./reply.ts"
 import { asEval } from "./scripts/script.ts"
 import { ServerClock } from "./serverClock.ts"
 import { type Address, nameOf, type Settings } from "./settings.ts"
@@ -275,12 +275,7 @@ export const make = Effect.fnUntraced(
 
 /** A script that finds a wrong clock says so: this only spares it the first time. */
 const setClock = (clock: ServerClock, connected: Session): Effect.Effect<void> =>
-  Effect.promise(() =>
-    connected.client.sendCommand(["TIME"]).then((reply) => {
-      const [seconds, micros] = list(reply).map((part) => Number(text(part)))
-      clock.set(seconds! * 1_000 + Math.floor(micros! / 1_000))
-    }, () => {})
-  )
+  Effect.promise(() => connected.client.sendCommand(["TIME"]).then((reply) => clock.set(millisOfTime(reply)), () => {}))
 
 /** Tried on itself, which is not blocked: only a user who may not is refused. */
 const mayUnblock = ({ client, clientId }: Session): Effect.Effect<boolean> =>
@@ -358,7 +353,7 @@ const unreachable = (settings: Settings, last: DialError | undefined): Transport
 const refused = (settings: Settings, failure: DialError): TransportError => {
   const { error } = failure
   return /ERR AUTH .*without any password/.test(error.message)
-    ? invalidOption("redis", "password", "given", "this server has none, leave it out")
+    ? invalidOption("redis", "password", { toString: () => "given" }, "this server has none, leave it out")
     : isRefusal(error) || /\bDENIED\b/.test(error.message)
     ? new TransportError({
       transport: "redis",

@@ -244,7 +244,8 @@ export class RedisSubscription {
   refuse(operation: string, error: Error): Effect.Effect<void> {
     return Effect.suspend(() => {
       this.refusedUntil = performance.now() + refusedFor
-      const { message } = transportError(`${operation} ${this.options.key}`, this.server.settings.label, error)
+      const beside = keys.besideDues(this.dues)
+      const { message } = transportError(`${operation} ${this.options.key}`, this.server.settings.label, error, beside)
       return Effect.andThen(
         this.refusals.add(operation, message) ? Effect.logDebug(message) : Effect.void,
         Effect.sync(() => {
