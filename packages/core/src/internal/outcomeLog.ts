@@ -239,7 +239,7 @@ const noDetail = { stack: false, fields: false }
 /** One line, however the error is written. */
 const line = (tag: string, message: string): string => {
   const text = message === "" ? tag : `${tag}: ${message}`
-  const single = text.replace(/\s*[\r\n]+\s*/g, " ")
+  const single = text.replace(/\s*[\r\n]+\s*/g, " ").replace(/\p{Cc}/gu, "\ufffd")
   return single.length > 300 ? `${single.slice(0, 299)}…` : single
 }
 
