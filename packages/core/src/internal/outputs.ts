@@ -74,7 +74,14 @@ export class Outputs {
   ): Exit.Exit<Outgoing, PublishError> | undefined {
     if (this.isEachAlone || this.isSeveral(given)) return undefined
     try {
-      return exitOf(outgoingOf(this.options.step.topic, given, { id: this.idOf(attempt) }, context))
+      const outgoing = outgoingOf(this.options.step.topic, given, { id: this.idOf(attempt) }, context)
+      const exit = exitOf(outgoing)
+      if (exit !== undefined) return exit
+      const fiber = Effect.runForkWith(context)(outgoing)
+      const ended = fiber.pollUnsafe()
+      if (ended !== undefined && Exit.isSuccess(ended)) return ended
+      fiber.interruptUnsafe()
+      return undefined
     } catch (error) {
       return Exit.die(error)
     }
