@@ -22,8 +22,11 @@ export interface ErrorDetailOptions {
   readonly fields: boolean
 }
 
-/** Describes a cause. Never throws, whatever was thrown. */
-export const describe = (cause: Cause.Cause<unknown>, options: ErrorDetailOptions): ErrorDetail => {
+/** Describes a cause. Never throws, whatever was thrown: a dead letter depends on that. */
+export const describe = (cause: Cause.Cause<unknown>, options: ErrorDetailOptions): ErrorDetail =>
+  safely(() => described(cause, options), { tag: "_OTHER", message: unreadable, causes: [] })
+
+const described = (cause: Cause.Cause<unknown>, options: ErrorDetailOptions): ErrorDetail => {
   const [error, ...others] = errorsOf(cause)
   const stack = options.stack ? stackOf(error) : undefined
   const fields = options.fields ? fieldsOf(error) : undefined
@@ -141,7 +144,7 @@ const chain = (error: unknown): Array<string> => {
 /** The errors that an `AggregateError` sums up. */
 const partsOf = (error: unknown): ReadonlyArray<unknown> => {
   const parts = property(error, "errors")
-  return Array.isArray(parts) ? safely(() => parts.slice(0, maxCauses).map(own), []) : []
+  return safely(() => Array.isArray(parts) ? parts.slice(0, maxCauses).map(own) : [], [])
 }
 
 const maxCauses = 5
@@ -157,7 +160,7 @@ export const plainText = (error: unknown): string | undefined => {
 // --- fields
 
 const fieldsOf = (error: unknown): { readonly [name: string]: unknown } | undefined => {
-  if (typeof error !== "object" || error === null || Array.isArray(error) || ArrayBuffer.isView(error)) return undefined
+  if (typeof error !== "object" || error === null || isList(error)) return undefined
   const fields: Record<string, unknown> = {}
   let left = 2000
   let count = 0
@@ -172,6 +175,8 @@ const fieldsOf = (error: unknown): { readonly [name: string]: unknown } | undefi
   }
   return count === 0 ? undefined : fields
 }
+
+const isList = (error: object): boolean => safely(() => Array.isArray(error) || ArrayBuffer.isView(error), true)
 
 const known = new Set(["_tag", "name", "message", "stack", "cause", "errors"])
 
