@@ -64,6 +64,21 @@ describe("other schemas of that kind", () => {
       assert.strictEqual(error.reason._tag, "Unencodable")
     }).pipe(Effect.provide(MemoryTransport.layer())))
 
+  it.effect("one that breaks is a typed error of its publisher", () =>
+    Effect.gen(function*() {
+      const broken = async () => {
+        throw new Error("kaputt")
+      }
+      const validators = [broken, () => broken(), () => ({
+        then: (_: unknown, reject: (e: Error) => void) => reject(new Error("kaputt"))
+      })]
+      for (const validate of validators) {
+        const schema = { "~standard": { version: 1, vendor: "mine", validate: validate as () => never } } as const
+        const error = yield* Effect.flip(Publisher.publish(Topic.make("broken", { schema }), 1))
+        assert.match(error.message, /Expected a value that mine accepts: Error: kaputt/)
+      }
+    }).pipe(Effect.provide(MemoryTransport.layer())))
+
   it.effect("one that coerces reads its own output", () =>
     Effect.gen(function*() {
       const Days = Topic.make("days", { schema: z.coerce.date() })
