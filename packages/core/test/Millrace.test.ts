@@ -191,7 +191,8 @@ describe("Millrace", () => {
 
   it("a pipeline that can no longer run ends a program that awaits `closed`, with code 1", async () => {
     const { code, stderr, stdout } = await ends("failed")
-    assert.deepEqual([code, stdout], [1, ""])
+    assert.strictEqual(code, 1)
+    assert.notInclude(stdout, "closed")
     assert.include(stderr, "fake refused reading: no permission")
   })
 })

@@ -3,6 +3,7 @@ import { Pipeline, Publisher, Topic } from "@millrace/core"
 import { MemoryTransport, TestHarness } from "@millrace/testing"
 import { type } from "arktype"
 import { Effect } from "effect"
+import { runInNewContext } from "node:vm"
 import * as v from "valibot"
 import { z } from "zod"
 
@@ -69,9 +70,9 @@ describe("other schemas of that kind", () => {
       const broken = async () => {
         throw new Error("kaputt")
       }
-      const validators = [broken, () => broken(), () => ({
-        then: (_: unknown, reject: (e: Error) => void) => reject(new Error("kaputt"))
-      })]
+      // A promise of another realm is none of ours.
+      const foreign = () => runInNewContext("Promise.reject(new Error('kaputt'))")
+      const validators = [broken, foreign]
       for (const validate of validators) {
         const schema = { "~standard": { version: 1, vendor: "mine", validate: validate as () => never } } as const
         const error = yield* Effect.flip(Publisher.publish(Topic.make("broken", { schema }), 1))
