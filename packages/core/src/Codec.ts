@@ -7,6 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
+import * as SchemaAST from "effect/SchemaAST"
 import * as SchemaIssue from "effect/SchemaIssue"
 import type { StandardSchemaV1 } from "effect/StandardSchema"
 import { exitOf } from "./internal/exit.ts"
@@ -16,12 +17,14 @@ import { invalidOption } from "./TransportError.ts"
 
 /**
  * Fields of an entry that a map cannot hold as they are: names that repeat, or that are not text. A broker gives them as
- * such a map, and takes them back byte for byte.
+ * such a map, and takes them back byte for byte. As a map each name has its last value; `getAll` gives all of them.
  *
  * @category models
  * @since 0.1.0
  */
 export interface FieldMap extends ReadonlyMap<string, Uint8Array> {
+  /** All values of a name, in their order; none where there is no such field. */
+  readonly getAll: (name: string) => ReadonlyArray<Uint8Array>
   /** The same without the fields that `isOut` names. */
   readonly without: (isOut: (name: string) => boolean) => FieldMap
 }
@@ -36,7 +39,7 @@ export interface Wire {
   /** The body; where the entry is a field map, its field `body`. */
   readonly body: Uint8Array
   /** All fields of the entry, where the broker's entries are field maps. */
-  readonly fields?: ReadonlyMap<string, Uint8Array> | undefined
+  readonly fields?: ReadonlyMap<string, Uint8Array> | FieldMap | undefined
 }
 
 /**
@@ -192,10 +195,29 @@ const textOf = (bytes: Uint8Array): string | undefined => {
   }
 }
 
+const isFieldMap = (fields: ReadonlyMap<string, Uint8Array>): fields is FieldMap => "getAll" in fields
+
+const isList = (ast: SchemaAST.AST): boolean =>
+  ast._tag === "Arrays" ||
+  ast._tag === "Union" && ast.types.some(isList) && ast.types.every((type) => type._tag === "Undefined" || isList(type))
+
+/** The fields of a record whose schema is an array. */
+const listsOf = (ast: SchemaAST.AST): ReadonlySet<string> =>
+  new Set(
+    ast._tag === "Objects"
+      ? ast.propertySignatures.filter(({ type }) => isList(type)).map(({ name }) => String(name))
+      : []
+  )
+
 /**
  * Foreign entries: each field of the entry is one string of the schema's flat record, so that what
  * `XADD orders * user_id 1 action login` wrote can be consumed. Where a broker has no fields, the body is a JSON object
  * of strings. Fields that are not text, and Millrace's own headers, are not seen.
+ *
+ * **Details**
+ *
+ * A name that repeats is an array of its values, and a field whose schema is an array is always one: `tag a tag b` fits
+ * `tags: Schema.Array(Schema.String)` under that name. Where the schema wants one value, such an entry does not decode.
  *
  * @category constructors
  * @since 0.1.0
@@ -208,14 +230,16 @@ export const fields = <S extends Schema.Constraint>(
   const decode = Schema.decodeUnknownEffect(codec)
   const encode = Schema.encodeEffect(codec)
   const flat = Schema.decodeUnknownEffect(Schema.Record(Schema.String, Schema.String))
+  const lists = listsOf(SchemaAST.toEncoded(codec.ast))
   const read = (wire: Wire): unknown => {
     if (wire.fields === undefined) return JSON.parse(utf8.decode(wire.body))
-    const record: Record<string, string> = Object.create(null)
+    const record: Record<string, string | ReadonlyArray<string>> = Object.create(null)
     for (const [name, bytes] of wire.fields) {
       if (isHeader(name)) continue
+      const values = isFieldMap(wire.fields) ? wire.fields.getAll(name) : [bytes]
       // A field that is not text is no concern of a schema that does not name it.
-      const text = textOf(bytes)
-      if (text !== undefined) record[name] = text
+      const texts = values.map(textOf).filter((text) => text !== undefined)
+      if (texts.length > 0) record[name] = texts.length > 1 || lists.has(name) ? texts : texts[0]!
     }
     return record
   }

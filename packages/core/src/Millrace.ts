@@ -32,6 +32,7 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import process from "node:process"
 import * as DeadLetter from "./DeadLetter.ts"
+import { plainText } from "./internal/errorDetail.ts"
 import type { Hint } from "./internal/hint.ts"
 import { toError, unknownOption } from "./internal/invalid.ts"
 import { programOf } from "./internal/pipeline.ts"
@@ -87,7 +88,7 @@ export interface Millrace {
   ) => Promise<ReadonlyArray<Published>>
   /** Counts of messages since the start, of one pipeline or of all together. */
   readonly counts: (pipeline?: Pipeline.AnyPipeline) => Promise<Pipeline.Counts>
-  /** Whether messages can be consumed now, of one pipeline, or the worst of all. */
+  /** Whether messages can be consumed now, since when and why, of one pipeline, or the worst of all. */
   readonly health: (pipeline?: Pipeline.AnyPipeline) => Promise<Pipeline.Health>
   /** Stops taking messages; handlers that run are finished. */
   readonly pause: (pipeline?: Pipeline.AnyPipeline) => Promise<void>
@@ -149,6 +150,12 @@ interface Started {
 
 const worst = ["stopped", "reconnecting", "impaired", "draining", "paused", "consuming"] as const
 
+const without = (state: Pipeline.Health["state"], reason: string): Pipeline.Health => ({
+  state,
+  since: Date.now(),
+  reason
+})
+
 /** Whatever was given may hold a password. */
 const kindOf = (u: unknown) => ({
   toString: () => u === undefined || u === null ? String(u) : Array.isArray(u) ? "an array" : `of type ${typeof u}`
@@ -194,6 +201,10 @@ class MillraceImpl implements Millrace {
   private runtime: ManagedRuntime.ManagedRuntime<Transport, unknown> | undefined
   private started: Promise<Started> | undefined
   private stopping: Promise<void> | undefined
+  /** Those that have started, until they have drained. */
+  private current: ReadonlyArray<Pipeline.Running> = []
+  /** While there are none. */
+  private idle = without("stopped", "no pipeline has started")
   private hasStopped = false
   private closing = unread()
 
@@ -230,15 +241,17 @@ class MillraceImpl implements Millrace {
 
   readonly start = async (): Promise<void> => {
     await this.stopping
-    if (this.started === undefined && this.hasStopped) {
+    if (this.started === undefined) {
+      this.idle = without("reconnecting", "the pipelines are starting")
+      if (this.hasStopped) this.closing = unread()
       this.hasStopped = false
-      this.closing = unread()
     }
     this.started ??= this.begin()
     try {
-      await this.started
+      this.current = (await this.started).running
     } catch (error) {
       this.started = undefined
+      this.idle = without("stopped", `the start failed: ${plainText(error) ?? "no reason was given"}`)
       await this.dispose()
       throw error
     }
@@ -267,6 +280,8 @@ class MillraceImpl implements Millrace {
     this.started = undefined
     // As an interruption: the pipelines were not stopped by mistake.
     if (started !== undefined) await this.promise(Scope.close(started.scope, Exit.interrupt()))
+    this.current = []
+    this.idle = without("stopped", "`stop` was called")
     this.hasStopped = true
     await this.dispose()
     started?.release()
@@ -326,8 +341,10 @@ class MillraceImpl implements Millrace {
 
   readonly health: Millrace["health"] = async (pipeline) => {
     const all: Array<Pipeline.Health> = []
-    for (const running of await this.of(pipeline)) all.push(await Effect.runPromise(running.health))
-    if (all.length === 0) return { state: "stopped", since: 0 }
+    // A probe does not wait for the start.
+    const running = pipeline === undefined ? this.current : this.current.filter(({ name }) => name === pipeline.name)
+    for (const { health } of running) all.push(await Effect.runPromise(health))
+    if (all.length === 0) return this.idle
     return all.sort((a, b) => worst.indexOf(a.state) - worst.indexOf(b.state))[0]!
   }
 

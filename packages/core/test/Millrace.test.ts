@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Millrace, Pipeline, Topic } from "@millrace/core"
+import { Millrace, Pipeline, Topic, type Transport } from "@millrace/core"
 import { MemoryTransport } from "@millrace/testing"
-import { Effect, Layer, Schema } from "effect"
+import { Cause, type Context, Effect, Layer, Schema } from "effect"
 import { spawn } from "node:child_process"
 import { once } from "node:events"
 import * as path from "node:path"
@@ -58,6 +58,24 @@ describe("Millrace", () => {
     assert.strictEqual((await millrace.counts(other)).filtered, 1)
     assert.strictEqual((await millrace.counts()).handled, 3)
     await millrace.stop()
+  })
+
+  it("has a health with its reason before the start, while it starts, and when the start fails", async () => {
+    const { worker } = collecting()
+    let connect = (_: Effect.Effect<never, Cause.TimeoutError>) => {}
+    const broker = Layer.effectContext(
+      Effect.callback<Context.Context<Transport.Transport>, Cause.TimeoutError>((resume) => void (connect = resume))
+    )
+    const millrace = Millrace.make({ broker, pipelines: [worker], signals: false })
+    const before = await millrace.health()
+    assert.deepInclude(before, { state: "stopped", reason: "no pipeline has started" })
+    assert.isAbove(before.since, 0)
+    const starting = millrace.start()
+    await turn()
+    assert.deepInclude(await millrace.health(), { state: "reconnecting", reason: "the pipelines are starting" })
+    connect(Effect.fail(new Cause.TimeoutError("connection refused")))
+    await starting.catch(() => {})
+    assert.deepInclude(await millrace.health(), { state: "stopped", reason: "the start failed: connection refused" })
   })
 
   it("publishes without pipelines", async () => {
