@@ -339,23 +339,25 @@ export class RedisSubscription {
   /** Keeps what waits here from being claimed, and releases what has arrived for an engine that wants nothing. */
   readonly tick: Effect.Effect<void> = Effect.suspend(() => {
     const { inbox } = this
+    const { minIdle } = this.options
     const now = this.now()
+    if (this.retries.size === 0) this.retriesKeptAt = now
     if (inbox.isWithdrawn && inbox.size > 0 && now - inbox.keptAt > keepsWithdrawn) return this.releaseInbox
-    return (inbox.size > 0 || this.retries.size > 0) &&
-        now - Math.max(inbox.keptAt, this.retriesKeptAt) > this.options.minIdle / 3
-      ? this.keepAll(now)
-      : Effect.void
+    const keepsBuffered = inbox.size > 0 && now - inbox.keptAt > minIdle / 3
+    // Of these there may be many, and each costs the server some microseconds.
+    const keepsRetries = now - this.retriesKeptAt > minIdle / 2
+    return keepsBuffered || keepsRetries ? this.keepAll(now, keepsRetries) : Effect.void
   })
 
   private retriesKeptAt = 0
 
-  private keepAll(now: number): Effect.Effect<void> {
+  private keepAll(now: number, keepsRetries: boolean): Effect.Effect<void> {
     const { leases, retries } = this
     const buffered = this.inbox.deliveries.slice()
-    const isRecent = !leases.hasPaused && (this.retriesKeptAt === 0 || now - this.retriesKeptAt < this.options.minIdle)
+    const isRecent = !leases.hasPaused && now - this.retriesKeptAt < this.options.minIdle
     const operations = [
       ...buffered.map((delivery) => leases.extend(delivery)),
-      ...retries.ids.map((id): Operation => {
+      ...(keepsRetries ? retries.ids : []).map((id): Operation => {
         const attempt = retries.attemptOf(id)
         const lease = !isRecent ? "" : attempt === undefined ? "held" : "own"
         return ["extend", id, attempt === undefined ? "" : String(attempt), lease, ""]
@@ -363,7 +365,7 @@ export class RedisSubscription {
     ]
     return Effect.flatMap(leases.send(operations), (replies) => {
       if (replies.some((reply) => reply instanceof Error)) return Effect.void
-      this.retriesKeptAt = now
+      if (keepsRetries) this.retriesKeptAt = now
       if (this.inbox.size > 0) this.inbox.keptAt = now
       const lost = new Set<string>()
       const gone = new Set<string>()
