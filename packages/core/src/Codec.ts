@@ -5,12 +5,14 @@
  */
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import * as SchemaAST from "effect/SchemaAST"
 import * as SchemaIssue from "effect/SchemaIssue"
 import type { StandardSchemaV1 } from "effect/StandardSchema"
 import { exitOf } from "./internal/exit.ts"
 import { plainOf } from "./internal/plain.ts"
+import { invalidOption } from "./TransportError.ts"
 
 /**
  * Fields of an entry that a map cannot hold as they are: names that repeat, or that are not text. A broker gives them as
@@ -69,6 +71,18 @@ const reject = (message: string) => Exit.fail(new Schema.SchemaError(new SchemaI
 
 const notUtf8 = reject("Expected UTF-8 text")
 
+/** @throws TransportError for what is no schema of Effect: a cast, or JavaScript. */
+const checkSchema = (constructor: string, schema: unknown): void => {
+  if (Schema.isSchema(schema)) return
+  const remedy = "give a schema of effect; Codec.standard takes one of zod, valibot or arktype"
+  throw invalidOption(
+    "core",
+    constructor,
+    Predicate.hasProperty(schema, "~standard") ? "of another library" : schema,
+    remedy
+  )
+}
+
 /**
  * JSON through a schema: dates, maps, options and bigints travel in the schema's canonical JSON form.
  *
@@ -78,6 +92,7 @@ const notUtf8 = reject("Expected UTF-8 text")
 export const json = <S extends Schema.Constraint>(
   schema: S
 ): Codec<S["Type"], S["DecodingServices"], S["EncodingServices"]> => {
+  checkSchema("Codec.json", schema)
   const codec = Schema.toCodecJson(schema)
   const decode = Schema.decodeUnknownEffect(codec)
   const encode = Schema.encodeEffect(Schema.fromJsonString(codec))
@@ -205,6 +220,7 @@ const listsOf = (ast: SchemaAST.AST): ReadonlySet<string> =>
 export const fields = <S extends Schema.Constraint>(
   schema: S
 ): Codec<S["Type"], S["DecodingServices"], S["EncodingServices"]> => {
+  checkSchema("Codec.fields", schema)
   const codec = Schema.toCodecStringTree(schema)
   const decode = Schema.decodeUnknownEffect(codec)
   const encode = Schema.encodeEffect(codec)
@@ -258,6 +274,7 @@ export const fields = <S extends Schema.Constraint>(
 export const fromBytes = <A, RD, RE>(
   schema: Schema.ConstraintCodec<A, Uint8Array, RD, RE>
 ): Codec<A, RD, RE> => {
+  checkSchema("Codec.fromBytes", schema)
   const decode = Schema.decodeUnknownEffect(schema)
   const encode = Schema.encodeEffect(schema)
   return {

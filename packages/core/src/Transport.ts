@@ -57,6 +57,11 @@ export interface Delivery extends Codec.Wire {
    * `true` while the engine has the delivery. Its handler goes on; a retry or release comes to nothing.
    */
   readonly vanished?: boolean | undefined
+  /**
+   * The broker does not deliver it again, and why: an operator's limit, say. It is dead-lettered without another attempt;
+   * `attempt` is the one that it would have been.
+   */
+  readonly givenUp?: string | undefined
 }
 
 /**

@@ -16,6 +16,8 @@ import {
   durationOf,
   fromTransport,
   type Hints,
+  type Invalid,
+  quietly,
   received as receivedOf,
   withSetting
 } from "@millrace/core/TransportAuthor"
@@ -70,7 +72,9 @@ const both = (service: JetStream["Service"]): Context.Context<JetStream | Transp
 export const make = (
   options: Options
 ): Effect.Effect<Context.Context<JetStream | Transport>, TransportError.TransportError, Scope.Scope> =>
-  Effect.flatMap(connect(options), (client) => Effect.map(makeService(client, addressOf(options.url), options), both))
+  quietly(
+    Effect.flatMap(connect(options), (client) => Effect.map(makeService(client, addressOf(options.url), options), both))
+  )
 
 /**
  * Connects to NATS. Fails with a `TransportError` when no server answers within `connectTimeout`; a connection that is
@@ -109,9 +113,9 @@ export const layerFromConnection = (
   options: CommonOptions = {}
 ): Layer.Layer<JetStream | Transport, TransportError.TransportError> =>
   Layer.effectContext(
-    Effect.suspend(() =>
+    quietly(Effect.suspend(() =>
       checkOptions(options, []) ?? Effect.map(makeService(connection, connection.getServer(), options), both)
-    )
+    ))
   )
 
 /**
@@ -252,7 +256,9 @@ export const from: {
   ): Pipeline.Open<Message.Message<A>, A, never, JetStream | RD>
 } = (topic: Topic.Topic<any, any, any>, options: FromOptions & { readonly subject?: string | undefined }): any => {
   // JavaScript may leave the options out: starting refuses that, making a pipeline never throws.
-  const { ackWait, startFrom, stream, subject, subjects } = options ?? {}
+  const { ackWait, startFrom, stream } = options ?? {}
+  const badText = notText(options ?? {})
+  const { subject, subjects } = badText === undefined ? options ?? {} : {}
   const wait = ackWait === undefined ? undefined : durationOf("ackWait", ackWait)
   const isKnownStart = startFrom === undefined || startFrom === "new" || startFrom === "beginning" ||
     (typeof startFrom === "object" && startFrom !== null)
@@ -272,7 +278,7 @@ export const from: {
   )
   return fromTransport<any, any, any, JetStream, any>(topic, options && { ...options, startFrom: undefined } as any, {
     options: ["ackWait", "stream", "subject", "subjects"],
-    invalid: wait?.invalid ?? (isKnownStart ? undefined : {
+    invalid: badText ?? wait?.invalid ?? (isKnownStart ? undefined : {
       option: "startFrom",
       value: startFrom,
       remedy: "write \"new\", \"beginning\", { sequence } or { time }"
@@ -286,6 +292,19 @@ export const from: {
       return Object.assign(message, { params })
     }
   })
+}
+
+/** JavaScript may give anything for a name. */
+const notText = (
+  { stream, subject, subjects }: { readonly stream?: unknown; readonly subject?: unknown; readonly subjects?: unknown }
+): Invalid | undefined => {
+  const isText = (value: unknown) => typeof value === "string" && value !== ""
+  for (const [option, value] of Object.entries({ subject, stream })) {
+    if (value !== undefined && !isText(value)) return { option, value, remedy: "give a text that is not empty" }
+  }
+  return subjects === undefined || (Array.isArray(subjects) && subjects.length > 0 && subjects.every(isText))
+    ? undefined
+    : { option: "subjects", value: subjects, remedy: "give an array of texts, at least one" }
 }
 
 /**

@@ -96,6 +96,7 @@ describe("connecting", () => {
         [{}, /^nats: url is undefined: give nats:/],
         [{ url: broker.url, tokn: "secret" }, /^nats: layer.tokn is given: there is no such option/],
         [{ url: broker.url, stream: { maxAeg: 1 } }, /^nats: stream.maxAeg is 1: /],
+        [{ url: broker.url, stream: { subjects: "a.>" } }, /^nats: stream.subjects is "a.>": give an array/],
         [{ url: broker.url, stream: { maxAge: "5s" } }, /^nats: stream.maxAge is "5s": write a duration as/],
         [{ url: broker.url, ackWait: "5s" }, /^nats: ackWait is "5s": /],
         [{ url: "nats://secret/hunter@127.0.0.1" }, /^nats: url is "<redacted>": percent-encode/]
@@ -143,6 +144,12 @@ describe("connecting", () => {
       /^memory: from.concurrency is 5: there is no such option/
     ],
     ["a text that is no duration", { group: "g", ackWait: "5s" }, /^memory: ackWait is "5s": write a duration as/],
+    ["a subject that is no text", { group: "g", subject: 5 }, /^memory: subject is 5: give a text/],
+    [
+      "subjects that are no array",
+      { group: "g", subjects: "a.>" },
+      /^memory: subjects is "a.>": give an array of texts/
+    ],
     ["a misspelt start", { group: "g", startFrom: "begining" }, /^memory: startFrom is "begining": write "new"/]
   ])("from refuses %s", ([, options, expected]) =>
     Effect.gen(function*() {
@@ -366,6 +373,17 @@ describe.each(versions)("declaring on nats-server %s", (version) => {
         for (const group of ["", "a.b", "two words", "a>"]) {
           assert.strictEqual((yield* Effect.flip(subscribe("orders", { group }))).reason._tag, "InvalidOption", group)
         }
+        // As JavaScript may give them.
+        for (
+          const option of [`"subject": 5`, `"subject": ""`, `"subjects": "a"`, `"subjects": [null]`, `"stream": {}`]
+        ) {
+          const made = JetStream.from(Orders, JSON.parse(`{ "group": "g", ${option} }`))
+          const { message, reason } = yield* Effect.flip(Effect.scoped(Pipeline.start(made)))
+          assert.strictEqual(reason._tag, "InvalidOption", option)
+          assert.include(message, option.split(`"`)[1], option)
+        }
+        const dotted = JetStream.from(Orders, { group: "g", stream: "a.b" })
+        assert.match((yield* Effect.flip(Effect.scoped(Pipeline.start(dotted)))).message, /stream is "a.b"/)
         const bad = JetStream.from(Orders, { group: "g", subject: "orders.{region" })
         assert.match((yield* Effect.flip(Effect.scoped(Pipeline.start(bad)))).message, /subject is "orders.{region"/)
         const soon = JetStream.from(Orders, { group: "g", ackWait: "10 millis" })

@@ -1,6 +1,8 @@
 /** Servers that want to know who connects, and that show who they are. */
 import { assert, describe, it } from "@effect/vitest"
+import * as Publisher from "@millrace/core/Publisher"
 import * as Settlement from "@millrace/core/Settlement"
+import * as Topic from "@millrace/core/Topic"
 import { type Health, Transport } from "@millrace/core/Transport"
 import type { TransportError } from "@millrace/core/TransportError"
 import * as Brokers from "@millrace/testing/Brokers"
@@ -9,6 +11,7 @@ import { nkeys } from "@nats-io/nats-core"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
+import * as Schema from "effect/Schema"
 import { execFileSync } from "node:child_process"
 import { mkdtempSync, readFileSync, rmSync } from "node:fs"
 import { createServer } from "node:net"
@@ -144,6 +147,13 @@ describe.each(versions)("on nats-server %s", (version) => {
         config: `authorization { users: [{ user: a, password: a, permissions: { subscribe: "_INBOX_a.>" } }] }`
       })
       yield* works({ url: `nats://a:a@${host}:${port}`, inboxPrefix: "_INBOX_a" })
+      // Without its prefix no answer arrives: that is said at once, not after a timeout.
+      yield* Effect.gen(function*() {
+        const error = yield* Effect.flip(subscribe("orders"))
+        assert.match(error.message, /no permission to subscribe to _INBOX\.\S+, where answers arrive: .*inboxPrefix/)
+        const refusal = yield* Effect.flip(Publisher.publish(Topic.make("orders", { schema: Schema.String }), "a"))
+        assert.match(refusal.message, /where answers arrive/)
+      }).pipe(Effect.provide(JetStream.layer({ url: `nats://a:a@${host}:${port}` })), Effect.timeout("10 seconds"))
     }).pipe(Effect.scoped))
 
   it.live("an nkey", () =>

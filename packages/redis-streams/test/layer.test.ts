@@ -90,6 +90,10 @@ it.live.each<readonly [string, RedisStreams.Options, RegExp]>([
     { url: "redis://host", claim: { minIdel: 1 } } as never,
     /^redis: claim.minIdel is 1: /
   ],
+  ["a retention that there is not", { url: "redis://host", retention: "until-ack" } as never, /give "until-acked" or/],
+  ["a claim that is no object", { url: "redis://host", claim: 30 } as never, /^redis: claim is 30: give { minIdle }/],
+  ["a text instead of options", "redis://app:secret@host" as never, /^redis: layer is a text: give an object/],
+  ["no options at all", undefined as never, /^redis: layer is undefined: give an object/],
   ["no URL", {} as never, /^redis: url is undefined: give redis:/],
   [
     "a text that is no duration",
@@ -117,7 +121,7 @@ it.live.each<readonly [string, RedisStreams.Options, RegExp]>([
   [
     "a number for a group of options",
     { url: "redis://host", claim: 5000 } as never,
-    /^redis: claim is 5000: give an object/
+    /^redis: claim is 5000: give \{ minIdle \}/
   ],
   [
     "a Sentinel without a master",
@@ -320,7 +324,8 @@ it.live("says at once why there is no connection, where waiting cannot mend that
       [{ url: `redis://127.0.0.1:${port}`, cluster: { nodes: [`127.0.0.1:${port}`] } }, /connection refused/],
       [{ url: `redis://127.0.0.1:${port}`, sentinel: { master: "m" } }, /connection refused/],
       [{ url, sentinel: { master: "m" } }, /is no Sentinel/],
-      [{ url: `redis://127.0.0.1:${other.port}` }, /does not speak the Redis protocol/]
+      [{ url: `redis://127.0.0.1:${other.port}` }, /does not speak the Redis protocol/],
+      [{ url: `rediss://:secret@127.0.0.1:${broker.port}` }, /TLS: the server does not speak it here/]
     ] as const
     for (const [options, text] of cases) {
       // Without an end of its own: that it fails says that nothing is waited for.

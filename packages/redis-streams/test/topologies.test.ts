@@ -237,6 +237,10 @@ describe("TLS", () => {
         const url = `rediss://127.0.0.1:${port}`
         const error = yield* Effect.flip(RedisStreams.make({ url, connectTimeout: "500 millis" }))
         assert.strictEqual(error.reason._tag, "Unreachable")
+        const plain = yield* Effect.flip(
+          RedisStreams.make({ url: `redis://127.0.0.1:${port}`, connectTimeout: "1 hour" })
+        )
+        assert.match(plain.message, /TLS: the server expects it/)
         const [certificate, privateKey] = [Fs.readFileSync(cert), Fs.readFileSync(key)]
         const topic = fresh("tls")
         const { handled, redis } = yield* consuming(topic, {

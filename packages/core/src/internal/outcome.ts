@@ -256,8 +256,8 @@ export class Outcomes {
   }
 
   /**
-   * Ends a message that has no attempt left: a suspect that used all of them, or one whose dead letter was refused
-   * before. `false` when its handler may run.
+   * Ends a message that has no attempt left: the broker gave it up, it is a suspect that used all of them, or its dead
+   * letter was refused before. `false` when its handler may run.
    */
   endSpent(attempt: Attempt, isExhaustedSuspect: boolean): boolean {
     const { delivery } = attempt
@@ -265,6 +265,9 @@ export class Outcomes {
     let ending: Effect.Effect<void>
     if (refused !== undefined) {
       ending = this.deadLetter(attempt, refused.cause, refused.reason, refused.attempts)
+    } else if (delivery.givenUp !== undefined) {
+      const attempts = Math.max(1, delivery.attempt - 1)
+      ending = this.deadLetter(attempt, Cause.die(new Error(delivery.givenUp)), "exhausted", attempts)
     } else if (isExhaustedSuspect) {
       ending = this.deadLetter(attempt, Cause.die(new Error(crashedText)), "crashed", delivery.attempt - 1)
     } else if (delivery.attempt > this.limit && delivery.firstFailedAt !== undefined) {

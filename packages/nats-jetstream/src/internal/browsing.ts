@@ -176,7 +176,8 @@ interface Answer {
   readonly error?: ApiError
 }
 
-const stored = (
+/** Reads one message, or the next of a subject; `undefined`: there is none. */
+export const stored = (
   { connection, stream, topic }: Pick<Source, "connection" | "stream" | "topic">,
   query: { readonly seq: number; readonly next_by_subj?: string }
 ): Effect.Effect<Stored | undefined, TransportError.TransportError> =>

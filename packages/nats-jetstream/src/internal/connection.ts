@@ -88,6 +88,10 @@ const isNotEnabled = (cause: unknown): cause is Error => cause instanceof Error 
 const isLoginRefused = (cause: unknown): cause is Error =>
   cause instanceof errors.AuthorizationError || cause instanceof errors.UserAuthenticationExpiredError
 
+/** Answers arrive on an inbox of the client. */
+export const noInbox = (subject: string): string =>
+  `no permission to subscribe to ${subject}, where answers arrive: allow it, or give inboxPrefix`
+
 /** What a failed request means. */
 export const fromCause = (address: string, operation: string, cause: unknown): TransportError.TransportError => {
   const permission = permissionOf(cause)
@@ -96,9 +100,9 @@ export const fromCause = (address: string, operation: string, cause: unknown): T
       new TransportError.Unauthorized({
         address,
         operation,
-        detail: `no permission to ${
-          permission.operation === "publish" ? "publish to" : "subscribe to"
-        } ${permission.subject}`
+        detail: permission.operation === "publish"
+          ? `no permission to publish to ${permission.subject}`
+          : noInbox(permission.subject)
       })
     )
   }
@@ -171,7 +175,8 @@ export const watch = Effect.fnUntraced(function*(
           refusal = `the server refuses the login: ${status.error.message}`
         }
         if (status.error instanceof errors.PermissionViolationError) {
-          if (status.error.operation === "subscription") refusedInbox = status.error
+          const { operation, subject } = status.error
+          if (operation === "subscription" && subject.startsWith(inboxPrefix)) refusedInbox = status.error
           for (const listener of listeners) listener.refused?.(status.error)
         }
     }
@@ -242,6 +247,9 @@ export const watch = Effect.fnUntraced(function*(
     (timer) => Effect.sync(() => clearInterval(timer))
   )
 
+  const noAnswer = apiOptions.domain === undefined
+    ? "JetStream does not answer: it may have no leader now"
+    : `JetStream of the domain ${apiOptions.domain} does not answer: it may have no leader now, or the name is wrong`
   const jsm = yield* Effect.tryPromise({
     try: () => jetstreamManager(nc, { ...apiOptions, checkAPI: false }),
     catch: (cause) => fromCause(address, "opening JetStream", cause)
@@ -288,13 +296,12 @@ export const watch = Effect.fnUntraced(function*(
             new TransportError.Unauthorized({
               address,
               operation,
-              detail:
-                `no permission to subscribe to ${refusedInbox.subject}, where answers arrive: allow it, or give inboxPrefix`
+              detail: noInbox(refusedInbox.subject)
             })
           )
         }
         return unheard || cause instanceof errors.TimeoutError
-          ? interrupted(operation, new NoAnswer("JetStream does not answer: it may have no leader now"))
+          ? interrupted(operation, new NoAnswer(noAnswer))
           : fromCause(address, operation, cause)
       })
   }

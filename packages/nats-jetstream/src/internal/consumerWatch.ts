@@ -15,8 +15,6 @@ export interface ConsumerWatchOptions {
   readonly spec: ConsumerSpec
   readonly stream: StreamInfo
   readonly condition: Condition
-  /** Ids of retries that are due and have not come again, of messages that were delivered at least so often. */
-  readonly overdue: (delivered: number) => ReadonlyArray<string>
 }
 
 /**
@@ -58,7 +56,8 @@ export class ConsumerWatch {
     else {
       this.reported = edits.join("; ")
       this.options.condition.impair("edit", this.reported)
-      if (isFirst) yield* Effect.logWarning(this.reported)
+      // The pipeline logs why its health is impaired.
+      if (isFirst) yield* Effect.logDebug(this.reported)
     }
     return info
   })
@@ -104,22 +103,7 @@ export class ConsumerWatch {
             Object.keys(options).join(", ")
           } of consumer ${info.name} of stream ${info.stream_name} was changed while it is read, and has been restored`
         )
-      ),
-      Effect.tap(() => this.reportGivenUp(info))
-    )
-  }
-
-  /** The server does not deliver again what reached a `max_deliver`, also after that was raised. */
-  private reportGivenUp({ config, name, stream_name }: ConsumerInfo) {
-    const limit = config.max_deliver ?? -1
-    const ids = limit > 0 ? this.options.overdue(limit) : []
-    return ids.length === 0 ? Effect.void : Effect.logError(
-      `while max_deliver of consumer ${name} was ${limit}, the server gave up ${ids.length} messages: ${
-        ids.slice(0, maxNamed).join(", ")
-      }; they stay in stream ${stream_name} and are not delivered to this group again`
+      )
     )
   }
 }
-
-/** The most messages that one line of the log names. */
-const maxNamed = 20

@@ -55,6 +55,8 @@ export class JetStreamDelivery implements Transport.Delivery {
   firstFailedAt: number | undefined
   /** In milliseconds since the epoch: see `Transport.Delivery.due`. */
   due: number | undefined
+  /** As in `Transport.Delivery.givenUp`. */
+  givenUp: string | undefined
   /** Monotonic milliseconds after which a peer may own it. */
   heldUntil = 0
   /** The server's confirmation is awaited: until then it has not ended, and is extended like buffered deliveries. */
@@ -62,8 +64,10 @@ export class JetStreamDelivery implements Transport.Delivery {
   /** Its place among the deliveries that were given and are not settled. */
   slot = -1
 
-  constructor(msg: Msg, life: Life) {
+  /** `headers`: where they have been decoded. */
+  constructor(msg: Msg, life: Life, headers?: Message.Headers) {
     this.#msg = msg
+    this.#headers = headers
     this.life = life
     const reply = msg.reply ?? ""
     this.reply = reply

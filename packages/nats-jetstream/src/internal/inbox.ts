@@ -259,14 +259,6 @@ export class Inbox implements Owner {
     return due
   }
 
-  /** Sequences of retries of this process that are due, and of messages that were delivered at least so often. */
-  overdue(delivered: number): ReadonlyArray<string> {
-    const time = this.options.now()
-    return [...this.retries].flatMap(([sequence, retry]) =>
-      retry.due <= time && retry.delivered >= delivered ? [sequence] : []
-    )
-  }
-
   /** Milliseconds until the next retry of this process is due; `Infinity` when none waits. */
   nextDue(time = this.options.now()): number {
     let next = Infinity

@@ -3,6 +3,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type { Connection } from "./connection.ts"
 import type { JetStreamDelivery } from "./delivery.ts"
+import type { Life } from "./life.ts"
 
 /**
  * What the server does not remember about a message: it counts each delivery, cannot take one back, and does not say why
@@ -109,16 +110,39 @@ export class AttemptLedger {
   }
 
   private readOne(delivery: JetStreamDelivery): Promise<AttemptRecord | undefined> {
+    return this.last<AttemptRecord>(subjectOf(delivery)).then((record) =>
+      // The message with its sequence in another life; or the consumer was created again, and counts from 1.
+      record?.timestamp === delivery.timestamp && record.delivered < delivery.delivered ? record : undefined
+    )
+  }
+
+  private last<A>(subject: string): Promise<A | undefined> {
     const { apiPrefix, nc } = this.#connection
-    const query = JSON.stringify({ last_by_subj: subjectOf(delivery) })
+    const query = JSON.stringify({ last_by_subj: subject })
     return nc.request(`${apiPrefix}.STREAM.MSG.GET.${bucket}`, query, { timeout: answerTimeout }).then((answer) => {
       const { error, message } = answer.json<Stored>()
       if (error !== undefined && error.err_code !== noMessage) throw new JetStreamApiError(error)
-      if (message?.data === undefined) return undefined
-      const record: AttemptRecord = JSON.parse(Buffer.from(message.data, "base64").toString())
-      // The message with its sequence in another life; or the consumer was created again, and counts from 1.
-      return record.timestamp === delivery.timestamp && record.delivered < delivery.delivered ? record : undefined
+      return message?.data === undefined ? undefined : JSON.parse(Buffer.from(message.data, "base64").toString())
     })
+  }
+
+  /** How far a group had settled when a process last said so; `undefined`: not known. */
+  floorOf(life: Life, consumer: string): Promise<number | undefined> {
+    if (!this.isAvailable) return Promise.resolve(undefined)
+    return this.ask("reading a position", () => this.last<FloorRecord>(floorSubject(life, consumer))).then((record) =>
+      record?.origin === life.origin ? record.sequence : undefined
+    )
+  }
+
+  /** Keeps how far a group has settled, where the server may delete its consumer. */
+  keepFloor(life: Life, consumer: string, sequence: number): Promise<void> {
+    if (!this.isAvailable) return Promise.resolve()
+    const text = JSON.stringify({ origin: life.origin, sequence } satisfies FloorRecord)
+    return this.ask(
+      "storing a position",
+      () =>
+        this.#connection.nc.request(floorSubject(life, consumer), text, { timeout: answerTimeout }).then(throwRefusal)
+    )
   }
 
   /** `undefined`: the bucket is out of reach from now on. A lost connection says nothing of it: then it is asked again. */
@@ -292,6 +316,14 @@ export class AttemptLedger {
     )
   })
 }
+
+/** The position of a group: all up to this sequence of this life of the stream is settled. */
+interface FloorRecord {
+  readonly origin: string
+  readonly sequence: number
+}
+
+const floorSubject = ({ stream }: Life, consumer: string): string => `$KV.millrace.${stream}.${consumer}.floor`
 
 const streamNotFound = 10059
 const noMessage = 10037

@@ -42,12 +42,12 @@ export const validateTopic = (topic: string) => validate("topic", topic)
 
 export const validateGroup = (group: string) => validate("group", group)
 
-export const validateStream = (name: string): TransportError.TransportError | undefined =>
+export const validateStream = (name: string, option = "stream.name"): TransportError.TransportError | undefined =>
   /^[^\s.*>/\\]+$/.test(name)
     ? undefined
     : TransportError.invalidOption(
       transport,
-      "stream.name",
+      option,
       name,
       "a stream's name has no space and none of . * > / \\"
     )

@@ -7,7 +7,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { type Answer, answerOf, failed, type Sent } from "./confirmation.ts"
-import type { Connection } from "./connection.ts"
+import { type Connection, noInbox } from "./connection.ts"
 import { encode, type Encoded, isReason, type PendingMessage } from "./encoding.ts"
 
 /** A message that waits for its answer. */
@@ -21,6 +21,9 @@ interface Slot extends Sent {
 
 /** Unconfirmed messages on one connection; beyond that, publishing waits. */
 const window = 1024
+
+/** How often a refused inbox is subscribed to again, in milliseconds. */
+const subscribeEvery = 2000
 
 /** The client wants no more of headers than their bytes. One object for all messages: they are written at once. */
 const encodedHeaders = () => {
@@ -66,16 +69,38 @@ export const publishing = Effect.fnUntraced(function*(
     slot.batch.done(slot.index, answer(slot))
     if (waiters.length > 0 && slots.size <= window / 2) { for (const wake of waiters.splice(0)) wake() }
   }
-  const subscription = nc.subscribe(`${inbox}.*`, {
-    callback(_, msg) {
-      settle(Number(msg.subject.slice(inbox.length + 1)), (slot) => answerOf(slot, msg))
-    }
-  })
+  /** The server does not let this client subscribe to its inbox: no answer would arrive. */
+  let refusal: TransportError.Unauthorized | undefined
+  const subscribe = () =>
+    nc.subscribe(`${inbox}.*`, {
+      // The client reads nothing more when this throws.
+      callback(error, msg) {
+        if (error === null) return settle(Number(msg.subject.slice(inbox.length + 1)), (slot) => answerOf(slot, msg))
+        const detail = noInbox(`${inbox}.*`)
+        refusal = new TransportError.Unauthorized({ address: nc.getServer(), operation: "publish", detail })
+        for (const token of slots.keys()) {
+          settle(token, ({ topic }) => failed(topic, new Publisher.OutcomeUnknown({ detail })))
+        }
+      }
+    })
+  let subscription = subscribe()
+  let subscribedAt = now()
+  /** The permission may have been given meanwhile. */
+  const subscribeAgain = (time: number) => {
+    if (refusal === undefined || time - subscribedAt < subscribeEvery || connection.state() !== "connected") return
+    subscribedAt = time
+    const before = refusal
+    subscription = subscribe()
+    nc.flush().then(() => {
+      if (refusal === before) refusal = undefined
+    }, () => undefined)
+  }
   const unconfirmed = new Publisher.OutcomeUnknown({
     detail: `no confirmation within ${Duration.format(options.timeout)}`
   })
   const sweep = setInterval(() => {
     const time = now()
+    subscribeAgain(time)
     for (const [token, { topic, until }] of slots) {
       if (until > time) return
       settle(token, () => failed(topic, unconfirmed))
@@ -119,6 +144,7 @@ export const publishing = Effect.fnUntraced(function*(
     if (connection.state() !== "connected") {
       return batch.done(index, failed(topic, new Publisher.NotSent({ detail: "there is no connection" })))
     }
+    if (refusal !== undefined) return batch.done(index, failed(topic, refusal))
     const token = tokens++
     const { headers, isDelayed, subject } = encoded
     const headerSize = headers.length

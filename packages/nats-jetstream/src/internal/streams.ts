@@ -8,7 +8,7 @@ import {
   type StreamInfo,
   type StreamUpdateConfig
 } from "@nats-io/jetstream"
-import * as Arr from "effect/Array"
+import type * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type { CommonOptions, StreamBounds } from "../Options.ts"
@@ -71,6 +71,21 @@ export const findStream = (
     (found) => found.length === 1 ? infoOf(connection, found[0]!) : Effect.succeed(undefined)
   )
 
+/** The names of the streams that take any of the subjects: what one that was found covers is not looked for. */
+const streamsOf = Effect.fnUntraced(function*(
+  connection: Connection,
+  subjects: ReadonlyArray<string>
+): Effect.fn.Return<ReadonlyArray<string>, TransportError.TransportError> {
+  const found = new Map<string, ReadonlyArray<string>>()
+  for (const subject of subjects) {
+    if ([...found.values()].flat().some((taken) => names.covers(taken, subject))) continue
+    for (const name of yield* namesFor(connection, subject)) {
+      if (!found.has(name)) found.set(name, (yield* infoOf(connection, name))?.config.subjects ?? [])
+    }
+  }
+  return [...found.keys()]
+})
+
 /** Creates the stream that takes the subjects, gives it those that it lacks where that is allowed, or verifies it. */
 export const ensureStream = Effect.fnUntraced(function*(
   connection: Connection,
@@ -81,7 +96,7 @@ export const ensureStream = Effect.fnUntraced(function*(
   if (name !== undefined) {
     return (yield* infoOf(connection, name)) ?? (yield* mismatch(`stream ${name}`, "there", "absent"))
   }
-  const found = Arr.dedupe((yield* Effect.forEach(subjects, (subject) => namesFor(connection, subject))).flat())
+  const found = yield* streamsOf(connection, subjects)
   if (found.length > 1) {
     return yield* mismatch(
       `the stream of ${subjects.join(", ")}`,

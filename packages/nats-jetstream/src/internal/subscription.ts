@@ -13,11 +13,11 @@ import { type Connection, transport, unauthorized } from "./connection.ts"
 import { consumerInfo, type ConsumerSpec, ensureConsumer, validateAckWait } from "./consumers.ts"
 import { ConsumerWatch } from "./consumerWatch.ts"
 import type { JetStreamDelivery } from "./delivery.ts"
+import { hearGivenUp } from "./givenUp.ts"
 import { Condition } from "./health.ts"
 import { Inbox } from "./inbox.ts"
 import { isUnbounded } from "./keeping.ts"
 import type { AttemptLedger } from "./ledger.ts"
-import { idOf } from "./life.ts"
 import * as names from "./names.ts"
 import { PullLoop, type Trouble } from "./pullLoop.ts"
 import { untilHealed, whenReady } from "./recovery.ts"
@@ -41,9 +41,10 @@ export const subscribe = Effect.fnUntraced(function*(
   targets: Targets,
   options: Transport.SubscribeOptions
 ): Effect.fn.Return<Transport.Subscription, TransportFailure, Scope.Scope> {
-  const badName = names.validateTopic(options.topic) ?? names.validateGroup(options.group)
-  if (badName !== undefined) return yield* badName
   const streamName = Context.get(options.settings, settings.StreamName)
+  const badName = names.validateTopic(options.topic) ?? names.validateGroup(options.group) ??
+    (streamName === undefined ? undefined : names.validateStream(streamName, "stream"))
+  if (badName !== undefined) return yield* badName
   const given = Context.get(options.settings, settings.Subjects)
   const topicSpec: StreamSpec = {
     topic: options.topic,
@@ -62,6 +63,10 @@ export const subscribe = Effect.fnUntraced(function*(
       ? undefined
       : Duration.toMillis(Duration.fromInputUnsafe(ackWaitGiven as Duration.Input)),
     maxOwned: options.maxOwned
+  }
+  const mode = Context.get(options.settings, settings.Acknowledge)
+  if (mode !== "write" && mode !== "confirm") {
+    return yield* TransportError.invalidOption(transport, "acknowledge", mode, "write \"write\" or \"confirm\"")
   }
   const badFilter = asked.subjects.map((subject) => names.validateFilter(subject)).find((error) => error !== undefined)
   if (badFilter !== undefined) return yield* badFilter
@@ -83,7 +88,8 @@ export const subscribe = Effect.fnUntraced(function*(
   const { consumer, stream } = yield* whenReady(
     Effect.gen(function*() {
       const stream = yield* ensureStream(connection, declaring, topicSpec)
-      return { stream, consumer: yield* ensureConsumer(connection, declaring, stream, asked) }
+      const startFrom = yield* startOf(connection, ledger, stream, asked)
+      return { stream, consumer: yield* ensureConsumer(connection, declaring, stream, { ...asked, startFrom }) }
     })
   )
   const spec: ConsumerSpec = { ...asked, name: consumer.name }
@@ -256,12 +262,20 @@ export const subscribe = Effect.fnUntraced(function*(
 
   const condition = new Condition(() => clock.currentTimeMillisUnsafe())
   /** Settled for certain, or before the group began: a consumer that is created again begins behind it. */
-  let floor = startOf(consumer, stream)
+  let floor = floorOf(consumer, stream)
   let life = connection.lives.note(stream)
+  let keptFloor = -1
 
   const remember = (info: ConsumerInfo) => {
     floor = Math.max(floor, info.ack_floor.stream_seq)
   }
+  /** The server deletes the consumer, and its position, when no process has read it for a while. */
+  const keepFloor = Effect.promise(() => {
+    if ((consumer.config.inactive_threshold ?? 0) <= 0 || floor === keptFloor) return Promise.resolve()
+    keptFloor = floor
+    return ledger.keepFloor(life, names.longDurableOf(options.topic, options.group), floor)
+  })
+  yield* keepFloor
   /** Makes sure that what is read exists. */
   const reopen: Effect.Effect<void, TransportFailure> = Effect.gen(function*() {
     const found: StreamInfo = yield* ensureStream(connection, declaring, topicSpec)
@@ -270,6 +284,7 @@ export const subscribe = Effect.fnUntraced(function*(
     if (!isSameLife) {
       life = current
       floor = 0
+      keptFloor = -1
       inbox.renew()
     }
     const existing = yield* consumerInfo(connection, consumer.stream_name, consumer.name)
@@ -289,7 +304,8 @@ export const subscribe = Effect.fnUntraced(function*(
     troubles++
     if (trouble._tag === "refused" && troubles === impairedAfter) {
       condition.impair("requests", `consumer ${consumer.name} refuses requests: ${trouble.detail}`)
-      runFork(Effect.logWarning(
+      // The pipeline logs why its health is impaired.
+      runFork(Effect.logDebug(
         `consumer ${consumer.name} of stream ${consumer.stream_name} refuses requests for messages: ${trouble.detail}`
       ))
     }
@@ -372,7 +388,7 @@ export const subscribe = Effect.fnUntraced(function*(
     date: () => clock.currentTimeMillisUnsafe(),
     lease,
     ordered: options.ordered === true,
-    confirm: Context.get(options.settings, settings.Acknowledge) === "confirm",
+    confirm: mode === "confirm",
     // Requests that are open here would be given the released messages.
     releaseDelay: () => withdrawn || isTooMuch() ? loop.remaining : 0,
     isSuperseded: (delivery) => inbox.holdsLater(delivery),
@@ -403,13 +419,23 @@ export const subscribe = Effect.fnUntraced(function*(
     consumer,
     spec,
     stream,
-    condition,
-    overdue: (delivered) => inbox.overdue(delivered).map((sequence) => idOf(life, sequence))
+    condition
+  })
+  const stopHearing = hearGivenUp({
+    connection,
+    stream: consumer.stream_name,
+    consumer: consumer.name,
+    life: () => life,
+    run: runFork,
+    receive: (delivery) => inbox.receive([delivery])
   })
   const watching = setInterval(() => {
     if (!active || closed || healing) return
     active = inbox.owned > 0 || Number.isFinite(inbox.nextDue())
-    runFork(Effect.ignore(Effect.map(watch.look, (info) => info === undefined ? undefined : remember(info))))
+    runFork(Effect.ignore(Effect.flatMap(watch.look, (info) => {
+      if (info !== undefined) remember(info)
+      return keepFloor
+    })))
   }, watchEvery)
 
   yield* Effect.addFinalizer(() =>
@@ -417,6 +443,7 @@ export const subscribe = Effect.fnUntraced(function*(
       closed = true
       withdrawalEnded()
       stopListening()
+      stopHearing()
       clearInterval(watching)
       clearTimeout(dueTimer)
       clearTimeout(releaseTimer)
@@ -430,6 +457,16 @@ export const subscribe = Effect.fnUntraced(function*(
       yield* Effect.promise(() => loop.end())
       yield* Effect.promise(() => released)
       yield* settle.close(yield* Effect.promise(() => inbox.close()), inbox.waitingRetries)
+      if ((consumer.config.inactive_threshold ?? 0) > 0) {
+        // The server takes up acknowledgements after it has answered a flush.
+        const isCaughtUp = (info: ConsumerInfo | undefined) => info === undefined || info.num_ack_pending === 0
+        const info = yield* consumerInfo(connection, consumer.stream_name, consumer.name).pipe(
+          Effect.delay("25 millis"),
+          Effect.repeat({ times: 9, until: isCaughtUp })
+        )
+        if (info !== undefined) remember(info)
+        yield* keepFloor
+      }
     }).pipe(
       Effect.timeoutOption(Duration.seconds(5)),
       Effect.ignore,
@@ -465,8 +502,25 @@ export const subscribe = Effect.fnUntraced(function*(
   }
 })
 
+/**
+ * Where the group begins if its consumer is created. Where `consumer_limits` of the stream make the server delete consumers
+ * that no process reads, the group goes on behind what it had settled.
+ */
+const startOf = Effect.fnUntraced(function*(
+  connection: Connection,
+  ledger: AttemptLedger,
+  stream: StreamInfo,
+  { group, startFrom, topic }: ConsumerSpec
+) {
+  if ((stream.config.consumer_limits?.inactive_threshold ?? 0) <= 0) return startFrom
+  yield* ledger.serve(stream.config)
+  const consumer = names.longDurableOf(topic, group)
+  const floor = yield* Effect.promise(() => ledger.floorOf(connection.lives.note(stream), consumer))
+  return floor === undefined ? startFrom : { sequence: floor + 1 }
+})
+
 /** 2.10 says nothing of the floor before the first acknowledgement, not even of a group that began with "new". */
-const startOf = ({ ack_floor, delivered, num_pending }: ConsumerInfo, stream: StreamInfo): number =>
+const floorOf = ({ ack_floor, delivered, num_pending }: ConsumerInfo, stream: StreamInfo): number =>
   ack_floor.consumer_seq > 0 || delivered.consumer_seq > 0
     ? ack_floor.stream_seq
     : Math.max(ack_floor.stream_seq, delivered.stream_seq, num_pending === 0 ? stream.state.last_seq : 0)

@@ -95,12 +95,16 @@ export class DialError extends Data.TaggedError("DialError")<{
     const { error } = this
     return isRefusal(error) ||
       error instanceof ErrorReply && /DB index|cluster support disabled|SELECT is not/i.test(error.message) ||
-      /\bDENIED\b|Unknown RESP type|unknown command '?SENTINEL/i.test(error.message) ||
+      /\bDENIED\b|Unknown RESP type|unknown command '?SENTINEL|knows no master/i.test(error.message) ||
       /^(CERT_|ERR_TLS_|ERR_SSL_|SELF_SIGNED|DEPTH_ZERO|UNABLE_TO_)/.test(systemCode(error))
   }
   /** Nothing listens there. */
   get isAbsent(): boolean {
     return ["ECONNREFUSED", "ENOTFOUND", "ENOENT", "EACCES"].includes(systemCode(this.error))
+  }
+  /** The server ended the connection. */
+  get isClosed(): boolean {
+    return connectionDetail(this.error)?.startsWith("the server closed") === true
   }
   /** Why, in a few words. */
   get detail(): string {

@@ -18,7 +18,7 @@ import { leastLimit } from "./bulkLimit.ts"
 import type { Command } from "./command.ts"
 import { Lost } from "./connection.ts"
 import { fieldCount, largestField } from "./entry.ts"
-import { PublishCommands } from "./publishCommands.ts"
+import { isClock, PublishCommands } from "./publishCommands.ts"
 import { PublishQueue } from "./publishQueue.ts"
 import {
   asError,
@@ -235,8 +235,6 @@ export const make = (server: Server, unbounded: ReadonlySet<string>): Publish =>
     )
   }
 }
-
-const isClock = (reply: unknown): boolean => Array.isArray(reply) && reply.length === 2 && text(reply[0]) === "clock"
 
 const refused = (topic: string, reason: PublishErrorReason): Outcome => Result.fail(new PublishError({ topic, reason }))
 

@@ -83,11 +83,11 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
   const clear = (subscription: RedisSubscription): Effect.Effect<void> =>
     Effect.suspend(() =>
       subscription.refusals.clear(operation)
-        ? Effect.logInfo(`redis: ${operation} of ${subscription.options.key} is allowed again`)
+        ? Effect.logDebug(`redis: ${operation} of ${subscription.options.key} is allowed again`)
         : Effect.void
     )
 
-  // What happens to a connection is told by the connection.
+  // Health tells it, and the pipeline logs that. What happens to a connection is told by the connection.
   const report = (subscription: RedisSubscription, error: Error): Effect.Effect<void> =>
     Effect.suspend(() => {
       // A group that is gone is the reader's affair.
@@ -97,7 +97,7 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
       // A stream that is none any more is the reader's affair.
       const beside = keys.besideDelayed(key)
       const { message } = transportError(`${operation} of ${key}`, server.settings.label, error, beside)
-      return subscription.refusals.add(operation, message) ? Effect.logError(message) : Effect.void
+      return subscription.refusals.add(operation, message) ? Effect.logDebug(message) : Effect.void
     })
 
   const look = Effect.suspend(() => {

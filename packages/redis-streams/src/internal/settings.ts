@@ -1,5 +1,6 @@
 import { checkOptions, durationOf, type Hints } from "@millrace/core/TransportAuthor"
 import { invalidOption, redactUrl, type TransportError } from "@millrace/core/TransportError"
+import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
@@ -175,7 +176,11 @@ const loginOf = (options: Options, url: URL): Effect.Effect<Login, unknown> => {
   return Effect.flatMap(ask, (given) =>
     isSecret(given?.password)
       ? Effect.succeed({ username: given.username, password: secretOf(given.password) })
-      : Effect.fail(new TypeError("no password was given")))
+      : Effect.fail(new NoPassword()))
+}
+
+class NoPassword extends Data.TaggedError("NoPassword") {
+  override readonly message = "no password was given"
 }
 
 /** Keys beside a stream must lie in its slot: a name whose braces hold nothing, or stand the wrong way round, cannot. */
@@ -269,6 +274,8 @@ const checkTypes = (options: Options): TransportError | undefined => {
   }
   return undefined
 }
+const formOf = (of: string, words: ReadonlyArray<unknown>): string =>
+  `give ${[...words.map((word) => JSON.stringify(word)), `{ ${known[of]!.join(", ")} }`].join(" or ")}`
 
 /** Options from JavaScript, or behind a cast: names that do not exist, durations that are none, no URL. */
 const checkNames = (options: Options): TransportError | undefined => {
@@ -280,6 +287,7 @@ const checkNames = (options: Options): TransportError | undefined => {
   const { claim, cluster, offline, retention, sentinel } = options
   for (const [of, group] of Object.entries({ claim, cluster, offline, retention, sentinel })) {
     if (group === undefined || words[of]?.includes(group) === true) continue
+    if (typeof group !== "object") return invalidOption(transport, of, group, formOf(of, words[of] ?? []))
     const wrong = checkOptions(transport, of, group, known[of]!)
     if (wrong !== undefined) return wrong
   }
