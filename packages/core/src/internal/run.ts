@@ -25,12 +25,12 @@ import { Handler } from "./handler.ts"
 import { Intake, isFor } from "./intake.ts"
 import type { Isolation } from "./isolation.ts"
 import { Outcomes } from "./outcome.ts"
+import { Outputs } from "./outputs.ts"
 import { Ownership } from "./ownership.ts"
 import { Permits } from "./permit.ts"
 import { Prefetch } from "./prefetch.ts"
 import { preparation } from "./prepare.ts"
 import type { Program } from "./program.ts"
-import { publishStep } from "./publish.ts"
 import { Reader } from "./reader.ts"
 import { RetryWatch } from "./retryWatch.ts"
 import { settleBackoff, Settler } from "./settler.ts"
@@ -186,7 +186,7 @@ export class Run {
     })
 
     const operations = compile(program.steps, {
-      publish: (step, path) => publishStep(transport, source, step, path),
+      publish: (step, path) => new Outputs({ transport, source, step, path, context, scheduler }),
       batch: (step) => {
         const batcher = new Batcher(step, {
           context,
