@@ -295,6 +295,8 @@ export const subscribe = Effect.fnUntraced(function*(
   })
   /** Consecutive troubles without a message in between. */
   let troubles = 0
+  /** No answer arrives, and that has been said. */
+  let silent = false
   const heal = (trouble: Trouble) => {
     if (healing || closed || failure !== undefined) return
     healing = true
@@ -305,6 +307,13 @@ export const subscribe = Effect.fnUntraced(function*(
       runFork(Effect.logWarning(
         `consumer ${consumer.name} of stream ${consumer.stream_name} refuses requests for messages: ${trouble.detail}`
       ))
+    }
+    const complaint = connection.complaint()
+    if (trouble._tag === "silent" && complaint !== undefined && !silent) {
+      silent = true
+      const reason = `${trouble.detail} of consumer ${consumer.name}: ${complaint}`
+      condition.impair("silence", reason)
+      runFork(Effect.logWarning(reason))
     }
     const delay = Math.min(maxHealDelay, 50 * 2 ** (troubles - 1)) * (0.5 + Math.random())
     const healed = Effect.gen(function*() {
@@ -335,6 +344,10 @@ export const subscribe = Effect.fnUntraced(function*(
       expires: Math.min(requestExpires, (config.max_expires || Infinity) / 1e6)
     }),
     onChunk(chunk) {
+      if (silent) {
+        silent = false
+        condition.clear("silence")
+      }
       if (chunk.length === 0) {
         // Nothing that was released is left.
         if (loop.asked === 0 && gathered) endGathering()
