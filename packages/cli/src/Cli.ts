@@ -59,11 +59,16 @@ const presenter: CliOutput.Presenter = {
       else {
         const [first] = event.errors
         yield* error(
-          `millrace: ${oneLine(first?.message ?? "this is no command")}; see ${event.commandPath.join(" ")} --help`
+          `millrace: ${oneLine(withoutAddress(first?.message ?? "this is no command"))}; see ${
+            event.commandPath.join(" ")
+          } --help`
         )
       }
     })
 }
+
+/** An address that stands where none belongs may hold a password. */
+const withoutAddress = (text: string): string => text.replace(/\b([a-z][a-z0-9+.-]*:\/\/)[^\s"']+/gi, "$1<redacted>")
 
 const oneLine = (text: string): string => clean(text.replace(/\s+/g, " ").trim())
 

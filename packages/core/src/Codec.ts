@@ -5,20 +5,25 @@
  */
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
+import * as SchemaAST from "effect/SchemaAST"
 import * as SchemaIssue from "effect/SchemaIssue"
 import type { StandardSchemaV1 } from "effect/StandardSchema"
 import { exitOf } from "./internal/exit.ts"
 import { plainOf } from "./internal/plain.ts"
+import { invalidOption } from "./TransportError.ts"
 
 /**
  * Fields of an entry that a map cannot hold as they are: names that repeat, or that are not text. A broker gives them as
- * such a map, and takes them back byte for byte.
+ * such a map, and takes them back byte for byte. As a map each name has its last value; `getAll` gives all of them.
  *
  * @category models
  * @since 0.1.0
  */
 export interface FieldMap extends ReadonlyMap<string, Uint8Array> {
+  /** All values of a name, in their order; none where there is no such field. */
+  readonly getAll: (name: string) => ReadonlyArray<Uint8Array>
   /** The same without the fields that `isOut` names. */
   readonly without: (isOut: (name: string) => boolean) => FieldMap
 }
@@ -33,7 +38,7 @@ export interface Wire {
   /** The body; where the entry is a field map, its field `body`. */
   readonly body: Uint8Array
   /** All fields of the entry, where the broker's entries are field maps. */
-  readonly fields?: ReadonlyMap<string, Uint8Array> | undefined
+  readonly fields?: ReadonlyMap<string, Uint8Array> | FieldMap | undefined
 }
 
 /**
@@ -66,6 +71,18 @@ const reject = (message: string) => Exit.fail(new Schema.SchemaError(new SchemaI
 
 const notUtf8 = reject("Expected UTF-8 text")
 
+/** @throws TransportError for what is no schema of Effect: a cast, or JavaScript. */
+const checkSchema = (constructor: string, schema: unknown): void => {
+  if (Schema.isSchema(schema)) return
+  const remedy = "give a schema of effect; Codec.standard takes one of zod, valibot or arktype"
+  throw invalidOption(
+    "core",
+    constructor,
+    Predicate.hasProperty(schema, "~standard") ? "of another library" : schema,
+    remedy
+  )
+}
+
 /**
  * JSON through a schema: dates, maps, options and bigints travel in the schema's canonical JSON form.
  *
@@ -75,6 +92,7 @@ const notUtf8 = reject("Expected UTF-8 text")
 export const json = <S extends Schema.Constraint>(
   schema: S
 ): Codec<S["Type"], S["DecodingServices"], S["EncodingServices"]> => {
+  checkSchema("Codec.json", schema)
   const codec = Schema.toCodecJson(schema)
   const decode = Schema.decodeUnknownEffect(codec)
   const encode = Schema.encodeEffect(Schema.fromJsonString(codec))
@@ -172,10 +190,29 @@ const textOf = (bytes: Uint8Array): string | undefined => {
   }
 }
 
+const isFieldMap = (fields: ReadonlyMap<string, Uint8Array>): fields is FieldMap => "getAll" in fields
+
+const isList = (ast: SchemaAST.AST): boolean =>
+  ast._tag === "Arrays" ||
+  ast._tag === "Union" && ast.types.some(isList) && ast.types.every((type) => type._tag === "Undefined" || isList(type))
+
+/** The fields of a record whose schema is an array. */
+const listsOf = (ast: SchemaAST.AST): ReadonlySet<string> =>
+  new Set(
+    ast._tag === "Objects"
+      ? ast.propertySignatures.filter(({ type }) => isList(type)).map(({ name }) => String(name))
+      : []
+  )
+
 /**
  * Foreign entries: each field of the entry is one string of the schema's flat record, so that what
  * `XADD orders * user_id 1 action login` wrote can be consumed. Where a broker has no fields, the body is a JSON object
  * of strings. Fields that are not text, and Millrace's own headers, are not seen.
+ *
+ * **Details**
+ *
+ * A name that repeats is an array of its values, and a field whose schema is an array is always one: `tag a tag b` fits
+ * `tags: Schema.Array(Schema.String)` under that name. Where the schema wants one value, such an entry does not decode.
  *
  * @category constructors
  * @since 0.1.0
@@ -183,18 +220,21 @@ const textOf = (bytes: Uint8Array): string | undefined => {
 export const fields = <S extends Schema.Constraint>(
   schema: S
 ): Codec<S["Type"], S["DecodingServices"], S["EncodingServices"]> => {
+  checkSchema("Codec.fields", schema)
   const codec = Schema.toCodecStringTree(schema)
   const decode = Schema.decodeUnknownEffect(codec)
   const encode = Schema.encodeEffect(codec)
   const flat = Schema.decodeUnknownEffect(Schema.Record(Schema.String, Schema.String))
+  const lists = listsOf(SchemaAST.toEncoded(codec.ast))
   const read = (wire: Wire): unknown => {
     if (wire.fields === undefined) return JSON.parse(utf8.decode(wire.body))
-    const record: Record<string, string> = Object.create(null)
+    const record: Record<string, string | ReadonlyArray<string>> = Object.create(null)
     for (const [name, bytes] of wire.fields) {
       if (isHeader(name)) continue
+      const values = isFieldMap(wire.fields) ? wire.fields.getAll(name) : [bytes]
       // A field that is not text is no concern of a schema that does not name it.
-      const text = textOf(bytes)
-      if (text !== undefined) record[name] = text
+      const texts = values.map(textOf).filter((text) => text !== undefined)
+      if (texts.length > 0) record[name] = texts.length > 1 || lists.has(name) ? texts : texts[0]!
     }
     return record
   }
@@ -234,6 +274,7 @@ export const fields = <S extends Schema.Constraint>(
 export const fromBytes = <A, RD, RE>(
   schema: Schema.ConstraintCodec<A, Uint8Array, RD, RE>
 ): Codec<A, RD, RE> => {
+  checkSchema("Codec.fromBytes", schema)
   const decode = Schema.decodeUnknownEffect(schema)
   const encode = Schema.encodeEffect(schema)
   return {

@@ -182,9 +182,9 @@ class AdaptiveLimit extends LimitImpl {
     return this.most
   }
   constructor(options: AdaptiveOptions) {
-    const { algorithm = LimitAlgorithm.aimd(), failures = 0.1, max, min = 1 } = options
-    const measured = durationOf("adaptive.window", options.window ?? 100)
-    const late = durationOf("adaptive.eventLoopDelay", options.eventLoopDelay ?? 50)
+    const { algorithm = LimitAlgorithm.aimd(), failures = 0.1, max, min = 1 } = options ?? {}
+    const measured = durationOf("adaptive.window", options?.window ?? 100)
+    const late = durationOf("adaptive.eventLoopDelay", options?.eventLoopDelay ?? 50)
     const window = Duration.toMillis(measured.duration)
     const eventLoopDelay = Duration.toMillis(late.duration)
     super(

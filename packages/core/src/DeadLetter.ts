@@ -12,6 +12,7 @@ import { dual } from "effect/Function"
 import * as Option from "effect/Option"
 import type * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
+import { type Invalid, invalidFunction, toError, unknownOption } from "./internal/invalid.ts"
 import { keyOf } from "./internal/key.ts"
 import * as letters from "./internal/letterHeaders.ts"
 import { DeadLetterReason, decodeHeaders, decodeRecord, encodeHistory, Failure, Record } from "./internal/record.ts"
@@ -19,7 +20,7 @@ import * as redriving from "./internal/redriving.ts"
 import type * as Message from "./Message.ts"
 import type * as Topic from "./Topic.ts"
 import { type BrowseOptions, type Delivery, type Outgoing, Transport } from "./Transport.ts"
-import { invalidOption, type TransportError } from "./TransportError.ts"
+import type { TransportError } from "./TransportError.ts"
 
 /**
  * The header that holds the {@link Record}, as JSON.
@@ -124,6 +125,8 @@ export const list = (
   options?: ListOptions
 ): Stream.Stream<DeadLetter, TransportError, Transport> =>
   Stream.unwrap(Effect.map(Transport, (transport) => {
+    const invalid = invalidChoice(topic, options, ["filter", "after", "before", "reverse", "limit"])
+    if (invalid !== undefined) return Stream.fail(toError(transport.name, invalid))
     const { filter, limit, ...bounds } = options ?? {}
     // Few messages of the topic are no letters, so a page of a little more than `limit` is enough as a rule.
     const found = transport.browse(topic, bounds).pipe(
@@ -339,7 +342,7 @@ export const redrive = Effect.fnUntraced(function*(
 ): Effect.fn.Return<Redriven, TransportError, Transport> {
   const transport = yield* Transport
   const { cap = 3, dryRun = false, group, onProgress, rate, to } = options ?? {}
-  yield* checkNumbers(transport.name, options)
+  yield* check(transport.name, topic, options, ["cap", "group", "rate", "to"])
   let capped = 0
   const run = redriving.make(transport, topic, { group, to, dryRun })
   const sofar = (): Redriven => ({ redriven: run.redriven, capped, ...run.refused })
@@ -377,7 +380,7 @@ export const discard = Effect.fnUntraced(function*(
   options?: DiscardOptions
 ): Effect.fn.Return<number, TransportError, Transport> {
   const transport = yield* Transport
-  yield* checkNumbers(transport.name, options)
+  yield* check(transport.name, topic, options, [])
   return yield* Stream.runFoldEffect(Stream.grouped(select(topic, options), 100), () => 0, (sum, letters) => {
     const discarded = sum + letters.length
     const remove = options?.dryRun === true
@@ -387,23 +390,45 @@ export const discard = Effect.fnUntraced(function*(
   })
 })
 
-const checkNumbers = (
+type Choice = Omit<RedriveOptions, "onProgress"> & { readonly onProgress?: unknown }
+
+const check = (
   transport: string,
-  { cap, limit, rate }: Pick<RedriveOptions, "cap" | "limit" | "rate"> = {}
+  topic: string,
+  options: Choice | undefined,
+  more: ReadonlyArray<string>
 ): Effect.Effect<void, TransportError> => {
+  const invalid = invalidChoice(topic, options, ["ids", "filter", "limit", "dryRun", "onProgress", ...more])
+  return invalid === undefined ? Effect.void : Effect.fail(toError(transport, invalid))
+}
+
+const invalidChoice = (
+  topic: unknown,
+  options: Choice = {},
+  known: ReadonlyArray<string>
+): Invalid | undefined => {
+  if (typeof topic !== "string" || topic === "") {
+    return { option: "topic", value: topic, remedy: "give the name of a dead-letter topic, such as \"orders.dead\"" }
+  }
+  const unknown = unknownOption("options", options, known)
+  if (unknown !== undefined) return unknown
+  const { cap, filter, ids, limit, onProgress, rate, to } = options
   const isCount = (n: number) => n === Infinity || (Number.isInteger(n) && n >= 0)
   if (rate !== undefined && !(Number.isFinite(rate) && rate > 0)) {
-    return Effect.fail(
-      invalidOption(transport, "rate", rate, "give messages a second, more than 0, or leave it out for full speed")
-    )
+    const remedy = "give messages a second, more than 0, or leave it out for full speed"
+    return { option: "rate", value: rate, remedy }
   }
   if (cap !== undefined && !isCount(cap)) {
-    return Effect.fail(invalidOption(transport, "cap", cap, "give a whole number of redrives, 0 or more"))
+    return { option: "cap", value: cap, remedy: "give a whole number of redrives, 0 or more" }
   }
   if (limit !== undefined && !isCount(limit)) {
-    return Effect.fail(invalidOption(transport, "limit", limit, "give a whole number of dead letters, 0 or more"))
+    return { option: "limit", value: limit, remedy: "give a whole number of dead letters, 0 or more" }
   }
-  return Effect.void
+  if (ids !== undefined && !Array.isArray(ids)) return { option: "ids", value: ids, remedy: "give an array of ids" }
+  if (to !== undefined && !Array.isArray(to)) {
+    return { option: "to", value: to, remedy: "give an array of names of topics" }
+  }
+  return invalidFunction("filter", filter) ?? invalidFunction("onProgress", onProgress)
 }
 
 const select = (

@@ -33,8 +33,10 @@ export interface PipelineReport {
 export interface Report {
   /** No pipeline has stopped for good. A broker that is away does not make a process dead: a restart mends nothing. */
   readonly live: boolean
-  /** Every pipeline consumes, or is paused on purpose. */
+  /** There are pipelines, and each consumes or is paused on purpose. */
   readonly ready: boolean
+  /** Why it is not ready, where no pipeline has started. */
+  readonly reason?: string
   readonly pipelines: ReadonlyArray<PipelineReport>
 }
 
@@ -47,7 +49,9 @@ export interface Report {
 export const report = (pipelines: Iterable<Pipeline.Running>): Effect.Effect<Report> =>
   Effect.map(Effect.forEach(pipelines, one), (pipelines) => ({
     live: pipelines.every(({ state }) => state !== "stopped"),
-    ready: pipelines.every(({ state }) => state === "consuming" || state === "paused"),
+    ready: pipelines.length > 0 && pipelines.every(({ state }) => state === "consuming" || state === "paused"),
+    // A server for probes may listen before the broker is connected.
+    ...(pipelines.length === 0 ? { reason: "no pipeline has started" } : {}),
     pipelines
   }))
 

@@ -26,17 +26,21 @@
  */
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import type * as Layer from "effect/Layer"
+import * as Layer from "effect/Layer"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import process from "node:process"
 import * as DeadLetter from "./DeadLetter.ts"
+import { plainText } from "./internal/errorDetail.ts"
 import type { Hint } from "./internal/hint.ts"
+import { toError, unknownOption } from "./internal/invalid.ts"
+import { programOf } from "./internal/pipeline.ts"
 import * as Pipeline from "./Pipeline.ts"
 import * as Publisher from "./Publisher.ts"
 import type * as Topic from "./Topic.ts"
-import type { Published, Transport } from "./Transport.ts"
+import { type Published, Transport } from "./Transport.ts"
+import { invalidOption, OperationFailed, TransportError } from "./TransportError.ts"
 
 /**
  * Options of {@link make} and {@link run}.
@@ -67,7 +71,7 @@ export interface Millrace {
   readonly start: () => Promise<void>
   /**
    * Drains all pipelines and closes the connections: running handlers finish within `drainTimeout`, the rest is released
-   * for a peer. Never rejects. `start` may follow.
+   * for a peer. Never rejects. Until a `start` that may follow, publishing and reading dead letters reject.
    */
   readonly stop: () => Promise<void>
   /** Publishes one value; resolves when the broker has confirmed. Connects when needed, also without pipelines. */
@@ -84,7 +88,7 @@ export interface Millrace {
   ) => Promise<ReadonlyArray<Published>>
   /** Counts of messages since the start, of one pipeline or of all together. */
   readonly counts: (pipeline?: Pipeline.AnyPipeline) => Promise<Pipeline.Counts>
-  /** Whether messages can be consumed now, of one pipeline, or the worst of all. */
+  /** Whether messages can be consumed now, since when and why, of one pipeline, or the worst of all. */
   readonly health: (pipeline?: Pipeline.AnyPipeline) => Promise<Pipeline.Health>
   /** Stops taking messages; handlers that run are finished. */
   readonly pause: (pipeline?: Pipeline.AnyPipeline) => Promise<void>
@@ -97,7 +101,10 @@ export interface Millrace {
   ) => Promise<ReadonlyArray<DeadLetter.DeadLetter>>
   /** Sends dead letters back to the topic and the group that they failed in; `filter` chooses. */
   readonly redrive: (topic: string, options?: DeadLetter.RedriveOptions) => Promise<DeadLetter.Redriven>
-  /** Resolves when `stop` is done; rejects when a pipeline can no longer run, which is logged too. */
+  /**
+   * Of this start: resolves when `stop` is done; rejects when a pipeline can no longer run, which is logged too. As the
+   * last `await` of a program it ends a process whose pipeline has failed, with code 1.
+   */
   readonly closed: Promise<void>
 }
 
@@ -125,7 +132,7 @@ export const run = async <R, E, const P extends Pipeline.AnyPipeline>(
   pipeline: (P & Provided<P, R>) | ReadonlyArray<P & Provided<P, R>>,
   options: Options<R, E>
 ): Promise<Millrace> => {
-  const pipelines = Pipeline.isPipeline(pipeline) ? [pipeline] : pipeline as ReadonlyArray<P>
+  const pipelines = Array.isArray(pipeline) ? pipeline : [pipeline]
   const millrace = new MillraceImpl({ ...options, pipelines } as unknown as UntypedOptions)
   await millrace.start()
   return millrace
@@ -143,32 +150,108 @@ interface Started {
 
 const worst = ["stopped", "reconnecting", "impaired", "draining", "paused", "consuming"] as const
 
+const without = (state: Pipeline.Health["state"], reason: string): Pipeline.Health => ({
+  state,
+  since: Date.now(),
+  reason
+})
+
+/** Whatever was given may hold a password. */
+const kindOf = (u: unknown) => ({
+  toString: () => u === undefined || u === null ? String(u) : Array.isArray(u) ? "an array" : `of type ${typeof u}`
+})
+
+const brokers = "give RedisStreams.layer({ url }), JetStream.layer({ url }) or MemoryTransport.layer()"
+
+/** What plain JavaScript can get wrong about the options. */
+const invalidIn = (options: UntypedOptions): TransportError | undefined => {
+  const unknown = unknownOption("options of Millrace", options, ["broker", "signals", "pipelines"])
+  if (unknown !== undefined) return toError("core", unknown)
+  const { broker, pipelines = [], signals } = options
+  if (!Layer.isLayer(broker)) return invalidOption("core", "broker", kindOf(broker), brokers)
+  if (signals !== undefined && typeof signals !== "boolean") {
+    return invalidOption("core", "signals", signals, "write true or false")
+  }
+  if (!Array.isArray(pipelines)) {
+    return invalidOption("core", "pipelines", kindOf(pipelines), "give an array: [pipeline]")
+  }
+  try {
+    pipelines.forEach(programOf)
+    return undefined
+  } catch (error) {
+    return error as TransportError
+  }
+}
+
+/** A Layer that lacks what a pipeline needs is a defect for Effect, whose types find it. JavaScript has no such types. */
+const missingService = (defect: unknown): Effect.Effect<never, TransportError> => {
+  const missing = defect instanceof Error ? /^Service not found: (\S+)/.exec(defect.message)?.[1] : undefined
+  if (missing === undefined) return Effect.die(defect)
+  const remedy = missing === Transport.key
+    ? brokers
+    : "the pipeline needs it: give that broker's Layer, or merge your own"
+  return Effect.fail(invalidOption("core", "broker", { toString: () => `a Layer without ${missing}` }, remedy))
+}
+
+const afterStop = "this Millrace was stopped: call `start` first"
+
 class MillraceImpl implements Millrace {
   private readonly options: UntypedOptions
+  private readonly invalid: TransportError | undefined
   private runtime: ManagedRuntime.ManagedRuntime<Transport, unknown> | undefined
   private started: Promise<Started> | undefined
   private stopping: Promise<void> | undefined
-  private readonly closing = Promise.withResolvers<void>()
-  readonly closed = this.closing.promise
+  /** Those that have started, until they have drained. */
+  private current: ReadonlyArray<Pipeline.Running> = []
+  /** While there are none. */
+  private idle = without("stopped", "no pipeline has started")
+  private hasStopped = false
+  private closing = unread()
 
   constructor(options: UntypedOptions) {
     this.options = options
-    // Without a reader of `closed` there is the log.
-    this.closed.catch(() => {})
+    this.invalid = invalidIn(options)
+  }
+
+  get closed(): Promise<void> {
+    return this.closing.promise
   }
 
   private promise<A, E>(effect: Effect.Effect<A, E, Transport>): Promise<A> {
+    if (this.invalid !== undefined) return Promise.reject(this.invalid)
     this.runtime ??= ManagedRuntime.make(this.options.broker)
-    return this.runtime.runPromise(effect)
+    return this.runtime.runPromise(Effect.catchDefect(effect, missingService))
+  }
+
+  /** Not after `stop`: a connection that nothing closes would keep the process. */
+  private connected<A, E>(operation: string, effect: Effect.Effect<A, E, Transport>): Promise<A> {
+    if (!this.hasStopped) return this.promise(effect)
+    const reason = new OperationFailed({ operation, cause: new Error(afterStop) })
+    return Promise.reject(new TransportError({ transport: "core", reason }))
+  }
+
+  private publishing<A>(
+    topic: { readonly name: string },
+    effect: Effect.Effect<A, Publisher.PublishError, Transport>
+  ): Promise<A> {
+    if (!this.hasStopped) return this.promise(effect)
+    const reason = new Publisher.NotSent({ detail: afterStop })
+    return Promise.reject(new Publisher.PublishError({ topic: String(topic?.name), reason }))
   }
 
   readonly start = async (): Promise<void> => {
     await this.stopping
+    if (this.started === undefined) {
+      this.idle = without("reconnecting", "the pipelines are starting")
+      if (this.hasStopped) this.closing = unread()
+      this.hasStopped = false
+    }
     this.started ??= this.begin()
     try {
-      await this.started
+      this.current = (await this.started).running
     } catch (error) {
       this.started = undefined
+      this.idle = without("stopped", `the start failed: ${plainText(error) ?? "no reason was given"}`)
       await this.dispose()
       throw error
     }
@@ -197,6 +280,9 @@ class MillraceImpl implements Millrace {
     this.started = undefined
     // As an interruption: the pipelines were not stopped by mistake.
     if (started !== undefined) await this.promise(Scope.close(started.scope, Exit.interrupt()))
+    this.current = []
+    this.idle = without("stopped", "`stop` was called")
+    this.hasStopped = true
     await this.dispose()
     started?.release()
     this.stopping = undefined
@@ -210,19 +296,26 @@ class MillraceImpl implements Millrace {
   }
 
   readonly publish: Millrace["publish"] = (topic, value, options) =>
-    this.promise(Publisher.publish(topic, value, options))
+    this.publishing(topic, Publisher.publish(topic, value, options))
 
   readonly publishAll: Millrace["publishAll"] = (topic, values, options) =>
-    this.promise(Publisher.publishAll(topic, values, options))
+    this.publishing(topic, Publisher.publishAll(topic, values, options))
 
   readonly deadLetters: Millrace["deadLetters"] = (topic, options) =>
-    this.promise(Stream.runCollect(DeadLetter.list(topic, { limit: 100, ...options })))
+    this.connected("reading dead letters", Stream.runCollect(DeadLetter.list(topic, listed(options))))
 
-  readonly redrive: Millrace["redrive"] = (topic, options) => this.promise(DeadLetter.redrive(topic, options))
+  readonly redrive: Millrace["redrive"] = (topic, options) =>
+    this.connected("redriving dead letters", DeadLetter.redrive(topic, options))
 
   private async of(pipeline: Pipeline.AnyPipeline | undefined): Promise<ReadonlyArray<Pipeline.Running>> {
+    if (this.invalid !== undefined) throw this.invalid
     const running = (await this.started)?.running ?? []
-    return pipeline === undefined ? running : running.filter(({ name }) => name === pipeline.name)
+    if (pipeline === undefined) return running
+    const { name } = programOf(pipeline)
+    const names = (this.options.pipelines ?? []).map((pipeline) => pipeline.name)
+    if (names.includes(name)) return running.filter((one) => one.name === name)
+    const remedy = `this Millrace has ${names.length === 0 ? "no pipeline" : names.join(", ")}`
+    throw invalidOption("core", "pipeline", name, remedy)
   }
 
   readonly counts: Millrace["counts"] = async (pipeline) => {
@@ -248,8 +341,10 @@ class MillraceImpl implements Millrace {
 
   readonly health: Millrace["health"] = async (pipeline) => {
     const all: Array<Pipeline.Health> = []
-    for (const running of await this.of(pipeline)) all.push(await Effect.runPromise(running.health))
-    if (all.length === 0) return { state: "stopped", since: 0 }
+    // A probe does not wait for the start.
+    const running = pipeline === undefined ? this.current : this.current.filter(({ name }) => name === pipeline.name)
+    for (const { health } of running) all.push(await Effect.runPromise(health))
+    if (all.length === 0) return this.idle
     return all.sort((a, b) => worst.indexOf(a.state) - worst.indexOf(b.state))[0]!
   }
 
@@ -260,6 +355,16 @@ class MillraceImpl implements Millrace {
   readonly resume: Millrace["resume"] = async (pipeline) => {
     for (const { resume } of await this.of(pipeline)) await Effect.runPromise(resume)
   }
+}
+
+const listed = (options: DeadLetter.ListOptions | undefined): DeadLetter.ListOptions | undefined =>
+  options === undefined ? { limit: 100 } : typeof options === "object" ? { limit: 100, ...options } : options
+
+/** Without a reader of `closed` there is the log. */
+const unread = (): PromiseWithResolvers<void> => {
+  const resolvers = Promise.withResolvers<void>()
+  resolvers.promise.catch(() => {})
+  return resolvers
 }
 
 /** Keeps the process until released: a broker in memory has no socket that does. Signals call `onSignal`. */

@@ -15,7 +15,7 @@ import * as Layer from "effect/Layer"
 import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
 import type * as Result from "effect/Result"
-import type * as Schedule from "effect/Schedule"
+import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type * as Types from "effect/Types"
 import { isLimit } from "./Concurrency.ts"
@@ -24,10 +24,10 @@ import type { Description } from "./Description.ts"
 import { addPolicy, addStep } from "./internal/compose.ts"
 import { describe as describeProgram, topics as topicsOf } from "./internal/describe.ts"
 import type { Hint, Hints } from "./internal/hint.ts"
-import { durationOf, unknownOption } from "./internal/invalid.ts"
+import { durationOf, type Invalid, invalidFunction, unknownOption } from "./internal/invalid.ts"
 import { isPipeline as isPipelineInternal, make, programOf, TypeId as TypeIdInternal } from "./internal/pipeline.ts"
 import type { Step as ProgramStep } from "./internal/program.ts"
-import { fromPromise, promiseForm, settledResults, wrapPromise } from "./internal/promise.ts"
+import { fromPromise, promiseForm, settledResults, tapped, wrapPromise } from "./internal/promise.ts"
 import { defaultSchedule } from "./internal/retryDecision.ts"
 import type { Running } from "./internal/running.ts"
 import { makeSource } from "./internal/source.ts"
@@ -333,8 +333,8 @@ export const mapPromise: {
     f: (value: A, message: M) => PromiseLike<B & NoEffect<B>>
   ): Open<M, B, E | Cause.UnknownError, R>
 } = dual(2, (self: AnyPipeline, f: any) => {
-  const form = promiseForm(f)
-  return addStep(self, { _tag: "Promise", f: form.try, catch: form.catch })
+  const form = promiseForm("mapPromise", f)
+  return addStep(self, { _tag: "Promise", f: form.try, catch: form.catch }, form.invalid)
 })
 
 /**
@@ -414,15 +414,8 @@ export const tapPromise: {
     f: (value: A, message: M) => PromiseLike<unknown>
   ): Open<M, A, E | Cause.UnknownError, R>
 } = dual(2, (self: AnyPipeline, f: any) => {
-  const form = promiseForm(f)
-  return addStep(self, {
-    _tag: "Promise",
-    f: async (value, message) => {
-      await form.try(value, message)
-      return value
-    },
-    catch: form.catch
-  })
+  const form = promiseForm("tapPromise", f)
+  return addStep(self, { _tag: "Promise", f: tapped(form.try), catch: form.catch }, form.invalid)
 })
 
 /**
@@ -646,12 +639,12 @@ export const catchTagPromise: {
     f: (error: Types.ExtractTag<E, TagOf<K>>, message: M) => PromiseLike<B & NoEffect<B>>
   ): Open<M, A | B, Cause.UnknownError | Types.ExcludeTag<E, TagOf<K>>, R>
 } = dual(3, (self: AnyPipeline, tag: string | ReadonlyArray<string>, f: any) => {
-  const form = promiseForm(f)
+  const form = promiseForm("catchTagPromise", f)
   return addStep(self, {
     _tag: "Catch",
     ...tagged(tag),
     f: (error, message) => fromPromise(() => form.try(error, message), form.catch)
-  })
+  }, form.invalid)
 })
 
 /**
@@ -748,12 +741,13 @@ export const batchPromise: {
     f: (values: Arr.NonEmptyReadonlyArray<A>, messages: Arr.NonEmptyReadonlyArray<M>) => PromiseLike<unknown>
   ): Open<M, A, E | Cause.UnknownError, R>
 } = dual(3, (self: AnyPipeline, options: BatchOptions, f: any) => {
-  const form = promiseForm(f)
+  const form = promiseForm("batchPromise", f)
   return addBatch(
     self,
     options,
     false,
-    (values: any, messages: any) => fromPromise(() => form.try(values, messages), form.catch)
+    (values: any, messages: any) => fromPromise(() => form.try(values, messages), form.catch),
+    form.invalid
   )
 })
 
@@ -860,19 +854,20 @@ export const batchEachPromise: {
     ) => PromiseLike<ReadonlyArray<PromiseSettledResult<B>>>
   ): Open<M, B, E | Cause.UnknownError, R>
 } = dual(3, (self: AnyPipeline, options: BatchOptions, f: any) => {
-  const form = promiseForm(f)
+  const form = promiseForm("batchEachPromise", f)
   return addBatch(
     self,
     options,
     true,
     (values: any, messages: any) =>
-      Effect.map(fromPromise(() => form.try(values, messages), form.catch), settledResults(form.catch))
+      Effect.flatMap(fromPromise(() => form.try(values, messages), form.catch), settledResults(form.catch)),
+    form.invalid
   )
 })
 
 type BatchFunction = Extract<ProgramStep, { _tag: "Batch" }>["f"]
 
-const addBatch = (self: AnyPipeline, options: BatchOptions, each: boolean, f: any): any => {
+const addBatch = (self: AnyPipeline, options: BatchOptions, each: boolean, f: any, wrong?: Invalid): any => {
   const { duration, invalid } = durationOf("batch.within", options?.within)
   const unknown = unknownOption("batch", options, ["size", "within", "middleware"])
   const step: ProgramStep = {
@@ -880,9 +875,10 @@ const addBatch = (self: AnyPipeline, options: BatchOptions, each: boolean, f: an
     size: options?.size,
     within: duration,
     each,
-    f: options?.middleware === undefined ? f : wrapBatch(options.middleware, f)
+    f: typeof options?.middleware === "function" && typeof f === "function" ? wrapBatch(options.middleware, f) : f
   }
-  return addStep(self, step, invalid ?? unknown)
+  const middleware = unknown === undefined ? invalidFunction("batch.middleware", options.middleware) : undefined
+  return addStep(self, step, unknown ?? invalid ?? middleware ?? wrong)
 }
 
 const wrapBatch = (middleware: NonNullable<BatchOptions["middleware"]>, f: BatchFunction): BatchFunction => {
@@ -1058,7 +1054,10 @@ export const middlewarePromise: {
 } = dual(
   2,
   (self: AnyPipeline, f: any) =>
-    middleware(self as AnyOpen, (handler, message) => wrapPromise(handler, (next) => f(next, message)))
+    middleware(
+      self as AnyOpen,
+      typeof f === "function" ? (handler, message) => wrapPromise(handler, (next) => f(next, message)) : f
+    )
 )
 
 // --- policies
@@ -1123,7 +1122,17 @@ export const retry: {
       while: options?.while as any,
       uncounted: options?.uncounted ?? 100
     }
-  }, unknownOption("retry", options, ["times", "schedule", "while", "uncounted"])))
+  }, invalidRetry(options)))
+
+const invalidRetry = (options: RetryOptions<any, any, any>): Invalid | undefined => {
+  const unknown = unknownOption("retry", options, ["times", "schedule", "while", "uncounted"])
+  if (unknown !== undefined) return unknown
+  if (options.schedule !== undefined && !Schedule.isSchedule(options.schedule)) {
+    const remedy = "give a Schedule of effect, such as Schedule.spaced(\"5 seconds\")"
+    return { option: "retry.schedule", value: options.schedule, remedy }
+  }
+  return invalidFunction("retry.while", options.while)
+}
 
 /**
  * Stores messages that will not be tried again in `topic`, instead of `<topic>.dead`.
@@ -1197,7 +1206,7 @@ export const concurrency: {
       ? addPolicy(
         self,
         { concurrency: limit.max, key: limit.key },
-        unknownOption("concurrency", limit, ["max", "key"])
+        unknownOption("concurrency", limit, ["max", "key"]) ?? invalidFunction("concurrency.key", limit.key)
       )
       : addPolicy(self, { concurrency: limit, key: undefined })
 )

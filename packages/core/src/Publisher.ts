@@ -9,12 +9,15 @@
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Predicate from "effect/Predicate"
 import * as Result from "effect/Result"
 import { exitOf } from "./internal/exit.ts"
-import { outgoingOf, refuse } from "./internal/outgoing.ts"
+import { type Invalid, invalidFunction } from "./internal/invalid.ts"
+import { outgoingOf, refuse, refused } from "./internal/outgoing.ts"
 import type { PublishError } from "./internal/publishError.ts"
 import type { PublishOptions } from "./internal/publishOptions.ts"
 import { send } from "./internal/send.ts"
+import { isTopic } from "./internal/topic.ts"
 import type * as Topic from "./Topic.ts"
 import { type Outgoing, type Published, Transport } from "./Transport.ts"
 
@@ -72,6 +75,8 @@ export const publishAll = <A, RD, RE>(
   options?: (value: A, index: number) => PublishOptions
 ): Effect.Effect<ReadonlyArray<Published>, PublishError, Transport | RE> =>
   Effect.withFiber(({ context }) => {
+    const invalid = invalidMany(values, options)
+    if (invalid !== undefined) return Effect.fail(refused(isTopic(topic) ? topic.name : String(topic), invalid))
     const made = Array.from(values, (value, index) => outgoingOf(topic, value, options?.(value, index), context))
     return Effect.flatMapEager(allOf(made), (messages) =>
       Arr.isReadonlyArrayNonEmpty(messages)
@@ -80,6 +85,11 @@ export const publishAll = <A, RD, RE>(
         )
         : Effect.succeed([]))
   })
+
+const invalidMany = (values: unknown, options: unknown): Invalid | undefined =>
+  Predicate.isIterable(values) && typeof values !== "string"
+    ? invalidFunction("options of publishAll", options)
+    : { option: "values of publishAll", value: values, remedy: "give an array of values" }
 
 /** An `Exit` where all of them are. */
 const allOf = <A, E, R>(effects: ReadonlyArray<Effect.Effect<A, E, R>>): Effect.Effect<ReadonlyArray<A>, E, R> => {

@@ -6,9 +6,12 @@
  * @since 0.1.0
  */
 import * as Duration from "effect/Duration"
+import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import type { Hints } from "./internal/hint.ts"
+import { type Invalid, toError, unknownOption } from "./internal/invalid.ts"
+import { invalidOption } from "./TransportError.ts"
 
 const RequestedTypeId = "~@millrace/core/SettlementRequested"
 
@@ -179,16 +182,38 @@ export interface RetryOptions {
  * @category constructors
  * @since 0.1.0
  */
-export const retry = (after?: Duration.Input | Hints["duration"], options?: RetryOptions): SettlementRequested =>
-  new SettlementRequested({
-    settlement: {
-      _tag: "Retry",
-      after: after === undefined
-        ? undefined
-        : Duration.max(Duration.zero, Duration.fromInputUnsafe(after as Duration.Input)),
-      ...options
-    }
+export const retry = (after?: Duration.Input | Hints["duration"], options?: RetryOptions): SettlementRequested => {
+  const invalid = options === undefined ? undefined : invalidRetry(options)
+  if (invalid !== undefined) throw toError("core", invalid)
+  return new SettlementRequested({
+    settlement: { _tag: "Retry", after: after === undefined ? undefined : finite(after), ...options }
   })
+}
+
+const finite = (after: unknown): Duration.Duration => {
+  const duration = Option.getOrUndefined(Duration.fromInput(after as Duration.Input))
+  if (duration !== undefined && !Number.isNaN(after) && Number.isFinite(Duration.toMillis(duration))) {
+    return Duration.max(Duration.zero, duration)
+  }
+  const remedy = "write a duration as \"5 seconds\" or as a number of milliseconds, neither NaN nor Infinity"
+  throw invalidOption("core", "after of Settlement.retry", after, remedy)
+}
+
+const invalidRetry = (options: RetryOptions): Invalid | undefined => {
+  const of = "Settlement.retry"
+  const unknown = unknownOption(of, options, ["reason", "countsAttempt", "pausesPipeline"])
+  if (unknown !== undefined) return unknown
+  const { countsAttempt, pausesPipeline, reason } = options
+  if (reason !== undefined && typeof reason !== "string") {
+    return { option: `${of}.reason`, value: reason, remedy: "give a text" }
+  }
+  for (const [name, value] of Object.entries({ countsAttempt, pausesPipeline })) {
+    if (value !== undefined && typeof value !== "boolean") {
+      return { option: `${of}.${name}`, value, remedy: "write true or false" }
+    }
+  }
+  return undefined
+}
 
 /**
  * Requests that the message is dead-lettered now, whatever attempts are left; `reason` is stored with the dead letter.
@@ -196,8 +221,17 @@ export const retry = (after?: Duration.Input | Hints["duration"], options?: Retr
  * @category constructors
  * @since 0.1.0
  */
-export const terminate = (reason: string): SettlementRequested =>
-  new SettlementRequested({ settlement: { _tag: "Terminate", reason } })
+export const terminate = (reason: string): SettlementRequested => {
+  if (typeof reason !== "string") {
+    throw invalidOption(
+      "core",
+      "reason of Settlement.terminate",
+      reason,
+      "give a text, such as the message of an error"
+    )
+  }
+  return new SettlementRequested({ settlement: { _tag: "Terminate", reason } })
+}
 
 /**
  * Tells whether a failure is a settlement that a handler requested. Never throws, whatever it is given.

@@ -13,7 +13,7 @@ import { describeTopic } from "./internal/describeTopic.ts"
 import type { Headers } from "./internal/headers.ts"
 import type { Hint } from "./internal/hint.ts"
 import { inspectedAs } from "./internal/inspection.ts"
-import { type Invalid, unknownOption } from "./internal/invalid.ts"
+import { type Invalid, invalidFunction, unknownOption } from "./internal/invalid.ts"
 import { InvalidId, isTopic as isTopicInternal, TypeId as TypeIdInternal } from "./internal/topic.ts"
 
 /**
@@ -194,12 +194,18 @@ const codecOf = (schema: unknown): Codec.Codec<any, any, any> =>
     ? Codec.standard(schema)
     : Codec.json(Schema.Unknown)
 
+const bareSchema = { toString: () => "a schema" }
+
 const invalidTopic = (name: unknown, options: any): Invalid | undefined => {
   const remedy = "give { schema }, or { codec } for anything but JSON"
   if (typeof name !== "string" || name === "") {
     return { option: "topic", value: name, remedy: "a topic name is a text of at least one character" }
   }
-  const unknown = unknownOption(`topic ${name}`, options, ["schema", "codec", "key", "headers"])
+  if (Schema.isSchema(options) || isStandard(options)) {
+    return { option: `options of topic ${name}`, value: bareSchema, remedy: "write Topic.make(name, { schema })" }
+  }
+  const unknown = unknownOption(`topic ${name}`, options, ["schema", "codec", "key", "headers"]) ??
+    invalidFunction(`topic ${name}: key`, options.key)
   if (unknown !== undefined) return unknown
   if (options.codec !== undefined) {
     return typeof options.codec?.decode === "function"

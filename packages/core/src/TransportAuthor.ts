@@ -33,6 +33,7 @@ export { showAs } from "./internal/inspection.ts"
 export { durationOf, type Invalid } from "./internal/invalid.ts"
 export { keyOf } from "./internal/key.ts"
 export { outgoing } from "./internal/outgoing.ts"
+export { quietly } from "./internal/quietly.ts"
 export { send } from "./internal/send.ts"
 export type { Received }
 

@@ -1,12 +1,14 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Millrace, Pipeline, Topic } from "@millrace/core"
+import { Millrace, Pipeline, Topic, type Transport } from "@millrace/core"
 import { MemoryTransport } from "@millrace/testing"
-import { Effect, Layer, Schema } from "effect"
+import { Cause, type Context, Effect, Layer, Schema } from "effect"
 import { execFile } from "node:child_process"
 import * as path from "node:path"
 import { promisify } from "node:util"
 
 const Numbers = Topic.make("numbers", { schema: Schema.Int })
+
+const one = Pipeline.from(Numbers, { group: "g" })
 
 /** A worker that collects what it handles, and a promise of each. */
 const collecting = () => {
@@ -57,6 +59,24 @@ describe("Millrace", () => {
     await millrace.stop()
   })
 
+  it("has a health with its reason before the start, while it starts, and when the start fails", async () => {
+    const { worker } = collecting()
+    let connect = (_: Effect.Effect<never, Cause.TimeoutError>) => {}
+    const broker = Layer.effectContext(
+      Effect.callback<Context.Context<Transport.Transport>, Cause.TimeoutError>((resume) => void (connect = resume))
+    )
+    const millrace = Millrace.make({ broker, pipelines: [worker], signals: false })
+    const before = await millrace.health()
+    assert.deepInclude(before, { state: "stopped", reason: "no pipeline has started" })
+    assert.isAbove(before.since, 0)
+    const starting = millrace.start()
+    await turn()
+    assert.deepInclude(await millrace.health(), { state: "reconnecting", reason: "the pipelines are starting" })
+    connect(Effect.fail(new Cause.TimeoutError("connection refused")))
+    await starting.catch(() => {})
+    assert.deepInclude(await millrace.health(), { state: "stopped", reason: "the start failed: connection refused" })
+  })
+
   it("publishes without pipelines", async () => {
     const millrace = Millrace.make({ broker: MemoryTransport.layer() })
     assert.isFalse((await millrace.publish(Numbers, 1)).duplicate)
@@ -77,6 +97,78 @@ describe("Millrace", () => {
     })
     assert.strictEqual(await broken.publish(Numbers, 1).catch((error) => error), "no configuration")
     await broken.stop()
+  })
+
+  it("lists dead letters and redrives them", async () => {
+    let isBroken = true
+    const handled: Array<number> = []
+    const failing = Pipeline.from(Numbers, { group: "failing" }).pipe(
+      Pipeline.tapPromise(async (n) => {
+        if (isBroken) throw new Error(`${n} is refused`)
+        handled.push(n)
+      }),
+      Pipeline.retry({ times: 0 })
+    )
+    const millrace = await Millrace.run(failing, { broker: MemoryTransport.layer(), signals: false })
+    await millrace.publishAll(Numbers, [1, 2])
+    while ((await millrace.counts()).deadLettered < 2) await turn()
+    const letters = await millrace.deadLetters("numbers.dead")
+    assert.deepStrictEqual(letters.map(({ record }) => record.error.message), ["1 is refused", "2 is refused"])
+    assert.strictEqual((await millrace.deadLetters("numbers.dead", { limit: 1 })).length, 1)
+    isBroken = false
+    assert.strictEqual(
+      (await millrace.redrive("numbers.dead", { filter: ({ id }) => id === letters[1]!.id })).redriven,
+      1
+    )
+    while ((await millrace.counts()).handled < 1) await turn()
+    assert.deepStrictEqual(handled, [2])
+    assert.strictEqual((await millrace.deadLetters("numbers.dead")).length, 1)
+    await millrace.stop()
+  })
+
+  it("after a stop, publishing and dead letters reject until the next start", async () => {
+    const { worker } = collecting()
+    const millrace = await Millrace.run(worker, { broker: MemoryTransport.layer(), signals: false })
+    const first = millrace.closed
+    await Promise.all([millrace.stop(), millrace.stop()])
+    await first
+    const refused = await millrace.publish(Numbers, 1).catch((error) => error)
+    assert.strictEqual(refused.reason._tag, "NotSent")
+    assert.include(refused.message, "this Millrace was stopped: call `start` first")
+    assert.include((await millrace.redrive("numbers.dead").catch((error) => error)).message, "call `start` first")
+    await Promise.all([millrace.start(), millrace.start()])
+    assert.notStrictEqual(millrace.closed, first)
+    await millrace.publish(Numbers, 1)
+    await millrace.stop()
+  })
+
+  it("rejects options that plain JavaScript gets wrong, and shows no secret of them", async () => {
+    const run: any = Millrace.run
+    const broker = MemoryTransport.layer()
+    const cases: ReadonlyArray<readonly [() => Promise<unknown>, string]> = [
+      [() => run(), "broker is undefined: give RedisStreams.layer({ url })"],
+      [() => run(one), "broker is undefined"],
+      [() => run(one, { broker: "redis://app:s3cr3t@localhost" }), "broker is of type string"],
+      [() => run(one, { broker: MemoryTransport.layer }), "broker is of type function"],
+      [() => run(one, { broker: Layer.empty }), "broker is a Layer without @millrace/core/Transport"],
+      [() => run(one, { broker, signal: false }), "options of Millrace.signal is false: there is no such option"],
+      [() => run(one, { broker, signals: "no" }), "signals is \"no\""],
+      [() => run(undefined, { broker }), "pipeline is undefined: start with Pipeline.from"],
+      [() => run(Numbers, { broker }), "pipeline is Topic("],
+      [() => run([one, async () => {}], { broker }), "start with Pipeline.from"],
+      [() => (Millrace.make as any)({ broker, pipelines: one }).start(), "pipelines is of type object: give an array"],
+      [
+        () => (Millrace.make as any)("redis://app:s3cr3t@localhost").publish(Numbers, 1),
+        "options of Millrace is a text"
+      ],
+      [() => Millrace.make({ broker }).counts(one), "pipeline is \"numbers/g\": this Millrace has no pipeline"]
+    ]
+    for (const [act, sentence] of cases) {
+      const error = await act().then(() => undefined, (error) => error)
+      assert.strictEqual(error?._tag, "TransportError", sentence)
+      assert.include(error.message, sentence)
+      assert.notInclude(error.message, "s3cr3t")
+    }
   })
 
   it("stopping finishes the handler that runs", async () => {

@@ -217,6 +217,10 @@ describe("health", () => {
       assert.deepStrictEqual(yield* Effect.forEach(["/health", "/ready"], probeAway), [200, 503])
       const stopped: Pipeline.Running = { ...running, health: Effect.succeed({ state: "stopped", since: 0 }) }
       assert.strictEqual((yield* Health.respond([stopped], "/health")).status, 503)
+      // Before the broker is connected.
+      const early = yield* Effect.forEach(["/health", "/ready"], (path) => Health.respond([], path))
+      assert.deepStrictEqual(early.map(({ status }) => status), [200, 503])
+      assert.strictEqual(JSON.parse(early[1]!.body).reason, "no pipeline has started")
     }).pipe(Effect.scoped, Effect.provide(MemoryTransport.layer()), Effect.provideService(Telemetry.Logs, false)))
 })
 

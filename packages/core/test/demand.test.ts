@@ -117,4 +117,17 @@ describe("the harness", () => {
       )
       assert.strictEqual(report.handled.length, 1)
     }).pipe(Effect.provide(TestHarness.layer)))
+
+  // was: NotIdle, when the handler ended in the last turns of the loop before the harness looked
+  it.effect("waits for the settlement of a handler, in whichever turn of the loop it ends", () =>
+    Effect.gen(function*() {
+      for (let turns = 60; turns < 110; turns += 2) {
+        const slow = Pipeline.from(Numbers, { group: "test" }).pipe(
+          Pipeline.tapPromise(async () => {
+            for (let turn = 0; turn < turns; turn++) await new Promise((resolve) => setImmediate(resolve))
+          })
+        )
+        assert.strictEqual((yield* TestHarness.run(Numbers, slow, [1])).handled.length, 1)
+      }
+    }).pipe(Effect.provide(TestHarness.layer)))
 })

@@ -230,4 +230,48 @@ describe("order", () => {
       )
       assert.deepStrictEqual(report.handled.map(({ value }) => value), Array.from({ length: 20 }, (_, n) => n))
     }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("holds for a message that fails again while a later one of its key, of an earlier process, is not due yet", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const begun: Array<string> = []
+      yield* on(hand, (from) =>
+        from.pipe(
+          Pipeline.tap((n, { attempt }) => {
+            begun.push(`${n}#${attempt}`)
+            return n === 1 && attempt < 3 ? Effect.fail("no") : Effect.void
+          }),
+          Pipeline.retry({ times: 3, schedule: Schedule.spaced("1 minute") }),
+          Pipeline.concurrency({ max: 4, key: () => "k" })
+        ))
+      hand.deliver(delivery(1))
+      yield* Wait.turns
+      hand.deliver(delivery(2, { attempt: 2, redelivered: true, due: 65_000 }), delivery(3))
+      yield* adjust("1 minute")
+      hand.deliver(delivery(1, { attempt: 2, redelivered: true }))
+      yield* adjust("1 minute")
+      assert.deepStrictEqual(begun, ["1#1", "1#2"])
+      hand.deliver(delivery(1, { attempt: 3, redelivered: true }))
+      yield* adjust("1 second")
+      assert.deepStrictEqual(begun, ["1#1", "1#2", "1#3", "2#2", "3#1"])
+    }))
+
+  it.effect("does not let a message wait for one that came after it and is not due yet", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const begun: Array<number> = []
+      yield* on(hand, (from) =>
+        from.pipe(
+          Pipeline.tap((n) => {
+            begun.push(n)
+            return Effect.sleep("1 second")
+          }),
+          Pipeline.concurrency({ max: 4, key: () => "k" })
+        ))
+      hand.deliver(delivery(1), delivery(2), delivery(3, { attempt: 2, redelivered: true, due: 60_000 }))
+      yield* adjust("1 second")
+      assert.deepStrictEqual(begun, [1, 2])
+      yield* adjust("1 minute")
+      assert.deepStrictEqual(begun, [1, 2, 3])
+    }))
 })

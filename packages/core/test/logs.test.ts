@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Pipeline, Publisher, Telemetry, Topic, Transport } from "@millrace/core"
+import { Pipeline, Publisher, Telemetry, Topic, Transport, TransportError } from "@millrace/core"
 import { FakeTransport, MemoryTransport, Wait } from "@millrace/testing"
 import { Effect, Layer, Logger, References, Result, Schedule, Schema } from "effect"
 import { TestClock } from "effect/testing"
@@ -214,17 +214,61 @@ describe("logs", () => {
     }).pipe(Effect.scoped, Effect.provide([MemoryTransport.layer(), layer]))
   })
 
-  it.effect("nothing at all when they are off", () => {
+  it.effect("nothing at all when they are off, but what handlers log themselves", () => {
     const { layer, lines } = recording()
     return Effect.gen(function*() {
-      const running = yield* Pipeline.start(from.pipe(failing, Pipeline.retry({ times: 0 })))
+      const transport = yield* Transport.Transport
+      const noisy: typeof transport = {
+        ...transport,
+        subscribe: (options) =>
+          Effect.map(Effect.tap(transport.subscribe(options), Effect.logWarning("subscribing")), (subscription) => ({
+            ...subscription,
+            pull: (demand) => Effect.andThen(Effect.logWarning("pulling"), subscription.pull(demand)),
+            settle: (batch) => Effect.andThen(Effect.logWarning("settling"), subscription.settle(batch)),
+            health: Effect.succeed({ state: "reconnecting", since: 0, reason: "connection refused" })
+          }))
+      }
+      const pipeline = from.pipe(
+        Pipeline.tap(() => Effect.logWarning("a handler")),
+        failing,
+        Pipeline.retry({ times: 0 })
+      )
+      const running = yield* Pipeline.start(pipeline).pipe(
+        Effect.provideService(Transport.Transport, noisy),
+        Effect.provideService(Telemetry.Observer, () => {
+          throw new Error("observer")
+        })
+      )
       yield* Publisher.publish(Numbers, 7)
       yield* until(() => Effect.runSync(running.counts).deadLettered === 1)
+      yield* Wait.turns
+      yield* TestClock.adjust("1 minute")
     }).pipe(
       Effect.scoped,
-      Effect.andThen(Effect.sync(() => assert.deepStrictEqual(lines, []))),
+      Effect.andThen(Effect.sync(() => assert.deepStrictEqual(lines.map(({ text }) => text), ["a handler"]))),
       Effect.provide([MemoryTransport.layer(), layer, Telemetry.layerLogs(false)])
     )
+  })
+
+  it.effect("a pipeline that can no longer run is one line and one state", () => {
+    const { layer, lines } = recording()
+    return Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const error = new TransportError.TransportError({
+        transport: "fake",
+        reason: new TransportError.Unauthorized({ address: "fake:1", operation: "reading", detail: "no permission" })
+      })
+      hand.pull = () => Effect.fail(error)
+      hand.health = Effect.succeed({ state: "impaired", since: 0, reason: "no permission" })
+      const { running } = yield* on(hand, (from) => from.pipe(Pipeline.map((n) => n)))
+      yield* TestClock.adjust("1 minute")
+      const health = yield* running.health
+      assert.deepStrictEqual([health.state, health.reason], ["stopped", "fake: fake:1 refused reading: no permission"])
+      assert.isAbove(health.since, -1)
+      assert.deepStrictEqual(lines.filter(({ level }) => level !== "Info").map(({ text }) => text), [
+        "numbers/test can no longer run: fake: fake:1 refused reading: no permission"
+      ])
+    }).pipe(Effect.provide(layer))
   })
 
   it.effect("an observer that throws is logged once and breaks nothing", () => {

@@ -1,7 +1,17 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Message, Pipeline, Settlement, Topic } from "@millrace/core"
+import {
+  Codec,
+  Concurrency,
+  DeadLetter,
+  Message,
+  Pipeline,
+  Publisher,
+  Settlement,
+  Topic,
+  type Transport
+} from "@millrace/core"
 import { MemoryTransport, TestHarness } from "@millrace/testing"
-import { Cause, Data, Effect, Logger, Schema } from "effect"
+import { Cause, Data, Effect, Logger, Schema, Stream } from "effect"
 
 const Numbers = Topic.make("numbers", { schema: Schema.Int })
 const numbers = Pipeline.from(Numbers, { group: "g" })
@@ -156,12 +166,35 @@ describe("input that the types refuse and a cast lets through", () => {
     ["a concurrency", source.pipe(loose["concurrency"]!("5")), "concurrency is \"5\""],
     ["a keyed concurrency", source.pipe(loose["concurrency"]!({ max: 2, by: "id" })), "concurrency.by is given"],
     ["an ack policy", source.pipe(loose["ackPolicy"]!("never")), "ackPolicy is \"never\""],
-    ["no function", source.pipe(loose["map"]!("upper")), "Map is \"upper\""],
+    ["no function", source.pipe(loose["map"]!("upper")), "map is \"upper\""],
+    ["no async function", source.pipe(loose["tapPromise"]!(undefined)), "tapPromise is undefined"],
+    ["a promise", source.pipe(loose["mapPromise"]!(Promise.resolve())), "mapPromise is [object Promise]"],
+    ["{ try } alone", source.pipe(loose["mapPromise"]!({ try: async () => 1 })), "mapPromise is [object Object]"],
+    ["no batch function", source.pipe(loose["batchPromise"]!({ size: 1, within: 1 })), "batchPromise is undefined"],
+    ["no recovery", source.pipe(loose["catchTagPromise"]!("Odd", undefined)), "catchTagPromise is undefined"],
+    ["no middleware", source.pipe(loose["middlewarePromise"]!(undefined)), "middleware is undefined"],
     ["no topic to publish to", source.pipe(loose["to"]!("receipts")), "to is \"receipts\""],
+    ["no topic at all", source.pipe(loose["to"]!(undefined)), "to is undefined"],
+    ["a schedule", source.pipe(loose["retry"]!({ schedule: "5 seconds" })), "retry.schedule is \"5 seconds\""],
+    ["a condition", source.pipe(loose["retry"]!({ while: true })), "retry.while is true"],
+    ["a dead-letter topic", source.pipe(loose["deadLetter"]!({})), "deadLetter is [object Object]"],
+    ["a key", source.pipe(loose["concurrency"]!({ max: 2, key: "id" })), "concurrency.key is \"id\""],
+    ["options as a text", loose["from"]!(Numbers, "redis://app:s3cr3t@localhost"), "from is a text"],
+    ["no limit", source.pipe(loose["concurrency"]!((Concurrency.makeAdaptive as any)())), "adaptive is undefined"],
     [
       "a topic without schema",
       loose["from"]!((Topic.make as any)("numbers", {}), { group: "g" }),
       "topic numbers: schema is undefined"
+    ],
+    [
+      "a schema as the options of a topic",
+      loose["from"]!((Topic.make as any)("numbers", Schema.Int), { group: "g" }),
+      "options of topic numbers is a schema"
+    ],
+    [
+      "a key of a topic",
+      loose["from"]!((Topic.make as any)("numbers", { schema: Schema.Int, key: "id" }), { group: "g" }),
+      "topic numbers: key is \"id\""
     ],
     [
       "an option of a topic",
@@ -177,6 +210,104 @@ describe("input that the types refuse and a cast lets through", () => {
         assert.include(error.message, `memory: ${sentence}: `)
       }).pipe(Effect.provide(MemoryTransport.layer())))
   }
+
+  type Loose = (...args: ReadonlyArray<unknown>) => Effect.Effect<unknown, Error, Transport.Transport>
+  const publishing: ReadonlyArray<readonly [string, ReadonlyArray<unknown>, string]> = [
+    ["an option", [Numbers, 1, { delya: 5 }], "publish.delya is 5"],
+    ["options as a text", [Numbers, 1, "id"], "publish is a text"],
+    ["headers", [Numbers, 1, { headers: "a" }], "headers is \"a\""],
+    ["a header that is no text", [Numbers, 1, { headers: { a: 5 } }], "header \"a\" is 5"],
+    ["an id", [Numbers, 1, { id: 5 }], "id is 5"],
+    ["a delay", [Numbers, 1, { delay: "5 sec" }], "delay is \"5 sec\""],
+    ["a numeric key", [(Topic.make as any)("numbers", { schema: Schema.Int, key: (n: number) => n }), 1], "key is 1"]
+  ]
+  for (const [name, args, sentence] of publishing) {
+    it.effect(`${name}: publish fails with option, value and remedy`, () =>
+      Effect.gen(function*() {
+        const publish: Loose = Publisher.publish as any
+        const error = yield* Effect.flip(publish(...args))
+        assert.include(error.message, `publish to numbers: ${sentence}: `)
+      }).pipe(Effect.provide(MemoryTransport.layer())))
+  }
+
+  it.effect("publishAll of no values, which would publish none, is refused", () =>
+    Effect.gen(function*() {
+      const publishAll: Loose = Publisher.publishAll as any
+      const one = yield* Effect.flip(publishAll(Numbers, { n: 1 }))
+      assert.include(one.message, "values of publishAll is [object Object]")
+      const options = yield* Effect.flip(publishAll(Numbers, [1], { id: "a" }))
+      assert.include(options.message, "options of publishAll is [object Object]")
+    }).pipe(Effect.provide(MemoryTransport.layer())))
+
+  it.effect("dead letters are neither listed nor redriven with options that there are not", () =>
+    Effect.gen(function*() {
+      const cases: ReadonlyArray<readonly [Effect.Effect<unknown, any, Transport.Transport>, string]> = [
+        [Stream.runDrain((DeadLetter.list as any)({})), "topic is [object Object]"],
+        [Stream.runDrain((DeadLetter.list as any)("numbers.dead", { max: 5 })), "options.max is 5"],
+        [(DeadLetter.redrive as any)(undefined), "topic is undefined"],
+        [(DeadLetter.redrive as any)("numbers.dead", { filter: true }), "filter is true"],
+        [(DeadLetter.redrive as any)("numbers.dead", { to: "numbers" }), "to is \"numbers\""],
+        [(DeadLetter.discard as any)("numbers.dead", { rate: 5 }), "options.rate is 5"]
+      ]
+      for (const [effect, sentence] of cases) {
+        assert.include((yield* Effect.flip(effect)).message, `memory: ${sentence}: `)
+      }
+    }).pipe(Effect.provide(MemoryTransport.layer())))
+
+  it("a settlement that cannot be meant is an error where it is made", () => {
+    const { retry, terminate } = Settlement as any
+    assert.throws(() => retry("5 sec"), /after of Settlement.retry is "5 sec": write a duration/)
+    assert.throws(() => retry(NaN), /after of Settlement.retry is NaN/)
+    assert.throws(() => retry(Infinity), /after of Settlement.retry is Infinity/)
+    assert.throws(
+      () => retry(1, { countAttempt: false }),
+      /Settlement.retry.countAttempt is false: there is no such option/
+    )
+    assert.throws(() => retry(1, { countsAttempt: "no" }), /Settlement.retry.countsAttempt is "no"/)
+    assert.throws(() => terminate(new Error("no use")), /reason of Settlement.terminate is Error: no use/)
+  })
+
+  it("a codec of what is no schema of Effect is an error where it is made", () => {
+    const { fields, fromBytes, json } = Codec as any
+    for (const make of [json, fields, fromBytes]) {
+      assert.throws(() => make({}), /is \[object Object\]: give a schema of effect/)
+      assert.throws(() => make({ "~standard": {} }), /Codec.standard takes one/)
+    }
+  })
+
+  const returning: ReadonlyArray<readonly [string, any, string]> = [
+    ["map", () => Effect.sync(() => 1), "Pipeline.map returned an Effect, which nothing runs"],
+    ["map", async () => 1, "Pipeline.map returned a Promise: use Pipeline.mapPromise"],
+    ["map", () => Settlement.retry(), "returned a settlement: throw it"],
+    ["mapPromise", async () => Settlement.retry(), "returned a settlement: throw it"],
+    ["tapPromise", async () => Settlement.terminate("no use"), "returned a settlement: throw it"],
+    ["tapPromise", async () => Effect.fail("lost"), "returned an Effect, which nothing runs"],
+    ["tapPromise", () => Effect.sleep("1 second"), "returned an Effect, which nothing runs"],
+    ["tap", async () => 1, "Pipeline.tap returned a Promise: return an Effect, or use Pipeline.tapPromise"],
+    ["mapEffect", (n: number) => n, "Pipeline.mapEffect returned something that is no Effect"]
+  ]
+  for (const [step, f, sentence] of returning) {
+    it.effect(`${step}: "${sentence}" is the error of the message`, () =>
+      Effect.gen(function*() {
+        const { deadLettered } = yield* report(source.pipe(loose[step]!(f), once) as typeof numbers, [1])
+        assert.include(deadLettered[0]!.record.error.message, sentence)
+      }))
+  }
+
+  it.effect("a plain function is as good as an async one", () =>
+    Effect.gen(function*() {
+      const batch = { size: 1, within: "1 second" }
+      for (const step of [loose["tapPromise"]!(() => {}), loose["batchPromise"]!(batch, () => {})]) {
+        const pipeline: typeof numbers = source.pipe(step)
+        assert.strictEqual((yield* report(pipeline, [1])).handled.length, 1)
+      }
+      const values: typeof numbers = source.pipe(
+        loose["batchEachPromise"]!(batch, async (values: unknown) => values),
+        once
+      )
+      const { deadLettered } = yield* report(values, [1])
+      assert.include(deadLettered[0]!.record.error.message, "as Promise.allSettled does")
+    }))
 
   it("a pipeline of another copy of the package is named as such", () => {
     const foreign = Object.assign(Object.create(Object.getPrototypeOf(numbers)), { name: "theirs" })

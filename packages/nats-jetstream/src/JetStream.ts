@@ -17,6 +17,7 @@ import {
   fromTransport,
   type Hints,
   type Invalid,
+  quietly,
   received as receivedOf,
   withSetting
 } from "@millrace/core/TransportAuthor"
@@ -71,7 +72,9 @@ const both = (service: JetStream["Service"]): Context.Context<JetStream | Transp
 export const make = (
   options: Options
 ): Effect.Effect<Context.Context<JetStream | Transport>, TransportError.TransportError, Scope.Scope> =>
-  Effect.flatMap(connect(options), (client) => Effect.map(makeService(client, addressOf(options.url), options), both))
+  quietly(
+    Effect.flatMap(connect(options), (client) => Effect.map(makeService(client, addressOf(options.url), options), both))
+  )
 
 /**
  * Connects to NATS. Fails with a `TransportError` when no server answers within `connectTimeout`; a connection that is
@@ -110,9 +113,9 @@ export const layerFromConnection = (
   options: CommonOptions = {}
 ): Layer.Layer<JetStream | Transport, TransportError.TransportError> =>
   Layer.effectContext(
-    Effect.suspend(() =>
+    quietly(Effect.suspend(() =>
       checkOptions(options, []) ?? Effect.map(makeService(connection, connection.getServer(), options), both)
-    )
+    ))
   )
 
 /**

@@ -96,6 +96,7 @@ describe("connecting", () => {
         [{}, /^nats: url is undefined: give nats:/],
         [{ url: broker.url, tokn: "secret" }, /^nats: layer.tokn is given: there is no such option/],
         [{ url: broker.url, stream: { maxAeg: 1 } }, /^nats: stream.maxAeg is 1: /],
+        [{ url: broker.url, stream: { subjects: "a.>" } }, /^nats: stream.subjects is "a.>": give an array/],
         [{ url: broker.url, stream: { maxAge: "5s" } }, /^nats: stream.maxAge is "5s": write a duration as/],
         [{ url: broker.url, ackWait: "5s" }, /^nats: ackWait is "5s": /],
         [{ url: "nats://secret/hunter@127.0.0.1" }, /^nats: url is "<redacted>": percent-encode/]
@@ -143,6 +144,12 @@ describe("connecting", () => {
       /^memory: from.concurrency is 5: there is no such option/
     ],
     ["a text that is no duration", { group: "g", ackWait: "5s" }, /^memory: ackWait is "5s": write a duration as/],
+    ["a subject that is no text", { group: "g", subject: 5 }, /^memory: subject is 5: give a text/],
+    [
+      "subjects that are no array",
+      { group: "g", subjects: "a.>" },
+      /^memory: subjects is "a.>": give an array of texts/
+    ],
     ["a misspelt start", { group: "g", startFrom: "begining" }, /^memory: startFrom is "begining": write "new"/]
   ])("from refuses %s", ([, options, expected]) =>
     Effect.gen(function*() {

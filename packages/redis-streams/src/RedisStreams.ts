@@ -8,7 +8,7 @@ import type * as Message from "@millrace/core/Message"
 import type * as Pipeline from "@millrace/core/Pipeline"
 import type * as Topic from "@millrace/core/Topic"
 import * as Transport from "@millrace/core/Transport"
-import { durationOf, fromTransport, type Hints, withSetting } from "@millrace/core/TransportAuthor"
+import { durationOf, fromTransport, type Hints, quietly, withSetting } from "@millrace/core/TransportAuthor"
 import { invalidOption, Mismatch, TransportError } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
 import * as Config from "effect/Config"
@@ -77,7 +77,7 @@ export class RedisStreams extends Context.Service<RedisStreams, {
 export const make = (
   options: Options
 ): Effect.Effect<Context.Context<RedisStreams | Transport.Transport>, TransportError, Scope.Scope> =>
-  makeService(Settings.check(options), options.concurrency)
+  quietly(makeService(Settings.check(options), options?.concurrency))
 
 const makeService: (
   checked: Result.Result<Settings.Settings, TransportError>,
@@ -85,7 +85,8 @@ const makeService: (
 ) => Effect.Effect<Context.Context<RedisStreams | Transport.Transport>, TransportError, Scope.Scope> = Effect
   .fnUntraced(
     function*(checked, concurrency) {
-      if (typeof concurrency === "number" && !(Number.isInteger(concurrency) && concurrency >= 1)) {
+      const isWhole = typeof concurrency === "number" && Number.isInteger(concurrency) && concurrency >= 1
+      if (concurrency !== undefined && !Concurrency.isLimit(concurrency) && !isWhole) {
         return yield* invalidOption("redis", "concurrency", concurrency, "give a whole number of at least 1")
       }
       const settings = yield* Effect.fromResult(checked)
@@ -179,7 +180,9 @@ export const layerFromClient = (
   client: Client,
   options: ClientOptions = {}
 ): Layer.Layer<RedisStreams | Transport.Transport, TransportError> =>
-  Layer.effectContext(Effect.suspend(() => makeService(Settings.checkClient(client, options), options.concurrency)))
+  Layer.effectContext(
+    quietly(Effect.suspend(() => makeService(Settings.checkClient(client, options), options.concurrency)))
+  )
 
 /**
  * Provides Redis, or Valkey, with options read from `Config`.

@@ -1,6 +1,7 @@
 import { assert, layer } from "@effect/vitest"
 import * as Settlement from "@millrace/core/Settlement"
 import type { Delivery, Subscription } from "@millrace/core/Transport"
+import { Wait } from "@millrace/testing"
 import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -20,8 +21,7 @@ import {
   serving,
   subscribing,
   textOf,
-  transport,
-  until
+  transport
 } from "./redis.ts"
 
 const pullAll = (subscription: Subscription, n: number): Effect.Effect<ReadonlyArray<Delivery>, unknown> =>
@@ -187,9 +187,9 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         yield* Fiber.interrupt(yield* Effect.forkChild(subscription.pull(demand(5)), { startImmediately: true }))
         yield* Effect.sleep(20)
         yield* redis.publish([outgoing(topic, "2")])
-        yield* until("read", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 1))
+        yield* Wait.until("read", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 1))
         yield* subscription.withdraw
-        yield* until(
+        yield* Wait.until(
           "released",
           Effect.map(
             run("XPENDING", topic, "g", "-", "+", "10"),
@@ -260,7 +260,7 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         yield* Effect.forkScoped(
           Effect.forever(Effect.andThen(redis.publish([outgoing(topic, "traffic")]), Effect.sleep(10)))
         )
-        yield* until("it is back", Effect.sync(() => [...mine, ...peers].some((text) => text.startsWith("waits"))))
+        yield* Wait.until("it is back", Effect.sync(() => [...mine, ...peers].some((text) => text.startsWith("waits"))))
         assert.include(mine, "waits 2")
       }))
 

@@ -1,9 +1,10 @@
 import { assert, layer } from "@effect/vitest"
 import * as Settlement from "@millrace/core/Settlement"
+import { Wait } from "@millrace/testing"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import { demand, fresh, outgoing, Server, serving, subscribing, transport, until } from "./redis.ts"
+import { demand, fresh, outgoing, Server, serving, subscribing, transport } from "./redis.ts"
 
 const calls = (stats: unknown): ReadonlyMap<string, number> =>
   new Map([...String(stats).matchAll(/cmdstat_([^:]+):calls=(\d+)/g)].map(([, name, n]) => [name!, Number(n)]))
@@ -49,7 +50,7 @@ layer(serving("redis"), { excludeTestServices: true })("what it costs", (it) => 
       }
       const counts = calls(yield* run("INFO", "commandstats"))
       assert.isAtMost((counts.get("xreadgroup") ?? 0) + (counts.get("xack") ?? 0), 0.05 * n)
-      yield* until("all settled", Effect.map(run("XPENDING", topic, "g"), ([pending]) => pending === 0))
+      yield* Wait.until("all settled", Effect.map(run("XPENDING", topic, "g"), ([pending]) => pending === 0))
     }))
 
   it.effect(

@@ -1,10 +1,11 @@
 import { assert, layer } from "@effect/vitest"
+import { Wait } from "@millrace/testing"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import { type ChildProcess, spawn } from "node:child_process"
 import { fileURLToPath } from "node:url"
-import { fresh, outgoing, Server, servers, serving, textOf, transport, until } from "./redis.ts"
+import { fresh, outgoing, Server, servers, serving, textOf, transport } from "./redis.ts"
 
 const program = fileURLToPath(new URL("./fixtures/killed.ts", import.meta.url))
 
@@ -46,14 +47,14 @@ servers.forEach(({ kind, version }, i) =>
           const values = Arr.makeBy(1_001, (i) => i === 300 ? "killer" : String(i))
           yield* redis.publish(values.map((value) => outgoing(topic, JSON.stringify(value))) as any)
           const state = yield* supervise(url, topic, ...consumer === undefined ? [] : [consumer])
-          yield* until(
+          yield* Wait.until(
             "everything is settled",
             Effect.gen(function*() {
               const pending = yield* run("XPENDING", topic, "g")
               return Array.isArray(pending) && Number(pending[0]) === 0 && (yield* run("XLEN", `${topic}.dead`)) > 0 &&
                 (yield* run("XLEN", `${topic}.done`)) >= 1_000
             }),
-            150
+            "150 seconds"
           )
           const dead = yield* Stream.runCollect(redis.browse(`${topic}.dead`))
           assert.deepStrictEqual(dead.map(textOf), [JSON.stringify("killer")])

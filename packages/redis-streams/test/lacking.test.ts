@@ -2,10 +2,10 @@
 import { assert, it } from "@effect/vitest"
 import { Transport } from "@millrace/core/Transport"
 import { RedisStreams } from "@millrace/redis-streams"
-import { Brokers, Proxy } from "@millrace/testing"
+import { Brokers, Proxy, Wait } from "@millrace/testing"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import { admin, demand, fresh, noting, outgoing, subscribing, textOf, until } from "./redis.ts"
+import { admin, demand, fresh, noting, outgoing, subscribing, textOf } from "./redis.ts"
 
 const calls = (stats: unknown, command: string): number =>
   Number(new RegExp(`cmdstat_${command}:calls=(\\d+)`).exec(String(stats))?.[1] ?? 0)
@@ -39,14 +39,14 @@ it.live.each(
     const topic = fresh("poll")
     const subscription = yield* Effect.provide(redis.subscribe(subscribing(topic)), noting(said))
     const pulling = yield* Effect.forkChild(subscription.pull(demand(1)))
-    yield* until("told", Effect.sync(() => said.some((line) => expected.test(line))))
+    yield* Wait.until("told", Effect.sync(() => said.some((line) => expected.test(line))))
     const since = performance.now()
     yield* run("CONFIG", "RESETSTAT")
     yield* Effect.sleep(1_000)
     const reads = calls(yield* run("INFO", "commandstats"), "xreadgroup")
     assert.isAtMost(reads, (performance.now() - since) / 50 + 1)
     yield* redis.publish([outgoing(topic, "a")])
-    yield* until("given", Effect.sync(() => pulling.pollUnsafe() !== undefined))
+    yield* Wait.until("given", Effect.sync(() => pulling.pollUnsafe() !== undefined))
     assert.strictEqual(said.filter((line) => expected.test(line)).length, 1, said.join("\n"))
   }).pipe(Effect.scoped))
 
@@ -62,7 +62,7 @@ it.live("without CLIENT it connects, and no read is long", () =>
     yield* redis.publish([outgoing(two, "b")])
     assert.strictEqual(textOf((yield* second.pull(demand(1)).pipe(Effect.timeout("20 seconds")))[0]), "b")
     yield* redis.publish([outgoing(one, "a")])
-    yield* until("given", Effect.sync(() => pulling.pollUnsafe() !== undefined))
+    yield* Wait.until("given", Effect.sync(() => pulling.pollUnsafe() !== undefined))
   }).pipe(Effect.scoped))
 
 it.live("without scripts a subscription says so at once, and plain publishing works", () =>
@@ -99,7 +99,7 @@ it.live("where CLIENT UNBLOCK is refused, the first read is short already", () =
     const [one, two] = [fresh("one"), fresh("two")]
     const first = yield* redis.subscribe(subscribing(one))
     yield* Effect.forkChild(first.pull(demand(1)), { startImmediately: true })
-    yield* until(
+    yield* Wait.until(
       "it reads",
       Effect.map(run("INFO", "commandstats"), (stats) => calls(stats, "xreadgroup") > 0)
     )

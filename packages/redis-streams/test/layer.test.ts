@@ -3,7 +3,7 @@ import { Pipeline, Topic } from "@millrace/core"
 import { Transport } from "@millrace/core/Transport"
 import type { TransportError } from "@millrace/core/TransportError"
 import { RedisStreams } from "@millrace/redis-streams"
-import { Brokers, MemoryTransport } from "@millrace/testing"
+import { Brokers, MemoryTransport, Wait } from "@millrace/testing"
 import * as Config from "effect/Config"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Context from "effect/Context"
@@ -31,8 +31,7 @@ import {
   skipsInContainers,
   subscribing,
   textOf,
-  transport,
-  until
+  transport
 } from "./redis.ts"
 
 const failure = (options: RedisStreams.Options): Effect.Effect<TransportError> =>
@@ -91,6 +90,10 @@ it.live.each<readonly [string, RedisStreams.Options, RegExp]>([
     { url: "redis://host", claim: { minIdel: 1 } } as never,
     /^redis: claim.minIdel is 1: /
   ],
+  ["a retention that there is not", { url: "redis://host", retention: "until-ack" } as never, /give "until-acked" or/],
+  ["a claim that is no object", { url: "redis://host", claim: 30 } as never, /^redis: claim is 30: give { minIdle }/],
+  ["a text instead of options", "redis://app:secret@host" as never, /^redis: layer is a text: give an object/],
+  ["no options at all", undefined as never, /^redis: layer is undefined: give an object/],
   ["no URL", {} as never, /^redis: url is undefined: give redis:/],
   [
     "a text that is no duration",
@@ -102,7 +105,32 @@ it.live.each<readonly [string, RedisStreams.Options, RegExp]>([
     { url: "redis://secret/hunter@host" },
     /^redis: url is "<redacted>": percent-encode/
   ],
-  ["a consumer name with spaces", { url: "redis://host", consumer: "a b" }, /no spaces/]
+  ["a consumer without a name", { url: "redis://host", consumer: "" }, /give it a name/],
+  ["a consumer that is no text", { url: "redis://host", consumer: 5 } as never, /^redis: consumer is 5: give a text/],
+  [
+    "a list for a password",
+    { url: "redis://host", password: ["secret"] } as never,
+    /^redis: password is of another type/
+  ],
+  ["a text for a number", { url: "redis://host", concurrency: "5" } as never, /^redis: concurrency is "5"/],
+  [
+    "a word that is no retention",
+    { url: "redis://host", retention: "forever" } as never,
+    /^redis: retention is "forever"/
+  ],
+  [
+    "a number for a group of options",
+    { url: "redis://host", claim: 5000 } as never,
+    /^redis: claim is 5000: give \{ minIdle \}/
+  ],
+  [
+    "a Sentinel without a master",
+    { url: "redis://host", sentinel: { master: "" } },
+    /^redis: sentinel.master is empty/
+  ],
+  ["an age that is no number", { url: "redis://host", retention: { maxAge: NaN } }, /^redis: retention.maxAge is NaN/],
+  ["a database in other digits", { url: "redis://host/0x1" }, /number of a database/],
+  ["a fragment", { url: "redis://host/#3" }, /take the # .*out of the URL/]
 ])("refuses %s", ([, options, expected]) =>
   Effect.gen(function*() {
     const error = yield* failure(options)
@@ -187,11 +215,11 @@ it.live("credentials are asked for at each connection, and a failure of theirs s
     token = "token-2"
     const before = asked
     yield* run("CLIENT", "KILL", "USER", "app")
-    yield* until(
+    yield* Wait.until(
       "published",
       Effect.map(redis.publish([outgoing(topic, "a")]), ([outcome]) => outcome!._tag === "Success")
     )
-    yield* until("given", Effect.sync(() => pulling.pollUnsafe() !== undefined))
+    yield* Wait.until("given", Effect.sync(() => pulling.pollUnsafe() !== undefined))
     assert.isAbove(asked, before)
 
     const error = yield* failure({
@@ -296,7 +324,8 @@ it.live("says at once why there is no connection, where waiting cannot mend that
       [{ url: `redis://127.0.0.1:${port}`, cluster: { nodes: [`127.0.0.1:${port}`] } }, /connection refused/],
       [{ url: `redis://127.0.0.1:${port}`, sentinel: { master: "m" } }, /connection refused/],
       [{ url, sentinel: { master: "m" } }, /is no Sentinel/],
-      [{ url: `redis://127.0.0.1:${other.port}` }, /does not speak the Redis protocol/]
+      [{ url: `redis://127.0.0.1:${other.port}` }, /does not speak the Redis protocol/],
+      [{ url: `rediss://:secret@127.0.0.1:${broker.port}` }, /TLS: the server does not speak it here/]
     ] as const
     for (const [options, text] of cases) {
       // Without an end of its own: that it fails says that nothing is waited for.
@@ -312,7 +341,16 @@ it.live("says that a server accepts and never answers", () =>
     const { port } = yield* silent
     const error = yield* failure({ url: `redis://127.0.0.1:${port}`, connectTimeout: "300 millis" })
     assert.strictEqual(error.reason._tag, "Unreachable")
+    assert.match(error.message, /no answer within/)
   }))
+
+it.live("says that a port does not speak TLS", () =>
+  Effect.gen(function*() {
+    const broker = yield* Brokers.redis()
+    const error = yield* failure({ url: `rediss://127.0.0.1:${broker.port}`, connectTimeout: "1 second" })
+    assert.strictEqual(error.reason._tag, "Unreachable")
+    assert.match(error.message, /does not begin TLS: write redis:\/\/ if this port has none, or give the TLS port/)
+  }).pipe(Effect.scoped))
 
 layer(serving("redis", { password: "right" }), { excludeTestServices: true })("with a password", (it) => {
   it.effect("says at once that the password is wrong or missing, and shows neither", () =>

@@ -4,7 +4,7 @@ import * as Pipeline from "@millrace/core/Pipeline"
 import * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import type { RedisStreams } from "@millrace/redis-streams"
-import { Brokers, Proxy } from "@millrace/testing"
+import { Brokers, Proxy, Wait } from "@millrace/testing"
 import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
@@ -27,8 +27,7 @@ import {
   serving,
   subscribing,
   textOf,
-  transport,
-  until
+  transport
 } from "./redis.ts"
 
 const json = (topic: string, value: string) => outgoing(topic, JSON.stringify(value))
@@ -81,15 +80,15 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         const said: Array<string> = []
         const { aborted, begun, finish, redis, running } = yield* Effect.provide(working(topic), noting(said))
         const published = yield* redis.publish(Arr.makeBy(3, (i) => json(topic, String(i))))
-        yield* until("begun", Effect.sync(() => begun.length === 3))
+        yield* Wait.until("begun", Effect.sync(() => begun.length === 3))
         const ids = published.map((result) => (result as { success: { id: string } }).success.id)
         yield* run(...command(topic, ids))
         // Two heartbeats.
         yield* Effect.sleep(1_500)
         assert.deepStrictEqual(aborted, [])
         finish()
-        yield* until("handled", Effect.map(running.counts, ({ handled }) => handled === 3))
-        yield* until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
+        yield* Wait.until("handled", Effect.map(running.counts, ({ handled }) => handled === 3))
+        yield* Wait.until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
         assert.strictEqual(said.filter((line) => /3 entries were deleted/.test(line)).length, 1, said.join("\n"))
         assert.strictEqual(begun.length, 3)
       }))
@@ -100,14 +99,14 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         const topic = fresh("consumer")
         const { aborted, begun, finish, redis, running } = yield* working(topic)
         yield* redis.publish(["fails-1", "fails-2", "a", "b"].map((value) => json(topic, value)) as any)
-        yield* until("begun", Effect.map(running.counts, ({ retried }) => begun.length === 4 && retried === 2))
+        yield* Wait.until("begun", Effect.map(running.counts, ({ retried }) => begun.length === 4 && retried === 2))
         const consumers = yield* run("XINFO", "CONSUMERS", topic, "g")
         for (const [, name] of consumers) {
           if (!String(name).startsWith("millrace:")) yield* run("XGROUP", "DELCONSUMER", topic, "g", String(name))
         }
         finish()
-        yield* until("all", Effect.map(running.counts, ({ handled }) => handled === 4))
-        yield* until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
+        yield* Wait.until("all", Effect.map(running.counts, ({ handled }) => handled === 4))
+        yield* Wait.until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
         assert.deepStrictEqual(aborted, [])
         assert.deepStrictEqual(begun.toSorted(), ["a#1", "b#1", "fails-1#1", "fails-1#2", "fails-2#1", "fails-2#2"])
       }))
@@ -123,16 +122,16 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         const topic = fresh("group")
         const { aborted, begun, finish, redis, running } = yield* working(topic)
         yield* redis.publish(Arr.makeBy(4, (i) => json(topic, String(i))))
-        yield* until("begun", Effect.sync(() => begun.length === 4))
+        yield* Wait.until("begun", Effect.sync(() => begun.length === 4))
         yield* run(...command(topic))
         yield* Effect.sleep(1_500)
         yield* redis.publish([json(topic, "new")])
-        yield* until("new", Effect.sync(() => begun.includes("new#1")))
+        yield* Wait.until("new", Effect.sync(() => begun.includes("new#1")))
         assert.deepStrictEqual(begun, ["0#1", "1#1", "2#1", "3#1", "new#1"])
         assert.deepStrictEqual(aborted, [])
         finish()
-        yield* until("all", Effect.map(running.counts, ({ handled }) => handled === 5))
-        yield* until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
+        yield* Wait.until("all", Effect.map(running.counts, ({ handled }) => handled === 5))
+        yield* Wait.until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
       }))
 
     it.effect.each(
@@ -150,11 +149,11 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
           const scope = yield* Scope.make()
           const { finish, redis, running } = yield* Scope.provide(working(topic, { drainTimeout: "10 millis" }), scope)
           const published = yield* redis.publish(["fails-late", "stays"].map((value) => json(topic, value)) as any)
-          yield* until("begun", Effect.map(running.owned, ({ running }) => running === 2))
+          yield* Wait.until("begun", Effect.map(running.owned, ({ running }) => running === 2))
           const ids = published.map((result) => (result as { success: { id: string } }).success.id)
           yield* run(...command(topic, ids))
           finish()
-          yield* until("retried", Effect.map(running.counts, ({ deadLettered }) => deadLettered === 1))
+          yield* Wait.until("retried", Effect.map(running.counts, ({ deadLettered }) => deadLettered === 1))
           yield* Scope.close(scope, Exit.void)
           const { lost, vanished } = yield* running.counts
           assert.deepStrictEqual({ lost, vanished }, { lost: 0, vanished: 2 })
@@ -182,26 +181,29 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
           claim: {}
         })
         yield* redis.publish([json(topic, "a"), json(topic, "b")])
-        yield* until("begun", Effect.sync(() => begun.length === 2))
-        yield* until(
+        yield* Wait.until("begun", Effect.sync(() => begun.length === 2))
+        yield* Wait.until(
           "replicated",
           Effect.map(onReplica("XPENDING", topic, "g"), (pending) => Array.isArray(pending) && pending[0] === 2)
         )
         yield* onReplica("REPLICAOF", "NO", "ONE")
         yield* redis.publish([json(topic, "fails-late"), json(topic, "c")])
-        yield* until("begun", Effect.sync(() => begun.length === 4))
+        yield* Wait.until("begun", Effect.sync(() => begun.length === 4))
         target.port = replica.port
         yield* proxy.cut
         finish()
-        yield* until("settled", Effect.map(running.counts, ({ deadLettered, handled }) => handled + deadLettered === 4))
-        yield* until(
+        yield* Wait.until(
+          "settled",
+          Effect.map(running.counts, ({ deadLettered, handled }) => handled + deadLettered === 4)
+        )
+        yield* Wait.until(
           "published",
           Effect.map(redis.publish([json(topic, "d")]), ([outcome]) => outcome!._tag === "Success")
         )
-        yield* until("d", Effect.map(running.counts, ({ handled }) => handled === 4))
+        yield* Wait.until("d", Effect.map(running.counts, ({ handled }) => handled === 4))
         const { lost, vanished } = yield* running.counts
         assert.deepStrictEqual({ lost, vanished, aborted }, { lost: 0, vanished: 1, aborted: [] })
-        yield* until("none pending", Effect.map(onReplica("XPENDING", topic, "g"), ([n]) => n === 0))
+        yield* Wait.until("none pending", Effect.map(onReplica("XPENDING", topic, "g"), ([n]) => n === 0))
         assert.strictEqual(yield* onReplica("XLEN", `${topic}.dead`), 1)
         yield* run("DEL", topic)
       }))
@@ -223,7 +225,7 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         yield* run("XDEL", topic, deliveries[0].id)
         const [again] = yield* subscription.pull(demand(2))
         assert.deepStrictEqual([textOf(again), again.attempt], ["kept", 2])
-        yield* until("logged", Effect.sync(() => said.some((line) => /1 entries were deleted/.test(line))))
+        yield* Wait.until("logged", Effect.sync(() => said.some((line) => /1 entries were deleted/.test(line))))
         assert.deepStrictEqual(vanished, [deliveries[0].id])
         assert.strictEqual((yield* run("XPENDING", topic, "g"))[0], 1)
       }))

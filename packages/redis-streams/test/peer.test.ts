@@ -9,6 +9,7 @@ import * as Settlement from "@millrace/core/Settlement"
 import * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import { RedisStreams } from "@millrace/redis-streams"
+import { Wait } from "@millrace/testing"
 import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -18,7 +19,7 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { connect, demand, fresh, outgoing, Server, serving, subscribing, textOf, transport, until } from "./redis.ts"
+import { connect, demand, fresh, outgoing, Server, serving, subscribing, textOf, transport } from "./redis.ts"
 
 const topicOf = (name: string) => Topic.make(name, { schema: Schema.String })
 
@@ -49,7 +50,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       yield* Effect.sleep(1_500)
       assert.isAtMost(calls(yield* run("INFO", "commandstats"), "xreadgroup"), 10)
       yield* run("XADD", topic, "*", "body", `"new"`)
-      yield* until("new", Effect.sync(() => handled.includes("new")))
+      yield* Wait.until("new", Effect.sync(() => handled.includes("new")))
       assert.strictEqual((yield* running.health).state, "consuming")
     }))
 
@@ -66,8 +67,8 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
           )
         )
       )
-      yield* until("handled", Effect.map(running.counts, ({ handled }) => handled === 2))
-      yield* until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
+      yield* Wait.until("handled", Effect.map(running.counts, ({ handled }) => handled === 2))
+      yield* Wait.until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
     }))
 
   it.effect("P3: a handler that fails is called again, and its message does not stay pending", () =>
@@ -83,8 +84,8 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
           Pipeline.retry({ times: 2, schedule: Schedule.spaced("10 millis") })
         )
       )
-      yield* until("dead-lettered", Effect.map(run("XLEN", `${topic}.dead`), (n) => n === 1))
-      yield* until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
+      yield* Wait.until("dead-lettered", Effect.map(run("XLEN", `${topic}.dead`), (n) => n === 1))
+      yield* Wait.until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
       assert.strictEqual(calls, 3)
     }))
 
@@ -102,8 +103,8 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
           Pipeline.concurrency(5)
         )
       )
-      yield* until("four", Effect.sync(() => handled.length === 4))
-      yield* until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
+      yield* Wait.until("four", Effect.sync(() => handled.length === 4))
+      yield* Wait.until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
       const [dead] = yield* Stream.runCollect(redis.browse(`${topic}.dead`))
       assert.deepStrictEqual(Uint8Array.from(dead!.body), bad)
     }))
@@ -121,12 +122,12 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       )
       const scope = yield* Scope.make()
       yield* Scope.provide(started(pipeline, { consumer: "same" }), scope)
-      yield* until("some", Effect.sync(() => handled.length >= 24))
+      yield* Wait.until("some", Effect.sync(() => handled.length >= 24))
       yield* Scope.close(scope, Exit.void)
       const left = yield* run("XPENDING", topic, "g", "-", "+", "200")
       assert.isTrue(left.every(([, , , count]: [string, string, number, number]) => count === 0), "uncounted")
       yield* started(pipeline, { consumer: "same" })
-      yield* until("all", Effect.sync(() => new Set(handled).size === 100))
+      yield* Wait.until("all", Effect.sync(() => new Set(handled).size === 100))
       assert.strictEqual(handled.length, 100)
     }))
 
@@ -142,7 +143,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
           Pipeline.concurrency(4)
         )
       )
-      yield* until("four", Effect.map(running.owned, ({ running }) => running === 4))
+      yield* Wait.until("four", Effect.map(running.owned, ({ running }) => running === 4))
       yield* Effect.sleep(500)
       const { running: inUse, waiting } = yield* running.owned
       const [pending] = yield* run("XPENDING", topic, "g")
@@ -164,7 +165,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
         Pipeline.start,
         Effect.provide(context)
       )
-      yield* until("all", Effect.sync(() => handled.length === 3))
+      yield* Wait.until("all", Effect.sync(() => handled.length === 3))
       yield* run("CONFIG", "RESETSTAT")
       yield* Effect.sleep(1_000)
       assert.isAtMost(calls(yield* run("INFO", "commandstats"), "xreadgroup"), 3)
@@ -196,7 +197,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       yield* run("CONFIG", "RESETSTAT")
       const handled = new Set<string>()
       yield* started(source(topic).pipe(Pipeline.map((value) => void handled.add(value)), Pipeline.concurrency(64)))
-      yield* until("all", Effect.sync(() => handled.size === 1_001))
+      yield* Wait.until("all", Effect.sync(() => handled.size === 1_001))
       assert.isAtMost(calls(yield* run("INFO", "commandstats"), "evalsha"), 40)
     }))
 
@@ -214,7 +215,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       const one = yield* started(pipeline, options)
       const two = yield* started(pipeline, options)
       const handled = Effect.zipWith(one.counts, two.counts, (a, b) => a.handled + b.handled)
-      yield* until("handled", Effect.map(handled, (n) => n > 0))
+      yield* Wait.until("handled", Effect.map(handled, (n) => n > 0))
       assert.strictEqual(starts, 1)
     }))
 
@@ -232,7 +233,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
         ),
         { claim: { minIdle: "100 millis" } }
       )
-      yield* until("dead-lettered", Effect.map(run("XLEN", `${topic}.dead`), (n) => n === 1))
+      yield* Wait.until("dead-lettered", Effect.map(run("XLEN", `${topic}.dead`), (n) => n === 1))
       yield* Effect.sleep(500)
       assert.strictEqual(calls, 5)
       assert.strictEqual((yield* running.counts).handled, 1)
@@ -257,9 +258,9 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
         Effect.provide(context)
       )
       yield* redis.publish([json(topic, "before")])
-      yield* until("being handled", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 1))
+      yield* Wait.until("being handled", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 1))
       yield* broker.kill
-      yield* until("noticed", Effect.map(redis.health, ({ state }) => state === "reconnecting"))
+      yield* Wait.until("noticed", Effect.map(redis.health, ({ state }) => state === "reconnecting"))
       finish()
       // What was on its way when the connection broke has an unknown outcome: the same id is published again.
       yield* redis.publish([{ ...json(topic, "during"), id: "during" }]).pipe(
@@ -268,9 +269,9 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       )
       yield* Effect.sleep(200)
       yield* broker.start
-      yield* until("both", Effect.sync(() => handled.length === 2))
+      yield* Wait.until("both", Effect.sync(() => handled.length === 2))
       assert.deepStrictEqual(handled, ["before", "during"])
-      yield* until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
+      yield* Wait.until("none pending", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
     }))
 
   it.effect("a long block does not delay the start", () =>
@@ -281,7 +282,7 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       yield* started(source(topic).pipe(Pipeline.map((value) => void handled.push(value))), { block: "100 seconds" })
       const [outcome] = yield* redis.publish([json(topic, "a")])
       assert.isTrue(Result.isSuccess(outcome!))
-      yield* until("a", Effect.sync(() => handled.length === 1))
+      yield* Wait.until("a", Effect.sync(() => handled.length === 1))
     }))
 
   it.effect("a read may block longer than the answer timeout", () =>
@@ -299,6 +300,6 @@ layer(serving("redis", { persistence: "always" }), { excludeTestServices: true }
       assert.strictEqual((yield* running.health).state, "consuming")
       assert.isAtMost(calls(yield* run("INFO", "commandstats"), "xreadgroup"), 1)
       yield* redis.publish([json(topic, "a")])
-      yield* until("a", Effect.sync(() => handled.length === 1))
+      yield* Wait.until("a", Effect.sync(() => handled.length === 1))
     }))
 })

@@ -1,11 +1,11 @@
 import { assert, layer } from "@effect/vitest"
-import { Proxy } from "@millrace/testing"
+import { Proxy, Wait } from "@millrace/testing"
 import * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import * as Stream from "effect/Stream"
-import { demand, fresh, outgoing, Server, servers, serving, subscribing, textOf, transport, until } from "./redis.ts"
+import { demand, fresh, outgoing, Server, servers, serving, subscribing, textOf, transport } from "./redis.ts"
 
 const reasonOf = (result: Result.Result<unknown, { readonly reason: { readonly _tag: string } }>) =>
   Result.isFailure(result) ? result.failure.reason._tag : "published"
@@ -100,7 +100,7 @@ servers.forEach(({ kind, version }) =>
           outgoing(topic, "1", { delay: Duration.millis(100) }),
           outgoing(topic, "2", { delay: Duration.millis(300) })
         ])
-        yield* until("moved", Effect.map(run("XLEN", topic), (n) => n === 2))
+        yield* Wait.until("moved", Effect.map(run("XLEN", topic), (n) => n === 2))
       }))
 
     it.effect("a message that is larger than the server takes is refused as such, and its neighbours are published", () =>

@@ -120,23 +120,6 @@ export const outgoing = (topic: string, body: string | Uint8Array, more?: Partia
 
 export const textOf = (delivery: { readonly body: Uint8Array }): string => new TextDecoder().decode(delivery.body)
 
-/** Waits until it is so; fails with `what` when that takes more than `seconds`. */
-export const until = <E, R>(
-  what: string,
-  condition: Effect.Effect<boolean, E, R>,
-  seconds = 20
-): Effect.Effect<void, E, R> =>
-  Effect.suspend(() => {
-    const deadline = performance.now() + seconds * 1000
-    const look: Effect.Effect<void, E, R> = Effect.flatMap(condition, (is) =>
-      is
-        ? Effect.void
-        : performance.now() > deadline
-        ? Effect.die(new Error(`not within ${seconds} s: ${what}`))
-        : Effect.andThen(Effect.sleep(10), look))
-    return look
-  })
-
 /** Notes what is logged. */
 export const noting = (said: Array<string>) =>
   Logger.layer([Logger.make(({ cause, message }) => {

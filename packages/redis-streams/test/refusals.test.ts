@@ -5,7 +5,7 @@ import type * as Publisher from "@millrace/core/Publisher"
 import * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import { RedisStreams } from "@millrace/redis-streams"
-import { Brokers } from "@millrace/testing"
+import { Brokers, Wait } from "@millrace/testing"
 import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -27,8 +27,7 @@ import {
   serving,
   subscribing,
   textOf,
-  transport,
-  until
+  transport
 } from "./redis.ts"
 
 const json = (topic: string, value: string) => outgoing(topic, JSON.stringify(value))
@@ -67,7 +66,7 @@ servers.forEach(({ kind, version }) =>
           Effect.provide(noting(said)),
           Scope.provide(scope)
         )
-        yield* until("handled", Effect.sync(() => handled.length === 20))
+        yield* Wait.until("handled", Effect.sync(() => handled.length === 20))
         const redis = Context.get(context, Transport)
         for (let i = 0; i < 3; i++) {
           const [outcome] = yield* Effect.provide(redis.publish([json(topic, "new")]), noting(said))
@@ -78,14 +77,14 @@ servers.forEach(({ kind, version }) =>
         assert.match((health as { reason: string }).reason, /no memory left.*raise maxmemory/)
         assert.isAtMost(said.filter((line) => /no memory left/.test(line)).length, 1, said.join("\n"))
         yield* run("CONFIG", "SET", "maxmemory", "0")
-        yield* until(
+        yield* Wait.until(
           "taken",
           Effect.map(redis.publish([json(topic, "new")]), ([outcome]) => failure(outcome!) === "taken")
         )
         assert.strictEqual((yield* running.health).state, "consuming")
         yield* run("CONFIG", "SET", "maxmemory", "1")
         const drained = yield* Effect.forkChild(Scope.close(scope, yield* Effect.exit(Effect.void)))
-        yield* until("drained", Effect.sync(() => drained.pollUnsafe() !== undefined))
+        yield* Wait.until("drained", Effect.sync(() => drained.pollUnsafe() !== undefined))
         yield* run("CONFIG", "SET", "maxmemory", "0")
       }))
 
@@ -137,12 +136,12 @@ it.live.each(["newest", "oldest"])(
       const topic = fresh("zrem")
       yield* delayed.redis.subscribe(subscribing(topic)).pipe(Effect.provide(noting(delayed.said)))
       yield* delayed.redis.publish([outgoing(topic, "late", { delay: Duration.millis(50) })])
-      yield* until("refused", Effect.sync(() => delayed.said.some((line) => /refused .*zrem/.test(line))))
+      yield* Wait.until("refused", Effect.sync(() => delayed.said.some((line) => /refused .*zrem/.test(line))))
       yield* Effect.sleep(2_000)
       assert.strictEqual(yield* delayed.run("XLEN", topic), 0)
       assert.strictEqual(delayed.said.filter((line) => /refused .*zrem/.test(line)).length, 1, delayed.said.join("\n"))
       yield* delayed.run("ACL", "SETUSER", "app", "+zrem")
-      yield* until("moved", Effect.map(delayed.run("XLEN", topic), (n) => n === 1))
+      yield* Wait.until("moved", Effect.map(delayed.run("XLEN", topic), (n) => n === 1))
 
       for (const command of ["hset", "pexpire"]) {
         const once = yield* lacking(version, `-${command}`)
@@ -154,41 +153,70 @@ it.live.each(["newest", "oldest"])(
 )
 
 it.live.each(["newest", "oldest"])(
-  "redis %s: a look for abandoned entries that is refused is logged once, shows in health, and stops no other topic",
+  "redis %s: a look for abandoned entries that is refused shows in health with the command, and stops no reading",
   (version) =>
     Effect.gen(function*() {
-      const { redis, run, said } = yield* lacking(version, "-xpending")
+      const { redis, run } = yield* lacking(version, "-xpending")
       const topic = fresh("xpending")
-      const subscription = yield* Effect.provide(redis.subscribe(subscribing(topic)), noting(said))
-      yield* until("told", Effect.map(subscription.health, ({ state }) => state === "impaired"))
+      const subscription = yield* redis.subscribe(subscribing(topic))
+      yield* Wait.until("told", Effect.map(subscription.health, ({ state }) => state === "impaired"))
       yield* redis.publish([outgoing(topic, "a")])
       assert.strictEqual(textOf((yield* subscription.pull(demand(1)))[0]), "a")
-      yield* Effect.sleep(2_000)
-      assert.strictEqual(said.filter((line) => /abandoned/.test(line)).length, 1, said.join("\n"))
+      const { reason } = (yield* subscription.health) as { readonly reason: string }
+      assert.match(reason, /abandoned.*'xpending'/)
       yield* run("ACL", "SETUSER", "app", "+xpending")
-      yield* until("allowed", Effect.map(subscription.health, ({ state }) => state === "consuming"))
+      yield* Wait.until("allowed", Effect.map(subscription.health, ({ state }) => state === "consuming"))
     }).pipe(Effect.scoped)
 )
 
-layer(serving("redis"), { excludeTestServices: true })("a broken key beside a topic", (it) => {
-  it.effect("stops neither that topic nor another one, and is logged once", () =>
+layer(serving("redis"), { excludeTestServices: true })("a key of another type beside a topic", (it) => {
+  it.effect("in place of delayed messages: stops no takeover, shows in health by its name, and ends when it is deleted", () =>
     Effect.gen(function*() {
       const { run } = yield* Server
-      const said: Array<string> = []
       const [broken, other] = [fresh("broken"), fresh("other")]
-      yield* run("SET", `{${broken}}:millrace:delayed`, "not a sorted set")
-      const redis = yield* Effect.provide(transport({ claim: { minIdle: "300 millis" } }), noting(said))
-      const one = yield* Effect.provide(redis.subscribe(subscribing(broken)), noting(said))
+      const key = `{${broken}}:millrace:delayed`
+      yield* run("SET", key, "not a sorted set")
+      const redis = yield* transport({ claim: { minIdle: "300 millis" } })
+      const one = yield* redis.subscribe(subscribing(broken))
       const two = yield* redis.subscribe(subscribing(other))
       yield* redis.publish([outgoing(broken, "a"), outgoing(other, "b")])
-      assert.strictEqual(textOf((yield* one.pull(demand(1)))[0]), "a")
-      yield* two.pull(demand(1))
-      // Abandoned by a process that is gone.
-      yield* redis.publish([outgoing(other, "left")])
-      yield* run("XREADGROUP", "GROUP", "g", "gone", "STREAMS", other, ">")
-      assert.strictEqual(textOf((yield* two.pull(demand(1)))[0]), "left")
-      assert.strictEqual((yield* one.health).state, "impaired")
+      for (const [topic, subscription] of [[broken, one], [other, two]] as const) {
+        yield* subscription.pull(demand(1))
+        // Abandoned by a process that is gone.
+        yield* redis.publish([outgoing(topic, "left")])
+        yield* run("XREADGROUP", "GROUP", "g", "gone", "STREAMS", topic, ">")
+        assert.strictEqual(textOf((yield* subscription.pull(demand(1)))[0]), "left")
+      }
+      const health = yield* one.health
+      assert.strictEqual(health.state, "impaired")
+      assert.include((health as { reason: string }).reason, key)
       assert.strictEqual((yield* two.health).state, "consuming")
-      assert.strictEqual(said.filter((line) => line.includes(`entries of ${broken}`)).length, 1, said.join("\n"))
+      yield* run("DEL", key)
+      yield* Wait.until("consuming", Effect.map(one.health, ({ state }) => state === "consuming"))
+    }))
+
+  it.effect("in place of due times: a retry says so in the health by its name, and is recorded when it is deleted", () =>
+    Effect.gen(function*() {
+      const { run } = yield* Server
+      const topic = fresh("dues")
+      const key = `{${topic}}:millrace:due:g`
+      const redis = yield* transport()
+      const subscription = yield* redis.subscribe(subscribing(topic))
+      yield* redis.publish([outgoing(topic, "a"), outgoing(topic, "b")])
+      const deliveries = yield* subscription.pull(demand(1))
+      yield* run("SET", key, "not a hash")
+      const settle = subscription.settle([{ delivery: deliveries[0], settlement: retry(10) }])
+      const error = yield* Effect.flip(settle)
+      assert.strictEqual(error.reason._tag, "Mismatch")
+      assert.include(error.message, key)
+      const health = yield* subscription.health
+      assert.deepStrictEqual([health.state, (health as { reason: string }).reason], ["impaired", error.message])
+      // Others are given out, and acknowledged.
+      const [other] = yield* subscription.pull(demand(1))
+      assert.deepStrictEqual(yield* subscription.settle([{ delivery: other, settlement: { _tag: "Ack" } }]), [])
+      yield* run("DEL", key)
+      assert.deepStrictEqual(yield* settle, [])
+      assert.strictEqual((yield* subscription.health).state, "consuming")
+      assert.strictEqual((yield* subscription.pull(demand(1)))[0].attempt, 2)
     }))
 })

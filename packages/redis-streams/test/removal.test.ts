@@ -5,12 +5,13 @@ import * as Settlement from "@millrace/core/Settlement"
 import * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import { RedisStreams } from "@millrace/redis-streams"
+import { Wait } from "@millrace/testing"
 import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
-import { connect, fresh, outgoing, Server, servers, serving, transport, until } from "./redis.ts"
+import { connect, fresh, outgoing, Server, servers, serving, transport } from "./redis.ts"
 
 const topicOf = (name: string) => Topic.make(name, { schema: Schema.String })
 
@@ -45,7 +46,7 @@ servers.forEach(({ kind, version }) =>
             Effect.provide(context)
           )
         yield* Context.get(context, Transport).publish([json(topic, "a"), json(topic, "fails"), json(topic, "b")])
-        yield* until(
+        yield* Wait.until(
           "both",
           Effect.sync(() =>
             answers.length === 2
@@ -70,13 +71,13 @@ servers.forEach(({ kind, version }) =>
           (message) => Effect.andThen(Message.settle(message, Settlement.ack), RedisStreams.remove(message))
         ).pipe(Effect.provide(context))
         yield* Context.get(context, Transport).publish([json(topic, "a")])
-        yield* until("kept", Effect.sync(() => first.answers.length === 1))
+        yield* Wait.until("kept", Effect.sync(() => first.answers.length === 1))
         assert.deepStrictEqual(first.answers, ["kept"])
         assert.strictEqual(yield* run("XLEN", topic), 1)
         const later = yield* removing(topic, "later", (message) => RedisStreams.remove(message)).pipe(
           Effect.provide(context)
         )
-        yield* until("removed", Effect.sync(() => later.answers.length === 1))
+        yield* Wait.until("removed", Effect.sync(() => later.answers.length === 1))
         assert.deepStrictEqual(later.answers, ["removed"])
         assert.strictEqual(yield* run("XLEN", topic), 0)
       }))
@@ -102,7 +103,7 @@ servers.forEach(({ kind, version }) =>
           json(topic, "gone"),
           json(topic, "taken")
         ])
-        yield* until("three", Effect.sync(() => answers.length === 3))
+        yield* Wait.until("three", Effect.sync(() => answers.length === 3))
         assert.deepStrictEqual(answers, ["removed", "absent", "kept"])
         assert.strictEqual(yield* run("XLEN", topic), 1)
         assert.strictEqual((yield* run("XPENDING", topic, "g", "-", "+", "9"))[0][1], "peer")
@@ -124,7 +125,7 @@ servers.forEach(({ kind, version }) =>
           Pipeline.start,
           Effect.provide(context)
         )
-        yield* until(
+        yield* Wait.until(
           "all",
           Effect.sync(() =>
             answers.length === 20
@@ -153,8 +154,8 @@ servers.forEach(({ kind, version }) =>
             json(topic, "filtered"),
             json(topic, "bad")
           ])
-          yield* until("dead-lettered", Effect.map(run("XLEN", `${topic}.dead`), (n) => n === 1))
-          yield* until("empty", Effect.map(run("XLEN", topic), (n) => n === 0))
+          yield* Wait.until("dead-lettered", Effect.map(run("XLEN", `${topic}.dead`), (n) => n === 1))
+          yield* Wait.until("empty", Effect.map(run("XLEN", topic), (n) => n === 0))
         }
       }))
 
@@ -171,7 +172,7 @@ servers.forEach(({ kind, version }) =>
           Effect.provide(context)
         )
         yield* Context.get(context, Transport).publish([json(topic, "a")])
-        yield* until("empty", Effect.map(run("XLEN", topic), (n) => attempts > 0 && n === 0))
+        yield* Wait.until("empty", Effect.map(run("XLEN", topic), (n) => attempts > 0 && n === 0))
         assert.strictEqual(attempts, 3)
       }))
 
@@ -215,8 +216,8 @@ servers.forEach(({ kind, version }) =>
           Pipeline.start,
           Effect.provideService(Transport, redis)
         )
-        yield* until("handled", Effect.sync(() => done >= 498))
-        yield* until(
+        yield* Wait.until("handled", Effect.sync(() => done >= 498))
+        yield* Wait.until(
           "pruned",
           Effect.map(run("XINFO", "CONSUMERS", topic, "g"), (consumers) => {
             const names = consumers.map((consumer: Array<unknown>) => consumer[1])
@@ -225,7 +226,7 @@ servers.forEach(({ kind, version }) =>
         )
         assert.strictEqual(yield* run("XLEN", topic), 500, "the oldest is pending")
         yield* run("XACK", topic, "g", (yield* run("XPENDING", topic, "g", "-", "+", "1", "owns"))[0][0])
-        yield* until("trimmed", Effect.map(run("XLEN", topic), (n) => n < 200))
+        yield* Wait.until("trimmed", Effect.map(run("XLEN", topic), (n) => n < 200))
       }))
 
     it.effect("tells what a group has pending, how old that is, its lag and its consumers", () =>

@@ -2,25 +2,13 @@
 import { assert, it, layer } from "@effect/vitest"
 import { Transport } from "@millrace/core/Transport"
 import { RedisStreams } from "@millrace/redis-streams"
-import { Brokers, Proxy } from "@millrace/testing"
+import { Brokers, Proxy, Wait } from "@millrace/testing"
 import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import { prune } from "../src/internal/scripts/prune.ts"
-import {
-  connect,
-  demand,
-  fresh,
-  noting,
-  outgoing,
-  Server,
-  servers,
-  serving,
-  subscribing,
-  transport,
-  until
-} from "./redis.ts"
+import { connect, demand, fresh, noting, outgoing, Server, servers, serving, subscribing, transport } from "./redis.ts"
 
 const calls = (stats: unknown, command: string): number =>
   Number(new RegExp(`cmdstat_${command}:calls=(\\d+)`).exec(String(stats))?.[1] ?? 0)
@@ -84,7 +72,7 @@ servers.forEach(({ kind, version }) =>
         const subscription = yield* redis.subscribe(subscribing(topic))
         yield* Effect.forkScoped(subscription.pull(demand(1)))
         yield* run("CONFIG", "RESETSTAT")
-        yield* until("deleted", Effect.map(names, (all) => !all.some((name) => /dead-|wörker/.test(name))))
+        yield* Wait.until("deleted", Effect.map(names, (all) => !all.some((name) => /dead-|wörker/.test(name))))
         // Old servers know a consumer only once it was given something.
         const others = (all: ReadonlyArray<string>) =>
           all.filter((name) => name !== "me" && !name.startsWith("millrace:"))
@@ -127,7 +115,7 @@ servers.forEach(({ kind, version }) =>
         )
         const before = yield* origin
         yield* run("XGROUP", "DELCONSUMER", topic, "g", String(before))
-        yield* until("put back", Effect.map(origin, (now) => now === before))
+        yield* Wait.until("put back", Effect.map(origin, (now) => now === before))
       }))
   })
 )

@@ -1,9 +1,10 @@
 /** How soon a peer has what was handed back: `MILLRACE_TAKEOVER=200` measures that often. */
 import { assert, layer } from "@effect/vitest"
 import * as Settlement from "@millrace/core/Settlement"
+import { Wait } from "@millrace/testing"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import { demand, fresh, outgoing, Server, serving, subscribing, textOf, transport, until } from "./redis.ts"
+import { demand, fresh, outgoing, Server, serving, subscribing, textOf, transport } from "./redis.ts"
 
 const times = Number(process.env["MILLRACE_TAKEOVER"] ?? 10)
 
@@ -25,7 +26,10 @@ layer(serving("redis"), { excludeTestServices: true })("what is handed back", (i
                 const [one, other] = [yield* transport(), yield* transport()]
                 const subscription = yield* one.subscribe(subscribing(topic))
                 const first = yield* Effect.forkChild(subscription.pull(demand(1)), { startImmediately: true })
-                yield* until("it reads", Effect.map(run("XINFO", "CONSUMERS", topic, "g"), (all) => all.length === 2))
+                yield* Wait.until(
+                  "it reads",
+                  Effect.map(run("XINFO", "CONSUMERS", topic, "g"), (all) => all.length === 2)
+                )
                 const peer = yield* other.subscribe(subscribing(topic))
                 const pulling = yield* Effect.forkChild(peer.pull(demand(1)), { startImmediately: true })
                 yield* Effect.sleep(Math.random() * 1_000)

@@ -3,7 +3,7 @@ import * as Pipeline from "@millrace/core/Pipeline"
 import * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import { RedisStreams } from "@millrace/redis-streams"
-import { Brokers } from "@millrace/testing"
+import { Brokers, Wait } from "@millrace/testing"
 import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -19,7 +19,7 @@ import { createServer } from "node:net"
 import * as Os from "node:os"
 import * as Path from "node:path"
 import { slotOf } from "../src/internal/cluster.ts"
-import { admin, fresh, outgoing, skipsInContainers, until } from "./redis.ts"
+import { admin, fresh, outgoing, skipsInContainers } from "./redis.ts"
 
 const freePort = Effect.callback<number>((resume) => {
   const server = createServer().listen(0, "127.0.0.1", () => {
@@ -66,14 +66,14 @@ describe.skipIf(skips)("cluster", () => {
       (run, i) => run("CLUSTER", "ADDSLOTSRANGE", ...[["0", "5460"], ["5461", "10922"], ["10923", "16383"]][i]!)
     )
     yield* Effect.forEach(brokers, ({ port }) => runs[0]!("CLUSTER", "MEET", "127.0.0.1", String(port)))
-    yield* until(
+    yield* Wait.until(
       "the cluster is one",
       Effect.map(
         Effect.forEach(runs, (run) => run("CLUSTER", "INFO")),
         (infos) =>
           infos.every((info) => /cluster_state:ok/.test(String(info)) && /cluster_known_nodes:3/.test(String(info)))
       ),
-      60
+      "1 minute"
     )
     const ids = yield* Effect.map(Effect.forEach(runs, (run) => run("CLUSTER", "MYID")), (ids) => ids.map(String))
     return { brokers, runs, ids, ownerOf: (slot: number) => slot <= 5460 ? 0 : slot <= 10922 ? 1 : 2 }
@@ -91,7 +91,7 @@ describe.skipIf(skips)("cluster", () => {
       )
       assert.isTrue(outcomes.every(Result.isSuccess))
       for (const { handled, running } of all) {
-        yield* until(
+        yield* Wait.until(
           "all",
           Effect.map(running.counts, ({ deadLettered }) =>
             handled.size === 20 && deadLettered === 1)
@@ -119,7 +119,7 @@ describe.skipIf(skips)("cluster", () => {
         if (Result.isSuccess(outcome!)) confirmed.add(value)
         yield* Effect.sleep(1)
       })))
-      yield* until("going", Effect.sync(() => handled.size > 100))
+      yield* Wait.until("going", Effect.sync(() => handled.size > 100))
       yield* runs[to]!("CLUSTER", "SETSLOT", String(slot), "IMPORTING", ids[from]!)
       yield* runs[from]!("CLUSTER", "SETSLOT", String(slot), "MIGRATING", ids[to]!)
       const keys = yield* runs[from]!("CLUSTER", "GETKEYSINSLOT", String(slot), "100")
@@ -132,9 +132,9 @@ describe.skipIf(skips)("cluster", () => {
         yield* run("CLUSTER", "SETSLOT", String(slot), "NODE", ids[to]!)
       }
       const before = confirmed.size
-      yield* until("publishing goes on", Effect.sync(() => confirmed.size > before + 100))
+      yield* Wait.until("publishing goes on", Effect.sync(() => confirmed.size > before + 100))
       yield* Fiber.interrupt(publishing)
-      yield* until("all handled", Effect.sync(() => [...confirmed].every((value) => handled.has(value))))
+      yield* Wait.until("all handled", Effect.sync(() => [...confirmed].every((value) => handled.has(value))))
     }).pipe(Effect.scoped), 120_000)
 })
 
@@ -172,19 +172,19 @@ describe("sentinel", () => {
         const replica = yield* Brokers.redis()
         const onReplica = yield* admin(replica.url)
         yield* onReplica("REPLICAOF", "127.0.0.1", String(master.port))
-        yield* until(
+        yield* Wait.until(
           "replicating",
           Effect.map(onReplica("INFO", "replication"), (info) => /master_link_status:up/.test(String(info)))
         )
         const port = yield* freePort
         const onSentinel = yield* sentinel(port, master.port)
-        yield* until(
+        yield* Wait.until(
           "the replica is known",
           Effect.map(
             onSentinel("SENTINEL", "REPLICAS", "orders"),
             (replicas) => Array.isArray(replicas) && replicas.length === 1
           ),
-          30
+          "30 seconds"
         )
         const topic = fresh("sentinel")
         const { handled, redis, running } = yield* consuming(topic, {
@@ -193,18 +193,18 @@ describe("sentinel", () => {
           claim: { minIdle: "1 second" }
         })
         yield* redis.publish([json(topic, "before")])
-        yield* until("before", Effect.sync(() => handled.has("before")))
+        yield* Wait.until("before", Effect.sync(() => handled.has("before")))
         yield* master.kill
-        yield* until(
+        yield* Wait.until(
           "published after the failover",
           Effect.map(
             redis.publish([json(topic, "after")]),
             ([outcome]) => Result.isSuccess(outcome!)
           ),
-          60
+          "1 minute"
         )
-        yield* until("after", Effect.sync(() => handled.has("after")))
-        yield* until("consuming", Effect.map(running.health, ({ state }) => state === "consuming"))
+        yield* Wait.until("after", Effect.sync(() => handled.has("after")))
+        yield* Wait.until("consuming", Effect.map(running.health, ({ state }) => state === "consuming"))
       }).pipe(Effect.scoped),
     120_000
   )
@@ -237,6 +237,10 @@ describe("TLS", () => {
         const url = `rediss://127.0.0.1:${port}`
         const error = yield* Effect.flip(RedisStreams.make({ url, connectTimeout: "500 millis" }))
         assert.strictEqual(error.reason._tag, "Unreachable")
+        const plain = yield* Effect.flip(
+          RedisStreams.make({ url: `redis://127.0.0.1:${port}`, connectTimeout: "1 hour" })
+        )
+        assert.match(plain.message, /TLS: the server expects it/)
         const [certificate, privateKey] = [Fs.readFileSync(cert), Fs.readFileSync(key)]
         const topic = fresh("tls")
         const { handled, redis } = yield* consuming(topic, {
@@ -244,7 +248,7 @@ describe("TLS", () => {
           tls: { ca: certificate, cert: certificate, key: privateKey }
         })
         yield* redis.publish([json(topic, "a")])
-        yield* until("a", Effect.sync(() => handled.has("a")))
+        yield* Wait.until("a", Effect.sync(() => handled.has("a")))
       }).pipe(Effect.scoped)
   )
 })
@@ -281,8 +285,11 @@ describe("ACL", () => {
           outgoing(topic, `"id"`, { id: "i" }),
           outgoing(topic, `"late"`, { delay: Duration.millis(100) })
         ])
-        yield* until("all", Effect.map(running.counts, ({ deadLettered }) => handled.size === 4 && deadLettered === 1))
-        yield* until("removed", Effect.map(run("XLEN", topic), (n) => n === 0))
+        yield* Wait.until(
+          "all",
+          Effect.map(running.counts, ({ deadLettered }) => handled.size === 4 && deadLettered === 1)
+        )
+        yield* Wait.until("removed", Effect.map(run("XLEN", topic), (n) => n === 0))
         assert.isDefined(yield* Effect.provide(RedisStreams.groupInfo(topic, "g"), context))
         const other = yield* redis.publish([json("other", "x")])
         assert.strictEqual(Result.isFailure(other[0]!) && other[0].failure.reason._tag, "Unauthorized")

@@ -151,9 +151,8 @@ export const make = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
       Effect.flatMap(transport.publish([outgoing]), (results) => Effect.asVoid(Effect.fromResult(results[0]!)))
     return {
       running,
-      publish: (value, options) =>
+      publish: (value, { subject, ...options } = {}) =>
         Effect.flatMap(outgoingOf(topic, value, options), (outgoing) => {
-          const subject = options?.subject
           return publish(
             subject === undefined
               ? outgoing
@@ -257,7 +256,7 @@ const untilIdle = (
     const moves = isTestClock(clock)
     let told = false
     for (;;) {
-      yield* rest(memory)
+      yield* rest(memory, running)
       const groups = (yield* memory.groups).filter(({ delayed, group, lag, pending, topic }) =>
         topic === running.topic && group === running.group && lag + pending.length + delayed.length > 0
       )
@@ -285,15 +284,21 @@ const untilIdle = (
     }
   })
 
-/** Lets everything run that needs no time: a settlement waits for up to 32 turns of the loop. */
-const rest = (memory: MemoryTransport.MemoryTransport["Service"]): Effect.Effect<void> =>
+/**
+ * Lets everything run that needs no time: a settlement waits for up to 32 turns of the loop, also that of a handler which
+ * ends meanwhile.
+ */
+const rest = (memory: MemoryTransport.MemoryTransport["Service"], running: Pipeline.Running): Effect.Effect<void> =>
   Effect.gen(function*() {
-    let before = yield* memory.activity
+    let activity = yield* memory.activity
+    let handlers = (yield* running.owned).running
     for (let turns = 0; turns < 100; turns++) {
       yield* turn
       const now = yield* memory.activity
-      if (now !== before) turns = 0
-      before = now
+      const held = (yield* running.owned).running
+      if (now !== activity || held !== handlers) turns = 0
+      activity = now
+      handlers = held
     }
   })
 

@@ -69,10 +69,16 @@ export const eventually = <A, E, R>(
   })
 
 /**
- * Waits until a condition holds: see {@link eventually}.
+ * Waits until a condition holds, a function or an Effect: see {@link eventually}.
  *
  * @category waiting
  * @since 0.1.0
  */
-export const until = (what: string, condition: () => boolean, within?: Duration.Input): Effect.Effect<void> =>
-  Effect.asVoid(eventually(what, Effect.sync(condition), (holds) => holds, within))
+export const until = <E = never, R = never>(
+  what: string,
+  condition: (() => boolean) | Effect.Effect<boolean, E, R>,
+  within?: Duration.Input
+): Effect.Effect<void, E, R> =>
+  Effect.asVoid(
+    eventually(what, Effect.isEffect(condition) ? condition : Effect.sync(condition), (holds) => holds, within)
+  )

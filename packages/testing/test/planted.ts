@@ -42,16 +42,15 @@ export const planted: ReadonlyArray<Planted> = [
     name: "runs two messages of one key at a time",
     law: "law 7",
     file: "keyedQueue.ts",
-    from: "if (this.mayBegin(lane) && lane.retrying.length",
-    to: "if (lane.retrying.length"
+    from: "if (lane.waiting[0] === waiting && this.mayBegin(lane))",
+    to: "if (lane.waiting[0] === waiting)"
   },
   {
     name: "lets the next message of a key overtake a retry",
     law: "law 7",
     file: "keyedQueue.ts",
-    from:
-      "    lane.retrying.push(attempt.delivery.id)\n    this.retrying.set(attempt.delivery.id, lane)\n  }\n\n  /** A retry of an earlier",
-    to: "  }\n\n  /** A retry of an earlier"
+    from: "if (lane === undefined || this.retries.has(id)) return",
+    to: "return"
   },
   {
     name: "begins what it has buffered without asking whether it is still its own",

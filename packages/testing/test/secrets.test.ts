@@ -6,10 +6,12 @@ import { JetStream } from "@millrace/nats-jetstream"
 import * as Redis from "@millrace/redis-streams"
 import { RedisStreams } from "@millrace/redis-streams"
 import { Brokers } from "@millrace/testing"
-import { Cause, Context, Effect, Layer, Logger, Redacted, Schema } from "effect"
+import { Cause, Context, Effect, Exit, Formatter, Layer, Logger, Option, Redacted, Schema } from "effect"
 import { inspect } from "node:util"
 
 const secret = "s3cr3t-p4ss"
+
+const Boxed = Context.Service<unknown>("test/Boxed")
 
 /** Every way in which a value is shown. */
 const shown = (value: unknown): Effect.Effect<ReadonlyArray<readonly [how: string, text: string]>> =>
@@ -19,6 +21,18 @@ const shown = (value: unknown): Effect.Effect<ReadonlyArray<readonly [how: strin
     texts.push(["inspect hidden", inspect(value, { depth: Infinity, showHidden: true, getters: true })])
     texts.push(["JSON", attempt(() => JSON.stringify(value) ?? "")])
     texts.push(["template", attempt(() => String(value))])
+    const boxes = {
+      exit: Exit.succeed(value),
+      failure: Exit.fail(value),
+      defect: Cause.die(value),
+      some: Option.some(value)
+    }
+    for (const [name, box] of Object.entries({ ...boxes, array: [value], context: Context.make(Boxed, value) })) {
+      texts.push([`template ${name}`, attempt(() => String(box))], [`JSON ${name}`, attempt(() => JSON.stringify(box))])
+      texts.push([`inspect ${name}`, inspect(box, { depth: Infinity })])
+    }
+    texts.push(["format", Formatter.format(value)], ["formatJson", attempt(() => Formatter.formatJson(value))])
+    texts.push(["format of fields", Formatter.format(value, { ignoreToString: true, space: 2 })])
     const loggers: Record<string, Logger.Logger<unknown, unknown>> = {
       simple: Logger.formatSimple,
       logFmt: Logger.formatLogFmt,

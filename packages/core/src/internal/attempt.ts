@@ -120,6 +120,8 @@ export class Attempt extends Inspected implements Settling, Received {
   permit: Permit | undefined
   /** The key that keeps it in order, where keys do. */
   key: string | undefined
+  /** Its place among the messages of its key. */
+  place = 0
   /** Of the function that gives its key. */
   keyFailure: Cause.Cause<unknown> | undefined
   /** Its place among the running attempts, -1 when it has none, and under each `timeout`. */

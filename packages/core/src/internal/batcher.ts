@@ -162,7 +162,9 @@ export class Batcher {
         Arr.map(members, ({ value }) => value),
         Arr.map(members, ({ attempt }) => attempt.message!)
       )
-      return Effect.isEffect(handled) ? handled : Exit.failCause(notAnEffect())
+      return Effect.isEffect(handled)
+        ? handled
+        : Exit.failCause(notAnEffect(this.step.each ? "batchEach" : "batch", handled))
     }).pipe(Effect.onExit((exit) => Scope.close(scope, exit)))
     const fiber = batch.fiber = Effect.runForkWith(Context.add(this.around.context, Scope.Scope, scope))(effect)
     fiber.addObserver((exit) => {

@@ -10,7 +10,7 @@ import type { Delivery } from "../Transport.ts"
 import { type Attempt, MessageImpl } from "./attempt.ts"
 import type { Deadlines } from "./deadlines.ts"
 import { exitOf } from "./exit.ts"
-import { settledAs } from "./promise.ts"
+import { misresolved, settledAs } from "./promise.ts"
 import { Slots } from "./slots.ts"
 import * as Steps from "./steps.ts"
 import { Carried, carriesTrace, unsampled } from "./traceContext.ts"
@@ -100,7 +100,7 @@ export class Handler {
     if (exit !== undefined) return this.decoded(attempt, this.prepared(attempt, exit))
     // An `Exit` is an Effect: only what is none of both is left to find.
     if (Effect.isEffect(effect)) return this.fork(attempt, effect, decoding, false, undefined)
-    this.end(attempt, "failed", Steps.notAnEffect())
+    this.end(attempt, "failed", Cause.die(new TypeError("the codec's decode returned something that is no Effect")))
   }
 
   /** Bytes that do not fit will never fit; a decoder that breaks is a defect like any other. */
@@ -137,7 +137,10 @@ export class Handler {
         settledAs(
           pending.promise,
           (result) => {
-            if (this.isAt(attempt, epoch)) this.advance(attempt, index + 1, result)
+            if (!this.isAt(attempt, epoch)) return
+            const wrong = misresolved(result)
+            if (wrong === undefined) this.advance(attempt, index + 1, result)
+            else this.recover(attempt, index + 1, wrong)
           },
           (error) => {
             if (this.isAt(attempt, epoch)) this.recover(attempt, index + 1, pending.onRejected(error))

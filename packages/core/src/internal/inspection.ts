@@ -1,5 +1,6 @@
 import * as Formatter from "effect/Formatter"
 import { NodeInspectSymbol } from "effect/Inspectable"
+import { symbolRedactable } from "effect/Redactable"
 
 interface InspectOptions {
   readonly depth?: number | null | undefined
@@ -9,10 +10,15 @@ type Inspect = (value: unknown, options: InspectOptions) => string
 
 /**
  * A value that shows what its `toJSON` gives, and nothing else of itself, under `console.log`, `util.inspect` at any
- * depth, `JSON.stringify`, a template and every logger of Effect.
+ * depth, `JSON.stringify`, a template and every logger of Effect, also inside of other values.
  */
 export abstract class Inspected {
   abstract toJSON(): unknown
+
+  /** Effect reads all fields of what is inside of an Exit or a Context, unless a value says that it is redactable. */
+  [symbolRedactable](): unknown {
+    return this.toJSON()
+  }
 
   toString(): string {
     return `${nameOf(this)}(${Formatter.formatJson(this.toJSON())})`
@@ -46,7 +52,8 @@ export const showAs = <A extends object>(self: A, name: string, data: object): A
     constructor: hidden({ name }),
     toJSON: hidden(() => data),
     toString: hidden(toString),
-    [NodeInspectSymbol]: hidden(inspect)
+    [NodeInspectSymbol]: hidden(inspect),
+    [symbolRedactable]: hidden(() => data)
   })
 }
 

@@ -44,10 +44,16 @@ export const durationOf = (
   }
 }
 
+/** What is wrong with an option that is a function where it is given. */
+export const invalidFunction = (option: string, f: unknown): Invalid | undefined =>
+  f === undefined || typeof f === "function" ? undefined : { option, value: f, remedy: "give a function" }
+
 /** The first option that `of` does not have. A text is not shown: a misspelt password is one. */
 export const unknownOption = (of: string, options: unknown, known: ReadonlyArray<string>): Invalid | undefined => {
   if (typeof options !== "object" || options === null) {
-    return { option: of, value: options, remedy: `give an object with the options ${known.join(", ")}` }
+    // A text may be a URL with a password.
+    const value = typeof options === "string" ? { toString: () => "a text" } : options
+    return { option: of, value, remedy: `give an object with the options ${known.join(", ")}` }
   }
   const name = Object.keys(options).find((name) => !known.includes(name))
   if (name === undefined) return undefined

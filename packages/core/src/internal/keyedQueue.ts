@@ -7,12 +7,19 @@ interface Lane {
   active: number
   /** All that are active wait in an open batch: the next one may join them. */
   isBatching: boolean
-  /** Behind the active ones, in order. */
-  readonly blocked: Array<Attempt>
-  /** Retries of this key that are waited for, in order, by their ids; the first one must come before anything else. */
-  readonly retrying: Array<string>
-  /** Retries that have come back before an earlier one of their key. */
-  readonly returned: Map<string, Attempt>
+  /** How many places have been given. */
+  places: number
+  /** Behind the active ones, by their places: nothing begins before the first one. */
+  waiting: Array<Waiting>
+}
+
+interface Waiting {
+  readonly id: string
+  readonly lane: Lane
+  /** The place of its message among those of the key: a message that fails keeps it for its retry. */
+  readonly place: number
+  /** `undefined`: a retry that has not come back. */
+  attempt: Attempt | undefined
 }
 
 /**
@@ -22,8 +29,8 @@ interface Lane {
  */
 export class KeyedQueue {
   private readonly lanes = new Map<string, Lane>()
-  /** The lanes of retries that are waited for, by their ids. */
-  private readonly retrying = new Map<string, Lane>()
+  /** Retries that have not come back, by their ids. */
+  private readonly retries = new Map<string, Waiting>()
   private readonly keyOf: (attempt: Attempt) => string | undefined
   private readonly onReady: (attempt: Attempt) => void
   /** Messages behind another one of their key. */
@@ -41,28 +48,17 @@ export class KeyedQueue {
 
   /** `true` when the message may begin as soon as there is a permit; otherwise it comes through `onReady`. */
   admit(attempt: Attempt): boolean {
-    const { id } = attempt.delivery
-    const waiting = this.retrying.get(id)
-    if (waiting !== undefined) {
-      attempt.key = waiting.key
-      if (waiting.retrying[0] === id && waiting.active === 0) {
-        this.begin(waiting)
-        this.stopWaiting(waiting, id)
-        return true
-      }
-      waiting.returned.set(id, attempt)
-      this.blocked++
-      return false
-    }
-    const key = this.keyOf(attempt)
-    if (key === undefined) return true
-    attempt.key = key
-    const lane = this.laneFor(key)
-    if (this.mayBegin(lane) && lane.retrying.length === 0 && lane.blocked.length === 0) {
+    const waiting = this.retries.get(attempt.delivery.id) ?? this.entered(attempt)
+    if (waiting === undefined) return true
+    const { lane } = waiting
+    this.retries.delete(waiting.id)
+    attempt.key = lane.key
+    attempt.place = waiting.place
+    if (lane.waiting[0] === waiting && this.mayBegin(lane)) {
       this.begin(lane)
       return true
     }
-    lane.blocked.push(attempt)
+    waiting.attempt = attempt
     this.blocked++
     return false
   }
@@ -93,47 +89,42 @@ export class KeyedQueue {
   /** The message comes again: its key waits for it. Call it before `left`; `gaveUp` ends the waiting. */
   retried(attempt: Attempt): void {
     const lane = this.laneOf(attempt)
-    if (lane === undefined) return
-    lane.retrying.push(attempt.delivery.id)
-    this.retrying.set(attempt.delivery.id, lane)
+    const { delivery: { id }, place } = attempt
+    if (lane === undefined || this.retries.has(id)) return
+    const retry = { id, lane, place, attempt: undefined }
+    const at = lane.waiting.findIndex((other) => other.place > place)
+    lane.waiting.splice(at < 0 ? lane.waiting.length : at, 0, retry)
+    this.retries.set(id, retry)
   }
 
   /** A retry of an earlier process that is not due yet: its key waits until it is admitted. */
   expect(attempt: Attempt): void {
     // This process may have requested the retry itself, which then went to the earlier process.
-    if (this.retrying.has(attempt.delivery.id)) return
-    const key = this.keyOf(attempt)
-    if (key === undefined) return
-    const lane = this.laneFor(key)
-    lane.retrying.push(attempt.delivery.id)
-    this.retrying.set(attempt.delivery.id, lane)
+    if (this.retries.has(attempt.delivery.id)) return
+    const retry = this.entered(attempt)
+    if (retry !== undefined) this.retries.set(retry.id, retry)
   }
 
   /** The retry does not come back to this process. */
   gaveUp(id: string): void {
-    const lane = this.retrying.get(id)
-    if (lane === undefined) return
-    this.stopWaiting(lane, id)
-    this.next(lane)
+    const retry = this.retries.get(id)
+    if (retry === undefined) return
+    this.retries.delete(id)
+    this.remove(retry)
   }
 
   /** Forgets a blocked message that a peer owns. */
   forget(attempt: Attempt): void {
-    const lane = this.laneOf(attempt)
-    if (lane === undefined) return
-    const index = lane.blocked.indexOf(attempt)
-    if (index >= 0) lane.blocked.splice(index, 1)
-    else if (!lane.returned.delete(attempt.delivery.id)) return
-    else this.stopWaiting(lane, attempt.delivery.id)
+    const waiting = this.laneOf(attempt)?.waiting.find((other) => other.attempt === attempt)
+    if (waiting === undefined) return
     this.blocked--
-    this.next(lane)
+    this.remove(waiting)
   }
 
   /** All that is blocked, each key in its order. */
   *all(): Iterable<Attempt> {
-    for (const lane of this.lanes.values()) {
-      yield* lane.returned.values()
-      yield* lane.blocked
+    for (const { waiting } of this.lanes.values()) {
+      for (const { attempt } of waiting) if (attempt !== undefined) yield attempt
     }
   }
 
@@ -142,21 +133,24 @@ export class KeyedQueue {
     const blocked = [...this.all()]
     this.blocked = 0
     for (const lane of this.lanes.values()) {
-      lane.blocked.length = 0
-      for (const id of lane.returned.keys()) this.stopWaiting(lane, id)
-      lane.returned.clear()
+      lane.waiting = lane.waiting.filter(({ attempt }) => attempt === undefined)
       this.deleteIfEmpty(lane)
     }
     return blocked
   }
 
-  private laneFor(key: string): Lane {
+  /** Gives a message the last place of its key; `undefined` when it has none. */
+  private entered(attempt: Attempt): Waiting | undefined {
+    const key = this.keyOf(attempt)
+    if (key === undefined) return undefined
     let lane = this.lanes.get(key)
     if (lane === undefined) {
-      lane = { key, active: 0, isBatching: false, blocked: [], retrying: [], returned: new Map() }
+      lane = { key, active: 0, isBatching: false, places: 0, waiting: [] }
       this.lanes.set(key, lane)
     }
-    return lane
+    const waiting = { id: attempt.delivery.id, lane, place: lane.places++, attempt: undefined }
+    lane.waiting.push(waiting)
+    return waiting
   }
 
   private laneOf(attempt: Attempt): Lane | undefined {
@@ -167,29 +161,22 @@ export class KeyedQueue {
     return lane.active === 0 || lane.isBatching
   }
 
+  /** Begins the first one that waits. */
   private begin(lane: Lane): void {
+    lane.waiting.shift()
     lane.active++
     lane.isBatching = false
   }
 
-  private stopWaiting(lane: Lane, id: string): void {
-    this.retrying.delete(id)
-    const index = lane.retrying.indexOf(id)
-    if (index >= 0) lane.retrying.splice(index, 1)
+  private remove(waiting: Waiting): void {
+    const { lane } = waiting
+    lane.waiting.splice(lane.waiting.indexOf(waiting), 1)
+    this.next(lane)
   }
 
   private next(lane: Lane): void {
     if (!this.mayBegin(lane)) return
-    let attempt: Attempt | undefined
-    const [first] = lane.retrying
-    if (first === undefined) {
-      attempt = lane.blocked.shift()
-    } else {
-      attempt = lane.returned.get(first)
-      if (attempt === undefined) return
-      lane.returned.delete(first)
-      this.stopWaiting(lane, first)
-    }
+    const attempt = lane.waiting[0]?.attempt
     if (attempt === undefined) return this.deleteIfEmpty(lane)
     this.blocked--
     this.begin(lane)
@@ -197,6 +184,6 @@ export class KeyedQueue {
   }
 
   private deleteIfEmpty(lane: Lane): void {
-    if (lane.active + lane.blocked.length + lane.retrying.length + lane.returned.size === 0) this.lanes.delete(lane.key)
+    if (lane.active + lane.waiting.length === 0) this.lanes.delete(lane.key)
   }
 }

@@ -9,26 +9,19 @@ import type * as Topic from "../Topic.ts"
 import type { Outgoing } from "../Transport.ts"
 import { InvalidOption } from "../TransportError.ts"
 import type { Headers } from "./headers.ts"
-import type { Invalid } from "./invalid.ts"
+import { type Invalid, unknownOption } from "./invalid.ts"
 import { isOurs } from "./letterHeaders.ts"
 import { PublishError, Unencodable } from "./publishError.ts"
 import type { PublishOptions } from "./publishOptions.ts"
 import { invalidOf, isTopic } from "./topic.ts"
 import { hasTrace, inject } from "./traceContext.ts"
 
-export const refuse = ({ option, remedy, value }: Invalid) =>
-  new PublishError({
-    topic: option === "topic" ? String(value) : option,
-    reason: new InvalidOption({
-      option,
-      value: typeof value === "string" ? JSON.stringify(value) : String(value),
-      remedy
-    })
-  })
+export const refuse = (invalid: Invalid) =>
+  refused(invalid.option === "topic" ? String(invalid.value) : invalid.option, invalid)
 
 const isReserved = (name: string) => name === "body" || name.startsWith("millrace-")
 
-const refused = (topic: string, option: string, value: unknown, remedy: string) =>
+export const refused = (topic: string, { option, remedy, value }: Invalid) =>
   new PublishError({
     topic,
     reason: new InvalidOption({
@@ -65,20 +58,46 @@ const headersOf = (
     // They describe the message that they came with: its headers can be forwarded as they are.
     if (name === "content-type" || isOurs(name)) continue
     // The strictest of the brokers decides, so that a pipeline moves between them unchanged.
-    if (!/^[!#$%&'*+.^_`|~0-9a-z-]+$/.test(name) || /[\r\n]/.test(text) || isReserved(name)) {
-      const reason = new InvalidOption({
+    const isText = typeof text === "string" && !/[\r\n]/.test(text)
+    if (!isText || !/^[!#$%&'*+.^_`|~0-9a-z-]+$/.test(name) || isReserved(name)) {
+      return refused(topic.name, {
         option: `header ${JSON.stringify(written)}`,
-        value: JSON.stringify(text),
+        value: text,
         remedy: isReserved(name)
           ? "body and millrace-* are reserved, choose another name"
-          : "a name is an HTTP token, a value has no line break"
+          : "a name is an HTTP token, a value is a text without a line break"
       })
-      return new PublishError({ topic: topic.name, reason })
     }
     headers[name] = text
   }
   if (key !== undefined) headers["millrace-key"] = encodeURIComponent(key)
   return headers
+}
+
+const invalidKey = (key: unknown): Invalid | undefined =>
+  key === undefined || (typeof key === "string" && key.isWellFormed()) ? undefined : {
+    option: "key",
+    value: key,
+    remedy: typeof key === "string"
+      ? "half of a character cannot be encoded"
+      : "a key is a text, or undefined for none: convert it with String(…)"
+  }
+
+const invalidOptions = (options: PublishOptions): Invalid | undefined => {
+  const unknown = unknownOption("publish", options, ["headers", "id", "delay"])
+  if (unknown !== undefined) return unknown
+  const { delay, headers, id } = options
+  if (headers !== undefined && (typeof headers !== "object" || headers === null)) {
+    return { option: "headers", value: headers, remedy: "give an object of names and texts" }
+  }
+  if (id !== undefined && !(typeof id === "string" && id.isWellFormed() && !/[\r\n]/.test(id))) {
+    return { option: "id", value: id, remedy: "an id is one line of text" }
+  }
+  const duration = delay === undefined ? undefined : Option.getOrUndefined(Duration.fromInput(delay as Duration.Input))
+  return delay === undefined ||
+      (duration !== undefined && !Number.isNaN(delay) && Number.isFinite(Duration.toMillis(duration)))
+    ? undefined
+    : { option: "delay", value: delay, remedy: "write a duration as \"5 seconds\" or as a number of milliseconds" }
 }
 
 /** Makes what is sent of a value, in the context of its publisher: an `Exit` where encoding needs no Effect. */
@@ -93,25 +112,21 @@ export const outgoingOf = <A, RD, RE>(
     : { option: "topic", value: topic, remedy: "give a topic: Topic.make(name, { schema })" }
   if (invalid !== undefined) return Exit.fail(refuse(invalid))
   const key = topic.key?.(value)
-  if (typeof key === "string" && !key.isWellFormed()) {
-    return Exit.fail(refused(topic.name, "key", key, "half of a character cannot be encoded"))
+  const wrong = options === undefined ? undefined : invalidOptions(options)
+  if (wrong !== undefined) return Exit.fail(refused(topic.name, wrong))
+  const unencodable = (error: Schema.SchemaError) =>
+    new PublishError({ topic: topic.name, reason: new Unencodable({ issue: error.message }) })
+  const wrongKey = invalidKey(key)
+  // A value that does not fit is the cause of its key.
+  if (wrongKey !== undefined) {
+    const encoded = Effect.mapError(topic.codec.encode(value), unencodable)
+    return Effect.andThen(encoded, Exit.fail(refused(topic.name, wrongKey)))
   }
   const headers = headersOf(topic, options?.headers, key, context)
   if (headers instanceof PublishError) return Exit.fail(headers)
   const id = options?.id
-  if (id !== undefined && (/[\r\n]/.test(id) || !id.isWellFormed())) {
-    return Exit.fail(refused(topic.name, "id", id, "an id is one line of text"))
-  }
   const given = options?.delay
-  const delay = given === undefined ? undefined : Option.getOrUndefined(Duration.fromInput(given as Duration.Input))
-  if (
-    given !== undefined &&
-    (delay === undefined || Number.isNaN(given) || !Number.isFinite(Duration.toMillis(delay)))
-  ) {
-    return Exit.fail(
-      refused(topic.name, "delay", given, "write a duration as \"5 seconds\" or as a number of milliseconds")
-    )
-  }
+  const delay = given === undefined ? undefined : Duration.fromInputUnsafe(given as Duration.Input)
   const made = ({ body, fields }: Wire): Outgoing => ({
     topic: topic.name,
     body,
@@ -121,8 +136,6 @@ export const outgoingOf = <A, RD, RE>(
     id,
     delay: delay === undefined ? undefined : Duration.max(Duration.zero, delay)
   })
-  const unencodable = (error: Schema.SchemaError) =>
-    new PublishError({ topic: topic.name, reason: new Unencodable({ issue: error.message }) })
   return Effect.mapBothEager(topic.codec.encode(value), { onFailure: unencodable, onSuccess: made })
 }
 

@@ -2,8 +2,10 @@ import * as Cause from "effect/Cause"
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Predicate from "effect/Predicate"
 import * as Result from "effect/Result"
 import * as Settlement from "../Settlement.ts"
+import type { Invalid } from "./invalid.ts"
 
 /** Whether something is to be waited for as a promise is. */
 export const isThenable = (u: unknown): u is PromiseLike<unknown> =>
@@ -22,10 +24,41 @@ export const settledAs = (
   }
 }
 
-/** What the types refuse can still be passed by a cast. The promise that nothing awaits must not end the process. */
-export const returnedPromise = (step: string, promise: PromiseLike<unknown>): Cause.Cause<never> => {
-  settledAs(promise, () => {}, () => {})
-  return Cause.die(new TypeError(`a function given to Pipeline.${step} returned a Promise: use Pipeline.mapPromise`))
+/**
+ * What is wrong with the result of a plain function: a Promise or an Effect that nothing would wait for, or a settlement
+ * that was returned. The types refuse most of it, JavaScript and casts do not.
+ */
+export const misreturned = (step: string, result: unknown): Cause.Cause<never> | undefined => {
+  // The promise that nothing awaits must not end the process.
+  if (isThenable(result)) settledAs(result, () => {}, () => {})
+  const problem = isThenable(result) ? "a Promise: use Pipeline.mapPromise" : unwaited(result)
+  return problem === undefined ? undefined : misused(step, `returned ${problem}`)
+}
+
+/** The same for the value of a promise. */
+export const misresolved = (result: unknown): Cause.Cause<never> | undefined => {
+  const error = resolvedWrongly(result)
+  return error === undefined ? undefined : Cause.die(error)
+}
+
+const resolvedWrongly = (result: unknown): TypeError | undefined => {
+  const problem = unwaited(result)
+  return problem === undefined ? undefined : new TypeError(`an async function of the pipeline returned ${problem}`)
+}
+
+export const misused = (step: string, problem: string): Cause.Cause<never> =>
+  Cause.die(new TypeError(`a function given to Pipeline.${step} ${problem}`))
+
+const unwaited = (u: unknown): string | undefined => {
+  if (typeof u !== "object" || u === null) return undefined
+  try {
+    if (Settlement.isRequested(u)) return "a settlement: throw it, or fail with it"
+    return Effect.isEffect(u) && !(u instanceof Error)
+      ? "an Effect, which nothing runs: use Pipeline.mapEffect or Pipeline.tap"
+      : undefined
+  } catch {
+    return undefined
+  }
 }
 
 /** What a rejection means: a settlement that was asked for, or what the user's `catch` makes of it. */
@@ -50,14 +83,31 @@ const textOf = (cause: unknown): string => {
   }
 }
 
+/** What `invalid` says is told when the pipeline starts. */
 interface PromiseForm {
+  readonly invalid?: Invalid
   readonly try: (value: unknown, message: unknown) => PromiseLike<any>
   readonly catch: (cause: unknown) => unknown
 }
 
 /** A function, or `{ try, catch }`. */
-export const promiseForm = (f: PromiseForm["try"] | PromiseForm): PromiseForm =>
-  typeof f === "function" ? { try: f, catch: unknownRejection } : f
+export const promiseForm = (step: string, f: unknown): PromiseForm => {
+  if (typeof f === "function") return { try: f as PromiseForm["try"], catch: unknownRejection }
+  if (Predicate.hasProperty(f, "try") && typeof f.try === "function") {
+    if (Predicate.hasProperty(f, "catch") && typeof f.catch === "function") return f as unknown as PromiseForm
+  }
+  const remedy = "give an async function, or { try, catch }"
+  return { try: () => Promise.resolve(), catch: unknownRejection, invalid: { option: step, value: f, remedy } }
+}
+
+/** Passes the value on, whatever the function resolves with. */
+export const tapped = (f: PromiseForm["try"]) => async (value: unknown, message: unknown): Promise<unknown> => {
+  const result = await f(value, message)
+  // What succeeded already has nothing left to run.
+  const error = Exit.isExit(result) && Exit.isSuccess(result) ? undefined : resolvedWrongly(result)
+  if (error !== undefined) throw error
+  return value
+}
 
 /** The Effect of a promise that `catch` explains. A throw is a rejection. */
 export const fromPromise = (
@@ -67,20 +117,39 @@ export const fromPromise = (
   Effect.callback((resume) => {
     const fail = (error: unknown) => resume(Effect.failCause(rejection(onRejected, error)))
     try {
-      evaluate().then((value) => resume(Effect.succeed(value)), fail)
+      whenSettled(evaluate(), (value) => resume(exitOfResolved(value)), fail)
     } catch (error) {
       fail(error)
     }
   })
 
+/** As `await` does: what is no promise is its own value. */
+const whenSettled = (
+  returned: unknown,
+  onFulfilled: (value: any) => void,
+  onRejected: (error: unknown) => void
+): void => isThenable(returned) ? settledAs(returned, onFulfilled, onRejected) : onFulfilled(returned)
+
+const exitOfResolved = (value: unknown): Exit.Exit<any> => {
+  const cause = misresolved(value)
+  return cause === undefined ? Exit.succeed(value) : Exit.failCause(cause)
+}
+
 /** Each item of `Promise.allSettled` as a `Result`. */
-export const settledResults =
-  (onRejected: (cause: unknown) => unknown) =>
-  (items: ReadonlyArray<PromiseSettledResult<unknown>>): ReadonlyArray<Result.Result<unknown, unknown>> =>
-    items.map((item) =>
-      item.status === "fulfilled"
-        ? Result.succeed(item.value)
-        : Result.fail(Settlement.isRequested(item.reason) ? item.reason : onRejected(item.reason))
+export const settledResults = (onRejected: (cause: unknown) => unknown) =>
+(
+  items: ReadonlyArray<PromiseSettledResult<unknown>>
+): Effect.Effect<ReadonlyArray<Result.Result<unknown, unknown>>> =>
+  Array.isArray(items) && items.every((item) => item?.status === "fulfilled" || item?.status === "rejected")
+    ? Effect.succeed(
+      items.map((item) =>
+        item.status === "fulfilled"
+          ? Result.succeed(item.value)
+          : Result.fail(Settlement.isRequested(item.reason) ? item.reason : onRejected(item.reason))
+      )
+    )
+    : Exit.failCause(
+      misused("batchEachPromise", "did not give one result for each value, as Promise.allSettled does")
     )
 
 /** Runs `handler` as a promise inside `f`; a failure that `f` lets through keeps its cause. */
@@ -103,7 +172,7 @@ export const wrapPromise = <A, E, R, B>(
         const fail = (error: unknown) =>
           resume(Effect.failCause(causes.get(error) ?? rejection(unknownRejection, error) as Cause.Cause<never>))
         try {
-          f(next).then((value) => resume(Effect.succeed(value)), fail)
+          whenSettled(f(next), (value) => resume(exitOfResolved(value)), fail)
         } catch (error) {
           fail(error)
         }

@@ -7,6 +7,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
+import * as References from "effect/References"
 import * as Scheduler from "effect/Scheduler"
 import type * as Concurrency from "../Concurrency.ts"
 import { isLimit, make as makeLimit } from "../Concurrency.ts"
@@ -19,7 +20,7 @@ import { DeadLetterWriter } from "./deadLetterWriter.ts"
 import { Deadlines } from "./deadlines.ts"
 import { demandOf, type Holdings, refillAt } from "./demand.ts"
 import { Dispatcher } from "./dispatcher.ts"
-import { loggable, summarize } from "./errorDetail.ts"
+import { loggable, plainText } from "./errorDetail.ts"
 import { Handler } from "./handler.ts"
 import { Intake, isFor } from "./intake.ts"
 import type { Isolation } from "./isolation.ts"
@@ -92,7 +93,10 @@ export class Run {
   ) {
     this.program = program
     this.subscription = subscription
-    this.run = Effect.runForkWith(context)
+    // Not for handlers: what they log is theirs.
+    const isQuiet = Context.get(context, Telemetry.Logs) === false
+    const own = isQuiet ? Context.add(context, References.MinimumLogLevel, "None") : context
+    this.run = Effect.runForkWith(own)
     const clock = this.clock = Context.get(context, Clock.Clock)
     const scheduler = Context.get(context, Scheduler.Scheduler).makeDispatcher()
     const { policies, source } = program
@@ -139,7 +143,7 @@ export class Run {
     this.settler = new Settler<Attempt>({
       subscription,
       clock,
-      context,
+      context: own,
       dispatcher: scheduler,
       onHandedOver: () => this.handedOver(),
       onSettled: (attempt, owned) => this.settled(attempt, owned),
@@ -264,10 +268,11 @@ export class Run {
 
   private fail(cause: Cause.Cause<TransportError>): void {
     this.stoppedAt = this.clock.currentTimeMillisUnsafe()
-    this.stoppedBecause = summarize(cause)
+    this.stoppedBecause = plainText(Cause.squash(cause))
     this.sight.became("stopped")
     Deferred.doneUnsafe(this.failure, Exit.failCause(cause))
-    this.run(Effect.logError(`${this.program.name} can no longer run`, cause))
+    const text = `${this.program.name} can no longer run: ${this.stoppedBecause}`
+    this.run(Cause.hasDies(cause) ? Effect.logError(text, loggable(cause)) : Effect.logError(text))
   }
 
   // --- what this process holds

@@ -1,4 +1,4 @@
-import type * as Arr from "effect/Array"
+import * as Arr from "effect/Array"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
@@ -11,7 +11,7 @@ import { instruments, MetricsEnabled } from "./instruments.ts"
 import type { PublishError } from "./publishError.ts"
 import { type Counter, type Histogram, Registry } from "./series.ts"
 import { serverAttributes, texts } from "./serverAttributes.ts"
-import { Carried, fromTraceparent, toTraceparent } from "./traceContext.ts"
+import { fromTraceparent, toTraceparent } from "./traceContext.ts"
 import { inSpan, isTraced } from "./traced.ts"
 
 type Results = ReadonlyArray<Result.Result<Published, PublishError>>
@@ -52,8 +52,9 @@ const spanned = (
   publish: (messages: Arr.NonEmptyReadonlyArray<Outgoing>) => Effect.Effect<Results>,
   context: Context.Context<never>
 ): Effect.Effect<Results> | undefined => {
+  // The header is the trace that the handler's message carries, or one that the caller gave.
   const parent = Context.getOrUndefined(context, Tracer.ParentSpan) ??
-    fromTraceparent(Context.get(context, Carried)?.["traceparent"])
+    fromTraceparent(messages[0].headers["traceparent"])
   // Not sampled: the message carries its parent's decision on, and nothing is built.
   if (parent?.sampled === false) return undefined
   const [{ topic }] = messages
@@ -72,14 +73,15 @@ const spanned = (
       }
     },
     (span) => {
-      const traceparent = toTraceparent(span)
-      const [first, ...rest] = messages.map((message) => ({ ...message, headers: { ...message.headers, traceparent } }))
-      return Effect.tap(publish([first!, ...rest]), ([result]) =>
-        Effect.sync(() => {
-          if (messages.length === 1 && result !== undefined && Result.isSuccess(result)) {
-            span.attribute("messaging.message.id", result.success.id)
-          }
-        }))
+      return Effect.tap(
+        publish(Arr.map(messages, (message) => within(message, span))),
+        ([result]) =>
+          Effect.sync(() => {
+            if (messages.length === 1 && result !== undefined && Result.isSuccess(result)) {
+              span.attribute("messaging.message.id", result.success.id)
+            }
+          })
+      )
     },
     (exit) => {
       if (Exit.isFailure(exit)) return { type: "_OTHER", cause: exit.cause }
@@ -89,6 +91,20 @@ const spanned = (
         : { type: failed.failure.reason._tag, cause: Cause.fail(failed.failure.reason) }
     }
   )
+}
+
+/** A message that carries the span; a `tracestate` of another trace goes no further. */
+const within = (message: Outgoing, span: Tracer.Span): Outgoing => {
+  const { traceparent, tracestate, ...headers } = message.headers
+  const isSameTrace = fromTraceparent(traceparent)?.traceId === span.traceId
+  return {
+    ...message,
+    headers: {
+      ...headers,
+      traceparent: toTraceparent(span),
+      ...(tracestate === undefined || !isSameTrace ? {} : { tracestate })
+    }
+  }
 }
 
 // --- metrics

@@ -255,7 +255,10 @@ export class Sight {
         if (this.lastState === "consuming" || this.lastState === "reconnecting" || this.lastState === "impaired") {
           this.lastState = health.state
         }
-        return this.log === undefined ? Effect.void : this.outages.saw(this, this.program.name, health, now)
+        // A pipeline that can no longer run has logged that.
+        return this.log === undefined || this.lastState === "stopped"
+          ? Effect.void
+          : this.outages.saw(this, this.program.name, health, now)
       })
     )
   }).pipe(Effect.catchCause((cause) => this.failed(cause)))

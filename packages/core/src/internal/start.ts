@@ -3,18 +3,16 @@ import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import { identity } from "effect/Function"
-import * as References from "effect/References"
 import * as Scope from "effect/Scope"
 import * as Tracer from "effect/Tracer"
 import { isLimit } from "../Concurrency.ts"
-import * as Telemetry from "../Telemetry.ts"
 import type { TransportError } from "../TransportError.ts"
 import { drain } from "./drain.ts"
 import { inspectedAs } from "./inspection.ts"
 import { isolateFrom } from "./isolation.ts"
 import { Prefetch } from "./prefetch.ts"
 import type { Program } from "./program.ts"
+import { quietly } from "./quietly.ts"
 import { allowedAttempts, defaultRetry } from "./retryDecision.ts"
 import { Run } from "./run.ts"
 import type { Health, Running } from "./running.ts"
@@ -30,14 +28,12 @@ export const start = Effect.fnUntraced(function*(
   const bad = validate(program, transport)
   if (bad !== undefined) return yield* bad
   yield* claimGroup(program, transport)
-  // With logs off, the transport and the drain say nothing either.
-  const quiet = (yield* Telemetry.Logs) === false ? Effect.provideService(References.MinimumLogLevel, "None") : identity
-  yield* quiet(advise(program))
+  yield* quietly(advise(program))
   const { concurrency, key, settings } = policies
   const limit = isLimit(concurrency) ? concurrency.ceiling : concurrency
   const deadLetter = deadLetterTopic(program)
   let started: Run | undefined
-  const subscription = yield* quiet(transport.subscribe({
+  const subscription = yield* quietly(transport.subscribe({
     topic: source.topic.name,
     group: source.group,
     startFrom: source.startFrom,
@@ -52,7 +48,7 @@ export const start = Effect.fnUntraced(function*(
   }))
   // After the source: a source that cannot be must not leave topics behind.
   for (const topic of outputs(program)) {
-    yield* quiet(transport.declare(topic, topic === deadLetter ? "deadLetter" : "output"))
+    yield* quietly(transport.declare(topic, topic === deadLetter ? "deadLetter" : "output"))
   }
   // A message is not part of the span that its pipeline happened to be started in.
   const context = Context.omit(Tracer.ParentSpan)(yield* Effect.context<never>())
@@ -69,14 +65,14 @@ export const start = Effect.fnUntraced(function*(
       since = clock.currentTimeMillisUnsafe()
     })
   yield* drainedTogether(
-    Effect.andThen(become("draining"), quiet(drain(run))).pipe(
+    Effect.andThen(become("draining"), quietly(drain(run))).pipe(
       Effect.andThen(Fiber.interrupt(heartbeat)),
       Effect.andThen(become("stopped"))
     )
   )
   const startedAt = performance.now()
   yield* Effect.addFinalizer((exit) =>
-    quiet(
+    quietly(
       warnIfStoppedAtOnce(program, exit, { messages: run.buffered + run.begun + sum(run.outcomes.counts), startedAt })
     )
   )

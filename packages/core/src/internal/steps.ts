@@ -7,7 +7,7 @@ import * as Settlement from "../Settlement.ts"
 import type { Attempt } from "./attempt.ts"
 import { exitOf } from "./exit.ts"
 import type { Step } from "./program.ts"
-import { isThenable, rejection, returnedPromise, settledAs } from "./promise.ts"
+import { isThenable, misresolved, misreturned, misused, rejection, settledAs } from "./promise.ts"
 
 /**
  * What a step answers that is not its value: something to wait for, or an end. A plain value is returned as it is, so
@@ -127,7 +127,8 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
       return {
         run: (value, attempt) => {
           const result = f(value, attempt.message!)
-          return isThenable(result) ? new Failed(returnedPromise("map", result)) : result
+          const wrong = misreturned("map", result)
+          return wrong === undefined ? result : new Failed(wrong)
         }
       }
     }
@@ -136,7 +137,8 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
       return {
         run: (value, attempt) => {
           const result: unknown = f(value, attempt.message!)
-          return isThenable(result) ? new Failed(returnedPromise("filter", result)) : result ? value : filtered
+          const wrong = misreturned("filter", result)
+          return wrong === undefined ? result ? value : filtered : new Failed(wrong)
         }
       }
     }
@@ -147,9 +149,7 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
           const result = f(value, attempt.message!)
           if (Result.isResult(result)) return Result.isSuccess(result) ? result.success : filtered
           return new Failed(
-            isThenable(result)
-              ? returnedPromise("filterMap", result)
-              : Cause.die(new TypeError("a function given to Pipeline.filterMap returned something that is no Result"))
+            misreturned("filterMap", result) ?? misused("filterMap", "returned something that is no Result")
           )
         }
       }
@@ -165,15 +165,18 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
           } catch (error) {
             return new Failed(onRejected(error))
           }
-          return isThenable(returned)
-            ? new Await(returned instanceof Promise ? returned : Promise.resolve(returned), onRejected)
-            : returned
+          if (isThenable(returned)) {
+            return new Await(returned instanceof Promise ? returned : Promise.resolve(returned), onRejected)
+          }
+          const wrong = misresolved(returned)
+          return wrong === undefined ? returned : new Failed(wrong)
         }
       }
     }
     case "Effect": {
       const { f, keep } = step
-      return { run: (value, attempt) => ofEffect(f(value, attempt.message!), keep, value) }
+      const name = keep ? "tap" : "mapEffect"
+      return { run: (value, attempt) => ofEffect(f(value, attempt.message!), keep, value, name) }
     }
     case "To": {
       const publish = environment.publish(step, path)
@@ -194,7 +197,7 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
           const operations = cases.get(name)
           return operations === undefined
             ? new Failed(Cause.die(new TypeError(`a branch of the pipeline has no case ${JSON.stringify(name)}`)))
-            : ofEffect(asEffect(operations, value, attempt), false, value)
+            : ofEffect(asEffect(operations, value, attempt), false, value, "branch")
         }
       }
     }
@@ -207,13 +210,15 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
           // Suspended: a middleware may run it again. One that leaves it as it is costs no fiber.
           const handler = Effect.suspend(() => asEffect(operations, value, attempt))
           const wrapped = f(handler, attempt.message!)
-          if (wrapped !== handler) return ofEffect(wrapped, false, value)
-          if (hasTimeout) return ofEffect(asEffect(operations, value, attempt), false, value)
+          if (wrapped !== handler) return ofEffect(wrapped, false, value, "middleware")
+          if (hasTimeout) return ofEffect(asEffect(operations, value, attempt), false, value, "middleware")
           for (let index = 0; index < operations.length; index++) {
             const result = apply(operations[index]!, value, attempt)
             // The last step is run by whoever runs the others; one that keeps its value must be the first, too.
             if (isPending(result) && index === operations.length - 1 && (index === 0 || !keeps(result))) return result
-            if (isPending(result)) return ofEffect(onward(operations, index, value, attempt, result), false, value)
+            if (isPending(result)) {
+              return ofEffect(onward(operations, index, value, attempt, result), false, value, "middleware")
+            }
             value = result
           }
           return value
@@ -231,7 +236,7 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
           if (error._tag === "None" || attempt.message === undefined) return undefined
           if (!isSafely(() => matches(error.value))) return undefined
           attempt.renewSignal()
-          return ofEffect(f(error.value as never, attempt.message), false, undefined) as Pending
+          return ofEffect(f(error.value as never, attempt.message), false, undefined, "catchTag") as Pending
         }
       }
     }
@@ -241,15 +246,27 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
 const keeps = (pending: Pending): boolean => pending._tag === "Run" && pending.keep
 
 /** An Effect that is an `Exit` needs no fiber. */
-const ofEffect = (effect: Effect.Effect<unknown, unknown>, keep: boolean, value: unknown): unknown | Pending => {
+const ofEffect = (
+  effect: Effect.Effect<unknown, unknown>,
+  keep: boolean,
+  value: unknown,
+  step: string
+): unknown | Pending => {
   const exit = exitOf(effect)
-  if (exit === undefined) return Effect.isEffect(effect) ? new Run(effect, keep) : new Failed(notAnEffect())
+  if (exit === undefined) return Effect.isEffect(effect) ? new Run(effect, keep) : new Failed(notAnEffect(step, effect))
   if (Exit.isSuccess(exit)) return keep ? value : exit.value
   return isFiltered(exit.cause) ? filtered : new Failed(exit.cause)
 }
 
-export const notAnEffect = (): Cause.Cause<never> =>
-  Cause.die(new TypeError("a function of the pipeline returned something that is no Effect"))
+/** The form for promises of a step that wants an Effect. */
+const promiseForms: Record<string, string> = { mapEffect: "mapPromise" }
+
+export const notAnEffect = (step: string, returned: unknown): Cause.Cause<never> => {
+  const remedy = `return an Effect, or use Pipeline.${promiseForms[step] ?? `${step}Promise`}`
+  if (!isThenable(returned)) return misused(step, `returned something that is no Effect: ${remedy}`)
+  settledAs(returned, () => {}, () => {})
+  return misused(step, `returned a Promise: ${remedy}`)
+}
 
 /** Runs one step. A function that throws has a defect, unless it throws a settlement. */
 export const apply = (operation: Operation, value: unknown, attempt: Attempt): unknown | Pending => {
@@ -374,7 +391,10 @@ const effectOf = (pending: Pending, value: unknown, attempt: Attempt): Effect.Ef
       return Effect.callback((resume) => {
         settledAs(
           pending.promise,
-          (result) => resume(Exit.succeed(result)),
+          (result) => {
+            const wrong = misresolved(result)
+            resume(wrong === undefined ? Exit.succeed(result) : Exit.failCause(wrong))
+          },
           (error) => resume(Exit.failCause(pending.onRejected(error)))
         )
       })

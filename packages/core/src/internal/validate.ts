@@ -2,8 +2,8 @@ import * as Duration from "effect/Duration"
 import { invalidIn, isLimit } from "../Concurrency.ts"
 import type * as Transport from "../Transport.ts"
 import { invalidOption, type TransportError } from "../TransportError.ts"
-import { invalidMax, toError } from "./invalid.ts"
-import { allSteps, type Program } from "./program.ts"
+import { type Invalid, invalidFunction, invalidMax, toError } from "./invalid.ts"
+import { allSteps, type Program, type Step } from "./program.ts"
 import { invalidOf, isTopic } from "./topic.ts"
 
 /** What cannot work is said before anything is read: option, value and remedy. */
@@ -11,15 +11,24 @@ export const validate = (
   program: Program,
   transport: Pick<Transport.Transport["Service"], "name" | "nameRemedy" | "limit">
 ): TransportError | undefined => {
-  const { policies: { ackPolicy, concurrency, retry }, source } = program
+  const { policies, source } = program
+  const { ackPolicy, concurrency, retry } = policies
   const { group, prefetch, topic } = source
   if (program.invalid !== undefined) return toError(transport.name, program.invalid)
   const whole = (n: unknown, least: number) => Number.isInteger(n) && n as number >= least
   const invalid = (option: string, value: unknown, remedy: string) =>
     invalidOption(transport.name, option, value, remedy)
+  for (const step of allSteps(program.steps)) {
+    const problem = invalidStep(step)
+    if (problem !== undefined) return toError(transport.name, problem)
+  }
+  if (policies.deadLetter !== undefined && policies.deadLetter !== false && typeof policies.deadLetter !== "string") {
+    return invalid("deadLetter", policies.deadLetter, "give the name of a topic")
+  }
+  const dead = deadLetterTopic(program)
   for (const name of [topic.name, ...outputs(program)]) {
     const remedy = transport.nameRemedy("topic", name)
-    if (remedy !== undefined) return invalid("topic", name, remedy)
+    if (remedy !== undefined) return invalid(name === policies.deadLetter ? "deadLetter" : "topic", name, remedy)
   }
   const remedy = transport.nameRemedy("group", group)
   if (remedy !== undefined) return invalid("group", group, remedy)
@@ -42,19 +51,6 @@ export const validate = (
   if (ackPolicy !== "on-success" && ackPolicy !== "on-receive" && ackPolicy !== "manual") {
     return invalid("ackPolicy", ackPolicy, "write \"on-success\", \"on-receive\" or \"manual\"")
   }
-  for (const step of allSteps(program.steps)) {
-    if ("f" in step && step.f !== undefined && typeof step.f !== "function") {
-      return invalid(step._tag, step.f, "give a function")
-    }
-    if (step._tag === "To") {
-      const problem = isTopic(step.topic) ? invalidOf(step.topic) : {
-        option: "to",
-        value: step.topic,
-        remedy: "give a topic: Topic.make(name, { schema })"
-      }
-      if (problem !== undefined) return toError(transport.name, problem)
-    }
-  }
   if (retry !== undefined && ackPolicy === "on-receive") {
     return invalid(
       "ackPolicy",
@@ -62,16 +58,42 @@ export const validate = (
       "what is acknowledged before it is handled cannot be retried: drop the retry"
     )
   }
-  const dead = deadLetterTopic(program)
   if (dead === topic.name) {
     return invalid("deadLetter", dead, "a pipeline would consume its own dead letters, give another topic")
   }
-  for (const step of allSteps(program.steps)) {
-    if (step._tag !== "Batch") continue
-    if (!whole(step.size, 1)) return invalid("batch.size", step.size, "give a whole number of at least 1")
-  }
   return undefined
 }
+
+const invalidStep = (step: Step): Invalid | undefined => {
+  switch (step._tag) {
+    case "To":
+      return isTopic(step.topic)
+        ? invalidOf(step.topic) ?? invalidFunction("to", step.f)
+        : { option: "to", value: step.topic, remedy: "give a topic: Topic.make(name, { schema })" }
+    case "Timeout":
+      return undefined
+    case "Branch":
+      return invalidHandler("branch", step.by)
+    case "Batch":
+      return Number.isInteger(step.size) && step.size >= 1
+        ? invalidHandler("batch", step.f)
+        : { option: "batch.size", value: step.size, remedy: "give a whole number of at least 1" }
+    case "Effect":
+      return invalidHandler(step.keep ? "tap" : "mapEffect", step.f)
+    case "Promise":
+      return invalidHandler("mapPromise", step.f)
+    case "Catch":
+      return invalidHandler("catchTag", step.f)
+    case "Map":
+    case "Filter":
+    case "FilterMap":
+    case "Middleware":
+      return invalidHandler(step._tag.charAt(0).toLowerCase() + step._tag.slice(1), step.f)
+  }
+}
+
+const invalidHandler = (step: string, f: unknown): Invalid | undefined =>
+  typeof f === "function" ? undefined : { option: step, value: f, remedy: "give a function" }
 
 /** The topics a pipeline writes to. */
 export const outputs = (program: Program): ReadonlySet<string> => {

@@ -250,6 +250,9 @@ export const watch = Effect.fnUntraced(function*(
     (timer) => Effect.sync(() => clearInterval(timer))
   )
 
+  const noAnswer = apiOptions.domain === undefined
+    ? "JetStream does not answer: it may have no leader now"
+    : `JetStream of the domain ${apiOptions.domain} does not answer: it may have no leader now, or the name is wrong`
   const jsm = yield* Effect.tryPromise({
     try: () => jetstreamManager(nc, { ...apiOptions, checkAPI: false }),
     catch: (cause) => fromCause(address, "opening JetStream", cause)
@@ -302,7 +305,7 @@ export const watch = Effect.fnUntraced(function*(
           )
         }
         return unheard || cause instanceof errors.TimeoutError
-          ? interrupted(operation, new NoAnswer("JetStream does not answer: it may have no leader now"))
+          ? interrupted(operation, new NoAnswer(noAnswer))
           : fromCause(address, operation, cause)
       })
   }

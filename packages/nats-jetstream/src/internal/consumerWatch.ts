@@ -59,7 +59,8 @@ export class ConsumerWatch {
     else {
       this.reported = edits.join("; ")
       this.options.condition.impair("edit", this.reported)
-      if (isFirst) yield* Effect.logWarning(this.reported)
+      // The pipeline logs why its health is impaired.
+      if (isFirst) yield* Effect.logDebug(this.reported)
     }
     return info
   })

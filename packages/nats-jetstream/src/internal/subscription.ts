@@ -64,6 +64,10 @@ export const subscribe = Effect.fnUntraced(function*(
       : Duration.toMillis(Duration.fromInputUnsafe(ackWaitGiven as Duration.Input)),
     maxOwned: options.maxOwned
   }
+  const mode = Context.get(options.settings, settings.Acknowledge)
+  if (mode !== "write" && mode !== "confirm") {
+    return yield* TransportError.invalidOption(transport, "acknowledge", mode, "write \"write\" or \"confirm\"")
+  }
   const badFilter = asked.subjects.map((subject) => names.validateFilter(subject)).find((error) => error !== undefined)
   if (badFilter !== undefined) return yield* badFilter
   const { deadLetter } = options
@@ -304,7 +308,8 @@ export const subscribe = Effect.fnUntraced(function*(
     troubles++
     if (trouble._tag === "refused" && troubles === impairedAfter) {
       condition.impair("requests", `consumer ${consumer.name} refuses requests: ${trouble.detail}`)
-      runFork(Effect.logWarning(
+      // The pipeline logs why its health is impaired.
+      runFork(Effect.logDebug(
         `consumer ${consumer.name} of stream ${consumer.stream_name} refuses requests for messages: ${trouble.detail}`
       ))
     }
@@ -404,7 +409,7 @@ export const subscribe = Effect.fnUntraced(function*(
     date: () => clock.currentTimeMillisUnsafe(),
     lease,
     ordered: options.ordered === true,
-    confirm: Context.get(options.settings, settings.Acknowledge) === "confirm",
+    confirm: mode === "confirm",
     // Requests that are open here would be given the released messages.
     releaseDelay: () => withdrawn || isTooMuch() ? loop.remaining : 0,
     isSuperseded: (delivery) => inbox.holdsLater(delivery),

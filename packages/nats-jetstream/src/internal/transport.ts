@@ -48,6 +48,10 @@ export const make = Effect.fnUntraced(function*(
   options: CommonOptions
 ): Effect.fn.Return<JetStream["Service"], TransportError.TransportError, Scope.Scope> {
   const limit = yield* limitOf(options.concurrency)
+  const { subjects } = options.stream ?? {}
+  if (subjects !== undefined && !Array.isArray(subjects)) {
+    return yield* TransportError.invalidOption("nats", "stream.subjects", subjects, "give an array of subjects")
+  }
   const badSubject = (options.stream?.subjects ?? []).map((subject) => names.validateFilter(subject)).find((error) =>
     error !== undefined
   )

@@ -16,7 +16,9 @@ const maxPageBytes = 4 * 1024 * 1024
 
 const maxPage = 200
 
-const isId = (id: string) => /^\d{1,20}(-\d{1,20})?$/.test(id)
+const maxPart = 2n ** 64n - 1n
+
+const isId = (id: string) => /^\d{1,20}(-\d{1,20})?$/.test(id) && id.split("-").every((part) => BigInt(part) <= maxPart)
 
 /** The last id of a millisecond: "after 5" means after everything of that millisecond. */
 const endOf = (id: string) => id.includes("-") ? id : `${id}-18446744073709551615`
@@ -65,7 +67,9 @@ const range = (
   limit = Infinity,
   reverse = false
 ): Stream.Stream<Delivery, TransportError> => {
-  if (!(limit >= 0)) return Stream.fail(invalidOption("redis", "limit", limit, "give a number of entries"))
+  if (limit !== Infinity && !(Number.isSafeInteger(limit) && limit >= 0)) {
+    return Stream.fail(invalidOption("redis", "limit", limit, "give a whole number of entries, or Infinity"))
+  }
   const { ask, key, origin, read } = reading(server, topic)
   return Stream.unwrap(Effect.map(
     Effect.zip(ask(["XREVRANGE", key, high, low, "COUNT", "1"]), Effect.suspend(() => origin)),

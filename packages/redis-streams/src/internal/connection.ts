@@ -95,12 +95,16 @@ export class DialError extends Data.TaggedError("DialError")<{
     const { error } = this
     return isRefusal(error) ||
       error instanceof ErrorReply && /DB index|cluster support disabled|SELECT is not/i.test(error.message) ||
-      /\bDENIED\b|Unknown RESP type|unknown command '?SENTINEL/i.test(error.message) ||
+      /\bDENIED\b|Unknown RESP type|unknown command '?SENTINEL|knows no master/i.test(error.message) ||
       /^(CERT_|ERR_TLS_|ERR_SSL_|SELF_SIGNED|DEPTH_ZERO|UNABLE_TO_)/.test(systemCode(error))
   }
   /** Nothing listens there. */
   get isAbsent(): boolean {
     return ["ECONNREFUSED", "ENOTFOUND", "ENOENT", "EACCES"].includes(systemCode(this.error))
+  }
+  /** The server ended the connection. */
+  get isClosed(): boolean {
+    return connectionDetail(this.error)?.startsWith("the server closed") === true
   }
   /** Why, in a few words. */
   get detail(): string {
@@ -174,7 +178,7 @@ export const dial = (options: DialOptions, address: Address): Effect.Effect<Sess
             error: new Error(
               options.tls === undefined
                 ? `no answer within ${options.within} ms`
-                : `no answer to the TLS handshake within ${options.within} ms, does this port speak TLS?`
+                : "the server accepts connections and does not begin TLS: write redis:// if this port has none, or give the TLS port"
             )
           })
         )
@@ -191,6 +195,9 @@ const describe = (cause: unknown): string => {
 export const backoff = Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("2 seconds")]).pipe(
   Schedule.jittered
 )
+
+/** Why a connection is given up that another one's loss has made doubtful. */
+const renewed = new Error("made again with the others")
 
 /** A connection that is made again whenever it is lost, for as long as its scope is open. */
 export class Connection {
@@ -217,7 +224,8 @@ export class Connection {
 
   /** Why there is no connection now. */
   get trouble(): string | undefined {
-    if (this.connected !== undefined) return undefined
+    // A renewal is no trouble: the connections that it follows tell theirs.
+    if (this.connected !== undefined || this.cause === renewed) return undefined
     // The same for all connections: an outage is one.
     const { cause } = this
     return `no connection: ${cause instanceof DialError ? cause.message : connectionDetail(cause) ?? cause.message}`
@@ -317,7 +325,7 @@ export class Connection {
     const { connected } = this
     if (connected === undefined) return Effect.void
     this.isRenewing = true
-    this.drop(connected, new Error("made again with the others"))
+    this.drop(connected, renewed)
     return Effect.ignore(this.awaitUp(60_000))
   })
 

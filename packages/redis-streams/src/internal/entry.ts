@@ -83,13 +83,28 @@ export class EntryReader {
 }
 
 /** The fields of an entry as the server has them: also names that repeat, and that are not text. */
-class RawFields extends Map<string, Uint8Array> implements Codec.FieldMap {
+class RawFields extends Map<string, Buffer> implements Codec.FieldMap {
   readonly raw: ReadonlyArray<Buffer>
+  /** The values of names that repeat. */
+  private readonly repeated = new Map<string, Array<Buffer>>()
 
   constructor(raw: ReadonlyArray<Buffer>) {
     super()
     this.raw = raw
-    for (let i = 0; i < raw.length; i += 2) this.set(raw[i]!.toString(), raw[i + 1]!)
+    for (let i = 0; i < raw.length; i += 2) {
+      const name = raw[i]!.toString()
+      const value = raw[i + 1]!
+      const values = this.repeated.get(name)
+      const before = this.get(name)
+      if (values !== undefined) values.push(value)
+      else if (before !== undefined) this.repeated.set(name, [before, value])
+      this.set(name, value)
+    }
+  }
+
+  getAll(name: string): ReadonlyArray<Uint8Array> {
+    const value = this.get(name)
+    return this.repeated.get(name) ?? (value === undefined ? [] : [value])
   }
 
   without(isOut: (name: string) => boolean): RawFields {

@@ -5,7 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type { GroupInfo } from "../Options.ts"
 import { backoff, Lost } from "./connection.ts"
-import { codeOf, entriesOf, isPassing, list, text, transportError } from "./reply.ts"
+import { codeOf, entriesOf, isPassing, list, millisOfTime, text, transportError } from "./reply.ts"
 import { isInternal } from "./scripts/lua.ts"
 import { origin as originScript } from "./scripts/origin.ts"
 import { evalsha } from "./scripts/script.ts"
@@ -125,13 +125,12 @@ export const info = (server: Server, key: string, group: string): Effect.Effect<
     const found = list(groups).map(entriesOf).find((one) => text(one.get("name")) === group)
     if (found === undefined) return undefined
     const oldest = list(pending)[1]
-    const [seconds, micros] = list(time).map(Number)
     const lag = found.get("lag")
     return {
       pending: Number(found.get("pending")),
       oldestPendingAge: oldest === null || oldest === undefined
         ? undefined
-        : Math.max(0, Math.floor(seconds! * 1000 + micros! / 1000) - millisOf(text(oldest))),
+        : Math.max(0, millisOfTime(time) - millisOf(text(oldest))),
       lag: typeof lag === "number" ? lag : null,
       lastDeliveredId: text(found.get("last-delivered-id")),
       consumers: consumersOf(consumers)

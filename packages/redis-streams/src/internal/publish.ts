@@ -18,9 +18,20 @@ import { leastLimit } from "./bulkLimit.ts"
 import type { Command } from "./command.ts"
 import { Lost } from "./connection.ts"
 import { fieldCount, largestField } from "./entry.ts"
-import { PublishCommands } from "./publishCommands.ts"
+import { isClock, PublishCommands } from "./publishCommands.ts"
 import { PublishQueue } from "./publishQueue.ts"
-import { asError, codeOf, isBulkRefusal, isFull, isPassing, isRedirect, isRefusal, list, text } from "./reply.ts"
+import {
+  asError,
+  codeOf,
+  isBulkRefusal,
+  isFull,
+  isPassing,
+  isRedirect,
+  isRefusal,
+  list,
+  millisOfTime,
+  text
+} from "./reply.ts"
 import type { Server } from "./server.ts"
 
 type Outcome = Result.Result<Published, PublishError>
@@ -74,6 +85,15 @@ export const make = (server: Server, unbounded: ReadonlySet<string>): Publish =>
     return sendOne(key, command())
   }
 
+  /** More fields than a script can pass on, which would know the time. */
+  const addWide = (key: string, message: Outgoing): Effect.Effect<unknown> =>
+    commands.isTrimmedByAge(message)
+      ? Effect.flatMap(sendOne(key, ["TIME"]), (reply) =>
+        reply instanceof Error
+          ? Effect.succeed(reply)
+          : sendOne(key, commands.add(key, message, millisOfTime(reply))))
+      : sendOne(key, commands.add(key, message))
+
   /** More fields than a script can pass on: looked for, added and noted, one after the other. */
   const sendWide = (key: string, message: Outgoing, id: string): Effect.Effect<unknown> => {
     const find = () => commands.find(key, id)
@@ -82,7 +102,7 @@ export const make = (server: Server, unbounded: ReadonlySet<string>): Publish =>
       (found) => {
         if (!Array.isArray(found) || found[1] === 1) return Effect.succeed(found)
         return Effect.tap(
-          sendOne(key, commands.add(key, message)),
+          addWide(key, message),
           (entry) => entry instanceof Error ? Effect.void : sendOne(key, commands.note(key, id, text(entry)))
         )
       }
@@ -90,14 +110,17 @@ export const make = (server: Server, unbounded: ReadonlySet<string>): Publish =>
   }
 
   const wideOutcome = (key: string, message: Outgoing): Effect.Effect<Outcome> =>
-    message.id === undefined || message.delay !== undefined
+    message.delay !== undefined
       ? Effect.succeed(refused(
         message.topic,
         new Refused({
           detail: `a message of ${fieldCount(message)} fields cannot be delayed, ${maxScriptArguments / 2} can`
         })
       ))
-      : Effect.map(sendWide(key, message, message.id), (reply) => outcomeOf(key, message, reply))
+      : Effect.map(
+        message.id === undefined ? addWide(key, message) : sendWide(key, message, message.id),
+        (reply) => outcomeOf(key, message, reply)
+      )
 
   const tooLarge = (message: Outgoing, size: number, limit: number): Outcome =>
     refused(message.topic, new TooLarge({ size, limit }))
@@ -122,6 +145,15 @@ export const make = (server: Server, unbounded: ReadonlySet<string>): Publish =>
         return Effect.map(limit, (limit) => limit === undefined ? outcome : tooLarge(message, size, limit))
       })
     })
+
+  /** More fields than the script can pass on that this message would need. */
+  const isWide = (message: Outgoing): boolean =>
+    (message.id !== undefined || message.delay !== undefined || commands.isTrimmedByAge(message)) &&
+    2 * fieldCount(message) > maxScriptArguments
+
+  const needsCare = (message: Outgoing): boolean =>
+    isWide(message) ||
+    (message.fields === undefined ? message.body.byteLength : largestField(message)) > leastLimit
 
   /** The messages of one topic; most go together, and those that need care one by one, in their places. */
   const sendAll = (key: string, messages: ReadonlyArray<Outgoing>): Effect.Effect<ReadonlyArray<Outcome>> => {
@@ -203,15 +235,6 @@ export const make = (server: Server, unbounded: ReadonlySet<string>): Publish =>
     )
   }
 }
-
-const isWide = (message: Outgoing): boolean =>
-  (message.id !== undefined || message.delay !== undefined) && 2 * fieldCount(message) > maxScriptArguments
-
-const needsCare = (message: Outgoing): boolean =>
-  isWide(message) ||
-  (message.fields === undefined ? message.body.byteLength : largestField(message)) > leastLimit
-
-const isClock = (reply: unknown): boolean => Array.isArray(reply) && reply.length === 2 && text(reply[0]) === "clock"
 
 const refused = (topic: string, reason: PublishErrorReason): Outcome => Result.fail(new PublishError({ topic, reason }))
 

@@ -1,12 +1,14 @@
 import type { Outgoing } from "@millrace/core/Transport"
+import type * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import type { Argument, Command } from "./command.ts"
 import { appendFields } from "./entry.ts"
 import * as keys from "./keys.ts"
+import { text } from "./reply.ts"
 import * as adds from "./scripts/add.ts"
 import { evalsha } from "./scripts/script.ts"
 import type { ServerClock } from "./serverClock.ts"
-import type { Settings } from "./settings.ts"
+import type { Settings, Trim } from "./settings.ts"
 
 const longestDelay = 100 * 365 * 86_400_000
 
@@ -15,6 +17,10 @@ interface Ids {
   readonly period: number
   readonly keys: ReadonlyArray<string>
 }
+
+/** Nothing was stored: the reply is the server's time, from which the periods of ids are computed. */
+export const isClock = (reply: unknown): boolean =>
+  Array.isArray(reply) && reply.length === 2 && !Array.isArray(reply[0]) && text(reply[0]) === "clock"
 
 /** Makes the commands that publish. */
 export class PublishCommands {
@@ -35,46 +41,72 @@ export class PublishCommands {
   }
 
   of(key: string, message: Outgoing): Command {
-    const bound = this.unbounded.has(message.topic) ? undefined : this.settings.bound
-    if (message.id === undefined && message.delay === undefined && bound === undefined) {
+    if (this.isOnce(message)) return this.once(key, [message])
+    const bound = this.boundOf(message.topic)
+    if (message.delay === undefined && bound === undefined) {
       const command: Array<Argument> = ["XADD", key, "*"]
       appendFields(command, message)
       return command
     }
-    const how = bound?.exact === true ? "=" : "~"
-    const age = bound?.by === "age" ? String(bound.age) : ""
-    const add: Array<Argument> = bound?.by === "length" ? ["MAXLEN", how, String(bound.length), "*"] : ["*"]
     if (message.delay !== undefined) {
-      const { args, keys } = this.once(key, message.id ?? "")
+      const { args, keys } = this.noted(key, message.id ?? "")
       args.push(
         String(Math.min(longestDelay, Math.max(0, Math.ceil(Duration.toMillis(message.delay))))),
         `delayed-${crypto.randomUUID()}`,
-        ...add
+        ...lengthOf(bound)
       )
       return evalsha(adds.delay, [this.delayedOf(key), ...keys], appendFields(args, message))
     }
-    if (message.id !== undefined) {
-      const { args, keys } = this.once(key, message.id)
-      args.push(age === "" ? "" : how, age, ...add)
-      return evalsha(adds.addOnce, [key, ...keys], appendFields(args, message))
-    }
-    return age === ""
-      ? appendFields(["XADD", key, ...add], message)
-      : evalsha(adds.add, [key], appendFields([how, age], message))
+    return bound?.by === "age"
+      ? evalsha(adds.add, [key], appendFields([howOf(bound), String(bound.age)], message))
+      : appendFields(["XADD", key, ...lengthOf(bound)], message)
   }
 
-  /** The entry alone, for a message whose id is looked for and noted apart. */
-  add(key: string, message: Outgoing): Command {
-    return appendFields(["XADD", key, "*"], message)
+  /** Whether the message is stored by `once`. */
+  isOnce(message: Outgoing): boolean {
+    return message.id !== undefined && message.delay === undefined
+  }
+
+  /** Stores messages of one topic, each unless its id was used before; with several, the replies are one array. */
+  once(key: string, messages: Arr.NonEmptyReadonlyArray<Outgoing>): Command {
+    const bound = this.boundOf(messages[0].topic)
+    const { args, keys } = this.noted(key, "")
+    args.push(...(bound?.by === "age" ? [howOf(bound), String(bound.age)] : ["", ""]))
+    const shared = lengthOf(bound)
+    args.push(String(shared.length), ...shared)
+    for (const message of messages) {
+      args.push(message.id ?? "", "")
+      const from = args.length
+      appendFields(args, message)
+      args[from - 1] = String(args.length - from)
+    }
+    return evalsha(adds.addOnce, [key, ...keys], args)
+  }
+
+  /** Whether the topic is trimmed by age, for which the server's time is needed. */
+  isTrimmedByAge({ topic }: Outgoing): boolean {
+    return !this.unbounded.has(topic) && this.settings.bound?.by === "age"
+  }
+
+  /** The entry without its id, and without a script. `now`: the server's time, where the topic is trimmed by age. */
+  add(key: string, message: Outgoing, now = 0): Command {
+    const bound = this.unbounded.has(message.topic) ? undefined : this.settings.bound
+    const how = bound?.exact === true ? "=" : "~"
+    const trim = bound === undefined
+      ? []
+      : bound.by === "length"
+      ? ["MAXLEN", how, String(bound.length)]
+      : ["MINID", how, String(now - bound.age)]
+    return appendFields(["XADD", key, ...trim, "*"], message)
   }
 
   find(key: string, id: string): Command {
-    const { args, keys } = this.once(key, id)
+    const { args, keys } = this.noted(key, id)
     return evalsha(adds.findOnce, [key, ...keys], args)
   }
 
   note(key: string, id: string, entry: string): Command {
-    const { args, keys } = this.once(key, id)
+    const { args, keys } = this.noted(key, id)
     return evalsha(adds.noteOnce, [key, ...keys], [...args, entry])
   }
 
@@ -82,7 +114,11 @@ export class PublishCommands {
     return keys.delayed(key)
   }
 
-  private once(key: string, id: string): { readonly args: Array<Argument>; readonly keys: ReadonlyArray<string> } {
+  private boundOf(topic: string): Trim | undefined {
+    return this.unbounded.has(topic) ? undefined : this.settings.bound
+  }
+
+  private noted(key: string, id: string): { readonly args: Array<Argument>; readonly keys: ReadonlyArray<string> } {
     const period = Math.floor(this.clock.now() / this.settings.deduplication)
     let ids = this.ids.get(key)
     if (ids?.period !== period) {
@@ -93,6 +129,12 @@ export class PublishCommands {
     return { args: [id, this.keepFor, String(period), this.length], keys: ids.keys }
   }
 }
+
+const howOf = (bound: Trim): string => bound.exact ? "=" : "~"
+
+/** Arguments of XADD that bound the length, and the id that the server gives. */
+const lengthOf = (bound: Trim | undefined): ReadonlyArray<string> =>
+  bound?.by === "length" ? ["MAXLEN", howOf(bound), String(bound.length), "*"] : ["*"]
 
 /** Topics may be made of ids. */
 const maxKeys = 10_000

@@ -1,8 +1,10 @@
 import type { Outgoing } from "@millrace/core/Transport"
+import type * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import type { Command } from "./command.ts"
 import { Lost } from "./connection.ts"
-import type { PublishCommands } from "./publishCommands.ts"
+import { isClock, type PublishCommands } from "./publishCommands.ts"
+import { list, refusal, text } from "./reply.ts"
 
 /** A publish that waits for its turn. */
 interface Waiting {
@@ -82,16 +84,81 @@ export class PublishQueue {
       }
       return
     }
-    const commands: Array<Command> = []
-    for (const { key, messages } of queue) {
-      for (const message of messages) commands.push(this.commands.of(key, message))
-    }
+    const turn = new Turn(this.commands)
+    for (const { key, messages } of queue) for (const message of messages) turn.add(key, message)
+    const commands = turn.made
     Effect.runFork(this.send(first.key, commands)).addObserver((exit) => {
-      const replies = exit._tag === "Success"
-        ? exit.value
-        : commands.map(() => new Lost(true, new Error("interrupted")))
+      const replies = turn.repliesOf(
+        exit._tag === "Success" ? exit.value : commands.map(() => new Lost(true, new Error("interrupted")))
+      )
       let at = 0
       for (const { messages, resume } of queue) resume(Effect.succeed(replies.slice(at, at += messages.length)))
     })
+  }
+}
+
+/** One script stores so many messages, of about so many bytes: the server does nothing else meanwhile. */
+const maxTogether = 128
+const maxTogetherBytes = 256 * 1024
+
+/** Messages that one command publishes: one, or several of a topic that have ids. */
+interface Part {
+  readonly key: string
+  readonly messages: Arr.NonEmptyArray<Outgoing>
+  bytes: number
+}
+
+/** The commands of one turn. The messages of a topic keep their order. */
+class Turn {
+  private readonly commands: PublishCommands
+  private readonly parts: Array<Part> = []
+  /** By key: what the next message with an id may join. */
+  private readonly open = new Map<string, Part>()
+  /** Of each message: its part. */
+  private readonly places: Array<Part> = []
+
+  constructor(commands: PublishCommands) {
+    this.commands = commands
+  }
+
+  add(key: string, message: Outgoing): void {
+    const bytes = message.body.byteLength
+    const open = this.open.get(key)
+    const isOnce = this.commands.isOnce(message)
+    if (isOnce && open !== undefined && open.messages.length < maxTogether && open.bytes + bytes <= maxTogetherBytes) {
+      open.messages.push(message)
+      open.bytes += bytes
+      this.places.push(open)
+      return
+    }
+    const part: Part = { key, messages: [message], bytes }
+    this.parts.push(part)
+    this.places.push(part)
+    if (isOnce) this.open.set(key, part)
+    else this.open.delete(key)
+  }
+
+  get made(): ReadonlyArray<Command> {
+    return this.parts.map(({ key, messages }) =>
+      messages.length === 1 ? this.commands.of(key, messages[0]) : this.commands.once(key, messages)
+    )
+  }
+
+  /** The replies of the messages, from those of the commands. */
+  repliesOf(replies: ReadonlyArray<unknown>): ReadonlyArray<unknown> {
+    const left = new Map(this.parts.map((part, i) => [part, split(replies[i], part.messages.length)]))
+    return this.places.map((part) => left.get(part)!.next().value)
+  }
+}
+
+/** What a command replies concerns all of its messages, unless the script could tell them apart. */
+function* split(reply: unknown, count: number): Generator<unknown, undefined> {
+  const replies = count === 1 || isClock(reply) || !Array.isArray(reply) ? undefined : reply
+  for (let i = 0; i < count; i++) {
+    if (replies === undefined) yield reply
+    else {
+      const [error, state] = list(replies[i])
+      yield state === 2 ? refusal(text(error)) : replies[i]
+    }
   }
 }

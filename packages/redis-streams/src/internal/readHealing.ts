@@ -13,15 +13,14 @@ export interface Healed {
   readonly recreated: Effect.Effect<void, Error>
 }
 
-/** Does what a failed read asks for, and says so once for each episode. */
+/** Does what a failed read asks for, and knows why nothing can be read meanwhile. */
 export class ReadHealing {
   private readonly server: Server
   private readonly group: string
   private readonly drop: (session: Session, error: Error) => void
   /** Failed turns in a row. */
   private failures = 0
-  private isStuck = false
-  private lastLogged = ""
+  private reason: string | undefined
 
   constructor(server: Server, group: string, drop: (session: Session, error: Error) => void) {
     this.server = server
@@ -29,14 +28,14 @@ export class ReadHealing {
     this.drop = drop
   }
 
-  /** Why nothing can be read now. */
+  /** Why nothing can be read now; pipelines log it with their health. */
   get trouble(): string | undefined {
-    return this.isStuck ? this.lastLogged : undefined
+    return this.reason
   }
 
   succeeded(): void {
     this.failures = 0
-    this.isStuck = false
+    this.reason = undefined
   }
 
   private readonly pause: Effect.Effect<void> = Effect.suspend(() =>
@@ -51,8 +50,8 @@ export class ReadHealing {
     if (code === "NOGROUP") {
       return Effect.forEach(subscriptions, (subscription) => subscription.recreated, { discard: true }).pipe(
         Effect.matchEffect({
-          onFailure: (error) => this.stuck(`creating group ${this.group} again`, error),
-          onSuccess: () => Effect.sync(() => this.isStuck = false)
+          onFailure: (error) => Effect.sync(() => this.stuck(`creating group ${this.group} again`, error)),
+          onSuccess: () => Effect.sync(() => this.reason = undefined)
         }),
         Effect.andThen(Effect.suspend(() => this.failures++ > 0 ? this.pause : Effect.void))
       )
@@ -62,25 +61,22 @@ export class ReadHealing {
     }
     // A slot that has moved: the next connection goes where the cluster says.
     const hasMoved = this.server.settings.topology === "cluster" && isRedirect(error)
-    if (session !== undefined && (hasMoved || isPassing(error))) {
-      this.isStuck = true
-      return Effect.andThen(this.pause, Effect.sync(() => this.drop(session, error)))
-    }
-    return Effect.andThen(this.stuck(`reading for group ${this.group}`, error), this.pause)
+    this.stuck(`reading for group ${this.group}`, error)
+    return session !== undefined && (hasMoved || isPassing(error))
+      ? Effect.andThen(this.pause, Effect.sync(() => this.drop(session, error)))
+      : this.pause
   }
 
-  private stuck(operation: string, error: Error): Effect.Effect<void> {
-    if (this.isStuck && this.lastLogged === error.message) return Effect.void
-    this.isStuck = true
-    this.lastLogged = error.message
-    return Effect.logWarning(transportError(operation, this.server.settings.label, error).message)
+  private stuck(operation: string, error: Error): void {
+    this.reason = transportError(operation, this.server.settings.label, error).message
   }
 
   /** Of several streams read together only some may be to blame. */
   private failIfWrong(subscription: Healed, error: ErrorReply): Effect.Effect<void> {
     const { key } = subscription.options
+    const beside = { key, expected: "a stream" }
     const fail = Effect.sync(() =>
-      subscription.fail(transportError(`reading ${key}`, this.server.settings.label, error))
+      subscription.fail(transportError(`reading ${key}`, this.server.settings.label, error, beside))
     )
     if (codeOf(error) !== "WRONGTYPE") return fail
     return Effect.matchEffect(this.server.control.one(key, ["TYPE", key]), {

@@ -66,34 +66,38 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
         )
     })
 
-  const act = (subscription: RedisSubscription, state: unknown): Effect.Effect<void, Error> => {
-    if (typeof state !== "number") return Effect.fail(refusal(text(state)))
-    if (state === 0) return Effect.sync(() => subscription.looked(false))
+  const act = (subscription: RedisSubscription, reply: unknown): Effect.Effect<void, Error> => {
+    if (reply === 0) return Effect.sync(() => subscription.looked(false))
     const { key } = subscription.options
+    const [state, pending, due] = typeof reply === "number" ? [reply, "", ""] : found(reply)
     const next = Math.floor(state / 8)
     if (next > 0) server.delayedMoves.expect(key, next)
     if ((state & 4) !== 0) isPending = true
     return ((state & 4) !== 0 ? subscription.lookFurther : Effect.void).pipe(
       Effect.andThen(Effect.sync(() => subscription.looked((state & 1) !== 0))),
-      Effect.andThen((state & 2) !== 0 ? server.delayedMoves.move(key) : Effect.void)
+      Effect.andThen((state & 2) !== 0 ? server.delayedMoves.move(key) : Effect.void),
+      Effect.andThen(pending + due === "" ? Effect.void : Effect.fail(refusal(pending === "" ? due : pending)))
     )
   }
 
   const clear = (subscription: RedisSubscription): Effect.Effect<void> =>
     Effect.suspend(() =>
       subscription.refusals.clear(operation)
-        ? Effect.logInfo(`redis: ${operation} of ${subscription.options.key} is allowed again`)
+        ? Effect.logDebug(`redis: ${operation} of ${subscription.options.key} is allowed again`)
         : Effect.void
     )
 
-  // What happens to a connection is told by the connection.
+  // Health tells it, and the pipeline logs that. What happens to a connection is told by the connection.
   const report = (subscription: RedisSubscription, error: Error): Effect.Effect<void> =>
     Effect.suspend(() => {
       // A group that is gone is the reader's affair.
       if (!(error instanceof ErrorReply) || isPassing(error) || codeOf(error) === "NOGROUP") return Effect.void
       subscription.looked(false)
-      const { message } = transportError(`${operation} of ${subscription.options.key}`, server.settings.label, error)
-      return subscription.refusals.add(operation, message) ? Effect.logError(message) : Effect.void
+      const { key } = subscription.options
+      // A stream that is none any more is the reader's affair.
+      const beside = keys.besideDelayed(key)
+      const { message } = transportError(`${operation} of ${key}`, server.settings.label, error, beside)
+      return subscription.refusals.add(operation, message) ? Effect.logDebug(message) : Effect.void
     })
 
   const look = Effect.suspend(() => {
@@ -149,6 +153,12 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
       )
   }
 })
+
+/** The reply of `peek` where something is refused. */
+const found = (reply: unknown): readonly [state: number, pending: string, due: string] => {
+  const [state, pending, due] = list(reply)
+  return [Number(state), text(pending), text(due)]
+}
 
 const chunksOf = (subscriptions: ReadonlyArray<RedisSubscription>): ReadonlyArray<ReadonlyArray<RedisSubscription>> => {
   const chunks: Array<ReadonlyArray<RedisSubscription>> = []

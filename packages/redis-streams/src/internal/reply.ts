@@ -71,6 +71,12 @@ export const text = (u: unknown): string => Buffer.isBuffer(u) ? u.toString() : 
 
 export const list = (u: unknown): ReadonlyArray<unknown> => Array.isArray(u) ? u : []
 
+/** The reply of `TIME` in milliseconds. */
+export const millisOfTime = (reply: unknown): number => {
+  const [seconds, micros] = list(reply).map((part) => Number(text(part)))
+  return seconds! * 1_000 + Math.floor(micros! / 1_000)
+}
+
 export const entriesOf = (u: unknown): Map<string, unknown> => {
   const flat = list(u)
   const map = new Map<string, unknown>()
@@ -78,7 +84,14 @@ export const entriesOf = (u: unknown): Map<string, unknown> => {
   return map
 }
 
-export const transportError = (operation: string, address: string, error: Error): TransportError => {
+/** A key beside a stream that may have another type than it should: what a server refuses does not name the key. */
+export interface Beside {
+  readonly key: string
+  readonly expected: string
+}
+
+/** `beside`: the key that is to blame where the stream is a stream. */
+export const transportError = (operation: string, address: string, error: Error, beside?: Beside): TransportError => {
   const code = codeOf(error)
   const reason = isRedirect(error)
     ? new InvalidOption({
@@ -93,12 +106,26 @@ export const transportError = (operation: string, address: string, error: Error)
       detail: `${error.message} (allow it to this user, docs/redis-streams.md has all that is needed)`
     })
     : code === "WRONGTYPE"
-    ? new Mismatch({ name: operation, expected: "a stream", found: "a key of another type" })
+    ? new Mismatch({
+      name: beside?.key ?? `${operation}: the key`,
+      expected: beside?.expected ?? "a stream",
+      found: "of another type"
+    })
     : isUnknown(error)
     ? new Unsupported({ operation, remedy: remedyOf(error) })
-    : new OperationFailed({ operation, cause: error })
+    : new OperationFailed({ operation, cause: advice[code] === undefined ? error : advised(error, advice[code]) })
   return new TransportError({ transport: "redis", reason })
 }
+
+/** What to do about refusals that may last. */
+const advice: { readonly [code: string]: string | undefined } = {
+  READONLY: "give the address of the master, or the option sentinel",
+  MISCONF: "the server cannot save its data, its log says why",
+  NOREPLICAS: "fewer replicas answer than min-replicas-to-write asks for"
+}
+
+const advised = (error: Error, remedy: string): Error =>
+  new ErrorReply(`${error.message.split(/ script: |\. Commands/)[0]} (${remedy})`)
 
 const remedyOf = ({ message }: Error): string => {
   const [, command] = /unknown command '?`?"?(\w+)/i.exec(message) ?? []

@@ -1,4 +1,3 @@
-import { connectionDetail } from "@millrace/core/TransportAuthor"
 import { invalidOption, TransportError, Unauthorized, Unreachable } from "@millrace/core/TransportError"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -7,13 +6,14 @@ import { ErrorReply } from "redis"
 import { BulkLimit } from "./bulkLimit.ts"
 import { redirection, SlotMap, slotOf } from "./cluster.ts"
 import type { Command } from "./command.ts"
-import { backoff, type Connection, type DialError, make as makeConnection, type Session } from "./connection.ts"
+import { backoff, type Connection, DialError, make as makeConnection, type Session } from "./connection.ts"
 import { DelayedMoves } from "./delayedMoves.ts"
 import { Refusals } from "./health.ts"
-import { codeOf, isRefusal, list, text } from "./reply.ts"
+import { codeOf, isRefusal, millisOfTime } from "./reply.ts"
 import { asEval } from "./scripts/script.ts"
 import { ServerClock } from "./serverClock.ts"
 import { type Address, nameOf, type Settings } from "./settings.ts"
+import { speaksOtherwise } from "./tlsProbe.ts"
 import * as Topology from "./topology.ts"
 
 /** Connections for one purpose: one, or in a cluster one to each node that is needed. */
@@ -275,12 +275,7 @@ export const make = Effect.fnUntraced(
 
 /** A script that finds a wrong clock says so: this only spares it the first time. */
 const setClock = (clock: ServerClock, connected: Session): Effect.Effect<void> =>
-  Effect.promise(() =>
-    connected.client.sendCommand(["TIME"]).then((reply) => {
-      const [seconds, micros] = list(reply).map((part) => Number(text(part)))
-      clock.set(seconds! * 1_000 + Math.floor(micros! / 1_000))
-    }, () => {})
-  )
+  Effect.promise(() => connected.client.sendCommand(["TIME"]).then((reply) => clock.set(millisOfTime(reply)), () => {}))
 
 /** Tried on itself, which is not blocked: only a user who may not is refused. */
 const mayUnblock = ({ client, clientId }: Session): Effect.Effect<boolean> =>
@@ -297,7 +292,7 @@ const knows = (connected: Session, command: string): Effect.Effect<boolean> =>
     )
   )
 
-/** Tries as long as trying may help: where nothing listens, that is said at once. */
+/** Tries as long as trying may help: where nothing listens, or the wrong protocol is spoken, that is said at once. */
 const firstConnection = (settings: Settings, topology: Topology.Topology): Effect.Effect<Session, TransportError> => {
   let last: DialError | undefined
   const limit = Duration.format(Duration.millis(settings.connectTimeout))
@@ -310,22 +305,32 @@ const firstConnection = (settings: Settings, topology: Topology.Topology): Effec
       return Effect.logWarning(`${settings.label}: no connection yet: ${detail}; trying for ${limit}`)
     })
   const isFinal = (error: DialError) => error.isFinal || error.isAlone === true
+  let isProbed = false
+  /** Fails where one side speaks TLS and the other does not; asks the server once. */
+  const probe = (address: Address): Effect.Effect<void, DialError> =>
+    Effect.suspend(() => {
+      if (isProbed || settings.client !== undefined) return Effect.void
+      isProbed = true
+      const withTls = settings.tls !== undefined
+      const text = withTls ? "the server does not support 'TLS'" : "TLS is required by the server: write rediss://"
+      return Effect.flatMap(speaksOtherwise(address, withTls), (isOther) =>
+        isOther ? Effect.fail(new DialError({ address, error: new Error(text), isAlone: true })) : Effect.void)
+    })
   return topology.connect("").pipe(
     Effect.tapError((error) => {
       last = error
-      return isFinal(error) ? Effect.void : saying(reasonOf(settings, error))
+      if (isFinal(error)) return Effect.void
+      return Effect.andThen(error.isClosed ? probe(error.address) : Effect.void, saying(error.detail))
     }),
     Effect.retry({ schedule: backoff, while: (error) => !isFinal(error) }),
-    Effect.mapError((error) => refused(settings, error)),
     Effect.raceFirst(
-      Effect.andThen(
-        Effect.sleep(silence),
-        Effect.andThen(
-          saying(`the server does not answer${settings.tls === undefined ? "" : ", it may not speak TLS"}`),
-          Effect.never
-        )
+      Effect.sleep(silence).pipe(
+        Effect.andThen(probe(settings.seeds[0])),
+        Effect.andThen(saying("the server does not answer")),
+        Effect.andThen(Effect.never)
       )
     ),
+    Effect.mapError((error) => refused(settings, error)),
     Effect.timeoutOrElse({
       duration: settings.connectTimeout,
       orElse: () => Effect.fail(unreachable(settings, last))
@@ -333,26 +338,22 @@ const firstConnection = (settings: Settings, topology: Topology.Topology): Effec
   )
 }
 
-/** In milliseconds: a server that has said nothing for so long is worth a line. */
-const silence = 2_000
-
-/** Why a first connection failed; a server that expects TLS says nothing and closes it. */
-const reasonOf = ({ tls }: Settings, { detail }: DialError): string =>
-  tls === undefined && detail === connectionDetail(new Error("socket closed")) ? `${detail}; it may expect TLS` : detail
+/** In milliseconds: a server that has said nothing for so long is asked otherwise, and worth a line. */
+const silence = 1_000
 
 const unreachable = (settings: Settings, last: DialError | undefined): TransportError =>
   new TransportError({
     transport: "redis",
     reason: new Unreachable({
       address: settings.label,
-      ...(last === undefined ? {} : { cause: new Error(reasonOf(settings, last)) })
+      ...(last === undefined ? {} : { cause: new Error(last.detail) })
     })
   })
 
 const refused = (settings: Settings, failure: DialError): TransportError => {
   const { error } = failure
   return /ERR AUTH .*without any password/.test(error.message)
-    ? invalidOption("redis", "password", "given", "this server has none, leave it out")
+    ? invalidOption("redis", "password", { toString: () => "given" }, "this server has none, leave it out")
     : isRefusal(error) || /\bDENIED\b/.test(error.message)
     ? new TransportError({
       transport: "redis",

@@ -1,5 +1,6 @@
 import { checkOptions, durationOf, type Hints } from "@millrace/core/TransportAuthor"
 import { invalidOption, redactUrl, type TransportError } from "@millrace/core/TransportError"
+import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
@@ -130,6 +131,7 @@ const checkUrl = (given: string): Result.Result<URL, TransportError> => {
       "user or password hold a % that begins no code: write %25 for it, or give the password apart"
     )
   }
+  if (url.hash !== "") return refuse("url", shown, "take the # and what follows it out of the URL")
   const [parameter] = [...url.searchParams.keys()]
   if (parameter !== undefined) {
     return refuse(
@@ -145,7 +147,7 @@ const checkUrl = (given: string): Result.Result<URL, TransportError> => {
 
 const checkDatabase = (options: Options, url: URL): Result.Result<number, TransportError> => {
   const path = url.protocol === "unix:" ? "" : url.pathname.slice(1)
-  const database = options.database ?? (path === "" ? 0 : Number(path))
+  const database = options.database ?? (path === "" ? 0 : /^\d+$/.test(path) ? Number(path) : NaN)
   if (!Number.isInteger(database) || database < 0) {
     return options.database === undefined
       ? refuse("url", redactUrl(url.href), "the path of the URL is the number of a database, as in redis://host:port/0")
@@ -171,7 +173,14 @@ const loginOf = (options: Options, url: URL): Effect.Effect<Login, unknown> => {
   const ask = Effect.isEffect(credentials)
     ? credentials
     : Effect.tryPromise(() => Promise.resolve().then(credentials))
-  return Effect.map(ask, ({ password, username }) => ({ username, password: secretOf(password) }))
+  return Effect.flatMap(ask, (given) =>
+    isSecret(given?.password)
+      ? Effect.succeed({ username: given.username, password: secretOf(given.password) })
+      : Effect.fail(new NoPassword()))
+}
+
+class NoPassword extends Data.TaggedError("NoPassword") {
+  override readonly message = "no password was given"
 }
 
 /** Keys beside a stream must lie in its slot: a name whose braces hold nothing, or stand the wrong way round, cannot. */
@@ -216,6 +225,58 @@ const known: { readonly [of: string]: ReadonlyArray<string> } = {
   offline: ["wait", "max"]
 }
 
+const shownType = (value: unknown): object | number | boolean =>
+  typeof value === "number" || typeof value === "boolean"
+    ? value
+    : { toString: () => value === "" ? "empty" : "of another type" }
+
+/** What some groups of options may be instead. */
+const words: { readonly [of: string]: ReadonlyArray<unknown> } = {
+  cluster: [true, false],
+  retention: ["until-acked", "acknowledged"]
+}
+
+const isSecret = (value: unknown): boolean => typeof value === "string" || Redacted.isRedacted(value)
+
+const isText = (value: unknown): boolean => typeof value === "string"
+
+/** Options that have the wrong type. None of them is shown: a misplaced password is one. */
+const checkTypes = (options: Options): TransportError | undefined => {
+  const { cluster, retention, sentinel } = options
+  const nodes = typeof cluster === "object" ? cluster.nodes : []
+  const types: ReadonlyArray<
+    readonly [option: string, value: unknown, is: (value: unknown) => boolean, remedy: string]
+  > = [
+    ["username", options.username, isText, "give a text"],
+    ["password", options.password, isSecret, "give a text, or a Redacted one"],
+    ["consumer", options.consumer, isText, "give a text"],
+    ["keyPrefix", options.keyPrefix, isText, "give a text"],
+    ["tls", options.tls, (tls) => typeof tls === "object" && tls !== null, "give the options of node:tls"],
+    [
+      "credentials",
+      options.credentials,
+      (source) => typeof source === "function" || Effect.isEffect(source),
+      "give a function or an Effect that returns { username, password }"
+    ],
+    ["sentinel.master", sentinel && (sentinel.master ?? ""), (name) => isText(name) && name !== "", "give its name"],
+    ["sentinel.password", sentinel?.password, isSecret, "give a text, or a Redacted one"],
+    ["sentinel.nodes", sentinel?.nodes, Array.isArray, "give a list of host:port"],
+    ["cluster.nodes", nodes ?? "", Array.isArray, "give a list of host:port"],
+    [
+      "retention.exact",
+      typeof retention === "object" ? retention.exact : undefined,
+      (exact) => typeof exact === "boolean",
+      "give true or false"
+    ]
+  ]
+  for (const [option, value, is, remedy] of types) {
+    if (value !== undefined && !is(value)) return invalidOption(transport, option, shownType(value), remedy)
+  }
+  return undefined
+}
+const formOf = (of: string, words: ReadonlyArray<unknown>): string =>
+  `give ${[...words.map((word) => JSON.stringify(word)), `{ ${known[of]!.join(", ")} }`].join(" or ")}`
+
 /** Options from JavaScript, or behind a cast: names that do not exist, durations that are none, no URL. */
 const checkNames = (options: Options): TransportError | undefined => {
   const wrong = checkOptions(transport, "layer", options, known["layer"]!)
@@ -225,15 +286,19 @@ const checkNames = (options: Options): TransportError | undefined => {
   }
   const { claim, cluster, offline, retention, sentinel } = options
   for (const [of, group] of Object.entries({ claim, cluster, offline, retention, sentinel })) {
-    if (typeof group !== "object") continue
+    if (group === undefined || words[of]?.includes(group) === true) continue
+    if (typeof group !== "object") return invalidOption(transport, of, group, formOf(of, words[of] ?? []))
     const wrong = checkOptions(transport, of, group, known[of]!)
     if (wrong !== undefined) return wrong
   }
+  const mistyped = checkTypes(options)
+  if (mistyped !== undefined) return mistyped
   const durations = {
     connectTimeout: options.connectTimeout,
     answerTimeout: options.answerTimeout,
     block: options.block,
     "claim.minIdle": claim?.minIdle,
+    "retention.maxAge": typeof retention === "object" ? retention.maxAge : undefined,
     forgetConsumersAfter: options.forgetConsumersAfter,
     deduplicateFor: options.deduplicateFor,
     "offline.wait": offline?.wait
@@ -320,9 +385,7 @@ export const check = (options: Options): Result.Result<Settings, TransportError>
     checkDuration("offline.wait", settings.offline.wait, 0)
   if (bad !== undefined) return Result.fail(bad)
   if (!(settings.offline.max >= 0)) return refuse("offline.max", settings.offline.max, "give a number of at least 0")
-  if (settings.consumer === "" || /\s/.test(settings.consumer)) {
-    return refuse("consumer", settings.consumer, "a consumer name has no spaces")
-  }
+  if (settings.consumer === "") return refuse("consumer", settings.consumer, "give it a name")
   if (isInternal(settings.consumer)) {
     return refuse("consumer", settings.consumer, "names that begin with millrace: belong to Millrace itself")
   }
@@ -365,7 +428,6 @@ const checkBound = (bound: Bound | undefined): Result.Result<Trim | undefined, T
       ? Result.succeed({ by: "length", length: maxLength, exact })
       : refuse("retention.maxLength", maxLength, "give a whole number of entries, at least 1")
   }
-  // `Duration` makes zero of what is negative.
   const age = millis(bound.maxAge, 0)
   const bad = checkDuration("retention.maxAge", age, 1, maxAge)
   return bad === undefined ? Result.succeed({ by: "age", age, exact }) : Result.fail(bad)

@@ -1,11 +1,12 @@
 import type { Delivery, Settling } from "@millrace/core/Transport"
-import { OperationFailed, TransportError } from "@millrace/core/TransportError"
+import type { TransportError } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { ErrorReply } from "redis"
 import type { Command } from "./command.ts"
 import { RedisDelivery } from "./entry.ts"
+import * as keys from "./keys.ts"
 import { chunk, type Operation } from "./leases.ts"
 import { codeOf, isPassing, isRefusal, isUnknown, list, transportError } from "./reply.ts"
 import { remove } from "./scripts/remove.ts"
@@ -13,9 +14,6 @@ import { evalsha } from "./scripts/script.ts"
 import { matters } from "./scripts/settle.ts"
 import type { Server } from "./server.ts"
 import type { RedisSubscription } from "./subscription.ts"
-
-const failed = (operation: string, cause: Error): TransportError =>
-  new TransportError({ transport: "redis", reason: new OperationFailed({ operation, cause }) })
 
 /** Longer than anybody waits, and short enough that the due time is a whole number everywhere: a hundred years. */
 const longestDelay = 100 * 365 * 86_400_000
@@ -117,9 +115,12 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
         for (const reply of replies) {
           // With the group everything that was owned is gone.
           if (!(reply instanceof Error) || reply.message.startsWith("NOGROUP")) continue
-          const error = isRefusal(reply)
-            ? transportError(`settling in ${key}`, server.settings.label, reply)
-            : failed(`settling in ${key}`, reply)
+          const error = transportError(
+            `settling in ${key}`,
+            server.settings.label,
+            reply,
+            keys.besideDues(subscription.dues)
+          )
           const isNews = reply instanceof ErrorReply && !isPassing(reply) &&
             subscription.refusals.add("settling", error.message)
           return isRefusal(reply) && !isNews

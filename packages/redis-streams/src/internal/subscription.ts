@@ -240,13 +240,14 @@ export class RedisSubscription {
 
   private refusedUntil = -Infinity
 
-  /** The server refuses an operation: says so once, and tries again a little later. Other topics go on meanwhile. */
+  /** The server refuses an operation: health tells the reason, which the pipeline logs. Tries again a little later. Other topics go on meanwhile. */
   refuse(operation: string, error: Error): Effect.Effect<void> {
     return Effect.suspend(() => {
       this.refusedUntil = performance.now() + refusedFor
-      const { message } = transportError(`${operation} ${this.options.key}`, this.server.settings.label, error)
+      const beside = keys.besideDues(this.dues)
+      const { message } = transportError(`${operation} ${this.options.key}`, this.server.settings.label, error, beside)
       return Effect.andThen(
-        this.refusals.add(operation, message) ? Effect.logError(message) : Effect.void,
+        this.refusals.add(operation, message) ? Effect.logDebug(message) : Effect.void,
         Effect.sync(() => {
           this.refusedTimer = setTimeout(() => this.readLoop.wake(this, true), refusedFor + 1)
         })

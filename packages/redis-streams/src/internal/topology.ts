@@ -14,7 +14,8 @@ const dialOptions = (settings: Settings): DialOptions => ({
   client: settings.client,
   database: settings.database,
   tls: settings.tls,
-  within: Math.min(settings.connectTimeout, 5_000)
+  // Less than the Layer waits: its reason is known by then.
+  within: Math.min(0.8 * settings.connectTimeout, 5_000)
 })
 
 /** Runs one command on a connection of its own. */

@@ -9,47 +9,87 @@ return redis.call(unpack(args))
 `)
 
 /**
- * Finds the hash of ids of this period, and of the one before, by the server's clock. The publisher passes those around
- * the period that it believes in; where it is wrong by more, the reply is the right time.
+ * Finds the hash of ids of this period, and the one of the period before, by the server's clock. The publisher passes those
+ * around the period that it believes in; where it is wrong by more, the reply is the right time.
  */
-const periods = `${now}
+const hashes = `${now}
 local believed, length = tonumber(ARGV[3]), tonumber(ARGV[4])
 local ahead = math.floor(now / length) - believed
 if ahead < -1 or ahead > 1 then return { 'clock', string.format('%.0f', now) } end
 local ids, before = KEYS[4 + ahead], KEYS[3 + ahead]
+`
+
+const find = `${hashes}
+${needs("HGET", "ids", "'a'")}
 local id = redis.call('HGET', ids, ARGV[1]) or redis.call('HGET', before, ARGV[1])
 `
 
 /**
- * Adds an entry unless its id was used in this period or the one before. KEYS: stream, ids of the periods -2 to +1.
- * ARGV: id, milliseconds to keep it, the period that the publisher believes in, its length, '~' or '=' where entries older
- * than an age are trimmed, that age, then arguments of XADD. Replies: entry id, 1 if it was there.
+ * Adds entries, each unless its id was used in this period or the one before. KEYS: stream, ids of the periods -2 to +1.
+ * ARGV: '', milliseconds to keep the ids, the period that the publisher believes in, its length, '~' or '=' where entries
+ * older than an age are trimmed, that age, how many arguments of XADD are the same for all, those, then for each entry its
+ * id, the count of its fields and values, and those. Replies for each: entry id, 1 if it was there, or an error and 2.
  */
-export const addOnce = Script.make(`${periods}
-if id then return { id, 1 } end
+export const addOnce = Script.make(`${hashes}
+${needs("HMGET", "ids", "'a'")}${needs("HLEN", "ids")}${needs("XADD", "KEYS[1]", "'*'", "'a'", "'b'")}
 local isFirst = redis.call('HLEN', ids) == 0
 if isFirst then
   ${needs("HSET", "ids", "'a'", "'b'")}
   ${needs("PEXPIRE", "ids", "1")}
 end
-local args = { 'XADD', KEYS[1] }
+local add = { 'XADD', KEYS[1] }
 if ARGV[5] ~= '' then
-  for _, arg in ipairs({ 'MINID', ARGV[5], string.format('%.0f', now - ARGV[6]) }) do args[#args + 1] = arg end
+  for _, arg in ipairs({ 'MINID', ARGV[5], string.format('%.0f', now - ARGV[6]) }) do add[#add + 1] = arg end
 end
-for i = 7, #ARGV do args[#args + 1] = ARGV[i] end
-id = redis.call(unpack(args))
-redis.call('HSET', ids, ARGV[1], id)
-if isFirst then redis.call('PEXPIRE', ids, ARGV[2]) end
-return { id, 0 }
+local at = 8 + ARGV[7]
+for i = 8, at - 1 do add[#add + 1] = ARGV[i] end
+local shared = #add
+local names, froms = {}, {}
+while at <= #ARGV do
+  names[#names + 1] = ARGV[at]
+  froms[#froms + 1] = at + 2
+  at = at + 2 + ARGV[at + 1]
+end
+local present, past = redis.call('HMGET', ids, unpack(names)), redis.call('HMGET', before, unpack(names))
+local added, notes, replies = {}, {}, {}
+for n, name in ipairs(names) do
+  local id = added[name] or present[n] or past[n]
+  if id then
+    replies[n] = { id, 1 }
+  else
+    local from, count = froms[n], tonumber(ARGV[froms[n] - 1])
+    for i = 1, count do add[shared + i] = ARGV[from + i - 1] end
+    for i = #add, shared + count + 1, -1 do add[i] = nil end
+    id = redis.pcall(unpack(add))
+    if type(id) == 'table' and id.err then
+      if #names == 1 then return id end
+      replies[n] = { id.err, 2 }
+    else
+      added[name] = id
+      notes[#notes + 1] = name
+      notes[#notes + 1] = id
+      replies[n] = { id, 0 }
+    end
+  end
+end
+if #notes > 0 then
+  redis.call('HSET', ids, unpack(notes))
+  if isFirst then redis.call('PEXPIRE', ids, ARGV[2]) end
+end
+if #names == 1 then return replies[1] end
+return replies
 `)
 
-/** Whether an id was used. KEYS and ARGV as for \`addOnce\`. Replies: entry id or '', 1 if it was there. */
-export const findOnce = Script.make(`${periods}
+/**
+ * Whether an id was used. KEYS as for \`addOnce\`. ARGV: id, and as for \`addOnce\` until the length of a period. Replies:
+ * entry id or '', 1 if it was there.
+ */
+export const findOnce = Script.make(`${find}
 return { id or '', id and 1 or 0 }
 `)
 
-/** Notes the id of an entry that was added. KEYS and ARGV as for \`addOnce\`, ARGV[5]: its entry id. */
-export const noteOnce = Script.make(`${periods}
+/** Notes the id of an entry that was added. KEYS and ARGV as for \`findOnce\`, ARGV[5]: its entry id. */
+export const noteOnce = Script.make(`${find}
 redis.call('HSET', ids, ARGV[1], ARGV[5])
 redis.call('PEXPIRE', ids, ARGV[2])
 return { ARGV[5], 0 }
@@ -60,12 +100,13 @@ return { ARGV[5], 0 }
  * the id, the period that the publisher believes in, its length, the delay, a name for it, then arguments of XADD.
  * Replies: name, 1 if it was there.
  */
-export const delay = Script.make(`${periods}
+export const delay = Script.make(`${find}
 if id and ARGV[1] ~= '' then return { id, 1 } end
 if ARGV[1] ~= '' then
   ${needs("HSET", "ids", "'a'", "'b'")}
   ${needs("PEXPIRE", "ids", "1")}
 end
+${needs("ZADD", "KEYS[1]", "'0'", "'a'")}
 local member = { ARGV[6] }
 for i = 7, #ARGV do member[#member + 1] = ARGV[i] end
 redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[5]), cmsgpack.pack(member))

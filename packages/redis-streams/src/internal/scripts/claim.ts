@@ -20,8 +20,8 @@ local bytes, everyone, first, start = tonumber(ARGV[8]), ARGV[9] == '1', ARGV[10
 local ordered = ARGV[12] == '1'
 local given, waiting, gone, left, seen = {}, {}, {}, 0, 0
 local isFull, endConsumer, endId = false, '', ''
-${needs("XCLAIM", "stream", "group", "me", "0", "'0-1'")}
-${needs("HDEL", "dues", "'a'")}
+${needs("XPENDING", "stream", "group", "'-'", "'+'", "'1'")}${needs("XINFO", "'CONSUMERS'", "stream", "group")}
+${needs("XCLAIM", "stream", "group", "me", "0", "'0-1'")}${needs("HGET", "dues", "'a'")}${needs("HDEL", "dues", "'a'")}
 
 local function take(consumer, isAlive)
   if first ~= '' and first ~= consumer then return end
@@ -110,7 +110,8 @@ return { given, waiting, gone, left, isFull and endConsumer or '', isFull and en
 export const takeBack = Script.make(`
 local stream, dues, group, me, minIdle, isolateFrom = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local given, gone = {}, {}
-${needs("HDEL", "dues", "'a'")}
+${needs("XPENDING", "stream", "group", "'-'", "'+'", "'1'")}
+${needs("XCLAIM", "stream", "group", "me", "0", "'0-1'")}${needs("HDEL", "dues", "'a'")}
 for i = 5, #ARGV, 3 do
   local id, count, isLost = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2] == 'lost'
   local mine = redis.call('XPENDING', stream, group, 'IDLE', isLost and 0 or minIdle, id, id, 1, me)

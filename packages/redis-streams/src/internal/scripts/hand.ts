@@ -9,8 +9,8 @@ import * as Script from "./script.ts"
 export const hand = Script.make(`
 local stream, dues, group, me, again = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3] == '1'
 local given, gone, taken = {}, {}, {}
-${needs("XCLAIM", "stream", "group", "me", "0", "'0-1'")}
-${needs("HDEL", "dues", "'a'")}
+${needs("XPENDING", "stream", "group", "'-'", "'+'", "'1'")}
+${needs("XCLAIM", "stream", "group", "me", "0", "'0-1'")}${needs("HGET", "dues", "'a'")}${needs("HDEL", "dues", "'a'")}
 for i = 4, #ARGV do
   local id = ARGV[i]
   local held = redis.call('XPENDING', stream, group, id, id, 1)[1]

@@ -1,7 +1,16 @@
 /** Parts that several scripts begin with. */
 
+/**
+ * Fails before anything is written when this user may not run a command that comes later: a script that stops half-way is
+ * worse than one that does nothing. Names the command too, which Redis 7.0 does not do inside a script.
+ */
+export const needs = (command: string, ...args: ReadonlyArray<string>): string =>
+  `if redis.acl_check_cmd and not redis.acl_check_cmd(${[`'${command}'`, ...args].join(", ")}) then ` +
+  `return redis.error_reply("NOPERM this user has no permissions to run the '${command.toLowerCase()}' command") end\n`
+
 /** \`now\`: the server's clock in milliseconds. */
 export const now = `
+${needs("TIME")}
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 `
@@ -41,11 +50,3 @@ local function before(a, b)
   return a2 < b2
 end
 `
-
-/**
- * Fails before anything is written when this user may not run a command that comes later: a script that stops half-way is
- * worse than one that does nothing.
- */
-export const needs = (command: string, ...args: ReadonlyArray<string>): string =>
-  `if redis.acl_check_cmd and not redis.acl_check_cmd('${command}', ${args.join(", ")}) then ` +
-  `return redis.error_reply("NOPERM this user has no permissions to run the '${command.toLowerCase()}' command") end`

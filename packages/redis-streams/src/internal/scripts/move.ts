@@ -6,7 +6,7 @@ import * as Script from "./script.ts"
  * are still due, the error of one that cannot be added, and the milliseconds until the next one is due, -1 for none.
  */
 export const move = Script.make(`${now}
-${needs("ZREM", "KEYS[2]", "'a'")}
+${needs("ZRANGE", "KEYS[2]", "'0'", "'0'")}${needs("ZCOUNT", "KEYS[2]", "'0'", "'0'")}${needs("ZREM", "KEYS[2]", "'a'")}
 local moved, failed = 0, ''
 for _, member in ipairs(redis.call('ZRANGE', KEYS[2], '-inf', now, 'BYSCORE', 'LIMIT', 0, 100)) do
   local reply = redis.pcall('XADD', KEYS[1], unpack(cmsgpack.unpack(member), 2))

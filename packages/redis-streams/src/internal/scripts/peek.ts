@@ -1,4 +1,4 @@
-import { fieldsOf, now, released } from "./lua.ts"
+import { fieldsOf, needs, now, released } from "./lua.ts"
 import * as Script from "./script.ts"
 
 /** Milliseconds: longer than it takes to the next look. */
@@ -12,7 +12,7 @@ export const soon = 2_000
  *
  * KEYS: stream and delayed set of each. ARGV: group, claim time and consumer of each. Replies for each the sum of: 1
  * something to claim, 2 something due, 4 something pending, and 8 for each millisecond until the next delayed entry is due
- * where that is soon; or the words of an error that concerns only this one.
+ * where that is soon; where one of the two looks is refused that sum and the words of both errors, '' for none.
  */
 export const peek = Script.make(`${now}${fieldsOf}
 local function claimable(stream, group, minIdle, me)
@@ -25,24 +25,34 @@ local function claimable(stream, group, minIdle, me)
   end
   return false
 end
-local function stateOf(stream, delayed, group, minIdle, me)
-  local page, state = redis.pcall('XPENDING', stream, group, '-', '+', 1), 0
+local function pendingOf(stream, delayed, group, minIdle, me)
+  ${needs("XPENDING", "stream", "group", "'-'", "'+'", "'1'")}
+  ${needs("XINFO", "'CONSUMERS'", "stream", "group")}
+  local page = redis.pcall('XPENDING', stream, group, '-', '+', 1)
   if page.err then
     -- A group that is gone is the reader's affair.
-    if not string.find(page.err, 'NOGROUP') then error(page.err, 0) end
-  elseif #page > 0 then
-    state = claimable(stream, group, minIdle, me) and 5 or 4
+    return string.find(page.err, 'NOGROUP') and 0 or page
   end
+  return #page == 0 and 0 or claimable(stream, group, minIdle, me) and 5 or 4
+end
+local function dueOf(stream, delayed)
+  ${needs("ZRANGE", "delayed", "'0'", "'0'")}
   local next = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
   local left = next and math.ceil(next - now) or ${soon}
-  if left <= 0 then state = state + 2 elseif left < ${soon} then state = state + 8 * left end
-  return state
+  return left <= 0 and 2 or left < ${soon} and 8 * left or 0
 end
 local found = {}
 for i = 1, #KEYS / 2 do
-  local a = 3 * i - 2
-  local isFine, state = pcall(stateOf, KEYS[2 * i - 1], KEYS[2 * i], ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2])
-  found[i] = isFine and state or type(state) == 'table' and state.err or tostring(state)
+  local a, state, words, isRefused = 3 * i - 2, 0, {}, false
+  for part, look in ipairs({ pendingOf, dueOf }) do
+    local _, reply = pcall(look, KEYS[2 * i - 1], KEYS[2 * i], ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2])
+    if type(reply) == 'number' then
+      state, words[part] = state + reply, ''
+    else
+      isRefused, words[part] = true, type(reply) == 'table' and reply.err or tostring(reply)
+    end
+  end
+  found[i] = isRefused and { state, words[1], words[2] } or state
 end
 return found
 `)

@@ -1,5 +1,5 @@
 import { list } from "../reply.ts"
-import { now, released, releasedAt, releasedSuspectAt } from "./lua.ts"
+import { needs, now, released, releasedAt, releasedSuspectAt } from "./lua.ts"
 import * as Script from "./script.ts"
 
 /**
@@ -19,6 +19,13 @@ import * as Script from "./script.ts"
 export const settle = Script.make(`${now}
 local stream, dues, group, me = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
 local lost, last = {}, 0
+${needs("XPENDING", "stream", "group", "'-'", "'+'", "'1'")}${needs("XCLAIM", "stream", "group", "me", "0", "'0-1'")}
+for i = 3, #ARGV, 5 do
+  if ARGV[i] == 'retry' or ARGV[i] == 'releaseRetry' then
+    ${needs("HSET", "dues", "'a'", "'b'")}
+    break
+  end
+end
 
 local function apply(op, id, count, lease, arg)
   local held = redis.call('XPENDING', stream, group, id, id, 1)[1]
