@@ -5,6 +5,7 @@ import { differences } from "./comparison.ts"
 import { type Connection, unexpected } from "./connection.ts"
 import { consumerDifferences, consumerInfo, type ConsumerSpec } from "./consumers.ts"
 import type { Condition } from "./health.ts"
+import * as names from "./names.ts"
 import { type Declaring, infoOf, storedElsewhere } from "./streams.ts"
 
 export interface ConsumerWatchOptions {
@@ -78,8 +79,12 @@ export class ConsumerWatch {
     // The lease of everything that is owned was derived from it.
     const differences = consumerDifferences(info, { ...spec, ackWait }, stream)
     const moved = storedElsewhere(stream.config, spec.subjects)
+    const takes = (subject: string, { config }: StreamInfo) =>
+      config.subjects?.some((taken) => names.covers(taken, subject)) === true
+    const untaken = spec.subjects.filter((subject) => takes(subject, this.options.stream) && !takes(subject, stream))
     return [
       ...moved === undefined ? [] : [`${moved.name} is ${moved.found} while it is read; expected ${moved.expected}`],
+      ...untaken.map((subject) => `stream ${info.stream_name} no longer takes ${subject} while it is read`),
       ...differences.map(({ expected, found, name: option }) =>
         `${option} of ${name} was changed to ${found} while it is read; expected ${expected}`
       ),

@@ -299,8 +299,6 @@ export const subscribe = Effect.fnUntraced(function*(
   })
   /** Consecutive troubles without a message in between. */
   let troubles = 0
-  /** No answer arrives, and that has been said. */
-  let silent = false
   const heal = (trouble: Trouble) => {
     if (healing || closed || failure !== undefined) return
     healing = true
@@ -314,11 +312,8 @@ export const subscribe = Effect.fnUntraced(function*(
       ))
     }
     const complaint = connection.complaint()
-    if (trouble._tag === "silent" && complaint !== undefined && !silent) {
-      silent = true
-      const reason = `${trouble.detail} of consumer ${consumer.name}: ${complaint}`
-      condition.impair("silence", reason)
-      runFork(Effect.logWarning(reason))
+    if (trouble._tag === "silent" && complaint !== undefined) {
+      condition.impair("silence", `${trouble.detail} of consumer ${consumer.name}: ${complaint}`)
     }
     const delay = Math.min(maxHealDelay, 50 * 2 ** (troubles - 1)) * (0.5 + Math.random())
     const healed = Effect.gen(function*() {
@@ -349,10 +344,7 @@ export const subscribe = Effect.fnUntraced(function*(
       expires: Math.min(requestExpires, (config.max_expires || Infinity) / 1e6)
     }),
     onChunk(chunk) {
-      if (silent) {
-        silent = false
-        condition.clear("silence")
-      }
+      condition.clear("silence")
       if (chunk.length === 0) {
         // Nothing that was released is left.
         if (loop.asked === 0 && gathered) endGathering()
