@@ -1,15 +1,16 @@
+import type * as Cause from "effect/Cause"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Result from "effect/Result"
 import * as Schedule from "effect/Schedule"
-import * as Settlement from "../Settlement.ts"
 import type { Outgoing, Published, Transport } from "../Transport.ts"
 import type { Attempt } from "./attempt.ts"
 import { outgoingOf } from "./outgoing.ts"
 import type { Source, Step } from "./program.ts"
 import type { PublishError } from "./publishError.ts"
 import { send, store } from "./send.ts"
+import { thrown } from "./steps.ts"
 
 /**
  * Publishes and, while the broker cannot be reached or has not answered, publishes again under the same id: an outage is
@@ -27,7 +28,8 @@ export const publishUntilAnswered = (
     return Effect.andThen(wait(0), Effect.retry(again, { schedule: backoff, while: isUnanswered }))
   })
 
-const isUnanswered = ({ reason }: PublishError): boolean =>
+/** The broker was not reached, or has not answered. */
+export const isUnanswered = ({ reason }: PublishError): boolean =>
   reason._tag === "NotSent" || reason._tag === "OutcomeUnknown"
 
 /**
@@ -54,7 +56,7 @@ export const publishStep = (
     try {
       given = step.f === undefined ? value : step.f(value, message)
     } catch (error) {
-      return Settlement.isRequested(error) ? Effect.fail(error as never) : Effect.die(error)
+      return Exit.failCause(thrown(error) as Cause.Cause<never>)
     }
     return step.f !== undefined && Array.isArray(given)
       ? Effect.forEach(given, (value, i) => publish(value, `${id}/${i}`), { discard: true })
