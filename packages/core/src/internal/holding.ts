@@ -26,7 +26,7 @@ export class Holding {
     readonly retries: RetryWatch
   }
   /** Begun and not left. */
-  private inFlight = 0
+  inFlight = 0
   /** With more than this in the buffer, no demand is computed. */
   private refillAt = 0
   /** No handler runs. */

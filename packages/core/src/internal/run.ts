@@ -345,7 +345,7 @@ export class Run {
   private admits(next: Attempt): boolean {
     const { alone } = this.intake
     if (alone === undefined) return true
-    return next === alone && this.holding.begun === 0 && !this.reader.isOpen && this.settlements.settler.isIdle
+    return next === alone && this.holding.inFlight === 0 && !this.reader.isOpen && this.settlements.settler.isIdle
   }
 
   // --- beginning
