@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Millrace, Pipeline, Topic, type Transport } from "@millrace/core"
 import { MemoryTransport } from "@millrace/testing"
-import { type Context, Effect, Layer, Schema } from "effect"
+import { Cause, type Context, Effect, Layer, Schema } from "effect"
 import { execFile } from "node:child_process"
 import * as path from "node:path"
 import { promisify } from "node:util"
@@ -61,9 +61,9 @@ describe("Millrace", () => {
 
   it("has a health with its reason before the start, while it starts, and when the start fails", async () => {
     const { worker } = collecting()
-    let connect = (_: Effect.Effect<never, Error>) => {}
+    let connect = (_: Effect.Effect<never, Cause.TimeoutError>) => {}
     const broker = Layer.effectContext(
-      Effect.callback<Context.Context<Transport.Transport>, Error>((resume) => void (connect = resume))
+      Effect.callback<Context.Context<Transport.Transport>, Cause.TimeoutError>((resume) => void (connect = resume))
     )
     const millrace = Millrace.make({ broker, pipelines: [worker], signals: false })
     const before = await millrace.health()
@@ -72,7 +72,7 @@ describe("Millrace", () => {
     const starting = millrace.start()
     await turn()
     assert.deepInclude(await millrace.health(), { state: "reconnecting", reason: "the pipelines are starting" })
-    connect(Effect.fail(new Error("connection refused")))
+    connect(Effect.fail(new Cause.TimeoutError("connection refused")))
     await starting.catch(() => {})
     assert.deepInclude(await millrace.health(), { state: "stopped", reason: "the start failed: connection refused" })
   })

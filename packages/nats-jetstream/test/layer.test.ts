@@ -144,8 +144,12 @@ describe("connecting", () => {
       /^memory: from.concurrency is 5: there is no such option/
     ],
     ["a text that is no duration", { group: "g", ackWait: "5s" }, /^memory: ackWait is "5s": write a duration as/],
-    ["a subject that is no text", { group: "g", subject: 5 }, /^memory: subject is 5: give a text as `subject`/],
-    ["subjects that are no array", { group: "g", subjects: "a.>" }, /^memory: subject is "a.>": give a text/],
+    ["a subject that is no text", { group: "g", subject: 5 }, /^memory: subject is 5: give a text/],
+    [
+      "subjects that are no array",
+      { group: "g", subjects: "a.>" },
+      /^memory: subjects is "a.>": give an array of texts/
+    ],
     ["a misspelt start", { group: "g", startFrom: "begining" }, /^memory: startFrom is "begining": write "new"/]
   ])("from refuses %s", ([, options, expected]) =>
     Effect.gen(function*() {

@@ -121,7 +121,7 @@ it.live.each<readonly [string, RedisStreams.Options, RegExp]>([
   [
     "a number for a group of options",
     { url: "redis://host", claim: 5000 } as never,
-    /^redis: claim is 5000: give an object/
+    /^redis: claim is 5000: give \{ minIdle \}/
   ],
   [
     "a Sentinel without a master",

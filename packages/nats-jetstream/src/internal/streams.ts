@@ -8,7 +8,7 @@ import {
   type StreamInfo,
   type StreamUpdateConfig
 } from "@nats-io/jetstream"
-import * as Arr from "effect/Array"
+import type * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type { CommonOptions, StreamBounds } from "../Options.ts"

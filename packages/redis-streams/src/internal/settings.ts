@@ -1,5 +1,6 @@
 import { checkOptions, durationOf, type Hints } from "@millrace/core/TransportAuthor"
 import { invalidOption, redactUrl, type TransportError } from "@millrace/core/TransportError"
+import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
@@ -175,7 +176,11 @@ const loginOf = (options: Options, url: URL): Effect.Effect<Login, unknown> => {
   return Effect.flatMap(ask, (given) =>
     isSecret(given?.password)
       ? Effect.succeed({ username: given.username, password: secretOf(given.password) })
-      : Effect.fail(new TypeError("no password was given")))
+      : Effect.fail(new NoPassword()))
+}
+
+class NoPassword extends Data.TaggedError("NoPassword") {
+  override readonly message = "no password was given"
 }
 
 /** Keys beside a stream must lie in its slot: a name whose braces hold nothing, or stand the wrong way round, cannot. */
