@@ -327,7 +327,7 @@ export class Run {
   }
 
   private redelivered({ id, origin }: Delivery): void {
-    this.retries.seen(id)
+    if (this.retries.seen(id)) return
     // The lease of an attempt that is still here has ended, and no peer has taken the message.
     for (const attempt of this.holding.unsettled()) {
       if (attempt.delivery.id === id && attempt.delivery.origin === origin) return this.lost(attempt)
