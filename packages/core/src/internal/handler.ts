@@ -163,14 +163,31 @@ export class Handler {
         )
         return
       }
-      case "Join": {
-        let epoch = -1
-        const stop = pending.join(attempt, value, (exit) => {
-          if (this.isAt(attempt, epoch)) this.resume(attempt, index, exit, false, value)
-        })
-        epoch = this.wait(attempt, stop)
+      case "Join":
+        return this.join(attempt, index, false, value, (resume) => pending.join(attempt, value, resume))
+      case "Output": {
+        const { given, outputs } = pending
+        const outgoing = outputs.outgoing(given, attempt, contextOf(attempt, this.context))
+        if (outgoing === undefined) return this.fork(attempt, outputs.publish(given, attempt), index, true, value)
+        if (Exit.isFailure(outgoing)) return this.recover(attempt, index + 1, outgoing.cause)
+        return this.join(attempt, index, true, value, (resume) => outputs.add(outgoing.value, resume))
       }
     }
+  }
+
+  /** Waits together with other attempts. `begin` gives a function that takes this one out. */
+  private join(
+    attempt: Attempt,
+    index: number,
+    keep: boolean,
+    value: unknown,
+    begin: (resume: (exit: Exit.Exit<unknown, unknown>) => void) => (then: () => void) => void
+  ): void {
+    let epoch = -1
+    const stop = begin((exit) => {
+      if (this.isAt(attempt, epoch)) this.resume(attempt, index, exit, keep, value)
+    })
+    epoch = this.wait(attempt, stop)
   }
 
   private fork(

@@ -24,12 +24,12 @@ import { Handler } from "./handler.ts"
 import { Holding } from "./holding.ts"
 import { Intake } from "./intake.ts"
 import { Outcomes } from "./outcome.ts"
+import { Outputs } from "./outputs.ts"
 import { Ownership } from "./ownership.ts"
 import { Permits } from "./permit.ts"
 import { Prefetch } from "./prefetch.ts"
 import { preparation } from "./prepare.ts"
 import type { Program } from "./program.ts"
-import { publishStep } from "./publish.ts"
 import { Reader } from "./reader.ts"
 import { Rest } from "./rest.ts"
 import { RetryWatch } from "./retryWatch.ts"
@@ -203,7 +203,7 @@ export class Run {
     })
 
     const operations = compile(program.steps, {
-      publish: (step, path) => publishStep(transport, source, step, path),
+      publish: (step, path) => new Outputs({ transport, source, step, path, context, scheduler }),
       batch: (step) => {
         const batcher = new Batcher(step, {
           context,

@@ -35,6 +35,7 @@ const tried = (prefix: string, topic: string): ReadonlyArray<ReadonlyArray<strin
     ["TYPE", key],
     ["EXISTS", key],
     ["HGET", `${beside}due:g`, "a"],
+    ["HMGET", `${beside}ids:0`, "a"],
     ["HSET", `${beside}ids:0`, "a", "b"],
     ["HDEL", `${beside}due:g`, "a"],
     ["HLEN", `${beside}due:g`],
