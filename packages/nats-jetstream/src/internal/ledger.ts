@@ -1,6 +1,7 @@
 import { type ApiError, DiscardPolicy, JetStreamApiError, StorageType, type StreamConfig } from "@nats-io/jetstream"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Semaphore from "effect/Semaphore"
 import type { Connection } from "./connection.ts"
 import type { JetStreamDelivery } from "./delivery.ts"
 import type { Life } from "./life.ts"
@@ -74,6 +75,7 @@ export class AttemptLedger {
   private isAvailable = false
   private probing: NodeJS.Timeout | undefined
   private isClosed = false
+  private readonly turns = Semaphore.makeUnsafe(1)
   private verifiedAt = -Infinity
 
   constructor(options: LedgerOptions) {
@@ -83,7 +85,8 @@ export class AttemptLedger {
 
   /** Finds or creates the bucket; as durable as `stream`. Never fails: without it the ledger is out of reach. */
   serve(stream: StreamConfig): Effect.Effect<void> {
-    return Effect.suspend(() => {
+    // One after the other: the first finds the bucket for all that start with it.
+    return this.turns.withPermit(Effect.suspend(() => {
       if (this.options.manage === "none") return Effect.void
       const isKnown = this.isAvailable && stream.num_replicas <= this.replicas
       this.replicas = Math.max(this.replicas, stream.num_replicas)
@@ -93,7 +96,7 @@ export class AttemptLedger {
         onFailure: (error) => Effect.sync(() => this.trip(error)),
         onSuccess: () => Effect.sync(() => this.found())
       })
-    })
+    }))
   }
 
   close(): void {

@@ -2,6 +2,7 @@ import type { Hints } from "@millrace/core/TransportAuthor"
 import * as TransportError from "@millrace/core/TransportError"
 import {
   DiscardPolicy,
+  type JetStreamManager,
   RetentionPolicy,
   StorageType,
   type StreamConfig,
@@ -115,34 +116,47 @@ export const ensureStream = Effect.fnUntraced(function*(
   return covering
 })
 
+/** Streams that store under subjects of their own, by transforms. */
+type Storing = ReadonlyArray<{ readonly name: string; readonly stored: ReadonlyArray<string> }>
+
+/** Under way: a thousand pipelines that start together look at all streams once, not a thousand times. */
+const listings = new WeakMap<Connection, Promise<Storing>>()
+
+const listStoring = (connection: Connection, jsm: JetStreamManager): Promise<Storing> => {
+  const listing = listings.get(connection) ?? storingOf(jsm).finally(() => listings.delete(connection))
+  listings.set(connection, listing)
+  return listing
+}
+
+const storingOf = async (jsm: JetStreamManager): Promise<Storing> => {
+  const storing: Array<Storing[number]> = []
+  for await (const { config } of jsm.streams.list()) {
+    const transforms = [
+      config.subject_transform,
+      ...(config.sources ?? []).flatMap((source) => source.subject_transforms ?? []),
+      ...config.mirror?.subject_transforms ?? []
+    ]
+    const stored = transforms.flatMap((transform) => transform?.dest?.replaceAll(/\{\{[^{}]*\}\}/g, "*") ?? [])
+    if (stored.length > 0) storing.push({ name: config.name, stored })
+  }
+  return storing
+}
+
 /** What is stored under these subjects by transforms is not published on them: an empty stream would be read instead. */
 const refuseStored = Effect.fnUntraced(function*(
   connection: Connection,
   { subjects }: StreamSpec
 ): Effect.fn.Return<void, TransportError.TransportError> {
-  const storing = connection.call("listing streams", async (jsm) => {
-    for await (const { config } of jsm.streams.list()) {
-      const transforms = [
-        config.subject_transform,
-        ...(config.sources ?? []).flatMap((source) => source.subject_transforms ?? []),
-        ...config.mirror?.subject_transforms ?? []
-      ]
-      const stored = transforms.flatMap((transform) => transform?.dest?.replaceAll(/\{\{[^{}]*\}\}/g, "*") ?? [])
-      if (
-        subjects.some((subject) => stored.some((dest) => names.covers(dest, subject) || names.covers(subject, dest)))
-      ) {
-        return config.name
-      }
-    }
-    return undefined
-  })
+  const streams = connection.call("listing streams", (jsm) => listStoring(connection, jsm))
   // A user that may not list streams is not kept from making one.
-  const name = yield* Effect.orElseSucceed(storing, () => undefined)
-  if (name === undefined) return
+  const storing = (yield* Effect.orElseSucceed(streams, (): Storing => [])).find(({ stored }) =>
+    subjects.some((subject) => stored.some((dest) => names.covers(dest, subject) || names.covers(subject, dest)))
+  )
+  if (storing === undefined) return
   return yield* mismatch(
     `the stream of ${subjects.join(", ")}`,
-    `to be read by its name, JetStream.from(topic, { group, stream: "${name}" })`,
-    `${name}, which stores them by a transform`
+    `to be read by its name, JetStream.from(topic, { group, stream: "${storing.name}" })`,
+    `${storing.name}, which stores them by a transform`
   )
 })
 
