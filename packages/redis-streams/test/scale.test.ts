@@ -1,5 +1,10 @@
 /** Many consumers and large pending lists, large replies and slow networks. */
 import { assert, it, layer } from "@effect/vitest"
+import * as Codec from "@millrace/core/Codec"
+import * as DeadLetter from "@millrace/core/DeadLetter"
+import * as Pipeline from "@millrace/core/Pipeline"
+import * as Publisher from "@millrace/core/Publisher"
+import * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import { RedisStreams } from "@millrace/redis-streams"
 import { Brokers, Proxy, Wait } from "@millrace/testing"
@@ -130,7 +135,34 @@ eachServer((it) => {
 })
 
 layer(serving("redis"), { excludeTestServices: true })("large messages", (it) => {
-  it.effect("are listed, read and redriven, however large they are together", () =>
+  it.effect("one of the largest size that the server takes is dead-lettered, listed and redriven", () =>
+    Effect.gen(function*() {
+      const { run } = yield* Server
+      const limit = 2 * 1024 * 1024
+      yield* run("CONFIG", "SET", "proto-max-bulk-len", String(limit))
+      const topic = Topic.make(fresh("largest"), { codec: Codec.bytes })
+      const context = yield* connect()
+      let fails = true
+      const running = yield* Pipeline.from(topic, { group: "g", startFrom: "beginning" }).pipe(
+        Pipeline.mapEffect(({ length }) =>
+          fails ? Effect.fail("no") : Effect.sync(() => assert.strictEqual(length, limit))
+        ),
+        Pipeline.retry({ times: 0 }),
+        Pipeline.start,
+        Effect.provide(context)
+      )
+      yield* Effect.provide(Publisher.publish(topic, new Uint8Array(limit)), context)
+      yield* Wait.until("dead-lettered", Effect.map(running.counts, ({ deadLettered }) => deadLettered === 1))
+      const letters = yield* Effect.provide(Stream.runCollect(DeadLetter.list(`${topic.name}.dead`)), context)
+      assert.deepStrictEqual(letters.map(({ message }) => message.body.length), [limit])
+      fails = false
+      yield* Effect.provide(DeadLetter.redrive(`${topic.name}.dead`), context)
+      yield* Wait.until("handled", Effect.map(running.counts, ({ handled }) => handled === 1))
+      assert.strictEqual(yield* run("XLEN", `${topic.name}.dead`), 0)
+      yield* run("CONFIG", "SET", "proto-max-bulk-len", "512mb")
+    }))
+
+  it.effect("are read in pages, however large they are together", () =>
     Effect.gen(function*() {
       const topic = fresh("large")
       const context = yield* connect({ claim: { minIdle: "2 seconds" } })
