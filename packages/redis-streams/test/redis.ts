@@ -1,3 +1,4 @@
+import { layer } from "@effect/vitest"
 import type * as Settlement from "@millrace/core/Settlement"
 import { type Demand, type Outgoing, type SubscribeOptions, Transport } from "@millrace/core/Transport"
 import { RedisStreams } from "@millrace/redis-streams"
@@ -67,6 +68,16 @@ export const serving = (
       return { broker, url: broker.url, run: yield* admin(broker.url) }
     })
   )
+
+const withServer = ({ kind, version }: (typeof servers)[number]) =>
+  layer(serving(kind, { version }), { excludeTestServices: true })
+
+type It = Parameters<Parameters<ReturnType<typeof withServer>>[1]>[0]
+
+/** The same tests for each of the servers. */
+export const eachServer = (tests: (it: It, server: (typeof servers)[number]) => void): void => {
+  for (const server of servers) withServer(server)(`${server.kind} ${server.version}`, (it) => tests(it, server))
+}
 
 /** A transport of its own: what a process would have. */
 export const connect = (

@@ -1,5 +1,10 @@
 /** Many consumers and large pending lists, large replies and slow networks. */
 import { assert, it, layer } from "@effect/vitest"
+import * as Codec from "@millrace/core/Codec"
+import * as DeadLetter from "@millrace/core/DeadLetter"
+import * as Pipeline from "@millrace/core/Pipeline"
+import * as Publisher from "@millrace/core/Publisher"
+import * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import { RedisStreams } from "@millrace/redis-streams"
 import { Brokers, Proxy, Wait } from "@millrace/testing"
@@ -8,7 +13,18 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import { prune } from "../src/internal/scripts/prune.ts"
-import { connect, demand, fresh, noting, outgoing, Server, servers, serving, subscribing, transport } from "./redis.ts"
+import {
+  connect,
+  demand,
+  eachServer,
+  fresh,
+  noting,
+  outgoing,
+  Server,
+  serving,
+  subscribing,
+  transport
+} from "./redis.ts"
 
 const calls = (stats: unknown, command: string): number =>
   Number(new RegExp(`cmdstat_${command}:calls=(\\d+)`).exec(String(stats))?.[1] ?? 0)
@@ -17,111 +33,136 @@ const calls = (stats: unknown, command: string): number =>
 const spent = (stats: unknown, command: string): number =>
   Number(new RegExp(`cmdstat_${command}:calls=\\d+,usec=(\\d+)`).exec(String(stats))?.[1] ?? 0)
 
-servers.forEach(({ kind, version }) =>
-  layer(serving(kind, { version }), { excludeTestServices: true })(`${kind} ${version}`, (it) => {
-    it.effect("a look for abandoned entries costs nothing of what is pending elsewhere", () =>
-      Effect.gen(function*() {
-        const { run } = yield* Server
-        const topic = fresh("pending")
-        yield* run("XGROUP", "CREATE", topic, "g", "0", "MKSTREAM")
-        yield* run(
-          "EVAL",
-          "for i = 1, 100000 do redis.call('XADD', KEYS[1], '*', 'body', 'x') end",
-          "1",
-          topic
-        )
-        // Twenty live consumers hold it all.
-        for (let i = 0; i < 20; i++) {
-          yield* run("XREADGROUP", "GROUP", "g", `live-${i}`, "COUNT", "5000", "STREAMS", topic, ">")
-        }
-        const redis = yield* transport({ claim: { minIdle: "1 hour" } })
-        const subscription = yield* redis.subscribe(subscribing(topic))
-        yield* Effect.forkScoped(subscription.pull(demand(10)))
-        yield* Effect.sleep(500)
-        // What a look through everything costs on this machine at this moment.
-        yield* run("CONFIG", "RESETSTAT")
-        for (let i = 0; i < 5; i++) yield* run("XPENDING", topic, "g", "IDLE", "3600000", "-", "+", "1")
-        const everything = spent(yield* run("INFO", "commandstats"), "xpending") / 5
-        yield* run("CONFIG", "RESETSTAT")
-        yield* Effect.sleep(2_000)
-        const looks = calls(yield* run("INFO", "commandstats"), "evalsha")
-        assert.isAbove(looks, 0)
-        assert.isBelow(spent(yield* run("INFO", "commandstats"), "evalsha") / looks, everything / 4)
-      }))
+eachServer((it) => {
+  it.effect("a look for abandoned entries costs nothing of what is pending elsewhere", () =>
+    Effect.gen(function*() {
+      const { run } = yield* Server
+      const topic = fresh("pending")
+      yield* run("XGROUP", "CREATE", topic, "g", "0", "MKSTREAM")
+      yield* run(
+        "EVAL",
+        "for i = 1, 100000 do redis.call('XADD', KEYS[1], '*', 'body', 'x') end",
+        "1",
+        topic
+      )
+      // Twenty live consumers hold it all.
+      for (let i = 0; i < 20; i++) {
+        yield* run("XREADGROUP", "GROUP", "g", `live-${i}`, "COUNT", "5000", "STREAMS", topic, ">")
+      }
+      const redis = yield* transport({ claim: { minIdle: "1 hour" } })
+      const subscription = yield* redis.subscribe(subscribing(topic))
+      yield* Effect.forkScoped(subscription.pull(demand(10)))
+      yield* Effect.sleep(500)
+      // What a look through everything costs on this machine at this moment.
+      yield* run("CONFIG", "RESETSTAT")
+      for (let i = 0; i < 5; i++) yield* run("XPENDING", topic, "g", "IDLE", "3600000", "-", "+", "1")
+      const everything = spent(yield* run("INFO", "commandstats"), "xpending") / 5
+      yield* run("CONFIG", "RESETSTAT")
+      yield* Effect.sleep(2_000)
+      const looks = calls(yield* run("INFO", "commandstats"), "evalsha")
+      assert.isAbove(looks, 0)
+      assert.isBelow(spent(yield* run("INFO", "commandstats"), "evalsha") / looks, everything / 4)
+    }))
 
-    it.effect("dead consumers are deleted some at a time, names of any alphabet too, and live ones stay", () =>
-      Effect.gen(function*() {
-        const { run } = yield* Server
-        const topic = fresh("consumers")
-        yield* run("XGROUP", "CREATE", topic, "g", "0", "MKSTREAM")
-        yield* run("XGROUP", "CREATECONSUMER", topic, "g", "wörker-消費者")
-        yield* run(
-          "EVAL",
-          "for i = 1, 3000 do redis.call('XGROUP', 'CREATECONSUMER', KEYS[1], 'g', 'dead-' .. i) end",
-          "1",
-          topic
-        )
-        yield* run("XADD", topic, "*", "body", "x")
-        yield* run("XREADGROUP", "GROUP", "g", "owner", "STREAMS", topic, ">")
-        const names = Effect.map(
-          run("XINFO", "CONSUMERS", topic, "g"),
-          (all: ReadonlyArray<ReadonlyArray<unknown>>) => all.map(([, name]) => String(name))
-        )
-        const context = yield* connect({ forgetConsumersAfter: "800 millis", consumer: "me" })
-        const redis = Context.get(context, Transport)
-        const subscription = yield* redis.subscribe(subscribing(topic))
-        yield* Effect.forkScoped(subscription.pull(demand(1)))
-        yield* run("CONFIG", "RESETSTAT")
-        yield* Wait.until("deleted", Effect.map(names, (all) => !all.some((name) => /dead-|wörker/.test(name))))
-        // Old servers know a consumer only once it was given something.
-        const others = (all: ReadonlyArray<string>) =>
-          all.filter((name) => name !== "me" && !name.startsWith("millrace:"))
-        assert.deepStrictEqual(others(yield* names), ["owner"])
-        assert.isDefined((yield* names).find((name) => name.startsWith("millrace:origin:")))
-        const info = yield* Effect.provide(RedisStreams.groupInfo(topic, "g"), context)
-        assert.deepStrictEqual(others(info.consumers.map(({ name }) => name)), ["owner"])
-      }))
+  it.effect("dead consumers are deleted some at a time, names of any alphabet too, and live ones stay", () =>
+    Effect.gen(function*() {
+      const { run } = yield* Server
+      const topic = fresh("consumers")
+      yield* run("XGROUP", "CREATE", topic, "g", "0", "MKSTREAM")
+      yield* run("XGROUP", "CREATECONSUMER", topic, "g", "wörker-消費者")
+      yield* run(
+        "EVAL",
+        "for i = 1, 3000 do redis.call('XGROUP', 'CREATECONSUMER', KEYS[1], 'g', 'dead-' .. i) end",
+        "1",
+        topic
+      )
+      yield* run("XADD", topic, "*", "body", "x")
+      yield* run("XREADGROUP", "GROUP", "g", "owner", "STREAMS", topic, ">")
+      const names = Effect.map(
+        run("XINFO", "CONSUMERS", topic, "g"),
+        (all: ReadonlyArray<ReadonlyArray<unknown>>) => all.map(([, name]) => String(name))
+      )
+      const context = yield* connect({ forgetConsumersAfter: "800 millis", consumer: "me" })
+      const redis = Context.get(context, Transport)
+      const subscription = yield* redis.subscribe(subscribing(topic))
+      yield* Effect.forkScoped(subscription.pull(demand(1)))
+      yield* run("CONFIG", "RESETSTAT")
+      yield* Wait.until("deleted", Effect.map(names, (all) => !all.some((name) => /dead-|wörker/.test(name))))
+      // Old servers know a consumer only once it was given something.
+      const others = (all: ReadonlyArray<string>) =>
+        all.filter((name) => name !== "me" && !name.startsWith("millrace:"))
+      assert.deepStrictEqual(others(yield* names), ["owner"])
+      assert.isDefined((yield* names).find((name) => name.startsWith("millrace:origin:")))
+      const info = yield* Effect.provide(RedisStreams.groupInfo(topic, "g"), context)
+      assert.deepStrictEqual(others(info.consumers.map(({ name }) => name)), ["owner"])
+    }))
 
-    it.effect("dead consumers are deleted by one process at a time, and so many by each step", () =>
-      Effect.gen(function*() {
-        const { run } = yield* Server
-        const topic = fresh("steps")
-        yield* run("XGROUP", "CREATE", topic, "g", "0", "MKSTREAM")
-        yield* run(
-          "EVAL",
-          "for i = 1, 30 do redis.call('XGROUP', 'CREATECONSUMER', KEYS[1], 'g', 'dead-' .. i) end",
-          "1",
-          topic
-        )
-        const lock = `{${topic}}:lock`
-        const step = run("EVAL", prune.lua, "2", topic, lock, "g", "0", "20", "3600000")
-        assert.deepStrictEqual((yield* step).slice(0, 2), [20, 1])
-        // Another process, while the first one is at it.
-        assert.deepStrictEqual((yield* step).slice(0, 2), [0, 0])
-        yield* run("DEL", lock)
-        assert.deepStrictEqual((yield* step).slice(0, 2), [10, 0])
-      }))
+  it.effect("dead consumers are deleted by one process at a time, and so many by each step", () =>
+    Effect.gen(function*() {
+      const { run } = yield* Server
+      const topic = fresh("steps")
+      yield* run("XGROUP", "CREATE", topic, "g", "0", "MKSTREAM")
+      yield* run(
+        "EVAL",
+        "for i = 1, 30 do redis.call('XGROUP', 'CREATECONSUMER', KEYS[1], 'g', 'dead-' .. i) end",
+        "1",
+        topic
+      )
+      const lock = `{${topic}}:lock`
+      const step = run("EVAL", prune.lua, "2", topic, lock, "g", "0", "20", "3600000")
+      assert.deepStrictEqual((yield* step).slice(0, 2), [20, 1])
+      // Another process, while the first one is at it.
+      assert.deepStrictEqual((yield* step).slice(0, 2), [0, 0])
+      yield* run("DEL", lock)
+      assert.deepStrictEqual((yield* step).slice(0, 2), [10, 0])
+    }))
 
-    it.effect("an origin whose consumer was deleted is put back by a process that knows it", () =>
-      Effect.gen(function*() {
-        const { run } = yield* Server
-        const topic = fresh("origin")
-        const redis = yield* transport({ forgetConsumersAfter: "400 millis" })
-        yield* redis.subscribe(subscribing(topic))
-        const origin = Effect.map(
-          run("XINFO", "CONSUMERS", topic, "g"),
-          (all: ReadonlyArray<ReadonlyArray<unknown>>) =>
-            all.map(([, name]) => String(name)).find((name) => name.startsWith("millrace:origin:"))
-        )
-        const before = yield* origin
-        yield* run("XGROUP", "DELCONSUMER", topic, "g", String(before))
-        yield* Wait.until("put back", Effect.map(origin, (now) => now === before))
-      }))
-  })
-)
+  it.effect("an origin whose consumer was deleted is put back by a process that knows it", () =>
+    Effect.gen(function*() {
+      const { run } = yield* Server
+      const topic = fresh("origin")
+      const redis = yield* transport({ forgetConsumersAfter: "400 millis" })
+      yield* redis.subscribe(subscribing(topic))
+      const origin = Effect.map(
+        run("XINFO", "CONSUMERS", topic, "g"),
+        (all: ReadonlyArray<ReadonlyArray<unknown>>) =>
+          all.map(([, name]) => String(name)).find((name) => name.startsWith("millrace:origin:"))
+      )
+      const before = yield* origin
+      yield* run("XGROUP", "DELCONSUMER", topic, "g", String(before))
+      yield* Wait.until("put back", Effect.map(origin, (now) => now === before))
+    }))
+})
 
 layer(serving("redis"), { excludeTestServices: true })("large messages", (it) => {
-  it.effect("are listed, read and redriven, however large they are together", () =>
+  it.effect("one of the largest size that the server takes is dead-lettered, listed and redriven", () =>
+    Effect.gen(function*() {
+      const { run } = yield* Server
+      const limit = 2 * 1024 * 1024
+      yield* run("CONFIG", "SET", "proto-max-bulk-len", String(limit))
+      const topic = Topic.make(fresh("largest"), { codec: Codec.bytes })
+      const context = yield* connect()
+      let fails = true
+      const running = yield* Pipeline.from(topic, { group: "g", startFrom: "beginning" }).pipe(
+        Pipeline.mapEffect(({ length }) =>
+          fails ? Effect.fail("no") : Effect.sync(() => assert.strictEqual(length, limit))
+        ),
+        Pipeline.retry({ times: 0 }),
+        Pipeline.start,
+        Effect.provide(context)
+      )
+      yield* Effect.provide(Publisher.publish(topic, new Uint8Array(limit)), context)
+      yield* Wait.until("dead-lettered", Effect.map(running.counts, ({ deadLettered }) => deadLettered === 1))
+      const letters = yield* Effect.provide(Stream.runCollect(DeadLetter.list(`${topic.name}.dead`)), context)
+      assert.deepStrictEqual(letters.map(({ message }) => message.body.length), [limit])
+      fails = false
+      yield* Effect.provide(DeadLetter.redrive(`${topic.name}.dead`), context)
+      yield* Wait.until("handled", Effect.map(running.counts, ({ handled }) => handled === 1))
+      assert.strictEqual(yield* run("XLEN", `${topic.name}.dead`), 0)
+      yield* run("CONFIG", "SET", "proto-max-bulk-len", "512mb")
+    }))
+
+  it.effect("are read in pages, however large they are together", () =>
     Effect.gen(function*() {
       const topic = fresh("large")
       const context = yield* connect({ claim: { minIdle: "2 seconds" } })
