@@ -3,6 +3,7 @@ import * as DeadLetter from "@millrace/core/DeadLetter"
 import * as Pipeline from "@millrace/core/Pipeline"
 import * as Publisher from "@millrace/core/Publisher"
 import * as Settlement from "@millrace/core/Settlement"
+import * as Telemetry from "@millrace/core/Telemetry"
 import * as Topic from "@millrace/core/Topic"
 import { type Delivery, Transport } from "@millrace/core/Transport"
 import * as Brokers from "@millrace/testing/Brokers"
@@ -415,9 +416,9 @@ describe.each(versions)("on nats-server %s", (version) => {
         )
       ))
 
-    it.live("that are full of dead letters are in health, with the reason, until they take one", () =>
+    it.live("that are full of dead letters are in health and one line of the log, with the reason, until they take one", () =>
       on(() =>
-        Effect.gen(function*() {
+        logged(Effect.fnUntraced(function*(lines) {
           const jsm = yield* manager
           yield* Effect.promise(() =>
             jsm.streams.add({ name: "full", subjects: ["dead"], max_msgs: 2, discard: DiscardPolicy.New })
@@ -428,14 +429,22 @@ describe.each(versions)("on nats-server %s", (version) => {
               Pipeline.retry({ times: 0 }),
               Pipeline.deadLetter("dead")
             )
+          ).pipe(
+            Effect.provideService(Telemetry.LookInterval, Duration.millis(100))
           )
+          const about = (text: string) => Effect.sync(() => lines.filter((line) => line.includes(text)))
           yield* Publisher.publishAll(Orders, [{ id: 1 }, { id: 2 }, { id: 3 }])
           const health = yield* until(running.health, ({ state }) => state === "impaired")
           assert.match(health.reason ?? "", /dead letters are not stored: .*maximum messages exceeded/)
+          yield* until(about("cannot consume: dead letters are not stored"), ({ length }) => length > 0)
+          yield* until(running.counts, ({ unsettled }) => unsettled > 2)
           yield* Effect.promise(() => jsm.streams.purge("full"))
           yield* until(running.health, ({ state }) => state === "consuming")
           yield* until(running.counts, ({ deadLettered }) => deadLettered === 3)
-        })
+          yield* until(about("consuming again after"), ({ length }) => length > 0)
+          const outage = lines.filter((line) => !/dead-lettered to|: consuming/.test(line))
+          assert.strictEqual(outage.length, 2, outage.join("\n"))
+        }))
       ))
 
     it.live("bounds of sources do not apply to dead letters, which have their own", () =>
