@@ -7,9 +7,8 @@
  *
  * @since 0.1.0
  */
-import * as Message from "@millrace/core/Message"
+import type * as Message from "@millrace/core/Message"
 import type * as Pipeline from "@millrace/core/Pipeline"
-import * as Settlement from "@millrace/core/Settlement"
 import type * as Topic from "@millrace/core/Topic"
 import { Transport } from "@millrace/core/Transport"
 import {
@@ -18,7 +17,6 @@ import {
   type Hints,
   type Invalid,
   quietly,
-  received as receivedOf,
   withSetting
 } from "@millrace/core/TransportAuthor"
 import type * as TransportError from "@millrace/core/TransportError"
@@ -32,16 +30,14 @@ import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { addressOf, connect } from "./internal/connect.ts"
-import { JetStreamDelivery } from "./internal/delivery.ts"
 import { checkOptions } from "./internal/options.ts"
-import { backoff } from "./internal/recovery.ts"
-import { JetStream, partsOf } from "./internal/service.ts"
+import { JetStream } from "./internal/service.ts"
 import * as settings from "./internal/settings.ts"
-import { confirmAll } from "./internal/settling.ts"
-import { standIn } from "./internal/standIn.ts"
+import { markStandIn, standIn } from "./internal/standIn.ts"
 import { make as makeService } from "./internal/transport.ts"
 import type { CommonOptions, Options, StartFrom } from "./Options.ts"
 
+export { ackSync, inProgress } from "./internal/acknowledging.ts"
 export { consumerInfo, read, streamInfo } from "./internal/inspection.ts"
 export { publish, publishBatch, to } from "./internal/publish.ts"
 export { JetStream } from "./internal/service.ts"
@@ -120,7 +116,7 @@ export const layerFromConnection = (
 
 /**
  * Provides the service on the broker that is provided, for tests of pipelines that are made by {@link from} or use
- * {@link ackSync}. `subject` of `TestHarness.publish` says on which subject a message was published.
+ * `JetStream.ackSync`. `subject` of `TestHarness.publish` says on which subject a message was published.
  *
  * **Details**
  *
@@ -157,12 +153,10 @@ export const layerTest: Layer.Layer<JetStream, never, Transport> = Layer.effect(
   JetStream,
   Transport.useSync((transport) => {
     const service = JetStream.of({ transport: standIn(transport), client: noClient })
-    standIns.add(service)
+    markStandIn(service)
     return service
   })
 )
-
-const standIns = new WeakSet<object>()
 
 const noClient: NatsConnection = new Proxy({} as NatsConnection, {
   get: () => {
@@ -349,80 +343,3 @@ export const acknowledge: {
   2,
   (self: Pipeline.AnyPipeline, mode: "write" | "confirm") => withSetting(self, settings.Acknowledge, mode)
 )
-
-/**
- * Acknowledges a message and waits until the server has confirmed it.
- *
- * **Details**
- *
- * `false`: it was settled before. A confirmation that does not come within `timeout` (default 5 seconds) says nothing of
- * the message, so it is acknowledged again, through however many connections, until the server has answered. An
- * interruption (a timeout of the pipeline, say) does not take the acknowledgement back: it goes on in the background, and
- * a handler that fails meanwhile is counted as failed after its settlement. Fails when the connection is closed for good,
- * or when the message was delivered again and is being handled again.
- *
- * @category settling
- * @since 0.1.0
- */
-export const ackSync = Effect.fnUntraced(function*(
-  message: Message.Any,
-  options?: { readonly timeout?: Duration.Input | Hints["duration"] | undefined }
-): Effect.fn.Return<boolean, Settlement.SettleError, JetStream> {
-  if (standIns.has(yield* JetStream)) return yield* Message.settle(message, Settlement.ack)
-  const { connection } = yield* partsOf
-  const { delivery, received } = yield* ownDelivery(message)
-  if (!received.claim()) return false
-  delivery.confirming = true
-  const fail = (cause: unknown) => new Settlement.SettleError({ id: message.id, cause })
-  const confirmed = connection.whenConnected.pipe(
-    Effect.andThen(
-      Effect.timeout(
-        confirmAll(connection, [delivery]),
-        durationOf("timeout", options?.timeout ?? "5 seconds").duration
-      )
-    ),
-    Effect.retry({ schedule: backoff, while: () => connection.state() !== "closed" }),
-    Effect.ensuring(Effect.sync(() => {
-      delivery.confirming = false
-    }))
-  )
-  return yield* confirmed.pipe(
-    Effect.filterOrFail(
-      () => delivery.ended("done"),
-      () => new Error("it came again before the server confirmed, and is being handled again")
-    ),
-    Effect.as(true),
-    Effect.mapError(fail),
-    Effect.tapError(() => Effect.sync(() => received.unclaim())),
-    Effect.onInterrupt(() => {
-      delivery.confirming = true
-      return Effect.forkDetach(Effect.ignore(Effect.andThen(confirmed, Effect.sync(() => delivery.ended("done")))))
-    })
-  )
-})
-
-/**
- * Tells the server that a message is still being worked on, now: for work that may block the event loop for long. Millrace
- * does that by itself every third of the consumer's ack wait. `false`: a peer may have the message.
- *
- * @category settling
- * @since 0.1.0
- */
-export const inProgress = Effect.fnUntraced(function*(
-  message: Message.Any
-): Effect.fn.Return<boolean, Settlement.SettleError, JetStream> {
-  const { delivery } = yield* ownDelivery(message)
-  return yield* Effect.mapError(delivery.extend(), (cause) => new Settlement.SettleError({ id: message.id, cause }))
-})
-
-const ownDelivery = Effect.fnUntraced(function*(message: Message.Any) {
-  const service = yield* JetStream
-  const received = receivedOf(message)
-  const delivery = received?.delivery
-  return received === undefined || received.transport !== service.transport || !(delivery instanceof JetStreamDelivery)
-    ? yield* new Settlement.SettleError({
-      id: message.id,
-      cause: new Error("it did not come from this JetStream layer")
-    })
-    : { delivery, received }
-})

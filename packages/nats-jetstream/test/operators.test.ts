@@ -100,6 +100,24 @@ describe.each(versions)("on nats-server %s", (version) => {
         })
       ))
 
+    it.live("gives way where the account has no place for it beside the streams of messages", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const running = yield* Pipeline.start(
+            Pipeline.from(Orders, { group: "work" }).pipe(
+              Pipeline.mapEffect(({ id }) => id === 1 ? Effect.void : Effect.fail("no")),
+              Pipeline.retry({ times: 0 })
+            )
+          )
+          yield* Publisher.publishAll(Orders, [{ id: 1 }, { id: 2 }])
+          yield* until(running.counts, ({ deadLettered, handled }) => handled === 1 && deadLettered === 1)
+          const jsm = yield* manager
+          const names = yield* Effect.promise(() => jsm.streams.names().next())
+          assert.deepStrictEqual([...names].sort(), ["orders", "orders_dead"])
+        }), {
+        config: `accounts { A { jetstream: { max_streams: 2 }, users: [{ user: a, password: a }] } }\nno_auth_user: a`
+      }))
+
     it.live("has the storage of the stream that it serves", () =>
       on(() =>
         Effect.gen(function*() {

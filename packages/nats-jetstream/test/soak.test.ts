@@ -12,7 +12,7 @@ import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as JetStream from "../src/JetStream.ts"
-import { onNats, outgoing, proxied, until } from "./nats.ts"
+import { onNats, outgoing, proxied, publish, until } from "./nats.ts"
 
 const seconds = Number(process.env["MILLRACE_SOAK"] ?? 12)
 const patience = 60_000 + seconds * 4000
@@ -88,6 +88,8 @@ describe("soak", () => {
       onNats((broker) =>
         Effect.gen(function*() {
           const { client } = yield* JetStream.JetStream
+          // More than can be owned, however slowly this machine publishes.
+          yield* publish("jobs", Arr.makeBy(3000, (n) => JSON.stringify({ n })))
           let inHand = 0
           const running = yield* Pipeline.start(
             JetStream.from(Jobs, {
@@ -116,7 +118,7 @@ describe("soak", () => {
             }),
             "2 millis"
           )))
-          yield* until(running.counts, (counts) => counts.handled > 500)
+          yield* until(Effect.sync(() => most), (most) => most >= 500, "60 seconds")
           for (let round = 0; round < Math.max(1, seconds / 6); round++) {
             yield* Effect.sleep("1 second")
             yield* broker.kill
@@ -130,7 +132,6 @@ describe("soak", () => {
           yield* Effect.sleep("1 second")
           going = false
           assert.isAtMost(most, 576)
-          assert.isAtLeast(most, 500)
           assert.isAtMost(inHand, 64)
         }), { sync: "always" }),
     patience

@@ -6,6 +6,7 @@ import { type Connection, unexpected } from "./connection.ts"
 import { consumerDifferences, consumerInfo, type ConsumerSpec } from "./consumers.ts"
 import type { Condition } from "./health.ts"
 import * as names from "./names.ts"
+import type { Position } from "./position.ts"
 import { type Declaring, infoOf, storedElsewhere } from "./streams.ts"
 
 export interface ConsumerWatchOptions {
@@ -16,6 +17,12 @@ export interface ConsumerWatchOptions {
   readonly spec: ConsumerSpec
   readonly stream: StreamInfo
   readonly condition: Condition
+  readonly position: Position
+  readonly run: (effect: Effect.Effect<void>) => unknown
+  /** Messages are here, or are expected. */
+  readonly isBusy: () => boolean
+  /** There is nothing to look at now. */
+  readonly isAway: () => boolean
 }
 
 /**
@@ -27,6 +34,12 @@ const restored: Pick<
   "ack_wait" | "max_deliver" | "backoff" | "max_ack_pending" | "headers_only" | "inactive_threshold"
 > = { ack_wait: 0, max_deliver: -1, backoff: [], max_ack_pending: -1, headers_only: false, inactive_threshold: 0 }
 
+/** How often the consumer is compared with what was declared, while messages flow. Milliseconds. */
+const watchEvery = 3000
+
+/** While nothing flows, the consumer is looked at each so many times `watchEvery`. */
+const maxIdleTicks = 3
+
 /** An edit that is repeated is meant: it is not undone more often than this. */
 const maxRepairs = 2
 
@@ -36,13 +49,50 @@ export class ConsumerWatch {
   /** What was said last, so that each state is said once. */
   private reported: string | undefined
   private repairs = 0
+  /** Something arrived since the last look. */
+  private active = false
+  private looking = false
+  private idleTicks = 0
+  private readonly timer: NodeJS.Timeout
 
   constructor(options: ConsumerWatchOptions) {
     this.options = options
+    this.timer = setInterval(() => this.tick(), watchEvery)
+  }
+
+  /** Something has arrived. */
+  note(): void {
+    this.active = true
+  }
+
+  close(): void {
+    clearInterval(this.timer)
+  }
+
+  private tick(): void {
+    const { isAway, isBusy } = this.options
+    if (isAway() || (!this.active && ++this.idleTicks < maxIdleTicks)) return
+    this.idleTicks = 0
+    this.active = isBusy()
+    this.look()
+  }
+
+  /** Looks now, unless that is under way. */
+  look(): void {
+    const { position, run } = this.options
+    if (this.looking) return
+    this.looking = true
+    const looked = Effect.flatMap(this.compared, (info) => {
+      if (info !== undefined) position.remember(info)
+      return position.keep
+    })
+    run(Effect.ensuring(Effect.ignore(looked), Effect.sync(() => void (this.looking = false))))
   }
 
   /** `undefined`: the consumer is gone, which the open requests say too. */
-  readonly look: Effect.Effect<ConsumerInfo | undefined, TransportError> = Effect.gen({ self: this }, function*() {
+  private readonly compared: Effect.Effect<ConsumerInfo | undefined, TransportError> = Effect.gen({
+    self: this
+  }, function*() {
     const { connection, consumer } = this.options
     const found = yield* consumerInfo(connection, consumer.stream_name, consumer.name)
     if (found === undefined) return undefined

@@ -32,6 +32,8 @@ export type Recorded = Pick<
 
 const bucket = "KV_millrace"
 
+const description = "Millrace: releases and retries of messages, to count their attempts"
+
 /** A record outlives its message's redeliveries by far. */
 const timeToLive = Duration.days(7)
 
@@ -98,6 +100,25 @@ export class AttemptLedger {
       })
     }))
   }
+
+  /**
+   * Deletes the bucket while it holds no record: an account that counts its streams needs the place for messages.
+   * `false`: there is nothing to give.
+   */
+  readonly giveWay: Effect.Effect<boolean> = Effect.suspend(() => {
+    if (!this.isAvailable || this.options.manage !== "create") return Effect.succeed(false)
+    return this.#connection.call("deleting the bucket millrace", async (jsm) => {
+      const { config, state } = await jsm.streams.info(bucket)
+      // The probe is no record.
+      return config.description === description && state.messages <= 1 && await jsm.streams.delete(bucket)
+    }).pipe(
+      Effect.tap((isGone) => {
+        if (isGone) this.trip(new Error("the account has no place for it beside the streams of messages"))
+        return Effect.void
+      }),
+      Effect.orElseSucceed(() => false)
+    )
+  })
 
   close(): void {
     this.isClosed = true
@@ -298,7 +319,7 @@ export class AttemptLedger {
     const config = {
       name: bucket,
       subjects: ["$KV.millrace.>"],
-      description: "Millrace: releases and retries of messages, to count their attempts",
+      description,
       max_msgs_per_subject: 1,
       max_age: Duration.toMillis(timeToLive) * 1e6,
       // An aid that is full forgets its oldest records.

@@ -4,6 +4,13 @@ import * as Effect from "effect/Effect"
 
 type Service = Transport["Service"]
 
+const standIns = new WeakSet<object>()
+
+/** Whether a JetStream service stands on another broker: it has no client. */
+export const isStandIn = (service: object): boolean => standIns.has(service)
+
+export const markStandIn = (service: object): void => void standIns.add(service)
+
 /** Names the subject of a message that a test publishes; `TestHarness` writes it. */
 const subjectHeader = "millrace-subject"
 

@@ -11,6 +11,7 @@ import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import type { CommonOptions } from "../Options.ts"
 import * as browsing from "./browsing.ts"
+import { isCode } from "./comparison.ts"
 import { type Answer, type Confirmed, isNobody } from "./confirmation.ts"
 import { failure, transport as transportName, watch } from "./connection.ts"
 import type { PendingMessage } from "./encoding.ts"
@@ -102,7 +103,12 @@ export const make = Effect.fnUntraced(function*(
   ): Effect.fn.Return<void, TransportError.TransportError> {
     const badName = names.validateTopic(topic)
     if (badName !== undefined) return yield* badName
-    yield* whenReady(ensureStream(connection, declaring, { topic, subjects: [topic], purpose }))
+    const ensured = whenReady(ensureStream(connection, declaring, { topic, subjects: [topic], purpose }))
+    yield* Effect.catchIf(
+      ensured,
+      isPlaceMissing,
+      (error) => Effect.flatMap(ledger.giveWay, (hasGivenWay) => hasGivenWay ? ensured : Effect.fail(error))
+    )
     declared.set(topic, purpose)
   })
   /** Makes the stream that a message lacks: a publisher need not know whether a consumer has been started before. */
@@ -241,3 +247,9 @@ export const make = Effect.fnUntraced(function*(
   }
   return makeService(transport, client, { connection, declaring, send: publish, declared })
 })
+
+const maximumStreams = 10027
+
+/** The account allows no further stream. */
+const isPlaceMissing = ({ reason }: TransportError.TransportError): boolean =>
+  reason._tag === "OperationFailed" && isCode(reason.cause, maximumStreams)
