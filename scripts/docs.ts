@@ -75,7 +75,7 @@ for (const { file } of running) {
   const watchdog = setTimeout(() => {
     console.log(`${file} does not end`)
     process.exit(1)
-  }, 30_000)
+  }, 120_000)
   try {
     await import(pathToFileURL(file).href)
   } catch (error) {

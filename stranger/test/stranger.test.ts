@@ -109,6 +109,12 @@ describe("one project, outside of the workspace, installed by npm", () => {
       "redriven: 1",
       "received invoice.paid"
     ]))
+  it("ten answers of 429 with Retry-After: no attempt is spent, in no time", () =>
+    prints("retryAfter.test.ts", "pass 1", process.execPath, ["--test"]))
+  it("an import into a catalogue with offers: a refused line is dead-lettered, mended and redriven", () =>
+    prints("imports.ts", ["rejected 1 Refused", "redriven 1 a,b,x1 a,x1"]))
+  it("a server in plain JavaScript: health, a refused request, a stop on SIGTERM", () =>
+    prints("server.mjs", ["200 consuming", "400 publish to tickets: the value does not fit", "printed b", "closed"]))
   it("two stages in one process: filtered, terminated and announced messages are counted for each", () =>
     prints("stages.ts", [
       "small-a.png,small-c.png { handled: 2, filtered: 1, deadLettered: 1 } b.txt is no picture"

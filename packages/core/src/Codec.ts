@@ -12,6 +12,7 @@ import * as SchemaIssue from "effect/SchemaIssue"
 import type { StandardSchemaV1 } from "effect/StandardSchema"
 import { exitOf } from "./internal/exit.ts"
 import { plainOf } from "./internal/plain.ts"
+import { isThenable } from "./internal/promise.ts"
 import { invalidOption } from "./TransportError.ts"
 
 /**
@@ -132,12 +133,14 @@ export const json = <S extends Schema.Constraint>(
 export const standard = <S extends StandardSchemaV1<unknown, unknown>>(
   schema: S
 ): Codec<StandardSchemaV1.InferOutput<S>> => {
+  const broken = (error: unknown) =>
+    reject(`Expected a value that ${schema["~standard"].vendor} accepts: ${String(error)}`)
   const check = (input: unknown): Effect.Effect<any, Schema.SchemaError> => {
     try {
       const result = schema["~standard"].validate(input)
-      return result instanceof Promise ? Effect.flatMap(Effect.promise(() => result), valueOf) : valueOf(result)
+      return isThenable(result) ? Effect.flatMap(Effect.promise(() => result), valueOf) : valueOf(result)
     } catch (error) {
-      return reject(`Expected a value that ${schema["~standard"].vendor} accepts: ${String(error)}`)
+      return broken(error)
     }
   }
   const read = (text: string) => {
@@ -167,7 +170,9 @@ export const standard = <S extends StandardSchemaV1<unknown, unknown>>(
         return reject(`Expected a value that JSON can hold: ${String(error)}`)
       }
       if (text === undefined) return reject("Expected a value that JSON can hold")
-      return mapSync(read(text), () => ({ body: encoder.encode(text) }))
+      const encoded = mapSync(read(text), () => ({ body: encoder.encode(text) }))
+      // A check that breaks is tried again by a consumer, and said to a publisher.
+      return exitOf(encoded) === undefined ? Effect.catchDefect(encoded, broken) : encoded
     }
   }
 }

@@ -2,9 +2,10 @@ import { assert, describe, it } from "@effect/vitest"
 import { Millrace, Pipeline, Topic, type Transport } from "@millrace/core"
 import { MemoryTransport } from "@millrace/testing"
 import { Cause, type Context, Effect, Layer, Schema } from "effect"
-import { execFile } from "node:child_process"
+import { spawn } from "node:child_process"
+import { once } from "node:events"
 import * as path from "node:path"
-import { promisify } from "node:util"
+import { text } from "node:stream/consumers"
 
 const Numbers = Topic.make("numbers", { schema: Schema.Int })
 
@@ -191,10 +192,26 @@ describe("Millrace", () => {
     assert.isTrue(finished)
   })
 
+  const file = path.join(import.meta.dirname, "fixtures", "promises.main.ts")
+  const ends = async (how: string) => {
+    const child = spawn(process.execPath, [file, how], { stdio: ["ignore", "pipe", "pipe"] })
+    const [stdout, stderr, [code]] = await Promise.all([text(child.stdout), text(child.stderr), once(child, "close")])
+    return { code, stdout, stderr }
+  }
+
   it("SIGTERM drains; the process ends by itself with code 0", async () => {
-    const file = path.join(import.meta.dirname, "fixtures", "promises.main.ts")
-    const { stdout } = await promisify(execFile)(process.execPath, [file])
-    assert.strictEqual(stdout, "begun\nfinished\nclosed\n")
+    assert.deepInclude(await ends("drained"), { code: 0, stdout: "begun\nfinished\nclosed\n" })
+  })
+
+  it("a second signal ends the process at once, with code 1", async () => {
+    assert.deepInclude(await ends("impatient"), { code: 1, stdout: "begun\n" })
+  })
+
+  it("a pipeline that can no longer run ends a program that awaits `closed`, with code 1", async () => {
+    const { code, stderr, stdout } = await ends("failed")
+    assert.strictEqual(code, 1)
+    assert.notInclude(stdout, "closed")
+    assert.include(stderr, "fake refused reading: no permission")
   })
 })
 

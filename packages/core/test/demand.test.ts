@@ -118,6 +118,17 @@ describe("the harness", () => {
       assert.strictEqual(report.handled.length, 1)
     }).pipe(Effect.provide(TestHarness.layer)))
 
+  it.effect("says why it does not come to rest, and what to do", () =>
+    Effect.gen(function*() {
+      const stuck = Pipeline.from(Numbers, { group: "stuck" }).pipe(Pipeline.tapPromise(() => new Promise(() => {})))
+      const error = yield* Effect.flip(TestHarness.run(Numbers, stuck, [1]))
+      assert.match(error.message, /not settled: \[1\].* a handler has not ended .*layerLive/)
+      const paused = yield* TestHarness.make(Numbers, Pipeline.from(Numbers, { group: "paused" }))
+      yield* paused.running.pause
+      yield* paused.publish(1)
+      assert.match((yield* Effect.flip(paused.runUntilIdle())).message, /the pipeline is paused/)
+    }).pipe(Effect.scoped, Effect.provide(TestHarness.layer)))
+
   // was: NotIdle, when the handler ended in the last turns of the loop before the harness looked
   it.effect("waits for the settlement of a handler, in whichever turn of the loop it ends", () =>
     Effect.gen(function*() {

@@ -263,7 +263,9 @@ describe("settling by hand", () => {
             yield* Wait.turns
             assert.deepInclude(yield* running.counts, { handled: 0, retried: 0, deadLettered: 0, failedAfterSettle: 0 })
             yield* Deferred.fail(gate, refusal)
-            assert.strictEqual((yield* Fiber.await(fiber))._tag, "Failure")
+            const error = yield* Effect.flip(Fiber.join(fiber))
+            assert.instanceOf(error, Settlement.SettleError)
+            assert.strictEqual(error.cause, refusal)
             yield* Wait.eventually(
               "the policies have settled",
               running.counts,

@@ -3,6 +3,7 @@ import { Pipeline, Publisher, Topic } from "@millrace/core"
 import { MemoryTransport, TestHarness } from "@millrace/testing"
 import { type } from "arktype"
 import { Effect } from "effect"
+import { runInNewContext } from "node:vm"
 import * as v from "valibot"
 import { z } from "zod"
 
@@ -62,6 +63,21 @@ describe("other schemas of that kind", () => {
       const Lengths = Topic.make("lengths", { schema: z.string().transform((text) => text.length) })
       const error = yield* Effect.flip(Publisher.publish(Lengths, 3))
       assert.strictEqual(error.reason._tag, "Unencodable")
+    }).pipe(Effect.provide(MemoryTransport.layer())))
+
+  it.effect("one that breaks is a typed error of its publisher", () =>
+    Effect.gen(function*() {
+      const broken = async () => {
+        throw new Error("kaputt")
+      }
+      // A promise of another realm is none of ours.
+      const foreign = () => runInNewContext("Promise.reject(new Error('kaputt'))")
+      const validators = [broken, foreign]
+      for (const validate of validators) {
+        const schema = { "~standard": { version: 1, vendor: "mine", validate: validate as () => never } } as const
+        const error = yield* Effect.flip(Publisher.publish(Topic.make("broken", { schema }), 1))
+        assert.match(error.message, /Expected a value that mine accepts: Error: kaputt/)
+      }
     }).pipe(Effect.provide(MemoryTransport.layer())))
 
   it.effect("one that coerces reads its own output", () =>

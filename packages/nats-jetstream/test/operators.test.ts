@@ -180,6 +180,61 @@ describe.each(versions)("on nats-server %s", (version) => {
           yield* until(JetStream.streamInfo("orders"), ({ messages }) => messages === 0)
         }), { layer: { retention: "until-acked" } }))
 
+    it.live("edited to headers_only, its messages have their bodies, and the option is restored", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const subscription = yield* subscribe("orders")
+          const jsm = yield* manager
+          yield* Effect.promise(() => jsm.consumers.update("orders", "group", { headers_only: true }))
+          yield* publish("orders", ["a", "b"])
+          const taken = yield* take(subscription, 2)
+          assert.deepStrictEqual(taken.map((delivery) => [text(delivery), delivery.attempt]), [["a", 1], ["b", 1]])
+          yield* until(
+            Effect.promise(() => jsm.consumers.info("orders", "group")),
+            ({ config }) => config.headers_only !== true
+          )
+        })
+      ))
+
+    it.live("bounds on one request that an operator sets are kept", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const subscription = yield* subscribe("orders")
+          const jsm = yield* manager
+          yield* Effect.promise(() => jsm.consumers.update("orders", "group", { max_batch: 2, max_expires: 1e9 }))
+          yield* publish("orders", Arr.makeBy(20, String))
+          assert.strictEqual((yield* take(subscription, 20)).length, 20)
+          assert.strictEqual((yield* subscription.health).state, "consuming")
+        })
+      ))
+
+    if (!before(version, 10)) {
+      it.live("of a stream that stores the topic under another subject is refused: it would read nothing", () =>
+        on(() =>
+          Effect.gen(function*() {
+            const jsm = yield* manager
+            const subject_transform = { src: "orders", dest: "moved.orders" }
+            yield* Effect.promise(() => jsm.streams.add({ name: "orders", subjects: ["orders"], subject_transform }))
+            const error = yield* Effect.flip(subscribe("orders"))
+            assert.match(error.message, /subject_transform of stream orders is storing orders as moved.orders/)
+          })
+        ))
+    }
+
+    it.live("without room for one subscription more, health says what the server said", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const jsm = yield* manager
+          yield* Effect.promise(() => jsm.streams.add({ name: "orders", subjects: ["orders"] }))
+          // Short requests: their silence is noticed within a second.
+          const made = { durable_name: "group", ack_policy: "explicit", filter_subject: "orders" } as const
+          yield* Effect.promise(() => jsm.consumers.add("orders", { ...made, max_ack_pending: -1, max_expires: 1e9 }))
+          const subscription = yield* subscribe("orders")
+          yield* Effect.forkScoped(subscription.pull(demand(1)))
+          const health = yield* until(subscription.health, ({ state }) => state === "impaired")
+          assert.match(health.reason ?? "", /maximum subscriptions exceeded/)
+        }), { config: "max_subscriptions: 2" }))
+
     it.live("deleted by consumer_limits while no process ran, a group goes on behind what it had settled", () =>
       on(({ url }) =>
         Effect.gen(function*() {

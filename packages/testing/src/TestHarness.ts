@@ -19,6 +19,7 @@ import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
@@ -54,6 +55,8 @@ export interface Report {
 export class NotIdle extends Schema.Error<NotIdle>("@millrace/testing/NotIdle")({
   _tag: Schema.tag("NotIdle"),
   elapsed: Schema.Duration,
+  /** Why nothing goes on, and what to do, in one sentence. */
+  why: Schema.String,
   groups: Schema.Array(Schema.Struct({
     topic: Schema.String,
     group: Schema.String,
@@ -67,7 +70,7 @@ export class NotIdle extends Schema.Error<NotIdle>("@millrace/testing/NotIdle")(
       `${topic}/${group}: ${lag} not delivered, not settled: [${pending.map(({ id }) => id).join(", ")}], ` +
       `${delayed.length} waiting for a retry`
     )
-    return `not idle after ${Duration.format(this.elapsed)}: ${groups.join("; ")}`
+    return `not idle after ${Duration.format(this.elapsed)}: ${groups.join("; ")}: ${this.why}`
   }
 }
 
@@ -141,12 +144,22 @@ export const make = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
     const clock = yield* Clock.clockWith(Effect.succeed)
     const sleeping = new Set<Sleeper>()
     const outcomes: Array<Telemetry.Outcome> = []
+    let moving: Fiber.Fiber<void> | undefined
+    yield* Effect.addFinalizer(() => moving === undefined ? Effect.void : Fiber.interrupt(moving))
     const running = yield* Pipeline.start(pipeline).pipe(
       Effect.provideService(Telemetry.Observer, (outcome) => void outcomes.push(outcome)),
       // Nothing is due when nothing is left to do.
       Effect.provideService(Telemetry.LookInterval, undefined),
       Effect.provideService(Clock.Clock, watched(clock, sleeping))
     )
+    if (isTestClock(clock)) {
+      yield* Effect.addFinalizer(() =>
+        Effect.map(
+          Effect.forkDetach(moveWhileDraining(memory, running, clock, sleeping), { startImmediately: true }),
+          (fiber) => void (moving = fiber)
+        )
+      )
+    }
     const publish = (outgoing: Outgoing) =>
       Effect.flatMap(transport.publish([outgoing]), (results) => Effect.asVoid(Effect.fromResult(results[0]!)))
     return {
@@ -264,12 +277,16 @@ const untilIdle = (
       if (groups.length === 0 && held.running + held.waiting === 0) return
       const now = clock.currentTimeMillisUnsafe()
       const elapsed = Duration.millis(now - since)
-      const due = Math.min(...[...sleeping].map((sleeper) => sleeper.due))
+      const due = dueOf(sleeping)
       // A handler may be waiting for something real: it has 20 ms before the clock moves, or 2 s if nothing can move it.
-      const patience = Number.isFinite(due) ? 20 : 2000
+      const patience = Number.isFinite(due) ? 20 : realPatience
       if (held.running > 0 && (yield* liveActivity(memory, patience))) continue
-      if ((moves && !Number.isFinite(due)) || Duration.isGreaterThan(elapsed, limit)) {
-        return yield* new NotIdle({ elapsed, groups })
+      const isOver = Duration.isGreaterThan(elapsed, limit)
+      if ((moves && !Number.isFinite(due)) || isOver) {
+        const why = isOver
+          ? `${Duration.format(limit)} are the limit, which \`runUntilIdle(limit)\` moves`
+          : yield* whyNot(running, held.running)
+        return yield* new NotIdle({ elapsed, why, groups })
       }
       if (moves) yield* TestClock.adjust(Math.max(0, due - now))
       else if (!told && due - now > 1000) {
@@ -282,6 +299,39 @@ const untilIdle = (
         )
       }
     }
+  })
+
+/** A drain waits on the clock that only the harness moves: a handler that never ends does not hold its test. */
+const moveWhileDraining = (
+  memory: MemoryTransport.MemoryTransport["Service"],
+  running: Pipeline.Running,
+  clock: Clock.Clock,
+  sleeping: ReadonlySet<Sleeper>
+): Effect.Effect<void> =>
+  Effect.gen(function*() {
+    for (;;) {
+      yield* liveActivity(memory, 5)
+      const due = dueOf(sleeping)
+      if (!Number.isFinite(due)) continue
+      if ((yield* running.owned).running > 0 && (yield* liveActivity(memory, 500))) continue
+      yield* TestClock.adjust(Math.max(0, due - clock.currentTimeMillisUnsafe()))
+    }
+  })
+
+const dueOf = (sleeping: ReadonlySet<Sleeper>): number => Math.min(...[...sleeping].map((sleeper) => sleeper.due))
+
+/** Milliseconds that a handler has which may be waiting for something real. */
+const realPatience = 2000
+
+const whyNot = (running: Pipeline.Running, handlers: number): Effect.Effect<string> =>
+  Effect.map(running.health, ({ state }) => {
+    if (handlers > 0) {
+      return `${
+        handlers === 1 ? "a handler has" : `${handlers} handlers have`
+      } not ended after 2 seconds of real time: ` +
+        "TestHarness.layerLive waits for as long as it takes, Pipeline.timeout bounds it"
+    }
+    return state === "consuming" ? "no handler runs, and nothing is due" : `the pipeline is ${state}`
   })
 
 /**

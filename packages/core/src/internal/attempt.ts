@@ -26,11 +26,11 @@ export type State = "buffered" | "confirming" | "running" | "stopping" | "awaiti
 export const transitions: { readonly [S in State]: ReadonlyArray<State> } = {
   buffered: ["confirming", "running", "concluding", "left"],
   confirming: ["running", "stopping", "concluding", "left"],
-  running: ["stopping", "awaiting", "concluding", "left"],
+  running: ["stopping", "concluding", "left"],
   // A timeout that `catchTag` recovers from runs on.
   stopping: ["running", "concluding", "left"],
+  concluding: ["awaiting", "left"],
   awaiting: ["concluding", "left"],
-  concluding: ["left"],
   left: []
 }
 

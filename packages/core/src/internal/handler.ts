@@ -8,7 +8,7 @@ import type * as Codec from "../Codec.ts"
 import type * as Message from "../Message.ts"
 import type { Delivery } from "../Transport.ts"
 import { type Attempt, MessageImpl } from "./attempt.ts"
-import type { Deadlines } from "./deadlines.ts"
+import { Deadlines } from "./deadlines.ts"
 import { exitOf } from "./exit.ts"
 import { misresolved, settledAs } from "./promise.ts"
 import { Slots } from "./slots.ts"
@@ -37,7 +37,8 @@ export class Handler {
   private readonly codec: Codec.Codec<unknown>
   private readonly prepare: ((message: Message.Any, delivery: Delivery) => Exit.Exit<unknown, unknown>) | undefined
   private readonly context: Context.Context<never>
-  private readonly deadlines: ReadonlyMap<number, Deadlines<Attempt>>
+  /** By the index of their `timeout` step. */
+  private readonly deadlines = new Map<number, Deadlines<Attempt>>()
   private readonly ended: (attempt: Attempt, end: End, payload: unknown) => void
 
   constructor(options: {
@@ -45,8 +46,8 @@ export class Handler {
     readonly codec: Codec.Codec<unknown>
     readonly prepare: ((message: Message.Any, delivery: Delivery) => Exit.Exit<unknown, unknown>) | undefined
     readonly context: Context.Context<never>
-    /** By the index of their step. */
-    readonly deadlines: ReadonlyMap<number, Deadlines<Attempt>>
+    /** Monotonic milliseconds. */
+    readonly now: () => number
     /** `payload`: the value, or the cause. */
     readonly ended: (attempt: Attempt, end: End, payload: unknown) => void
   }) {
@@ -54,8 +55,22 @@ export class Handler {
     this.codec = options.codec
     this.prepare = options.prepare
     this.context = options.context
-    this.deadlines = options.deadlines
     this.ended = options.ended
+    options.operations.forEach(({ timeout }, index) => {
+      if (timeout === undefined) return
+      const expire = (attempt: Attempt) => this.timedOut(attempt, index)
+      const { context, now } = options
+      this.deadlines.set(index, new Deadlines(this.deadlines.size, timeout.duration, context, now, expire))
+    })
+  }
+
+  /** Attempts need to know when they started. */
+  get isTimed(): boolean {
+    return this.deadlines.size > 0
+  }
+
+  close(): void {
+    for (const deadline of this.deadlines.values()) deadline.close()
   }
 
   // --- decoding
@@ -248,7 +263,7 @@ export class Handler {
     else stop(then)
   }
 
-  timedOut(attempt: Attempt, index: number): void {
+  private timedOut(attempt: Attempt, index: number): void {
     if (attempt.state !== "running") return
     const error = new Cause.TimeoutError("the handler took longer than its timeout")
     for (const [above, deadline] of this.deadlines) if (above < index) deadline.delete(attempt)

@@ -50,5 +50,11 @@ export const programOf = (self: unknown): Program => {
       `another copy of @millrace/core made this pipeline, this copy is ${sdk}: install one copy, ` +
         "`npm ls @millrace/core` shows who brings the second"
     )
-    : invalidOption("core", "pipeline", self, "start with Pipeline.from(topic, { group })")
+    : invalidOption(
+      "core",
+      "pipeline",
+      // A text may be a URL with a password.
+      typeof self === "string" ? { toString: () => "a text" } : self,
+      "start with Pipeline.from(topic, { group })"
+    )
 }

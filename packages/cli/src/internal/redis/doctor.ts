@@ -14,7 +14,7 @@ const maxStreams = 2_000
 /** What a pipeline sends about a topic, and the keys beside it. */
 const tried = (prefix: string, topic: string): ReadonlyArray<ReadonlyArray<string>> => {
   const key = prefix + topic
-  const beside = `${key.includes("{") ? key : `{${key}}`}:millrace:`
+  const beside = `${key.includes("{") ? `${key}:` : `{${key}}`}:millrace:`
   return [
     ["XADD", key, "*", "body", "x"],
     ["XREADGROUP", "GROUP", "g", "c", "STREAMS", key, ">"],
