@@ -9,6 +9,7 @@
 import * as Schema from "effect/Schema"
 import { connectionDetail } from "./internal/connectionDetail.ts"
 import { plainText } from "./internal/errorDetail.ts"
+import { shownValue } from "./internal/shownValue.ts"
 
 /**
  * An option that cannot work: names the option, the value and the remedy.
@@ -169,7 +170,7 @@ export const invalidOption = (transport: string, option: string, value: unknown,
     transport,
     reason: new InvalidOption({
       option,
-      value: typeof value === "string" ? JSON.stringify(value) : String(value),
+      value: shownValue(value),
       remedy
     })
   })

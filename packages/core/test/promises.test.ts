@@ -168,8 +168,8 @@ describe("input that the types refuse and a cast lets through", () => {
     ["an ack policy", source.pipe(loose["ackPolicy"]!("never")), "ackPolicy is \"never\""],
     ["no function", source.pipe(loose["map"]!("upper")), "map is \"upper\""],
     ["no async function", source.pipe(loose["tapPromise"]!(undefined)), "tapPromise is undefined"],
-    ["a promise", source.pipe(loose["mapPromise"]!(Promise.resolve())), "mapPromise is [object Promise]"],
-    ["{ try } alone", source.pipe(loose["mapPromise"]!({ try: async () => 1 })), "mapPromise is [object Object]"],
+    ["a promise", source.pipe(loose["mapPromise"]!(Promise.resolve())), "mapPromise is an instance of Promise"],
+    ["{ try } alone", source.pipe(loose["mapPromise"]!({ try: async () => 1 })), "mapPromise is an object"],
     ["no batch function", source.pipe(loose["batchPromise"]!({ size: 1, within: 1 })), "batchPromise is undefined"],
     ["no recovery", source.pipe(loose["catchTagPromise"]!("Odd", undefined)), "catchTagPromise is undefined"],
     ["no middleware", source.pipe(loose["middlewarePromise"]!(undefined)), "middleware is undefined"],
@@ -177,7 +177,7 @@ describe("input that the types refuse and a cast lets through", () => {
     ["no topic at all", source.pipe(loose["to"]!(undefined)), "to is undefined"],
     ["a schedule", source.pipe(loose["retry"]!({ schedule: "5 seconds" })), "retry.schedule is \"5 seconds\""],
     ["a condition", source.pipe(loose["retry"]!({ while: true })), "retry.while is true"],
-    ["a dead-letter topic", source.pipe(loose["deadLetter"]!({})), "deadLetter is [object Object]"],
+    ["a dead-letter topic", source.pipe(loose["deadLetter"]!({})), "deadLetter is an object"],
     ["a key", source.pipe(loose["concurrency"]!({ max: 2, key: "id" })), "concurrency.key is \"id\""],
     ["options as a text", loose["from"]!(Numbers, "redis://app:s3cr3t@localhost"), "from is a text"],
     ["no limit", source.pipe(loose["concurrency"]!((Concurrency.makeAdaptive as any)())), "adaptive is undefined"],
@@ -234,15 +234,15 @@ describe("input that the types refuse and a cast lets through", () => {
     Effect.gen(function*() {
       const publishAll: Loose = Publisher.publishAll as any
       const one = yield* Effect.flip(publishAll(Numbers, { n: 1 }))
-      assert.include(one.message, "values of publishAll is [object Object]")
+      assert.include(one.message, "values of publishAll is an object")
       const options = yield* Effect.flip(publishAll(Numbers, [1], { id: "a" }))
-      assert.include(options.message, "options of publishAll is [object Object]")
+      assert.include(options.message, "options of publishAll is an object")
     }).pipe(Effect.provide(MemoryTransport.layer())))
 
   it.effect("dead letters are neither listed nor redriven with options that there are not", () =>
     Effect.gen(function*() {
       const cases: ReadonlyArray<readonly [Effect.Effect<unknown, any, Transport.Transport>, string]> = [
-        [Stream.runDrain((DeadLetter.list as any)({})), "topic is [object Object]"],
+        [Stream.runDrain((DeadLetter.list as any)({})), "topic is an object"],
         [Stream.runDrain((DeadLetter.list as any)("numbers.dead", { max: 5 })), "options.max is 5"],
         [(DeadLetter.redrive as any)(undefined), "topic is undefined"],
         [(DeadLetter.redrive as any)("numbers.dead", { filter: true }), "filter is true"],
@@ -270,7 +270,7 @@ describe("input that the types refuse and a cast lets through", () => {
   it("a codec of what is no schema of Effect is an error where it is made", () => {
     const { fields, fromBytes, json } = Codec as any
     for (const make of [json, fields, fromBytes]) {
-      assert.throws(() => make({}), /is \[object Object\]: give a schema of effect/)
+      assert.throws(() => make({}), /is an object: give a schema of effect/)
       assert.throws(() => make({ "~standard": {} }), /Codec.standard takes one/)
     }
   })

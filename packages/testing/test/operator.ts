@@ -40,9 +40,11 @@ export const redisConsumers = (server: Server, topic: string, group: string): Ef
   )
 
 /** Asks the JetStream API. */
-export const jetStream = (server: Server, subject: string): Effect.Effect<string> =>
+export const jetStream = (server: Server, subject: string, body = ""): Effect.Effect<string> =>
   exchange(
     server,
-    `CONNECT {"verbose":false}\r\nSUB inbox 1\r\nPUB $JS.API.${subject} inbox 0\r\n\r\n`,
+    `CONNECT {"verbose":false}\r\nSUB inbox 1\r\nPUB $JS.API.${subject} inbox ${
+      Buffer.byteLength(body)
+    }\r\n${body}\r\n`,
     (answer) => /MSG inbox 1 \d+\r\n.*\r\n/.test(answer)
   )

@@ -170,7 +170,7 @@ describe("a password", () => {
         const layer = JetStream.layer({ url, connectTimeout: "2 seconds" })
         values.push([url, layer], [url, yield* failing(layer)])
       }
-      const others = [
+      const others: Array<Layer.Layer<any, unknown>> = [
         RedisStreams.layer({ url: "redis://127.0.0.1:1", username: "u", password: Redacted.make(secret) }),
         RedisStreams.layer({
           url: "redis://127.0.0.1:1",
@@ -186,6 +186,22 @@ describe("a password", () => {
         JetStream.layer({ url: "nats://127.0.0.1:1", credentials: Redacted.make(secret) }),
         JetStream.layer({ url: "nats://127.0.0.1:1", nkey: Redacted.make(`SU${secret}`) })
       ]
+      // What JavaScript and casts let through.
+      const wrong: ReadonlyArray<any> = [
+        new URL(`redis://a:${secret}@127.0.0.1:1`),
+        [`redis://a:${secret}@127.0.0.1:1`],
+        Buffer.from(secret),
+        { url: secret },
+        Redacted.make({ url: secret }),
+        () => secret
+      ]
+      for (const url of wrong) others.push(RedisStreams.layer({ url }), JetStream.layer({ url }))
+      for (const credentials of wrong.slice(3, 5)) {
+        others.push(JetStream.layer({ url: "nats://127.0.0.1:1", credentials }))
+      }
+      for (const concurrency of wrong.slice(0, 3)) {
+        others.push(RedisStreams.layer({ url: "redis://127.0.0.1:1", concurrency }))
+      }
       for (const [i, layer] of others.entries()) {
         values.push([`layer ${i}`, layer], [`error ${i}`, yield* failing(layer)])
       }

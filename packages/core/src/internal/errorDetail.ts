@@ -106,13 +106,13 @@ const tagOf = (error: unknown): string => {
 
 const messageOf = (error: unknown): string => {
   const message = property(error, "message")
-  if (typeof message === "string" && (message !== "" || isError(error))) return text(message, 1000)
-  return text(typeof error === "string" ? error : show(error), 1000)
+  if (typeof message === "string" && (message !== "" || isError(error))) return withoutSecrets(message, 1000)
+  return withoutSecrets(typeof error === "string" ? error : show(error), 1000)
 }
 
 const stackOf = (error: unknown): string | undefined => {
   const stack = isError(error) && !isEmpty(error) ? property(error, "stack") : undefined
-  return typeof stack === "string" ? text(stack.split("\n").filter(isOutside).join("\n"), 2000) : undefined
+  return typeof stack === "string" ? withoutSecrets(stack.split("\n").filter(isOutside).join("\n"), 2000) : undefined
 }
 
 /** The way through the engine is the same for each error. In a bundle nothing tells its frames from others. */
@@ -190,7 +190,7 @@ const secret = new RegExp(secretName, "i")
 const plain = (value: unknown, depth: number): unknown => {
   switch (typeof value) {
     case "string":
-      return text(value, 500)
+      return withoutSecrets(value, 500)
     case "boolean":
       return value
     case "number":
@@ -233,7 +233,7 @@ const safely = <A>(read: () => A, otherwise: A): A => {
 const bound = (text: string, length: number): string => text.length > length ? `${text.slice(0, length - 1)}…` : text
 
 /** Secrets in a text are no part of what went wrong: the user of an address, what stands behind a name of a secret. */
-const text = (given: string, length: number): string =>
+export const withoutSecrets = (given: string, length: number): string =>
   bound(given, length * 2)
     .replace(/(?!file:)(\b[a-z][a-z0-9+.-]*:\/\/)[^\s"'<>]*@/gi, "$1<redacted>@")
     .replace(assigned, "$1<redacted>")

@@ -13,6 +13,7 @@ import { type Invalid, unknownOption } from "./invalid.ts"
 import { isOurs } from "./letterHeaders.ts"
 import { PublishError, Unencodable } from "./publishError.ts"
 import type { PublishOptions } from "./publishOptions.ts"
+import { shownValue } from "./shownValue.ts"
 import { invalidOf, isTopic } from "./topic.ts"
 import { hasTrace, inject } from "./traceContext.ts"
 
@@ -26,7 +27,7 @@ export const refused = (topic: string, { option, remedy, value }: Invalid) =>
     topic,
     reason: new InvalidOption({
       option,
-      value: typeof value === "string" ? JSON.stringify(value) : String(value),
+      value: shownValue(value),
       remedy
     })
   })

@@ -220,6 +220,8 @@ const sayIfSilent = (address: string, timeout: Duration.Duration): Effect.Effect
     Effect.andThen(Effect.never)
   )
 
-/** JavaScript may give a plain text. */
-const secretOf = (secret: string | Redacted.Redacted<string> | Hints["secret"]): string =>
-  Redacted.isRedacted(secret) ? Redacted.value(secret as Redacted.Redacted<string>) : String(secret)
+/** JavaScript may give a plain text, or hide what is none. */
+const secretOf = (secret: string | Redacted.Redacted<string> | Hints["secret"]): string => {
+  const value: unknown = Redacted.isRedacted(secret) ? Redacted.value(secret) : secret
+  return typeof value === "string" ? value : ""
+}

@@ -321,5 +321,7 @@ const checkBound = (bound: Bound | undefined): Result.Result<Trim | undefined, T
 }
 
 /** JavaScript may give a plain text. */
-const secretOf = (secret: string | Redacted.Redacted<string> | Hints["secret"]): string =>
-  Redacted.isRedacted(secret) ? Redacted.value(secret as Redacted.Redacted<string>) : String(secret)
+const secretOf = (secret: string | Redacted.Redacted<string> | Hints["secret"]): string => {
+  const value: unknown = Redacted.isRedacted(secret) ? Redacted.value(secret) : secret
+  return typeof value === "string" ? value : ""
+}
