@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Pipeline } from "@millrace/core"
+import { Pipeline, Topic } from "@millrace/core"
 import { FakeTransport, TestHarness, Wait } from "@millrace/testing"
-import { Clock, Effect } from "effect"
+import { Clock, Effect, Schema } from "effect"
 import { adjust, delivery, never, Numbers, on } from "./fixtures/fake.ts"
 
 describe("time", () => {
@@ -128,6 +128,16 @@ describe("the harness", () => {
       yield* paused.publish(1)
       assert.match((yield* Effect.flip(paused.runUntilIdle())).message, /the pipeline is paused/)
     }).pipe(Effect.scoped, Effect.provide(TestHarness.layer)))
+
+  it.effect("refuses a topic that the pipeline does not read, and values that are no array", () =>
+    Effect.gen(function*() {
+      const pipeline = Pipeline.from(Numbers, { group: "test" })
+      const Others = Topic.make("others", { schema: Schema.Int })
+      const other = yield* Effect.flip(TestHarness.run(Others, pipeline, [1]))
+      assert.include(other.message, "topic is \"others\": the pipeline reads numbers")
+      const values = yield* Effect.flip(TestHarness.run(Numbers, pipeline, 1 as never))
+      assert.include(values.message, "values is 1: give an array of values")
+    }).pipe(Effect.provide(TestHarness.layer)))
 
   // was: NotIdle, when the handler ended in the last turns of the loop before the harness looked
   it.effect("waits for the settlement of a handler, in whichever turn of the loop it ends", () =>

@@ -180,6 +180,24 @@ describe("input that the types refuse and a cast lets through", () => {
     ["a dead-letter topic", source.pipe(loose["deadLetter"]!({})), "deadLetter is [object Object]"],
     ["a key", source.pipe(loose["concurrency"]!({ max: 2, key: "id" })), "concurrency.key is \"id\""],
     ["options as a text", loose["from"]!(Numbers, "redis://app:s3cr3t@localhost"), "from is a text"],
+    ["no cases", source.pipe(loose["branch"]!(() => "a")), "branch.cases is undefined"],
+    [
+      "a case that is no function",
+      source.pipe(loose["branch"]!(() => "a", { a: 5 })),
+      "branch.cases is [object Object]"
+    ],
+    [
+      "a step in a branch",
+      source.pipe(loose["branch"]!(() => "a", { a: (self: any) => self.pipe(loose["timeout"]!("5s")) })),
+      "timeout is \"5s\""
+    ],
+    ["handlers by tag", source.pipe(loose["catchTag"]!({ Odd: () => Effect.void })), "catchTag is [object Object]"],
+    ["a name", loose["from"]!(Numbers, { group: "g", name: "" }), "name is \"\""],
+    [
+      "an algorithm",
+      source.pipe(loose["concurrency"]!((Concurrency.makeAdaptive as any)({ max: 2, algorithm: "aimd" }))),
+      "adaptive.algorithm is \"aimd\""
+    ],
     ["no limit", source.pipe(loose["concurrency"]!((Concurrency.makeAdaptive as any)())), "adaptive is undefined"],
     [
       "a topic without schema",
