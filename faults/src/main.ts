@@ -33,7 +33,7 @@ const runAll = Effect.fnUntraced(function*(quick: boolean, only: string, on: str
     // Some are in the full run only, unless they are asked for.
     if (times === 0 && only === "") continue
     yield* Effect.forEach(
-      scenario.targets.filter(({ kind }) => kind.includes(on)),
+      scenario.targets.filter(({ server }) => server.includes(on)),
       (target) =>
         Effect.gen(function*() {
           const since = performance.now()

@@ -11,7 +11,7 @@ import type { WorkerOptions } from "./jobs.ts"
 import type { Fault } from "./journal.ts"
 import * as Oracle from "./oracle.ts"
 import * as Stage from "./stage.ts"
-import { newestNats, newestRedis, oldestRedis, type Target } from "./target.ts"
+import { newestNats, newestRedis, newestValkey, oldestRedis, type Target } from "./target.ts"
 
 export interface Scenario {
   readonly name: string
@@ -103,7 +103,7 @@ const poisoned = (limit: number, processes: number, killers: number): Scenario =
       } call process.exit, ${processes} at a time with concurrency 64, ${limit} attempts: ` +
       `${killers} dead letters`,
     times: { quick: isUsual ? 1 : 0, full: 1 },
-    targets: [newestRedis, oldestRedis, newestNats],
+    targets: [newestRedis, oldestRedis, newestValkey, newestNats],
     worker: { concurrency: 64, keyed: false, retries: limit - 1 },
     job,
     run: (stage) =>

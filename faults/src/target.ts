@@ -14,17 +14,24 @@ export type Kind = "redis" | "nats"
 /** A broker that has on disk what it confirmed. */
 export interface Target {
   readonly kind: Kind
+  readonly server: "redis" | "valkey" | "nats"
   readonly broker: Effect.Effect<Brokers.Broker, Brokers.BrokersError, Scope.Scope>
 }
 
 const redis = (version: string): Target => ({
   kind: "redis",
+  server: "redis",
   broker: Brokers.redis({ version, persistence: "always" })
 })
 
 export const newestRedis = redis("newest")
 export const oldestRedis = redis("oldest")
-export const newestNats: Target = { kind: "nats", broker: Brokers.nats({ sync: "always" }) }
+export const newestValkey: Target = {
+  kind: "redis",
+  server: "valkey",
+  broker: Brokers.valkey({ version: "newest", persistence: "always" })
+}
+export const newestNats: Target = { kind: "nats", server: "nats", broker: Brokers.nats({ sync: "always" }) }
 
 /** What nobody has kept for so long goes to a peer: short, so that runs are. */
 const claimTime = "2 seconds"

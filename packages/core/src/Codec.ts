@@ -110,7 +110,10 @@ export const json = <S extends Schema.Constraint>(
       }
       return isPlain?.(value) === true ? Exit.succeed(value as S["Type"]) : decode(value)
     },
-    encode: (value) => mapSync(encode(value), (text) => ({ body: encoder.encode(text) }))
+    encode: (value) =>
+      isPlain?.(value) === true
+        ? Exit.succeed({ body: encoder.encode(JSON.stringify(value)) })
+        : mapSync(encode(value), (text) => ({ body: encoder.encode(text) }))
   }
 }
 

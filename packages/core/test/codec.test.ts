@@ -117,6 +117,34 @@ describe("Codec.json", () => {
     expect(plain / values).toBeLessThan(0.9)
   })
 
+  it("encodes as the schema does, whatever the value", () => {
+    const random = makeRandom(2)
+    const text = (exit: Exit.Exit<Codec.Wire, Schema.SchemaError>) => Exit.map(exit, ({ body }) => String(body))
+    let plain = 0
+    for (let n = 0; n < 1600; n++) {
+      const schema = structOf(random, 2)
+      const encode = Schema.encodeUnknownExit(Schema.fromJsonString(Schema.toCodecJson(schema)))
+      const value = valueFor(random, schema)
+      if (plainOf(schema)?.(value) === true) plain++
+      expect(shown(text(Effect.runSyncExit(Codec.json(schema).encode(value))))).toEqual(
+        shown(Exit.map(encode(value), (written) => String(new TextEncoder().encode(written))))
+      )
+    }
+    expect(plain).toBeGreaterThan(160)
+  })
+
+  it("encodes an instance of a class by its schema, and not by its own toJSON", () => {
+    class Order {
+      readonly id = "a"
+      toJSON() {
+        return "nothing"
+      }
+    }
+    const codec = Codec.json(Schema.Struct({ id: Schema.String }))
+    const exit = Effect.runSyncExit(Effect.map(codec.encode(new Order()), ({ body }) => new TextDecoder().decode(body)))
+    expect(exit).toEqual(Exit.succeed("{\"id\":\"a\"}"))
+  })
+
   it("gives the parsed object itself where the schema changes nothing", () => {
     const isPlain = plainOf(Schema.Struct({ id: Schema.String, total: Schema.Finite }))!
     expect(isPlain({ id: "a", total: 1 })).toBe(true)

@@ -73,8 +73,7 @@ describe("a suspect", () => {
       assert.deepStrictEqual(begun, [1, 2])
     }))
 
-  // was: with manual, a suspect waits for ever behind a message that nobody settles
-  it.effect("runs, with manual, although an earlier message is never settled", () =>
+  it.effect("waits, with manual, until the user has settled what was handled, or has not in time", () =>
     Effect.gen(function*() {
       const hand = FakeTransport.make()
       const begun: Array<number> = []
@@ -86,6 +85,8 @@ describe("a suspect", () => {
       hand.deliver(delivery(1))
       yield* Wait.turns
       hand.deliver(delivery(2, { suspect: true, attempt: 4 }))
+      yield* adjust("4 seconds")
+      assert.deepStrictEqual(begun, [1])
       yield* adjust("1 minute")
       assert.deepStrictEqual([begun, (yield* running.counts).unsettled], [[1, 2], 2])
     }))

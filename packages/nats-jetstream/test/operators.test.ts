@@ -3,6 +3,7 @@ import * as DeadLetter from "@millrace/core/DeadLetter"
 import * as Pipeline from "@millrace/core/Pipeline"
 import * as Publisher from "@millrace/core/Publisher"
 import * as Settlement from "@millrace/core/Settlement"
+import * as Telemetry from "@millrace/core/Telemetry"
 import * as Topic from "@millrace/core/Topic"
 import { type Delivery, Transport } from "@millrace/core/Transport"
 import * as Brokers from "@millrace/testing/Brokers"
@@ -178,6 +179,61 @@ describe.each(versions)("on nats-server %s", (version) => {
           assert.strictEqual(letter?.record.reason, "exhausted")
           yield* until(JetStream.streamInfo("orders"), ({ messages }) => messages === 0)
         }), { layer: { retention: "until-acked" } }))
+
+    it.live("edited to headers_only, its messages have their bodies, and the option is restored", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const subscription = yield* subscribe("orders")
+          const jsm = yield* manager
+          yield* Effect.promise(() => jsm.consumers.update("orders", "group", { headers_only: true }))
+          yield* publish("orders", ["a", "b"])
+          const taken = yield* take(subscription, 2)
+          assert.deepStrictEqual(taken.map((delivery) => [text(delivery), delivery.attempt]), [["a", 1], ["b", 1]])
+          yield* until(
+            Effect.promise(() => jsm.consumers.info("orders", "group")),
+            ({ config }) => config.headers_only !== true
+          )
+        })
+      ))
+
+    it.live("bounds on one request that an operator sets are kept", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const subscription = yield* subscribe("orders")
+          const jsm = yield* manager
+          yield* Effect.promise(() => jsm.consumers.update("orders", "group", { max_batch: 2, max_expires: 1e9 }))
+          yield* publish("orders", Arr.makeBy(20, String))
+          assert.strictEqual((yield* take(subscription, 20)).length, 20)
+          assert.strictEqual((yield* subscription.health).state, "consuming")
+        })
+      ))
+
+    if (!before(version, 10)) {
+      it.live("of a stream that stores the topic under another subject is refused: it would read nothing", () =>
+        on(() =>
+          Effect.gen(function*() {
+            const jsm = yield* manager
+            const subject_transform = { src: "orders", dest: "moved.orders" }
+            yield* Effect.promise(() => jsm.streams.add({ name: "orders", subjects: ["orders"], subject_transform }))
+            const error = yield* Effect.flip(subscribe("orders"))
+            assert.match(error.message, /subject_transform of stream orders is storing orders as moved.orders/)
+          })
+        ))
+    }
+
+    it.live("without room for one subscription more, health says what the server said", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const jsm = yield* manager
+          yield* Effect.promise(() => jsm.streams.add({ name: "orders", subjects: ["orders"] }))
+          // Short requests: their silence is noticed within a second.
+          const made = { durable_name: "group", ack_policy: "explicit", filter_subject: "orders" } as const
+          yield* Effect.promise(() => jsm.consumers.add("orders", { ...made, max_ack_pending: -1, max_expires: 1e9 }))
+          const subscription = yield* subscribe("orders")
+          yield* Effect.forkScoped(subscription.pull(demand(1)))
+          const health = yield* until(subscription.health, ({ state }) => state === "impaired")
+          assert.match(health.reason ?? "", /maximum subscriptions exceeded/)
+        }), { config: "max_subscriptions: 2" }))
 
     it.live("deleted by consumer_limits while no process ran, a group goes on behind what it had settled", () =>
       on(({ url }) =>
@@ -360,9 +416,9 @@ describe.each(versions)("on nats-server %s", (version) => {
         )
       ))
 
-    it.live("that are full of dead letters are in health, with the reason, until they take one", () =>
+    it.live("that are full of dead letters are in health and one line of the log, with the reason, until they take one", () =>
       on(() =>
-        Effect.gen(function*() {
+        logged(Effect.fnUntraced(function*(lines) {
           const jsm = yield* manager
           yield* Effect.promise(() =>
             jsm.streams.add({ name: "full", subjects: ["dead"], max_msgs: 2, discard: DiscardPolicy.New })
@@ -373,14 +429,22 @@ describe.each(versions)("on nats-server %s", (version) => {
               Pipeline.retry({ times: 0 }),
               Pipeline.deadLetter("dead")
             )
+          ).pipe(
+            Effect.provideService(Telemetry.LookInterval, Duration.millis(100))
           )
+          const about = (text: string) => Effect.sync(() => lines.filter((line) => line.includes(text)))
           yield* Publisher.publishAll(Orders, [{ id: 1 }, { id: 2 }, { id: 3 }])
           const health = yield* until(running.health, ({ state }) => state === "impaired")
           assert.match(health.reason ?? "", /dead letters are not stored: .*maximum messages exceeded/)
+          yield* until(about("cannot consume: dead letters are not stored"), ({ length }) => length > 0)
+          yield* until(running.counts, ({ unsettled }) => unsettled > 2)
           yield* Effect.promise(() => jsm.streams.purge("full"))
           yield* until(running.health, ({ state }) => state === "consuming")
           yield* until(running.counts, ({ deadLettered }) => deadLettered === 3)
-        })
+          yield* until(about("consuming again after"), ({ length }) => length > 0)
+          const outage = lines.filter((line) => !/dead-lettered to|: consuming/.test(line))
+          assert.strictEqual(outage.length, 2, outage.join("\n"))
+        }))
       ))
 
     it.live("bounds of sources do not apply to dead letters, which have their own", () =>

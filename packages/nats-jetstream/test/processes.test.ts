@@ -72,14 +72,14 @@ describe.each(versions)("on nats-server %s", (version) => {
           const { file, lines } = yield* journal
           const worker = yield* keepWorking([broker.url, file])
           for (const count of [200, 700, 1300]) {
-            yield* until(lines, (lines) => lines.length > count)
+            yield* until(lines, (lines) => lines.length > count, "60 seconds")
             yield* worker.kill
           }
-          yield* until(JetStream.consumerInfo("jobs", "workers"), (info) => info.lag === 0, "40 seconds")
+          yield* until(JetStream.consumerInfo("jobs", "workers"), (info) => info.lag === 0, "60 seconds")
           assert.strictEqual(new Set(yield* lines).size, 2000)
           assert.deepStrictEqual(yield* Stream.runCollect(transport.browse("jobs.dead")), [])
         }), { version }),
-    90_000
+    240_000
   )
 
   it.live(
@@ -94,9 +94,9 @@ describe.each(versions)("on nats-server %s", (version) => {
           yield* until(
             Stream.runCollect(transport.browse("jobs.dead")),
             (dead) => dead.length > 0,
-            "60 seconds"
+            "120 seconds"
           )
-          yield* until(JetStream.consumerInfo("jobs", "workers"), (info) => info.lag === 0, "40 seconds")
+          yield* until(JetStream.consumerInfo("jobs", "workers"), (info) => info.lag === 0, "60 seconds")
           const dead = yield* Stream.runCollect(transport.browse("jobs.dead"))
           assert.deepStrictEqual(dead.map((delivery) => new TextDecoder().decode(delivery.body)), ["{\"n\":500}"])
           const killed = (yield* lines).filter((line) => line.startsWith("killed"))
@@ -104,7 +104,7 @@ describe.each(versions)("on nats-server %s", (version) => {
           assert.strictEqual(worker.deaths(), 5)
           assert.strictEqual(new Set((yield* lines).filter((line) => !line.startsWith("killed"))).size, 999)
         }), { version }),
-    120_000
+    240_000
   )
 
   it.live(
@@ -117,7 +117,11 @@ describe.each(versions)("on nats-server %s", (version) => {
           const zombie = yield* keepWorking([broker.url, file])
           yield* keepWorking([broker.url, file])
           const consumer = JetStream.consumerInfo("jobs", "workers")
-          yield* until(Effect.option(consumer), (info) => info._tag === "Some" && info.value.openPulls >= 2)
+          yield* until(
+            Effect.option(consumer),
+            (info) => info._tag === "Some" && info.value.openPulls >= 2,
+            "60 seconds"
+          )
           yield* zombie.pause
           yield* jobs(200)
           yield* until(consumer, (info) => info.lag === 0)
@@ -128,6 +132,6 @@ describe.each(versions)("on nats-server %s", (version) => {
           assert.strictEqual((yield* lines).length, 400)
           assert.strictEqual(zombie.deaths(), 0)
         }), { version }),
-    60_000
+    180_000
   )
 })

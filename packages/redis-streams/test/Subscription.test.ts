@@ -504,6 +504,29 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         assert.deepStrictEqual([delivery.attempt, delivery.redelivered, delivery.suspect], [1, true, false])
       }))
 
+    it.effect("a retry that waits is kept by its process, also while others arrive all the time", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const minIdle = 900
+        const redis = yield* transport({ claim: { minIdle } })
+        const topic = fresh("kept")
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        yield* redis.publish([outgoing(topic, "retried")])
+        const [delivery] = yield* subscription.pull(demand(1))
+        yield* subscription.settle([{ delivery, settlement: retry("1 hour") }])
+        const idles: Array<number> = []
+        for (const until = performance.now() + 3 * minIdle; performance.now() < until;) {
+          yield* redis.publish([outgoing(topic, "other")])
+          const [other] = yield* subscription.pull(demand(1))
+          yield* subscription.settle([{ delivery: other, settlement: { _tag: "Ack" } }])
+          const [[, , idle]] = yield* run("XPENDING", topic, "g", delivery.id, delivery.id, "1")
+          idles.push(Number(idle))
+          yield* Effect.sleep(20)
+        }
+        // It was extended again and again: without that it would have been idle for all of the time.
+        assert.isAtLeast(idles.filter((idle, i) => i > 0 && idle < idles[i - 1]!).length, 2)
+      }))
+
     it.effect("an entry that is extended is not claimed, however long its handler takes", () =>
       Effect.gen(function*() {
         const redis = yield* transport(unhurried)

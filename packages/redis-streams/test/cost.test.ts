@@ -62,11 +62,13 @@ layer(serving("redis"), { excludeTestServices: true })("what it costs", (it) => 
         const topic = fresh("groups")
         const clients = Effect.map(run("CLIENT", "LIST"), (list) => String(list).trim().split("\n").length)
         const before = yield* clients
-        const pulls: Array<Fiber.Fiber<unknown, unknown>> = []
-        for (let i = 0; i < 1_000; i++) {
-          const subscription = yield* redis.subscribe(subscribing(topic, { group: `g${i}` }))
-          pulls.push(yield* Effect.forkChild(subscription.pull(demand(10))))
-        }
+        const groups = Arr.makeBy(1_000, (i) => `g${i}`)
+        const subscriptions = yield* Effect.forEach(
+          groups,
+          (group) => redis.subscribe(subscribing(topic, { group })),
+          { concurrency: 50 }
+        )
+        const pulls = yield* Effect.forEach(subscriptions, ({ pull }) => Effect.forkChild(pull(demand(10))))
         assert.isAtMost((yield* clients) - before, 20)
         yield* redis.publish([outgoing(topic, "for all")])
         yield* Effect.forEach(pulls, Fiber.join, { discard: true })

@@ -4,10 +4,15 @@ import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import { type ChildProcess, spawn } from "node:child_process"
+import { tmpdir } from "node:os"
+import * as Path from "node:path"
 import { fileURLToPath } from "node:url"
 import { fresh, outgoing, Server, servers, serving, textOf, transport } from "./redis.ts"
 
 const program = fileURLToPath(new URL("./fixtures/killed.ts", import.meta.url))
+
+/** Most of the time is the start of processes: they share what they have compiled. */
+const env = { ...process.env, NODE_COMPILE_CACHE: Path.join(tmpdir(), "millrace-compiled") }
 
 /** Runs it, and again whenever it dies; gives how often that was. */
 const supervise = (...args: ReadonlyArray<string>) =>
@@ -15,7 +20,7 @@ const supervise = (...args: ReadonlyArray<string>) =>
     Effect.sync(() => {
       const state = { deaths: 0, stopped: false, child: undefined as ChildProcess | undefined }
       const run = () => {
-        state.child = spawn(process.execPath, [program, ...args], { stdio: "ignore" })
+        state.child = spawn(process.execPath, [program, ...args], { stdio: "ignore", env })
         state.child.on("exit", () => {
           if (state.stopped) return
           state.deaths++

@@ -93,6 +93,46 @@ const suite = ({ kind, version }: (typeof servers)[number]) =>
         assert.strictEqual(begun.length, 3)
       }))
 
+    it.effect("XGROUP DELCONSUMER while a retry waits and its process stands still: the retry comes again", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("still")
+        const redis = yield* transport({ claim: { minIdle: "600 millis" } })
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        yield* redis.publish([outgoing(topic, "a")])
+        const [delivery] = yield* subscription.pull(demand(1))
+        yield* subscription.settle([{ delivery, settlement: retry("1500 millis") }])
+        const consumers: ReadonlyArray<ReadonlyArray<unknown>> = yield* run("XINFO", "CONSUMERS", topic, "g")
+        const name = consumers.map(([, name]) => String(name)).find((name) => !name.startsWith("millrace:"))
+        yield* run("XGROUP", "DELCONSUMER", topic, "g", String(name))
+        for (const until = performance.now() + 700; performance.now() < until;);
+        const [again] = yield* subscription.pull(demand(1))
+        assert.deepStrictEqual([textOf(again), again.attempt], ["a", 2])
+      }))
+
+    it.effect.each(
+      [
+        ["DEL", (topic: string) => ["DEL", topic]],
+        ["RENAME", (topic: string) => ["RENAME", topic, `${topic}.old`]],
+        ["XTRIM", (topic: string) => ["XTRIM", topic, "MAXLEN", "0"]],
+        ["FLUSHALL", () => ["FLUSHALL"]]
+      ] as const
+    )("%s while retries wait: they are logged and counted as vanished", ([, command]) =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("waiting")
+        const said: Array<string> = []
+        const { begun, finish, redis, running } = yield* Effect.provide(working(topic), noting(said))
+        finish()
+        yield* redis.publish(["fails-1", "fails-2"].map((value) => json(topic, value)) as any)
+        yield* Wait.until("waiting", Effect.map(running.counts, ({ retried }) => retried === 2))
+        yield* run(...command(topic))
+        yield* Wait.until("vanished", Effect.map(running.counts, ({ vanished }) => vanished === 2))
+        assert.match(said.join("\n"), /entries were deleted before group g had settled them/)
+        yield* redis.publish([json(topic, "after")])
+        yield* Wait.until("after", Effect.sync(() => begun.includes("after#1")))
+      }))
+
     it.effect("XGROUP DELCONSUMER of a live consumer: it takes back what it owned, running, waiting and fetched", () =>
       Effect.gen(function*() {
         const { run } = yield* Server

@@ -71,6 +71,41 @@ servers.forEach(({ kind, version }) =>
         assert.isFalse(Result.getOrThrow(again!).duplicate)
       }))
 
+    it.effect("of many with ids, those that were there are told apart, and the others keep their order", () =>
+      Effect.gen(function*() {
+        const redis = yield* transport()
+        const topic = fresh("together")
+        const [before] = yield* redis.publish([outgoing(topic, "0", { id: "i0" })])
+        const ids = Arr.makeBy(600, (i) => `i${i % 500}`)
+        const outcomes = yield* redis.publish(Arr.flatMap(ids, (id, i) =>
+          // Every tenth without an id between them.
+          i % 10 === 0 ? [outgoing(topic, `plain ${i}`), outgoing(topic, id, { id })] : [outgoing(topic, id, { id })]))
+        const entries = outcomes.map(Result.getOrThrow)
+        const texts = ids.flatMap((id, i) => i % 10 === 0 ? [`plain ${i}`, id] : [id])
+        const seen = new Map([["i0", Result.getOrThrow(before!).id]])
+        entries.forEach(({ duplicate, id }, i) => {
+          const known = seen.get(texts[i]!)
+          assert.deepStrictEqual({ duplicate, id }, { duplicate: known !== undefined, id: known ?? id }, texts[i])
+          if (known === undefined) seen.set(texts[i]!, id)
+        })
+        assert.deepStrictEqual(
+          yield* Stream.runCollect(Stream.map(redis.browse(topic), textOf)),
+          ["0", ...texts.filter((_, i) => !entries[i]!.duplicate)]
+        )
+      }))
+
+    it.effect("of many with ids for a key that is no stream, each is refused, and the next topic's are stored", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const redis = yield* transport()
+        const [broken, other] = [fresh("broken"), fresh("other")]
+        yield* run("SET", broken, "text")
+        const outcomes = yield* redis.publish(
+          Arr.makeBy(20, (i) => outgoing(i % 2 === 0 ? broken : other, String(i), { id: String(i) }))
+        )
+        assert.deepStrictEqual(outcomes.map(reasonOf), Arr.makeBy(20, (i) => i % 2 === 0 ? "Refused" : "published"))
+      }))
+
     it.effect("a delayed message comes when it is due, also when its publisher is gone", () =>
       Effect.gen(function*() {
         const topic = fresh("delay")

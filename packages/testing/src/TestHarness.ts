@@ -250,7 +250,7 @@ const report = (
             id: outcome.delivery.id,
             attempt: outcome.delivery.attempt,
             delay: outcome.delay,
-            error: Cause.squash(outcome.cause)
+            error: thrown(outcome.cause)
           }]
           : []
       ),
@@ -393,3 +393,14 @@ const watched = (clock: Clock.Clock, sleeping: Set<Sleeper>): Clock.Clock =>
         return Effect.ensuring(clock.sleep(duration), Effect.sync(() => sleeping.delete(sleeper)))
       })
   })
+
+/** The user's own error, also where a promise was rejected with it. */
+const thrown = (cause: Cause.Cause<unknown>): unknown => {
+  const error = Cause.squash(cause)
+  try {
+    return Cause.isUnknownError(error) && "cause" in error ? error.cause : error
+  } catch {
+    // An object that cannot be looked at.
+    return error
+  }
+}

@@ -27,9 +27,9 @@ export const planted: ReadonlyArray<Planted> = [
   {
     name: "publishes each attempt's outputs under other ids",
     law: "law 4",
-    file: "publish.ts",
-    from: "${message.id}/${path}`",
-    to: "${message.id}/${path}/${message.attempt}`"
+    file: "outputs.ts",
+    from: "${message!.id}/${this.options.path}`",
+    to: "${message!.id}/${this.options.path}/${message!.attempt}`"
   },
   {
     name: "runs a suspect beside others, whatever attempts are left",

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Pipeline, Topic, type Transport } from "@millrace/core"
+import { Message, Pipeline, Settlement, Topic, type Transport } from "@millrace/core"
 import { Simulation } from "@millrace/testing"
 import { Clock, type Context, Effect, Schedule, Schema } from "effect"
 import { transitions, Watch } from "../../core/src/internal/attempt.ts"
@@ -113,6 +113,33 @@ describe("simulation", () => {
         Pipeline.batch({ size: 5, within: "1 second" }, () => Effect.sleep("100 millis")),
         Pipeline.retry(policy),
         Pipeline.concurrency(2)
+      ),
+      { ...ofAll, seeds: 50 }
+    ).pipe(watched))
+
+  it.live("no law is violated: batches with keys", () =>
+    Simulation.check(
+      Events,
+      troubled.pipe(
+        Pipeline.batch({ size: 3, within: "1 second" }, () => Effect.sleep("100 millis")),
+        Pipeline.retry(policy),
+        Pipeline.concurrency({ max: 2, key: ({ value }) => value.key })
+      ),
+      { ...ofAll, seeds: 25 }
+    ).pipe(watched))
+
+  it.live("no law is violated: settled by hand, in time or never", () =>
+    Simulation.check(
+      Events,
+      troubled.pipe(
+        Pipeline.tap((n, message) =>
+          n % 3 === 0
+            ? Effect.forkDetach(Effect.delay(Message.settle(message, Settlement.ack), "3 seconds"))
+            : Effect.void
+        ),
+        Pipeline.ackPolicy("manual"),
+        Pipeline.retry(policy),
+        Pipeline.concurrency(4)
       ),
       { ...ofAll, seeds: 50 }
     ).pipe(watched))

@@ -26,11 +26,11 @@ export type State = "buffered" | "confirming" | "running" | "stopping" | "awaiti
 export const transitions: { readonly [S in State]: ReadonlyArray<State> } = {
   buffered: ["confirming", "running", "concluding", "left"],
   confirming: ["running", "stopping", "concluding", "left"],
-  running: ["stopping", "awaiting", "concluding", "left"],
+  running: ["stopping", "concluding", "left"],
   // A timeout that `catchTag` recovers from runs on.
   stopping: ["running", "concluding", "left"],
+  concluding: ["awaiting", "left"],
   awaiting: ["concluding", "left"],
-  concluding: ["left"],
   left: []
 }
 
@@ -205,6 +205,12 @@ export class Attempt extends Inspected implements Settling, Received {
   /** Gives the right back when an operation of a broker failed, so that the policies decide. */
   unclaim(): void {
     this.isSettled = false
+  }
+
+  unsample(): void {
+    this.isUnsampled = true
+    // Of a decoder that ran before.
+    this.context = undefined
   }
 
   settle(settlement: Settlement.Settlement): Effect.Effect<boolean, Settlement.SettleError> {

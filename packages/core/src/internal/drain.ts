@@ -19,28 +19,28 @@ export const drain = (run: Run): Effect.Effect<void> =>
     run.releaseResting()
     run.flushBatches()
     // 4. Let running handlers finish.
-    if (!(yield* within(run.awaitHandlers, source.drainTimeout))) {
+    if (!(yield* within(run.holding.idle.wait, source.drainTimeout))) {
       // 5. Interrupt the others. What they leave unsettled is released, without counting an attempt.
       yield* Effect.logWarning(
-        `${name}: ${counted(run.begun, "handler")} did not finish within drainTimeout, ${
+        `${name}: ${counted(run.holding.begun, "handler")} did not finish within drainTimeout, ${
           Duration.format(Duration.fromInputUnsafe(source.drainTimeout))
         }; interrupting`
       )
       yield* run.interruptHandlers
-      if (!(yield* within(run.awaitHandlers, grace))) {
+      if (!(yield* within(run.holding.idle.wait, grace))) {
         yield* Effect.logError(
-          `${name}: ${counted(run.begun, "handler")} cannot be interrupted; the messages stay unsettled`
+          `${name}: ${counted(run.holding.begun, "handler")} cannot be interrupted; the messages stay unsettled`
         )
       }
     }
     // 6. Release messages that were handled and that the user has not settled.
-    run.outcomes.releaseAwaited()
+    run.outcomes.byHand.releaseAll()
     // 7. Flush settlements. If the broker cannot be told, it will deliver those messages again.
-    if (!(yield* within(run.settler.awaitIdle, grace))) {
+    if (!(yield* within(run.settlements.settler.idle.wait, grace))) {
       yield* Effect.logError(`${name}: the broker did not confirm the last settlements; it will deliver them again`)
     }
     // 8. Dead letters of messages that the broker had deleted when they were released.
-    if (!(yield* within(run.outcomes.awaitWriting, grace))) {
+    if (!(yield* within(run.outcomes.vanished.awaitWritten, grace))) {
       yield* Effect.logError(
         `${name}: dead letters of messages that the broker has deleted could not be written in time`
       )

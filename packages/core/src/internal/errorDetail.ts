@@ -22,8 +22,11 @@ export interface ErrorDetailOptions {
   readonly fields: boolean
 }
 
-/** Describes a cause. Never throws, whatever was thrown. */
-export const describe = (cause: Cause.Cause<unknown>, options: ErrorDetailOptions): ErrorDetail => {
+/** Describes a cause. Never throws, whatever was thrown: a dead letter depends on that. */
+export const describe = (cause: Cause.Cause<unknown>, options: ErrorDetailOptions): ErrorDetail =>
+  safely(() => described(cause, options), { tag: "_OTHER", message: unreadable, causes: [] })
+
+const described = (cause: Cause.Cause<unknown>, options: ErrorDetailOptions): ErrorDetail => {
   const [error, ...others] = errorsOf(cause)
   const stack = options.stack ? stackOf(error) : undefined
   const fields = options.fields ? fieldsOf(error) : undefined
@@ -33,7 +36,7 @@ export const describe = (cause: Cause.Cause<unknown>, options: ErrorDetailOption
     // A tagged error often says all in its fields.
     message: message === "" && fields !== undefined ? bound(JSON.stringify(fields), 1000) : message,
     ...(stack === undefined ? {} : { stack }),
-    causes: [...chain(error), ...others.slice(0, maxCauses).map((other) => `also ${summary(other)}`)].slice(
+    causes: [...chain(error), ...[...partsOf(error), ...others].map((other) => `also ${summary(other)}`)].slice(
       0,
       maxCauses
     ),
@@ -75,10 +78,11 @@ const errorsOf = (cause: Cause.Cause<unknown>): ReadonlyArray<unknown> => {
 
 /** A rejection that the user gave no type is the error that was thrown, not the box around it. */
 const own = (error: unknown): unknown =>
-  safely(
-    () => Cause.isUnknownError(error) && "cause" in error && error.cause !== undefined ? error.cause : error,
-    error
-  )
+  safely(() => Cause.isUnknownError(error) && "cause" in error && !isEmpty(error) ? error.cause : error, error)
+
+/** A promise was rejected with nothing: only the box says so. */
+const isEmpty = (error: unknown): boolean =>
+  safely(() => Cause.isUnknownError(error) && property(error, "cause") === undefined, false)
 
 const isError = (u: unknown): u is Error => safely(() => u instanceof Error, false)
 
@@ -89,10 +93,15 @@ const property = (u: unknown, name: string): unknown =>
   )
 
 const tagOf = (error: unknown): string => {
+  if (isEmpty(error)) return "undefined"
   const tag = property(error, "_tag")
   if (typeof tag === "string" && tag !== "") return bound(tag, 200)
   const name = isError(error) ? property(error, "name") : undefined
-  return typeof name === "string" && name !== "" ? bound(name, 200) : error === null ? "null" : typeof error
+  // Most classes of errors inherit their name, and most other objects have none.
+  if (typeof name === "string" && name !== "" && name !== "Error") return bound(name, 200)
+  const type = typeof error === "object" ? property(property(error, "constructor"), "name") : undefined
+  if (typeof type === "string" && type !== "" && type !== "Object") return bound(type, 200)
+  return isError(error) ? "Error" : error === null ? "null" : typeof error
 }
 
 const messageOf = (error: unknown): string => {
@@ -102,7 +111,7 @@ const messageOf = (error: unknown): string => {
 }
 
 const stackOf = (error: unknown): string | undefined => {
-  const stack = isError(error) ? property(error, "stack") : undefined
+  const stack = isError(error) && !isEmpty(error) ? property(error, "stack") : undefined
   return typeof stack === "string" ? text(stack.split("\n").filter(isOutside).join("\n"), 2000) : undefined
 }
 
@@ -116,22 +125,30 @@ const summary = (error: unknown): string => {
   return message === "" ? tagOf(error) : bound(`${tagOf(error)}: ${message}`, 500)
 }
 
+/** Of a long chain the first causes and the last one, which is where it began. */
 const chain = (error: unknown): Array<string> => {
-  const causes: Array<string> = []
   const seen = new Set<unknown>([error])
   for (
     let next = own(property(error, "cause"));
-    next !== undefined && next !== null;
+    next !== undefined && next !== null && !seen.has(next) && seen.size <= maxDepth;
     next = own(property(next, "cause"))
   ) {
-    if (seen.has(next) || causes.length >= maxCauses) break
     seen.add(next)
-    causes.push(summary(next))
   }
-  return causes
+  const causes = [...seen].slice(1)
+  if (causes.length <= maxCauses) return causes.map(summary)
+  const left = causes.length - maxCauses + 1
+  return [...causes.slice(0, maxCauses - 2).map(summary), `… ${left} more`, summary(causes.at(-1))]
+}
+
+/** The errors that an `AggregateError` sums up. */
+const partsOf = (error: unknown): ReadonlyArray<unknown> => {
+  const parts = property(error, "errors")
+  return safely(() => Array.isArray(parts) ? parts.slice(0, maxCauses).map(own) : [], [])
 }
 
 const maxCauses = 5
+const maxDepth = 1000
 
 /** The text of an error, on one line and without a secret; `undefined` where it has none. */
 export const plainText = (error: unknown): string | undefined => {
@@ -143,7 +160,7 @@ export const plainText = (error: unknown): string | undefined => {
 // --- fields
 
 const fieldsOf = (error: unknown): { readonly [name: string]: unknown } | undefined => {
-  if (typeof error !== "object" || error === null) return undefined
+  if (typeof error !== "object" || error === null || isList(error)) return undefined
   const fields: Record<string, unknown> = {}
   let left = 2000
   let count = 0
@@ -159,11 +176,15 @@ const fieldsOf = (error: unknown): { readonly [name: string]: unknown } | undefi
   return count === 0 ? undefined : fields
 }
 
-const known = new Set(["_tag", "name", "message", "stack", "cause"])
+const isList = (error: object): boolean => safely(() => Array.isArray(error) || ArrayBuffer.isView(error), true)
+
+const known = new Set(["_tag", "name", "message", "stack", "cause", "errors"])
 
 const maxFields = 20
 
-const secret = /pass(word|phrase)?|secret|token|authori[sz]ation|api[-_]?key|credential|cookie|private[-_]?key/i
+const secretName = "pass(?:word|phrase|wd)?|secret|token|authori[sz]ation|api[-_]?key|credential|cookie|private[-_]?key"
+
+const secret = new RegExp(secretName, "i")
 
 /** Data only: an instance of a class may hold anything, such as a connection with its password. */
 const plain = (value: unknown, depth: number): unknown => {
@@ -211,15 +232,27 @@ const safely = <A>(read: () => A, otherwise: A): A => {
 
 const bound = (text: string, length: number): string => text.length > length ? `${text.slice(0, length - 1)}…` : text
 
-/** User and password of an address in a text are no part of what went wrong. */
+/** Secrets in a text are no part of what went wrong: the user of an address, what stands behind a name of a secret. */
 const text = (given: string, length: number): string =>
-  bound(given, length * 2).replace(/(?!file:)(\b[a-z][a-z0-9+.-]*:\/\/)[^\s"'<>]*@/gi, "$1<redacted>@").slice(0, length)
+  bound(given, length * 2)
+    .replace(/(?!file:)(\b[a-z][a-z0-9+.-]*:\/\/)[^\s"'<>]*@/gi, "$1<redacted>@")
+    .replace(assigned, "$1<redacted>")
+    .replace(/\b(bearer\s+)[\w.~+/=-]{6,}/gi, "$1<redacted>")
+    .slice(0, length)
+
+/** `password=…`, `"token": "…"`, `Authorization: Basic …`. */
+const assigned = new RegExp(
+  `((?:authorization["']?\\s*[:=]\\s*["']?(?:\\w+\\s+)?)|[\\w-]*(?:${secretName})[\\w-]*(?:=["']?|["']\\s*:\\s*["']))(?!<redacted>)[^\\s"'&,;<>]+`,
+  "gi"
+)
 
 const show = (u: unknown): string => {
   if (typeof u === "object" && u !== null) {
     const data = plain(u, 0)
     if (data !== undefined) return safely(() => JSON.stringify(data), unreadable)
   }
+  // Not its source, which may hold anything.
+  if (typeof u === "function") return safely(() => `function ${u.name}`, unreadable)
   return safely(() => typeof u === "object" && u !== null ? Object.prototype.toString.call(u) : String(u), unreadable)
 }
 

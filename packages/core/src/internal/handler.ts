@@ -8,7 +8,7 @@ import type * as Codec from "../Codec.ts"
 import type * as Message from "../Message.ts"
 import type { Delivery } from "../Transport.ts"
 import { type Attempt, MessageImpl } from "./attempt.ts"
-import type { Deadlines } from "./deadlines.ts"
+import { Deadlines } from "./deadlines.ts"
 import { exitOf } from "./exit.ts"
 import { misresolved, settledAs } from "./promise.ts"
 import { Slots } from "./slots.ts"
@@ -37,7 +37,8 @@ export class Handler {
   private readonly codec: Codec.Codec<unknown>
   private readonly prepare: ((message: Message.Any, delivery: Delivery) => Exit.Exit<unknown, unknown>) | undefined
   private readonly context: Context.Context<never>
-  private readonly deadlines: ReadonlyMap<number, Deadlines<Attempt>>
+  /** By the index of their `timeout` step. */
+  private readonly deadlines = new Map<number, Deadlines<Attempt>>()
   private readonly ended: (attempt: Attempt, end: End, payload: unknown) => void
 
   constructor(options: {
@@ -45,8 +46,8 @@ export class Handler {
     readonly codec: Codec.Codec<unknown>
     readonly prepare: ((message: Message.Any, delivery: Delivery) => Exit.Exit<unknown, unknown>) | undefined
     readonly context: Context.Context<never>
-    /** By the index of their step. */
-    readonly deadlines: ReadonlyMap<number, Deadlines<Attempt>>
+    /** Monotonic milliseconds. */
+    readonly now: () => number
     /** `payload`: the value, or the cause. */
     readonly ended: (attempt: Attempt, end: End, payload: unknown) => void
   }) {
@@ -54,8 +55,22 @@ export class Handler {
     this.codec = options.codec
     this.prepare = options.prepare
     this.context = options.context
-    this.deadlines = options.deadlines
     this.ended = options.ended
+    options.operations.forEach(({ timeout }, index) => {
+      if (timeout === undefined) return
+      const expire = (attempt: Attempt) => this.timedOut(attempt, index)
+      const { context, now } = options
+      this.deadlines.set(index, new Deadlines(this.deadlines.size, timeout.duration, context, now, expire))
+    })
+  }
+
+  /** Attempts need to know when they started. */
+  get isTimed(): boolean {
+    return this.deadlines.size > 0
+  }
+
+  close(): void {
+    for (const deadline of this.deadlines.values()) deadline.close()
   }
 
   // --- decoding
@@ -148,14 +163,31 @@ export class Handler {
         )
         return
       }
-      case "Join": {
-        let epoch = -1
-        const stop = pending.join(attempt, value, (exit) => {
-          if (this.isAt(attempt, epoch)) this.resume(attempt, index, exit, false, value)
-        })
-        epoch = this.wait(attempt, stop)
+      case "Join":
+        return this.join(attempt, index, false, value, (resume) => pending.join(attempt, value, resume))
+      case "Output": {
+        const { given, outputs } = pending
+        const outgoing = outputs.outgoing(given, attempt, contextOf(attempt, this.context))
+        if (outgoing === undefined) return this.fork(attempt, outputs.publish(given, attempt), index, true, value)
+        if (Exit.isFailure(outgoing)) return this.recover(attempt, index + 1, outgoing.cause)
+        return this.join(attempt, index, true, value, (resume) => outputs.add(outgoing.value, resume))
       }
     }
+  }
+
+  /** Waits together with other attempts. `begin` gives a function that takes this one out. */
+  private join(
+    attempt: Attempt,
+    index: number,
+    keep: boolean,
+    value: unknown,
+    begin: (resume: (exit: Exit.Exit<unknown, unknown>) => void) => (then: () => void) => void
+  ): void {
+    let epoch = -1
+    const stop = begin((exit) => {
+      if (this.isAt(attempt, epoch)) this.resume(attempt, index, exit, keep, value)
+    })
+    epoch = this.wait(attempt, stop)
   }
 
   private fork(
@@ -166,8 +198,8 @@ export class Handler {
     value: unknown
   ): void {
     if (attempt.context === undefined) {
-      attempt.scope = Scope.makeUnsafe()
-      attempt.context = contextOf(attempt, Context.add(this.context, Scope.Scope, attempt.scope))
+      attempt.scope ??= Scope.makeUnsafe()
+      attempt.context = Context.add(contextOf(attempt, this.context), Scope.Scope, attempt.scope)
     }
     const fiber: Fiber.Fiber<unknown, unknown> = Effect.runForkWith(attempt.context)(effect)
     const exit = fiber.pollUnsafe()
@@ -231,7 +263,7 @@ export class Handler {
     else stop(then)
   }
 
-  timedOut(attempt: Attempt, index: number): void {
+  private timedOut(attempt: Attempt, index: number): void {
     if (attempt.state !== "running") return
     const error = new Cause.TimeoutError("the handler took longer than its timeout")
     for (const [above, deadline] of this.deadlines) if (above < index) deadline.delete(attempt)
@@ -283,7 +315,7 @@ const exhaustsStack = (cause: Cause.Cause<unknown>): boolean =>
 const decoding = -1
 
 /** What an attempt's Effects find in their context: the trace that its message carries. */
-const contextOf = <R>(attempt: Attempt, context: Context.Context<R>): Context.Context<R> => {
+const contextOf = (attempt: Attempt, context: Context.Context<never>): Context.Context<never> => {
   const { delivery: { headers }, isUnsampled } = attempt
   const carried = carriesTrace(headers) ? Context.add(context, Carried, headers) : context
   return isUnsampled ? unsampled(carried, headers) : carried

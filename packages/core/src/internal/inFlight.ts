@@ -27,8 +27,8 @@ export interface InFlight extends Received {
   readonly source: string
   /** The name of this consumer at the broker. */
   readonly clientId: string | undefined
-  /** The message was decided to have no span: its handlers' spans and publishes have none either. */
-  isUnsampled: boolean
+  /** Decides that the message has no span: its handlers' spans and publishes have none either. */
+  readonly unsample: () => void
   readonly settle: (settlement: Settlement.Settlement) => Effect.Effect<boolean, Settlement.SettleError>
 }
 

@@ -5,6 +5,7 @@ import { Attempt, type Shared } from "./attempt.ts"
 import { Deque } from "./deque.ts"
 import { Isolation } from "./isolation.ts"
 import { KeyedQueue } from "./keyedQueue.ts"
+import { Rest } from "./rest.ts"
 import { thrown } from "./steps.ts"
 
 /**
@@ -31,7 +32,11 @@ export class Intake {
     readonly onReady: () => void
     /** A suspect is to run alone; nothing else is held here any more. */
     readonly onAlone: () => void
+    /** Isolated suspects may be taken again. */
+    readonly onRested: () => void
   }
+  /** After a suspect ran alone, the others have their turn. */
+  private readonly rest: Rest
   /** The isolated suspects that this process owns: at most one. */
   private readonly isolated = new Set<Attempt>()
   /** Retries that are not due yet, of an earlier process or uncounted ones of this one, with what cancels their timers. */
@@ -40,6 +45,7 @@ export class Intake {
   constructor(options: Intake["options"]) {
     this.options = options
     this.isolation = new Isolation(options.limit)
+    this.rest = new Rest({ now: options.now, after: options.after, onEnd: options.onRested })
     const { key } = options
     this.keys = key === undefined ? undefined : new KeyedQueue({
       keyOf: (attempt) => this.keyOf(attempt, key),
@@ -149,16 +155,22 @@ export class Intake {
     return this.isolated.size > 0 && this.isolated.has(attempt)
   }
 
-  /** How many isolated suspects may be asked for. */
-  suspects(now: number): number {
-    return this.isolated.size > 0 ? 0 : this.isolation.demand(now)
+  /** The suspect that is to run alone, or does. */
+  get alone(): Attempt | undefined {
+    return this.isolation.current
   }
 
-  /** `true` when an isolated suspect has left. */
-  leftIsolation(attempt: Attempt): boolean {
-    if (this.isolated.size === 0 || !this.isolated.delete(attempt)) return false
-    if (this.isolation.current === attempt) this.isolation.leave(this.options.now())
-    return true
+  /** How many isolated suspects may be asked for. */
+  get suspects(): number {
+    return this.isolated.size > 0 || !this.rest.isOver ? 0 : 1
+  }
+
+  /** An isolated suspect need not be isolated any more. */
+  leftIsolation(attempt: Attempt): void {
+    if (this.isolated.size === 0 || !this.isolated.delete(attempt)) return
+    const { now, onRested } = this.options
+    const rest = this.isolation.current === attempt ? this.isolation.leave(now()) : 0
+    if (!this.rest.begin(rest)) onRested()
   }
 
   // --- leaving
@@ -183,6 +195,10 @@ export class Intake {
       this.isolated.delete(attempt)
       this.options.release(attempt)
     }
+  }
+
+  close(): void {
+    this.rest.close()
   }
 
   private forgetEarly(attempt: Attempt): void {

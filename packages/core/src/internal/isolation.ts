@@ -22,8 +22,6 @@ export class Isolation {
   /** The suspect that is to run alone, or does. */
   current: Attempt | undefined
   private since = 0
-  /** Until then other messages have their turn. Monotonic milliseconds. */
-  restUntil = -Infinity
 
   /** `limit`: the allowed attempts. */
   constructor(limit: number) {
@@ -41,20 +39,15 @@ export class Isolation {
     return delivery.suspect && delivery.attempt > Math.max(2, this.limit)
   }
 
-  /** How many isolated suspects may be asked for while none is here. */
-  demand(now: number): number {
-    return now < this.restUntil ? 0 : 1
-  }
-
   enter(attempt: Attempt, now: number): void {
     this.current = attempt
     this.since = now
   }
 
-  /** The others get as much time as the suspect took: a queue of suspects must not stop a pipeline. */
-  leave(now: number): void {
-    this.restUntil = now + Math.min(maxRest, now - this.since)
+  /** Gives how many milliseconds the others get: as many as the suspect took, for a queue of suspects must not stop a pipeline. */
+  leave(now: number): number {
     this.current = undefined
+    return Math.min(maxRest, now - this.since)
   }
 }
 

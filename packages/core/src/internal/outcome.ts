@@ -15,21 +15,22 @@
  * 7. The broker deleted the message before its retry or release: what this process has of it becomes a dead letter.
  */
 import * as Cause from "effect/Cause"
-import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
+import type * as Fiber from "effect/Fiber"
 import type * as DeadLetter from "../DeadLetter.ts"
 import * as Settlement from "../Settlement.ts"
 import type * as Telemetry from "../Telemetry.ts"
 import type { Attempt } from "./attempt.ts"
+import { ByHand } from "./byHand.ts"
 import type { DeadLetterWriter } from "./deadLetterWriter.ts"
 import { loggable } from "./errorDetail.ts"
 import type { End } from "./handler.ts"
 import type { Program, Retry } from "./program.ts"
-import { allowedAttempts, decideRetry, defaultRetry, requestedBy } from "./retryDecision.ts"
-import type { Counts } from "./running.ts"
+import { Report } from "./report.ts"
+import { allowedAttempts, decideRetry, defaultRetry, requestedBy, type RetryDecision } from "./retryDecision.ts"
+import { Vanished } from "./vanished.ts"
 
 /** The rooms that an outcome reaches, given. */
 interface Surroundings {
@@ -37,7 +38,7 @@ interface Surroundings {
   readonly deadLetters: DeadLetterWriter | undefined
   readonly run: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
   /** Tells the broker. */
-  readonly settle: (attempt: Attempt) => void
+  readonly settle: (attempt: Attempt, settlement: Settlement.Settlement) => void
   /** The attempt has left: its permit, its key and its place are free. */
   readonly left: (attempt: Attempt) => void
   /** The message runs again in this process after `millis`, as the same attempt. */
@@ -52,62 +53,48 @@ interface Surroundings {
   readonly refused: (attempt: Attempt, cause: Cause.Cause<unknown>, after: Duration.Duration | undefined) => void
 }
 
-/** A message that was handled, for the user to settle within `settleWithin`. */
-interface Awaited {
-  readonly value: unknown
-  readonly timer: Fiber.Fiber<void>
-}
-
 /** How long a retry that does not count waits when its handler does not say. */
 const uncountedDelay = Duration.seconds(1)
 
-const retryRequested = (cause: Cause.Cause<unknown>): Settlement.Retry | undefined => {
-  const requested = requestedBy(cause)
-  return requested?._tag === "Retry" ? requested : undefined
-}
-
 export class Outcomes {
-  readonly counts: { -readonly [K in keyof Counts]: Counts[K] } = {
-    handled: 0,
-    filtered: 0,
-    retried: 0,
-    deadLettered: 0,
-    discarded: 0,
-    released: 0,
-    failedAfterSettle: 0,
-    lost: 0,
-    vanished: 0,
-    resettled: 0,
-    unsettled: 0
-  }
+  readonly report: Report
+  readonly byHand: ByHand
+  readonly vanished: Vanished
   /** The allowed attempts. */
   readonly limit: number
   private readonly around: Surroundings
   private readonly retry: Retry
   /** Outcomes that take time: a schedule is asked, a dead letter is written. */
   private readonly concluding = new Map<Attempt, Fiber.Fiber<void>>()
-  private readonly awaited = new Map<Attempt, Awaited>()
-  /** Settlements by hand that are being decided, with what is done if the broker is not told: the handler may have ended. */
-  private readonly byHand = new Map<Attempt, (() => void) | undefined>()
 
   constructor(around: Surroundings) {
     this.around = around
-    this.retry = around.program.policies.retry ?? defaultRetry
+    const { deadLetters, program, run } = around
+    this.retry = program.policies.retry ?? defaultRetry
     this.limit = allowedAttempts(this.retry)
+    const report = this.report = new Report(around.report)
+    this.vanished = new Vanished({ name: program.name, deadLetters, report, run })
+    this.byHand = new ByHand({
+      program,
+      report,
+      deadLetters,
+      run,
+      decide: (attempt, cause) => {
+        this.pause(retryRequested(cause))
+        return this.decide(attempt, cause)
+      },
+      settle: around.settle,
+      onAwaiting: around.awaiting,
+      onLeft: (attempt) => this.leave(attempt),
+      onForgotten: (attempt, cause) => this.failed(attempt, cause),
+      onReleased: (attempt) => this.released(attempt)
+    })
   }
 
   /** Attempts whose outcome is not settled yet. */
-  get held(): Iterable<Attempt> {
-    return [...this.concluding.keys(), ...this.awaited.keys(), ...this.byHand.keys()]
-  }
-
-  /** Whether a settlement by hand has not been told to the broker yet. */
-  isDecidedByHand(attempt: Attempt): boolean {
-    return this.byHand.has(attempt)
-  }
-
-  get awaitingCount(): number {
-    return this.awaited.size
+  *held(): Iterable<Attempt> {
+    yield* this.concluding.keys()
+    yield* this.byHand.held()
   }
 
   // --- what a handler's end means
@@ -115,16 +102,17 @@ export class Outcomes {
   /** A handler has ended; `payload` is its value or the cause of its failure. */
   readonly ended = (attempt: Attempt, end: End, payload: unknown): void => {
     if (attempt.isLost) return this.leave(attempt)
-    if (this.byHand.size > 0 && this.waitsForHand(attempt, () => this.ended(attempt, end, payload))) return
+    const { byHand, report } = this
+    if (byHand.isDeciding(attempt)) return byHand.afterwards(attempt, () => this.ended(attempt, end, payload))
     switch (end) {
       case "succeeded": {
         const isManual = this.around.program.policies.ackPolicy === "manual"
-        if (isManual && !attempt.isSettled) return this.awaitSettlement(attempt, payload)
-        this.report(attempt, { _tag: "Handled", value: payload })
+        if (isManual && !attempt.isSettled) return byHand.await(attempt, payload)
+        report.outcome(attempt, { _tag: "Handled", value: payload })
         return this.finish(attempt, Settlement.ack)
       }
       case "filtered": {
-        this.report(attempt, { _tag: "Filtered" })
+        report.outcome(attempt, { _tag: "Filtered" })
         return this.finish(attempt, Settlement.ack)
       }
       case "failed":
@@ -142,8 +130,7 @@ export class Outcomes {
       return this.conclude(attempt, this.deadLetter(attempt, cause, "exhausted"))
     }
     if (attempt.isSettled) {
-      attempt.hasOutcome = false
-      this.report(attempt, { _tag: "FailedAfterSettle", cause })
+      this.report.addition(attempt, { _tag: "FailedAfterSettle", cause })
       return this.leave(attempt)
     }
     this.conclude(attempt, this.decided(attempt, cause))
@@ -156,12 +143,10 @@ export class Outcomes {
     if (requested?.countsAttempt === false && attempt.uncounted < this.retry.uncounted) {
       return Effect.sync(() => this.postponed(attempt, cause, requested.after ?? uncountedDelay))
     }
-    return Effect.flatMap(this.decision(attempt, cause), (decision) => {
-      if (decision._tag === "End") return this.deadLetter(attempt, cause, decision.reason)
-      this.report(attempt, { _tag: "Retried", delay: Duration.toMillis(decision.delay), cause })
-      this.finish(attempt, { _tag: "Retry", after: decision.delay })
-      return Effect.void
-    })
+    return Effect.flatMap(this.decide(attempt, cause), (decision) =>
+      decision._tag === "End"
+        ? this.deadLetter(attempt, cause, decision.reason)
+        : Effect.sync(() => this.retried(attempt, cause, decision.delay)))
   }
 
   private pause(requested: Settlement.Retry | undefined): void {
@@ -171,13 +156,18 @@ export class Outcomes {
   /** The message stays here: nothing is said to the broker, which would count. */
   private postponed(attempt: Attempt, cause: Cause.Cause<unknown>, after: Duration.Duration): void {
     const delay = Duration.toMillis(after)
-    this.report(attempt, { _tag: "Retried", delay, cause })
+    this.report.outcome(attempt, { _tag: "Retried", delay, cause })
     if (attempt.claim()) this.around.postpone(attempt, delay)
     this.leave(attempt)
   }
 
+  private retried(attempt: Attempt, cause: Cause.Cause<unknown>, after: Duration.Duration): void {
+    this.report.outcome(attempt, { _tag: "Retried", delay: Duration.toMillis(after), cause })
+    this.finish(attempt, { _tag: "Retry", after })
+  }
+
   /** A policy of the user's that throws is replaced by the default one. */
-  private decision(attempt: Attempt, cause: Cause.Cause<unknown>) {
+  private decide(attempt: Attempt, cause: Cause.Cause<unknown>): Effect.Effect<RetryDecision> {
     const { name } = this.around.program
     return Effect.suspend(() => decideRetry(this.retry, cause, attempt.delivery.attempt, attempt.message)).pipe(
       Effect.catchCause((defect) =>
@@ -198,10 +188,10 @@ export class Outcomes {
     reason: DeadLetter.DeadLetterReason,
     attempts = attempt.delivery.attempt
   ): Effect.Effect<void> {
-    const { deadLetters } = this.around
+    const { deadLetters, refused } = this.around
     const { delivery } = attempt
-    const end = (kind: "DeadLettered" | "Discarded") => {
-      this.report(attempt, { _tag: kind, cause, reason, attempts })
+    const end = (_tag: "DeadLettered" | "Discarded") => {
+      this.report.outcome(attempt, { _tag, cause, reason, attempts })
       this.finish(attempt, { _tag: "Terminate", reason })
     }
     if (deadLetters === undefined) return Effect.sync(() => end("Discarded"))
@@ -209,19 +199,13 @@ export class Outcomes {
       onSuccess: () => Effect.sync(() => end("DeadLettered")),
       onFailure: (refusal) => {
         if (Cause.hasInterruptsOnly(refusal)) return Effect.failCause(refusal as Cause.Cause<never>)
-        if (attempt.isSettled) {
-          // On-receive: at most once means that it is gone.
-          return Effect.sync(() => {
-            this.around.refused(attempt, refusal, undefined)
-            end("Discarded")
-          })
-        }
-        const after = deadLetters.backoff(delivery)
         return Effect.sync(() => {
-          this.counts.unsettled++
-          this.around.refused(attempt, refusal, after)
-          this.report(attempt, { _tag: "Retried", delay: Duration.toMillis(after), cause })
-          this.finish(attempt, { _tag: "Retry", after })
+          // On-receive: at most once means that it is gone.
+          const after = attempt.isSettled ? undefined : deadLetters.backoff(delivery)
+          refused(attempt, refusal, after)
+          if (after === undefined) return end("Discarded")
+          this.report.counts.unsettled++
+          this.retried(attempt, cause, after)
         })
       }
     })
@@ -243,16 +227,15 @@ export class Outcomes {
 
   /** On-receive: acknowledges before the handler begins. */
   receive(attempt: Attempt): Effect.Effect<boolean> {
-    return Effect.suspend(() => attempt.claim() ? this.tell(attempt, Settlement.ack) : Effect.succeed(false))
+    return Effect.suspend(() => attempt.claim() ? this.byHand.tell(attempt, Settlement.ack) : Effect.succeed(false))
   }
 
   /** Releases a message that has not begun. */
   releaseUnbegun(attempt: Attempt): void {
     attempt.to("left")
     if (!attempt.claim()) return
-    this.report(attempt, { _tag: "Released" })
-    attempt.settlement = Settlement.release
-    this.around.settle(attempt)
+    this.report.outcome(attempt, { _tag: "Released" })
+    this.around.settle(attempt, Settlement.release)
   }
 
   /**
@@ -280,133 +263,6 @@ export class Outcomes {
     return true
   }
 
-  // --- settled by hand
-
-  /** `Message.settle`: `false` when it was settled before or a peer owns it. */
-  readonly settle = (
-    attempt: Attempt,
-    settlement: Settlement.Settlement
-  ): Effect.Effect<boolean, Settlement.SettleError> =>
-    Effect.suspend(() => {
-      if (!tags.has(settlement._tag)) return Effect.die(new TypeError("Message.settle was given no settlement"))
-      if (!attempt.claim()) return Effect.succeed(false)
-      switch (settlement._tag) {
-        case "Ack":
-          return this.tell(attempt, settlement)
-        case "Release": {
-          this.report(attempt, { _tag: "Released" })
-          return this.tell(attempt, settlement)
-        }
-        case "Retry":
-        case "Terminate": {
-          const cause = Cause.fail(new Settlement.SettlementRequested({ settlement }))
-          this.pause(retryRequested(cause))
-          this.byHand.set(attempt, undefined)
-          return Effect.onExit(
-            Effect.flatMap(this.decision(attempt, cause), (decision) => {
-              if (decision._tag === "End") return this.deadLetterByHand(attempt, cause, decision.reason)
-              this.report(attempt, { _tag: "Retried", delay: Duration.toMillis(decision.delay), cause })
-              return this.tell(attempt, { _tag: "Retry", after: decision.delay })
-            }),
-            () => Effect.sync(() => this.leftHand(attempt))
-          )
-        }
-      }
-    })
-
-  private deadLetterByHand(
-    attempt: Attempt,
-    cause: Cause.Cause<unknown>,
-    reason: DeadLetter.DeadLetterReason
-  ): Effect.Effect<boolean, Settlement.SettleError> {
-    const { delivery } = attempt
-    const written = this.around.deadLetters?.write(delivery, cause, reason, delivery.attempt) ?? Effect.void
-    return Effect.mapError(written, (cause) => new Settlement.SettleError({ id: delivery.id, cause })).pipe(
-      Effect.andThen(Effect.suspend(() => {
-        const kind = this.around.deadLetters === undefined ? "Discarded" : "DeadLettered"
-        this.report(attempt, { _tag: kind, cause, reason, attempts: delivery.attempt })
-        return this.tell(attempt, { _tag: "Terminate", reason })
-      }))
-    )
-  }
-
-  /** While a settlement by hand is decided, nothing else ends the attempt: `then` is called when that is over. */
-  private waitsForHand(attempt: Attempt, then: () => void): boolean {
-    if (!this.byHand.has(attempt)) return false
-    this.byHand.set(attempt, then)
-    return true
-  }
-
-  /** The settlement by hand is with the settler; or it was refused or interrupted, and the policies settle. */
-  private leftHand(attempt: Attempt): void {
-    const then = this.byHand.get(attempt)
-    if (!this.byHand.delete(attempt)) return
-    if (!attempt.hasOutcome) attempt.unclaim()
-    then?.()
-  }
-
-  /** Tells the broker and waits for its answer; the handler may go on meanwhile. */
-  private tell(attempt: Attempt, settlement: Settlement.Settlement): Effect.Effect<boolean> {
-    // The pipeline stopped, or a peer took the message, while the settlement was decided.
-    if (attempt.state === "left") return Effect.succeed(false)
-    const owned = Deferred.makeUnsafe<boolean>()
-    attempt.settlement = settlement
-    attempt.onSettled = (answer) => Deferred.doneUnsafe(owned, Exit.succeed(answer))
-    this.around.settle(attempt)
-    this.settledAwaited(attempt)
-    this.leftHand(attempt)
-    return Deferred.await(owned)
-  }
-
-  // --- handled, for the user to settle
-
-  private awaitSettlement(attempt: Attempt, value: unknown): void {
-    const { program, run } = this.around
-    attempt.to("awaiting")
-    const { settleWithin } = program.policies
-    const timer = run(Effect.sync(() => this.forgotten(attempt)).pipe(Effect.delay(settleWithin)))
-    this.awaited.set(attempt, { value, timer })
-    this.around.awaiting(attempt)
-  }
-
-  /** The user has settled it in time. */
-  private settledAwaited(attempt: Attempt): void {
-    const awaited = this.awaited.get(attempt)
-    if (awaited === undefined) return
-    this.awaited.delete(attempt)
-    awaited.timer.interruptUnsafe()
-    attempt.to("concluding")
-    if (!attempt.hasOutcome) this.report(attempt, { _tag: "Handled", value: awaited.value })
-    this.leave(attempt)
-  }
-
-  private forgotten(attempt: Attempt): void {
-    const awaited = this.awaited.get(attempt)
-    if (awaited === undefined || this.waitsForHand(attempt, () => this.forgotten(attempt))) return
-    // An operation of the broker has settled it.
-    if (attempt.isSettled) return this.settledAwaited(attempt)
-    this.awaited.delete(attempt)
-    attempt.to("concluding")
-    this.counts.unsettled++
-    const { name, policies } = this.around.program
-    const text = `message ${attempt.delivery.id} was not settled within ${
-      Duration.format(policies.settleWithin)
-    } of being handled`
-    this.around.run(Effect.logError(`${name}: ${text}; the retry policy decides`))
-    this.failed(attempt, Cause.fail(new Unsettled(text)))
-  }
-
-  /** Releases what the user has not settled when the pipeline stops. */
-  releaseAwaited(): void {
-    for (const [attempt, { timer }] of Array.from(this.awaited)) {
-      timer.interruptUnsafe()
-      this.awaited.delete(attempt)
-      attempt.to("concluding")
-      if (this.byHand.delete(attempt)) attempt.unclaim()
-      this.released(attempt)
-    }
-  }
-
   // --- taken away
 
   /** Releases an attempt that this process does not finish, without counting it. */
@@ -416,7 +272,7 @@ export class Outcomes {
       const cause = attempt.failure ?? Cause.interrupt()
       // On-receive: acknowledged, and neither handled nor dead-lettered: it is gone.
       const isGone = this.around.program.policies.ackPolicy === "on-receive"
-      this.report(
+      this.report.outcome(
         attempt,
         isGone
           ? { _tag: "Discarded", cause, reason: "exhausted", attempts: attempt.delivery.attempt }
@@ -424,66 +280,22 @@ export class Outcomes {
       )
       return this.leave(attempt)
     }
-    this.report(attempt, { _tag: "Released" })
+    this.report.outcome(attempt, { _tag: "Released" })
     this.finish(attempt, Settlement.release)
   }
 
   /** A peer owns the message. */
   lost(attempt: Attempt): void {
     attempt.isLost = true
-    attempt.hasOutcome = false
-    this.report(attempt, { _tag: "Lost" })
-    const awaited = this.awaited.get(attempt)
-    if (awaited === undefined) return this.concluding.get(attempt)?.interruptUnsafe()
-    awaited.timer.interruptUnsafe()
-    this.awaited.delete(attempt)
-    this.leave(attempt)
+    this.report.addition(attempt, { _tag: "Lost" })
+    if (this.byHand.lost(attempt)) this.leave(attempt)
+    else this.concluding.get(attempt)?.interruptUnsafe()
   }
-
-  /** The broker stores the message no longer: its retry or release came to nothing. */
-  vanished(attempt: Attempt): void {
-    const { deadLetters, program, run } = this.around
-    const { delivery } = attempt
-    const cause = attempt.failure ?? Cause.die(new Error(vanishedText))
-    const end = (kind: "DeadLettered" | "Discarded") => {
-      attempt.hasOutcome = false
-      this.report(attempt, { _tag: kind, cause, reason: "vanished", attempts: delivery.attempt })
-    }
-    attempt.hasOutcome = false
-    this.report(attempt, { _tag: "Vanished" })
-    if (deadLetters === undefined) return end("Discarded")
-    const writing = run(Effect.matchCauseEffect(deadLetters.write(delivery, cause, "vanished", delivery.attempt), {
-      onSuccess: () => Effect.sync(() => end("DeadLettered")),
-      onFailure: (refusal) =>
-        Effect.andThen(
-          Effect.exit(Effect.logError(
-            `${program.name}: the broker refused the dead letter of message ${delivery.id}, which it stores no longer; the message is discarded`,
-            refusal
-          )),
-          Effect.sync(() => end("Discarded"))
-        )
-    }))
-    this.writing.add(writing)
-    writing.addObserver(() => this.writing.delete(writing))
-  }
-
-  /** Dead letters of messages that have vanished. */
-  private readonly writing = new Set<Fiber.Fiber<void>>()
-
-  /** Resolves when they are written. */
-  readonly awaitWriting: Effect.Effect<void> = Effect.suspend(() =>
-    Effect.forEach([...this.writing], (fiber) => Fiber.await(fiber), { discard: true })
-  )
 
   /** The drain's deadline has passed. */
   interrupt(): void {
     for (const fiber of Array.from(this.concluding.values())) fiber.interruptUnsafe()
-    for (const [attempt, then] of Array.from(this.byHand)) {
-      if (then === undefined || attempt.state !== "concluding") continue
-      this.byHand.delete(attempt)
-      attempt.unclaim()
-      this.released(attempt)
-    }
+    this.byHand.interrupt()
   }
 
   // --- ends
@@ -509,17 +321,12 @@ export class Outcomes {
       Effect.logError(`${name}: handling the outcome of message ${attempt.delivery.id} failed`, loggable(exit.cause))
     )
     if (attempt.state === "left") return
-    const after = Duration.minutes(1)
-    this.report(attempt, { _tag: "Retried", delay: Duration.toMillis(after), cause: exit.cause })
-    this.finish(attempt, { _tag: "Retry", after })
+    this.retried(attempt, exit.cause, Duration.minutes(1))
   }
 
   /** Settles, unless it is settled, and leaves. */
   private finish(attempt: Attempt, settlement: Settlement.Settlement): void {
-    if (attempt.claim()) {
-      attempt.settlement = settlement
-      this.around.settle(attempt)
-    }
+    if (attempt.claim()) this.around.settle(attempt, settlement)
     this.leave(attempt)
   }
 
@@ -527,38 +334,13 @@ export class Outcomes {
     attempt.to("left")
     this.around.left(attempt)
   }
-
-  /** The one event of an attempt. A settlement that came too late adds `Lost`, a late failure `FailedAfterSettle`. */
-  private report(attempt: Attempt, kind: Telemetry.OutcomeKind): void {
-    if (attempt.hasOutcome) return
-    attempt.hasOutcome = true
-    this.counts[countOf[kind._tag]]++
-    this.around.report(attempt, kind)
-  }
 }
 
-/** A message of a pipeline with `ackPolicy("manual")` was handled and not settled in time. */
-class Unsettled extends Error {
-  readonly _tag = "Unsettled"
-  override readonly name = "Unsettled"
+const retryRequested = (cause: Cause.Cause<unknown>): Settlement.Retry | undefined => {
+  const requested = requestedBy(cause)
+  return requested?._tag === "Retry" ? requested : undefined
 }
-
-const tags: ReadonlySet<unknown> = new Set<Settlement.Settlement["_tag"]>(["Ack", "Release", "Retry", "Terminate"])
-
-const countOf = {
-  Handled: "handled",
-  Filtered: "filtered",
-  Retried: "retried",
-  DeadLettered: "deadLettered",
-  Discarded: "discarded",
-  Released: "released",
-  FailedAfterSettle: "failedAfterSettle",
-  Lost: "lost",
-  Vanished: "vanished"
-} as const satisfies { readonly [K in Telemetry.OutcomeKind["_tag"]]: keyof Counts }
 
 const crashedText = "every allowed attempt ended without a settlement: its process may have crashed because of it"
-
-const vanishedText = "the broker deleted the message before it was settled: by a bound, an operator or eviction"
 
 const spentText = "the last allowed attempt failed in another process, which could not write the dead letter"

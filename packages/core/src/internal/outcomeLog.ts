@@ -104,8 +104,20 @@ export class OutcomeLog {
   }
 
   /** The broker refused a dead letter; the message stays, or is gone where it had been settled before. */
-  refused(delivery: Delivery, cause: Cause.Cause<unknown>, after: Duration.Duration | undefined, now: number): void {
+  refused(
+    delivery: Delivery,
+    cause: Cause.Cause<unknown>,
+    after: Duration.Duration | undefined,
+    now: number,
+    isOutage: boolean
+  ): void {
     const { deadLetter, pipeline } = this.options
+    if (after !== undefined && isOutage) {
+      const text = `${pipeline}: the dead letter of message ${delivery.id} cannot be written, tried again in ${
+        Duration.format(after)
+      }`
+      return this.write(Effect.logDebug(text), this.annotations(delivery))
+    }
     const then = after === undefined
       ? "the message is discarded"
       : `the message stays, the dead letter is tried again in ${Duration.format(after)}`
@@ -227,7 +239,7 @@ const noDetail = { stack: false, fields: false }
 /** One line, however the error is written. */
 const line = (tag: string, message: string): string => {
   const text = message === "" ? tag : `${tag}: ${message}`
-  const single = text.replace(/\s*[\r\n]+\s*/g, " ")
+  const single = text.replace(/\s*[\r\n]+\s*/g, " ").replace(/\p{Cc}/gu, "\ufffd")
   return single.length > 300 ? `${single.slice(0, 299)}…` : single
 }
 

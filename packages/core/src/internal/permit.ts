@@ -1,16 +1,22 @@
+import * as Cause from "effect/Cause"
 import type { Limit } from "../Concurrency.ts"
-import type { Permit } from "./attempt.ts"
+import type { Attempt, Permit } from "./attempt.ts"
 
 /** The permits of a pipeline: each is one of its own limit and one of the limit that all pipelines of a broker share. */
 export class Permits implements Permit {
   private readonly own: Limit
   private readonly common: Limit
-  private readonly on: { readonly onFree: () => void; readonly onResize: () => void }
+  private readonly on: {
+    readonly onFree: () => void
+    readonly onResize: () => void
+    /** The algorithm of the limit has thrown. */
+    readonly onFailure: (cause: Cause.Cause<never>) => void
+  }
   private awaited: Limit | undefined
   private cancelWait: (() => void) | undefined
   private readonly cancelResize: () => void
 
-  constructor(own: Limit, common: Limit, on: { readonly onFree: () => void; readonly onResize: () => void }) {
+  constructor(own: Limit, common: Limit, on: Permits["on"]) {
     this.own = own
     this.common = common
     this.on = on
@@ -40,6 +46,15 @@ export class Permits implements Permit {
   readonly release = (): void => {
     this.common.releaseUnsafe()
     this.own.releaseUnsafe()
+  }
+
+  /** Tells the algorithm of the limit how long a handler took. Monotonic milliseconds. */
+  sample({ failure, startedAt }: Attempt, endedAt: number): void {
+    try {
+      this.own.sampleUnsafe?.({ endedAt, latency: endedAt - startedAt, failed: failure !== undefined })
+    } catch (error) {
+      this.on.onFailure(Cause.die(error))
+    }
   }
 
   private readonly freed = (): void => {

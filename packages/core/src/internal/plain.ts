@@ -1,7 +1,7 @@
 import * as Schema from "effect/Schema"
 import * as AST from "effect/SchemaAST"
 
-/** Whether a schema decodes a parsed JSON value to itself. `false` says nothing. */
+/** Whether a schema decodes a parsed JSON value to itself, and encodes it as itself. `false` says nothing. */
 export type IsPlain = (value: unknown) => boolean
 
 /**
@@ -52,6 +52,8 @@ const ofStruct = ({ encodingChecks, indexSignatures, propertySignatures }: AST.O
   }
   return (value) => {
     if (typeof value !== "object" || value === null) return false
+    const prototype: unknown = Object.getPrototypeOf(value)
+    if (prototype !== Object.prototype && prototype !== null) return false
     let i = 0
     for (const name in value) {
       if (name !== names[i] || !fields[i]!((value as Record<string, unknown>)[name])) return false

@@ -3,13 +3,9 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Result from "effect/Result"
 import * as Schedule from "effect/Schedule"
-import * as Settlement from "../Settlement.ts"
 import type { Outgoing, Published, Transport } from "../Transport.ts"
-import type { Attempt } from "./attempt.ts"
-import { outgoingOf } from "./outgoing.ts"
-import type { Source, Step } from "./program.ts"
 import type { PublishError } from "./publishError.ts"
-import { send, store } from "./send.ts"
+import { type send, store } from "./send.ts"
 
 /**
  * Publishes and, while the broker cannot be reached or has not answered, publishes again under the same id: an outage is
@@ -22,44 +18,21 @@ export const publishUntilAnswered = (
 ): Effect.Effect<Published, PublishError> =>
   Effect.flatMap(give(transport, [message]), ([first]) => {
     if (Result.isSuccess(first!)) return Exit.succeed(first.success)
-    if (!isUnanswered(first!.failure)) return Exit.fail(first!.failure)
-    const again = Effect.flatMap(give(transport, [message]), (results) => Effect.fromResult(results[0]!))
-    return Effect.andThen(wait(0), Effect.retry(again, { schedule: backoff, while: isUnanswered }))
+    return isUnanswered(first!.failure) ? publishAgain(transport, message, give) : Exit.fail(first!.failure)
   })
 
-const isUnanswered = ({ reason }: PublishError): boolean =>
-  reason._tag === "NotSent" || reason._tag === "OutcomeUnknown"
-
-/**
- * The step `to`: several outputs are published in order. An id derives from the origin and id of the source message and
- * from the step's place in the pipeline, so that a retry publishes under the same id.
- */
-export const publishStep = (
+/** The same for a message whose first publish was not answered. */
+export const publishAgain = (
   transport: Transport["Service"],
-  source: Source,
-  step: Extract<Step, { _tag: "To" }>,
-  path: string
-) =>
-(value: unknown, attempt: Attempt): Effect.Effect<unknown, PublishError> =>
-  Effect.withFiber(({ context }) => {
-    const { delivery } = attempt
-    const message = attempt.message!
-    const id = `${delivery.origin}/${message.topic}/${source.group}/${message.id}/${path}`
-    const publish = (value: unknown, id: string): Effect.Effect<unknown, PublishError> =>
-      Effect.flatMapEager(outgoingOf(step.topic, value, { id }, context), (outgoing) =>
-        step.transport === undefined
-          ? publishUntilAnswered(transport, outgoing, send)
-          : Effect.flatMap(step.transport, (target) => publishUntilAnswered(target, outgoing, send)))
-    let given: unknown
-    try {
-      given = step.f === undefined ? value : step.f(value, message)
-    } catch (error) {
-      return Settlement.isRequested(error) ? Effect.fail(error as never) : Effect.die(error)
-    }
-    return step.f !== undefined && Array.isArray(given)
-      ? Effect.forEach(given, (value, i) => publish(value, `${id}/${i}`), { discard: true })
-      : publish(given, id)
-  })
+  message: Outgoing,
+  give: typeof send
+): Effect.Effect<Published, PublishError> => {
+  const again = Effect.flatMap(give(transport, [message]), (results) => Effect.fromResult(results[0]!))
+  return Effect.andThen(wait(0), Effect.retry(again, { schedule: backoff, while: isUnanswered }))
+}
+
+export const isUnanswered = ({ reason }: PublishError): boolean =>
+  reason._tag === "NotSent" || reason._tag === "OutcomeUnknown"
 
 const backoff = Schedule.min([
   Schedule.exponential(Duration.millis(50)),

@@ -27,7 +27,9 @@ export class Reader {
   /** The demand of the open pull. */
   private open: Demand | undefined
   private openSince = 0
+  /** How long pulls have been open in all, in milliseconds; and at the last look. */
   private openBefore = 0
+  private openAtLook = 0
 
   constructor(options: Reader["options"]) {
     this.options = options
@@ -42,9 +44,11 @@ export class Reader {
     return this.open !== undefined && this.open.fresh > 0
   }
 
-  /** How long pulls have been open in all, in milliseconds. */
-  get openFor(): number {
-    return this.openBefore + (this.open === undefined ? 0 : this.options.now() - this.openSince)
+  /** Whether pulls were open for half of the last `millis`, or one is now; to be asked once in each `millis`. */
+  wasOpen(millis: number): boolean {
+    const since = this.openAtLook
+    this.openAtLook = this.openBefore + (this.open === undefined ? 0 : this.options.now() - this.openSince)
+    return this.isOpen || this.openAtLook - since >= millis / 2
   }
 
   /** The demand may have changed. An open pull is replaced only when it excludes what is wanted now. */

@@ -6,7 +6,7 @@ import * as Stream from "effect/Stream"
 import type { PublishError } from "../Publisher.ts"
 import type { Outgoing, Transport } from "../Transport.ts"
 import type { TransportError } from "../TransportError.ts"
-import { wait } from "./publish.ts"
+import { isUnanswered, wait } from "./publish.ts"
 
 /** A dead letter to redrive. */
 export interface Item {
@@ -120,7 +120,7 @@ class Redrive {
           if (Result.isSuccess(result)) {
             this.redriven++
             published.push(...item.ids)
-          } else if (mayBeSent(result.failure)) {
+          } else if (isUnanswered(result.failure)) {
             unanswered = true
             again.push({ item, size })
           } else if (mayFit(result.failure) && size + 1 < item.messages.length) {
@@ -143,9 +143,6 @@ class Redrive {
 /** Starts a redrive. */
 export const make = (transport: Transport["Service"], topic: string, options: Options): Redrive =>
   new Redrive(transport, topic, options)
-
-/** The broker was not reached, or has not answered. */
-const mayBeSent = ({ reason }: PublishError): boolean => reason._tag === "NotSent" || reason._tag === "OutcomeUnknown"
 
 /** A limit on headers shows as a refusal. */
 const mayFit = ({ reason }: PublishError): boolean => reason._tag === "TooLarge" || reason._tag === "Refused"

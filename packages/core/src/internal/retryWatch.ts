@@ -63,10 +63,11 @@ export class RetryWatch {
     }
   }
 
-  /** It has come back, if it was waited for. */
-  seen(id: string): void {
+  /** It has come back; `false` when it was not waited for. */
+  seen(id: string): boolean {
     const entry = this.entries.get(id)
     if (entry !== undefined) this.remove(entry)
+    return entry !== undefined
   }
 
   /** It cannot come back any more. */

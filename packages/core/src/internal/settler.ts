@@ -10,6 +10,7 @@ import * as Schedule from "effect/Schedule"
 import type * as Scheduler from "effect/Scheduler"
 import type { Delivery, Settling, Subscription } from "../Transport.ts"
 import { exitOf } from "./exit.ts"
+import { Idle } from "./idle.ts"
 
 /**
  * Collects settlements and tells the broker once per loop turn.
@@ -39,7 +40,8 @@ export class Settler<E extends Settling> {
   private scheduled = false
   private turns = 0
   private lastFlush = 0n
-  private readonly idle = new Set<() => void>()
+  /** All settlements are confirmed. */
+  readonly idle = new Idle(() => this.isIdle)
 
   constructor(options: {
     readonly subscription: Subscription
@@ -61,6 +63,10 @@ export class Settler<E extends Settling> {
     this.onResend = options.onResend
   }
 
+  get isIdle(): boolean {
+    return this.pending.length === 0 && this.unconfirmed === 0
+  }
+
   add(entry: E): void {
     this.pending.push(entry)
     this.schedule()
@@ -70,14 +76,6 @@ export class Settler<E extends Settling> {
   hurry(): void {
     if (this.pending.length >= hurryAt) this.flush()
   }
-
-  /** Resolves when all settlements are confirmed. */
-  readonly awaitIdle: Effect.Effect<void> = Effect.callback<void>((resume) => {
-    if (this.pending.length === 0 && this.unconfirmed === 0) return resume(Effect.void)
-    const wake = () => resume(Effect.void)
-    this.idle.add(wake)
-    return Effect.sync(() => this.idle.delete(wake))
-  })
 
   private schedule(): void {
     if (this.scheduled || this.flushing.size === maxFlushes) return
@@ -146,13 +144,8 @@ export class Settler<E extends Settling> {
     this.onConfirmed(Number(this.clock.monotonicTimeNanosUnsafe() - since) / 1e6)
     const notOurs = lost.length === 0 ? undefined : new Set(lost)
     for (const entry of batch) this.onSettled(entry, notOurs === undefined || !notOurs.has(entry.delivery))
-    if (this.pending.length > 0) {
-      this.schedule()
-    } else if (this.idle.size > 0 && this.unconfirmed === 0) {
-      const waiters = [...this.idle]
-      this.idle.clear()
-      for (const wake of waiters) wake()
-    }
+    if (this.pending.length > 0) this.schedule()
+    else this.idle.check()
     this.onHandedOver()
   }
 

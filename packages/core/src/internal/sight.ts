@@ -167,7 +167,16 @@ export class Sight {
     { delivery }: Attempt,
     cause: Cause.Cause<unknown>,
     after: Duration.Duration | undefined
-  ): void => this.guarded(() => this.log?.refused(delivery, cause, after, this.view.now()))
+  ): void => {
+    const { log } = this
+    if (log === undefined) return
+    // A broker that refuses all of them is one outage, whose line tells that.
+    const logged = Effect.map(
+      this.subscription.health,
+      ({ state }) => this.guarded(() => log.refused(delivery, cause, after, this.view.now(), state !== "consuming"))
+    )
+    this.view.run(Effect.catchCause(logged, (cause) => this.failed(cause)))
+  }
 
   /** The broker deleted messages that no attempt here stands for. */
   vanished(count: number): void {

@@ -52,12 +52,12 @@ export const spans = (options?: SpanOptions): <A, E, R>(
   ): Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>> => {
     type Spanned = Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>>
     const isBatch = Array.isArray(given)
-    if (!isBatch && !isSampled((given as Message.Any).headers["traceparent"], ratio)) {
+    if (!isBatch && !isSampled(given as Message.Any, ratio)) {
       unsample(given as Message.Any)
       return handler as Spanned
     }
     const messages: ReadonlyArray<Message.Any> = isBatch ? given : [given as Message.Any]
-    if (isBatch && !messages.some((message) => isSampled(message.headers["traceparent"], ratio))) {
+    if (isBatch && !messages.some((message) => isSampled(message, ratio))) {
       for (const message of messages) unsample(message)
       return handler as Spanned
     }
@@ -86,8 +86,7 @@ export const spans = (options?: SpanOptions): <A, E, R>(
 }
 
 const unsample = (message: Message.Any): void => {
-  const inFlight = inFlightOf(message)
-  if (inFlight !== undefined) inFlight.isUnsampled = true
+  inFlightOf(message)?.unsample()
 }
 
 const links = (

@@ -43,7 +43,7 @@ export const start = Effect.fnUntraced(function*(
     ordered: key !== undefined,
     timeout: timeoutOf(program),
     deadLetter,
-    onVanished: (ids) => started?.vanished(ids),
+    onVanished: (ids) => started?.settlements.vanished(ids),
     settings
   }))
   // After the source: a source that cannot be must not leave topics behind.
@@ -73,14 +73,17 @@ export const start = Effect.fnUntraced(function*(
   const startedAt = performance.now()
   yield* Effect.addFinalizer((exit) =>
     quietly(
-      warnIfStoppedAtOnce(program, exit, { messages: run.buffered + run.begun + sum(run.outcomes.counts), startedAt })
+      warnIfStoppedAtOnce(program, exit, {
+        messages: run.holding.buffered + run.holding.begun + sum(run.outcomes.report.counts),
+        startedAt
+      })
     )
   )
   run.sight.started()
   yield* run.reader.start
   const description = { name: program.name, topic: source.topic.name, group: source.group }
-  const owned = () => ({ waiting: run.buffered, running: run.begun })
-  const counts = () => ({ ...run.outcomes.counts })
+  const owned = () => ({ waiting: run.holding.buffered, running: run.holding.begun })
+  const counts = () => ({ ...run.outcomes.report.counts })
   return Object.assign(Object.create(inspectedAs("Running")), {
     toJSON: () => ({ ...description, counts: counts(), owned: owned() }),
     ...description,

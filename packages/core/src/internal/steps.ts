@@ -6,6 +6,7 @@ import * as Result from "effect/Result"
 import * as Settlement from "../Settlement.ts"
 import type { Attempt } from "./attempt.ts"
 import { exitOf } from "./exit.ts"
+import type { Outputs } from "./outputs.ts"
 import type { Step } from "./program.ts"
 import { isThenable, misresolved, misreturned, misused, rejection, settledAs } from "./promise.ts"
 
@@ -19,6 +20,7 @@ export type Pending =
   | Failed
   | Filtered
   | Join
+  | Output
 
 /** Tells answers from values, which may be of any class. */
 abstract class PendingBase {
@@ -74,6 +76,19 @@ export class Join extends PendingBase {
   }
 }
 
+/** A value to publish; the value that went in goes on. */
+export class Output extends PendingBase {
+  readonly _tag = "Output"
+  readonly keep = true
+  readonly outputs: Outputs
+  readonly given: unknown
+  constructor(outputs: Outputs, given: unknown) {
+    super()
+    this.outputs = outputs
+    this.given = given
+  }
+}
+
 /**
  * Adds a message to a batch and calls `resume` with its result. Gives a function that takes the message away again:
  * `stopped` is called as soon as the batch's function no longer works on it.
@@ -108,7 +123,7 @@ export interface Environment {
   readonly publish: (
     step: Extract<Step, { _tag: "To" }>,
     path: string
-  ) => (value: unknown, attempt: Attempt) => Effect.Effect<unknown, unknown>
+  ) => Outputs
   readonly batch: (step: Extract<Step, { _tag: "Batch" }>) => JoinBatch
 }
 
@@ -179,8 +194,9 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
       return { run: (value, attempt) => ofEffect(f(value, attempt.message!), keep, value, name) }
     }
     case "To": {
-      const publish = environment.publish(step, path)
-      return { run: (value, attempt) => new Run(publish(value, attempt), true) }
+      const outputs = environment.publish(step, path)
+      const { f } = step
+      return { run: (value, attempt) => new Output(outputs, f === undefined ? value : f(value, attempt.message!)) }
     }
     case "Batch": {
       const join = new Join(environment.batch(step))
@@ -243,7 +259,7 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
   }
 }
 
-const keeps = (pending: Pending): boolean => pending._tag === "Run" && pending.keep
+const keeps = (pending: Pending): boolean => "keep" in pending && pending.keep
 
 /** An Effect that is an `Exit` needs no fiber. */
 const ofEffect = (
@@ -349,8 +365,7 @@ const onward = (
       value = result
       continue
     }
-    const keep = result._tag === "Run" && result.keep
-    return continued(operations, index + 1, effectOf(result, value, attempt), attempt, keep, value)
+    return continued(operations, index + 1, effectOf(result, value, attempt), attempt, keeps(result), value)
   }
   return Exit.succeed(value)
 }
@@ -383,6 +398,8 @@ const effectOf = (pending: Pending, value: unknown, attempt: Attempt): Effect.Ef
   switch (pending._tag) {
     case "Run":
       return pending.effect
+    case "Output":
+      return pending.outputs.publish(pending.given, attempt)
     case "Failed":
       return Exit.failCause(pending.cause)
     case "Filtered":

@@ -28,7 +28,10 @@ export const fromTraceparent = (traceparent: string | undefined): Tracer.Externa
 const isFlagged = (traceparent: string): boolean => (Number.parseInt(traceparent[54]!, 16) & 1) === 1
 
 /** A decision of the publisher's holds; else a part of the traces, the same for all messages of one. Builds nothing. */
-export const isSampled = (traceparent: string | undefined, ratio: number): boolean => {
+export const isSampled = (message: { readonly headers: Headers }, ratio: number): boolean => {
+  // Headers may be decoded when they are first read.
+  if (ratio <= 0) return false
+  const { traceparent } = message.headers
   if (traceparent === undefined || !version00.test(traceparent)) return ratio >= 1 || Math.random() < ratio
   return isFlagged(traceparent) && (ratio >= 1 || Number.parseInt(traceparent.slice(22, 35), 16) / 2 ** 52 < ratio)
 }
@@ -84,15 +87,15 @@ class UnsampledSpan implements Tracer.ExternalSpan {
 const unused = new WeakMap<object, { readonly span: UnsampledSpan; readonly context: Context.Context<never> }>()
 
 /** `context` for the handlers of a message without a span; a trace of its own is shared until somebody looks at its ids. */
-export const unsampled = <R>(context: Context.Context<R>, headers: Headers): Context.Context<R> => {
+export const unsampled = (context: Context.Context<never>, headers: Headers): Context.Context<never> => {
   const { traceparent } = headers
   if (traceparent !== undefined) return Context.add(context, Tracer.ParentSpan, new UnsampledSpan(traceparent))
   const known = unused.get(context)
-  if (known !== undefined && !known.span.isUsed) return known.context as Context.Context<R>
+  if (known !== undefined && !known.span.isUsed) return known.context
   const span = new UnsampledSpan(undefined)
   // Flat: each fiber looks up a dozen services.
-  const added = Context.makeUnsafe<R>(new Map(Context.add(context, Tracer.ParentSpan, span).mapUnsafe))
-  unused.set(context, { span, context: added as Context.Context<never> })
+  const added = Context.makeUnsafe<never>(new Map(Context.add(context, Tracer.ParentSpan, span).mapUnsafe))
+  unused.set(context, { span, context: added })
   return added
 }
 

@@ -41,6 +41,8 @@ export interface Connection {
   readonly state: () => "connected" | "reconnecting" | "closed"
   /** Why there is no connection, while there is none. */
   readonly trouble: () => string
+  /** What the server has refused on this connection last, beside logins and permissions: subscriptions beyond a limit, say. */
+  readonly complaint: () => string | undefined
   readonly listen: (listener: Listener) => () => void
   /** Succeeds when the server has read everything written before. */
   readonly flush: Effect.Effect<void, TransportError.TransportError>
@@ -148,6 +150,7 @@ export const watch = Effect.fnUntraced(function*(
   onDialError(nc, (error) => dialError = connectionDetail(error))
   /** A subscription that the server refused: answers to requests may not arrive. */
   let refusedInbox: InstanceType<typeof errors.PermissionViolationError> | undefined
+  let complaint: string | undefined
   let state: "connected" | "reconnecting" | "closed" = nc.isClosed() ? "closed" : "connected"
 
   const lose = (next: "reconnecting" | "closed") => {
@@ -166,7 +169,7 @@ export const watch = Effect.fnUntraced(function*(
         // Said twice after a handshake that was cut off.
         if (state === "connected") return
         state = "connected"
-        refusal = dialError = undefined
+        refusal = dialError = complaint = undefined
         refusedInbox = undefined
         for (const listener of listeners) listener.restored?.()
         return
@@ -178,7 +181,7 @@ export const watch = Effect.fnUntraced(function*(
           const { operation, subject } = status.error
           if (operation === "subscription" && subject.startsWith(inboxPrefix)) refusedInbox = status.error
           for (const listener of listeners) listener.refused?.(status.error)
-        }
+        } else complaint = status.error.message
     }
   }
   const listen = (listener: Listener) => {
@@ -264,6 +267,7 @@ export const watch = Effect.fnUntraced(function*(
     // A connection that is being drained takes no more.
     state: () => nc.isClosed() || nc.isDraining() ? "closed" : state,
     trouble: () => refusal ?? `no connection${dialError === undefined ? "" : `: ${dialError}`}`,
+    complaint: () => complaint,
     listen,
     sentSince,
     clockSkew: () => skew,

@@ -5,7 +5,8 @@ import { differences } from "./comparison.ts"
 import { type Connection, unexpected } from "./connection.ts"
 import { consumerDifferences, consumerInfo, type ConsumerSpec } from "./consumers.ts"
 import type { Condition } from "./health.ts"
-import type { Declaring } from "./streams.ts"
+import * as names from "./names.ts"
+import { type Declaring, infoOf, storedElsewhere } from "./streams.ts"
 
 export interface ConsumerWatchOptions {
   readonly connection: Connection
@@ -43,15 +44,18 @@ export class ConsumerWatch {
   /** `undefined`: the consumer is gone, which the open requests say too. */
   readonly look: Effect.Effect<ConsumerInfo | undefined, TransportError> = Effect.gen({ self: this }, function*() {
     const { connection, consumer } = this.options
-    const info = yield* consumerInfo(connection, consumer.stream_name, consumer.name)
-    if (info === undefined) return undefined
-    const edits = this.editsOf(info)
+    const found = yield* consumerInfo(connection, consumer.stream_name, consumer.name)
+    if (found === undefined) return undefined
+    const restorable = this.changedOptions(found)
+    const mayRepair = Object.keys(restorable).length > 0 && this.repairs < maxRepairs &&
+      this.options.declaring.manage === "create"
+    if (mayRepair) this.repairs++
+    const info = mayRepair ? yield* this.repair(found, restorable) : found
+    // A user that may not look at the stream reads on.
+    const stream = (yield* Effect.orElseSucceed(infoOf(connection, consumer.stream_name), () => undefined)) ??
+      this.options.stream
+    const edits = this.editsOf(info, stream)
     const isFirst = edits.length > 0 && this.reported !== edits.join("; ")
-    const restorable = this.changedOptions(info)
-    if (Object.keys(restorable).length > 0 && this.repairs < maxRepairs && this.options.declaring.manage === "create") {
-      this.repairs++
-      return yield* this.repair(info, restorable)
-    }
     if (edits.length === 0) this.settled()
     else {
       this.reported = edits.join("; ")
@@ -68,13 +72,19 @@ export class ConsumerWatch {
     this.options.condition.clear("edit")
   }
 
-  private editsOf(info: ConsumerInfo): ReadonlyArray<string> {
-    const { consumer, spec, stream } = this.options
+  private editsOf(info: ConsumerInfo, stream: StreamInfo): ReadonlyArray<string> {
+    const { consumer, spec } = this.options
     const name = `consumer ${info.name} of stream ${info.stream_name}`
     const ackWait = (consumer.config.ack_wait ?? 0) / 1e6
     // The lease of everything that is owned was derived from it.
     const differences = consumerDifferences(info, { ...spec, ackWait }, stream)
+    const moved = storedElsewhere(stream.config, spec.subjects)
+    const takes = (subject: string, { config }: StreamInfo) =>
+      config.subjects?.some((taken) => names.covers(taken, subject)) === true
+    const untaken = spec.subjects.filter((subject) => takes(subject, this.options.stream) && !takes(subject, stream))
     return [
+      ...moved === undefined ? [] : [`${moved.name} is ${moved.found} while it is read; expected ${moved.expected}`],
+      ...untaken.map((subject) => `stream ${info.stream_name} no longer takes ${subject} while it is read`),
       ...differences.map(({ expected, found, name: option }) =>
         `${option} of ${name} was changed to ${found} while it is read; expected ${expected}`
       ),

@@ -4,7 +4,7 @@ import * as TransportAuthor from "@millrace/core/TransportAuthor"
 import type { TransportError } from "@millrace/core/TransportError"
 import type { MsgHdrs } from "@nats-io/nats-core"
 import * as Effect from "effect/Effect"
-import { headersOf } from "./headers.ts"
+import { headersOf, isBodyLeftOut } from "./headers.ts"
 import { idOf, type Life } from "./life.ts"
 
 /** As clients give it, with or without JetStream. */
@@ -86,6 +86,10 @@ export class JetStreamDelivery implements Transport.Delivery {
   }
   get body(): Uint8Array {
     return this.#body ??= this.#msg.data
+  }
+  /** The server has left it out. */
+  get lacksBody(): boolean {
+    return isBodyLeftOut(this.#msg)
   }
   get topic(): string {
     return this.#msg.subject

@@ -23,13 +23,20 @@ const nothingFound = 404
  * decodes headers in its reader, and a stored header whose name is no token ends the connection.
  */
 export const getBatch = (
-  { apiPrefix, inboxPrefix, nc }: Pick<Connection, "apiPrefix" | "inboxPrefix" | "nc">,
+  { apiPrefix, inboxPrefix, listen, nc }: Pick<Connection, "apiPrefix" | "inboxPrefix" | "listen" | "nc">,
   stream: string,
   query: { readonly seq: number; readonly batch: number; readonly next_by_subj: string }
 ): Promise<ReadonlyArray<Stored>> =>
   new Promise((resolve, reject) => {
     const messages: Array<Stored> = []
+    const request = `${apiPrefix}.DIRECT.GET.${stream}`
+    const stop = listen({
+      refused(error) {
+        if (error.subject === request) end(() => reject(error))
+      }
+    })
     const end = (then: () => void) => {
+      stop()
       clearTimeout(timer)
       if (!nc.isClosed()) answers.unsubscribe()
       then()
@@ -52,5 +59,5 @@ export const getBatch = (
     }
     const answers = nc.subscribe(createInbox(inboxPrefix), { callback: receive })
     const timer = setTimeout(() => end(() => reject(new errors.TimeoutError())), patience)
-    nc.publish(`${apiPrefix}.DIRECT.GET.${stream}`, JSON.stringify(query), { reply: answers.getSubject() })
+    nc.publish(request, JSON.stringify(query), { reply: answers.getSubject() })
   })

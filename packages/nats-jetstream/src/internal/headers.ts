@@ -43,6 +43,16 @@ const bytesOf = (msg: object): Uint8Array | undefined => {
   return bytes.subarray(0, Math.max(0, at.hdr))
 }
 
+/** Whether the server has left out a body, as it does for a consumer with `headers_only`. */
+export const isBodyLeftOut = (msg: { readonly headers?: MsgHdrs | undefined; readonly data: Uint8Array }): boolean => {
+  if (msg.data.length > 0) return false
+  const bytes = bytesOf(msg)
+  const size = bytes === undefined
+    ? msg.headers?.last("Nats-Msg-Size")
+    : /\r\nNats-Msg-Size:\s*(\d+)/i.exec(textOf(bytes))?.[1]
+  return Number(size ?? 0) > 0
+}
+
 /** An answer of the server: a status, or a stored message with headers that the server has added. */
 export interface Answer {
   readonly status: number

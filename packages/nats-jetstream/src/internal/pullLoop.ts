@@ -12,6 +12,13 @@ export interface Trouble {
   readonly detail: string
 }
 
+export interface Bounds {
+  readonly maxBatch: number
+  readonly maxBytes: number
+  /** How long a request stays open at most, in milliseconds. */
+  readonly expires: number
+}
+
 export interface PullLoopOptions {
   readonly connection: Connection
   readonly clock: Clock.Clock
@@ -21,11 +28,8 @@ export interface PullLoopOptions {
   readonly infoSubject: string
   /** The present life of the stream. */
   readonly life: () => Life
-  /** The consumer's own bound on one request. */
-  readonly maxBatch: number
-  readonly maxBytes: number
-  /** How long a request stays open at most, in milliseconds. */
-  readonly expires: number
+  /** The consumer's own bounds on one request, which an operator may change. */
+  readonly bounds: () => Bounds
   /** Messages in the order in which they arrived; called once per chunk that was read from the socket. */
   readonly onChunk: (chunk: Array<JetStreamDelivery>) => void
   readonly onTrouble: (trouble: Trouble) => void
@@ -66,8 +70,9 @@ export class PullLoop {
 
   constructor(options: PullLoopOptions) {
     this.options = options
-    this.heartbeat = Math.min(5000, Math.floor(options.expires / 2.5))
-    this.expires = Math.min(shortest, options.expires)
+    const { expires } = options.bounds()
+    this.heartbeat = Math.min(5000, Math.floor(expires / 2.5))
+    this.expires = Math.min(shortest, expires)
     this.watchdog = setInterval(this.listen, this.heartbeat)
     this.watchdog.unref()
   }
@@ -97,7 +102,8 @@ export class PullLoop {
     if (this.epoch === undefined || connection.state() !== "connected") return
     const now = this.options.clock.monotonicTimeNanosUnsafe()
     if (this.asked === 0) this.silentSince = now
-    const { expires } = this
+    const bounds = this.options.bounds()
+    const expires = this.expires = Math.min(this.expires, bounds.expires)
     this.openUntil = now + BigInt(Math.round(expires * 1e6))
     // A short request answers soon enough by expiring.
     const heartbeat = expires > this.heartbeat ? Math.min(this.heartbeat, Math.floor(expires / 2.5)) : 0
@@ -106,9 +112,9 @@ export class PullLoop {
       count = 1
       bytes = Infinity
     }
-    bytes = Math.min(bytes, this.options.maxBytes)
-    for (let rest = count; rest > 0; rest -= this.options.maxBatch) {
-      const batch = Math.min(rest, this.options.maxBatch)
+    bytes = Math.min(bytes, bounds.maxBytes)
+    for (let rest = count; rest > 0; rest -= bounds.maxBatch) {
+      const batch = Math.min(rest, bounds.maxBatch)
       const request = {
         batch,
         expires: expires * 1e6,
@@ -239,7 +245,7 @@ export class PullLoop {
     if (code === 503) return this.options.onTrouble({ _tag: "missing", detail: "nothing answers for the consumer" })
     if (pending !== "") {
       this.asked = Math.max(0, this.asked - Number(pending))
-      if (code === 408 && this.isIdle) this.expires = Math.min(4 * this.expires, this.options.expires)
+      if (code === 408 && this.isIdle) this.expires = Math.min(4 * this.expires, this.options.bounds().expires)
       if (code === 409 && /exceeds maxbytes/i.test(description)) this.isOversized = true
       // Completed, expired, or refused with the rest of it: ask again. Messages that came with it do that by themselves.
       return this.chunk.length > 0 ? undefined : this.options.onChunk([])

@@ -12,7 +12,7 @@ import type * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type { CommonOptions, StreamBounds } from "../Options.ts"
-import { differences, isCode, mismatch } from "./comparison.ts"
+import { type Difference, differences, isCode, mismatch } from "./comparison.ts"
 import { type Connection, failure, transport, unexpected } from "./connection.ts"
 import { verifyKeeps } from "./keeping.ts"
 import * as names from "./names.ts"
@@ -107,6 +107,8 @@ export const ensureStream = Effect.fnUntraced(function*(
   const existing = found.length === 1 ? yield* infoOf(connection, found[0]!) : undefined
   if (existing === undefined && spec.purpose === "source") yield* refuseStored(connection, spec)
   const info = existing ?? (yield* create(connection, declaring, spec))
+  const moved = spec.purpose === "source" ? storedElsewhere(info.config, subjects) : undefined
+  if (moved !== undefined) return yield* mismatch(moved.name, moved.expected, moved.found)
   const covering = yield* widen(connection, declaring, spec, info)
   yield* verify(covering, wantedOf(declaring, spec.purpose))
   yield* verifyKeeps(connection, covering, spec)
@@ -143,6 +145,21 @@ const refuseStored = Effect.fnUntraced(function*(
     `${name}, which stores them by a transform`
   )
 })
+
+/** A stream that stores these subjects under others has nothing for a consumer that filters by what is published. */
+export const storedElsewhere = (
+  { name, subject_transform }: StreamConfig,
+  subjects: ReadonlyArray<string>
+): Difference | undefined => {
+  const { dest = "", src = "" } = subject_transform ?? {}
+  const moved = dest === "" ? undefined : subjects.find((subject) => names.covers(src || ">", subject))
+  const stored = dest.replaceAll(/\{\{[^{}]*\}\}/g, "*")
+  return moved === undefined || names.covers(stored, moved) || names.covers(moved, stored) ? undefined : {
+    name: `subject_transform of stream ${name}`,
+    expected: `absent, or the stream read by its name, JetStream.from(topic, { group, stream: "${name}" })`,
+    found: `storing ${moved} as ${dest}`
+  }
+}
 
 /**
  * A subject finds the stream that takes what is published. A mirror takes nothing: whoever names one and its subjects reads

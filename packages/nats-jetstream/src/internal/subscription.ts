@@ -13,7 +13,6 @@ import { type Connection, transport, unauthorized } from "./connection.ts"
 import { consumerInfo, type ConsumerSpec, ensureConsumer, validateAckWait } from "./consumers.ts"
 import { ConsumerWatch } from "./consumerWatch.ts"
 import type { JetStreamDelivery } from "./delivery.ts"
-import { hearGivenUp } from "./givenUp.ts"
 import { Condition } from "./health.ts"
 import { Inbox } from "./inbox.ts"
 import { isUnbounded } from "./keeping.ts"
@@ -23,6 +22,7 @@ import { PullLoop, type Trouble } from "./pullLoop.ts"
 import { untilHealed, whenReady } from "./recovery.ts"
 import * as settings from "./settings.ts"
 import { settling } from "./settling.ts"
+import { hearGivenUp, withBody } from "./storedDelivery.ts"
 import { type Declaring, ensureStream, type StreamSpec, warnOfMirror } from "./streams.ts"
 import type { Targets } from "./targets.ts"
 
@@ -266,7 +266,9 @@ export const subscribe = Effect.fnUntraced(function*(
   let life = connection.lives.note(stream)
   let keptFloor = -1
 
+  let { config } = consumer
   const remember = (info: ConsumerInfo) => {
+    config = info.config
     floor = Math.max(floor, info.ack_floor.stream_seq)
   }
   /** The server deletes the consumer, and its position, when no process has read it for a while. */
@@ -309,6 +311,10 @@ export const subscribe = Effect.fnUntraced(function*(
         `consumer ${consumer.name} of stream ${consumer.stream_name} refuses requests for messages: ${trouble.detail}`
       ))
     }
+    const complaint = connection.complaint()
+    if (trouble._tag === "silent" && complaint !== undefined) {
+      condition.impair("silence", `${trouble.detail} of consumer ${consumer.name}: ${complaint}`)
+    }
     const delay = Math.min(maxHealDelay, 50 * 2 ** (troubles - 1)) * (0.5 + Math.random())
     const healed = Effect.gen(function*() {
       yield* Effect.promise(() => loop.end())
@@ -332,10 +338,13 @@ export const subscribe = Effect.fnUntraced(function*(
     subject: `${connection.apiPrefix}.CONSUMER.MSG.NEXT.${consumer.stream_name}.${consumer.name}`,
     infoSubject: `${connection.apiPrefix}.CONSUMER.INFO.${consumer.stream_name}.${consumer.name}`,
     life: () => life,
-    maxBatch: consumer.config.max_batch ?? Infinity,
-    maxBytes: consumer.config.max_bytes ?? Infinity,
-    expires: Math.min(requestExpires, (consumer.config.max_expires ?? Infinity) / 1e6),
+    bounds: () => ({
+      maxBatch: config.max_batch || Infinity,
+      maxBytes: config.max_bytes || Infinity,
+      expires: Math.min(requestExpires, (config.max_expires || Infinity) / 1e6)
+    }),
     onChunk(chunk) {
+      condition.clear("silence")
       if (chunk.length === 0) {
         // Nothing that was released is left.
         if (loop.asked === 0 && gathered) endGathering()
@@ -345,7 +354,11 @@ export const subscribe = Effect.fnUntraced(function*(
       troubles = 0
       condition.clear("requests")
       const sentSince = connection.sentSince()
-      if (now() < sentSince + lease) return inbox.receive(chunk, sentSince)
+      if (now() < sentSince + lease) {
+        const whole = chunk.filter((delivery) => !delivery.lacksBody)
+        if (whole.length < chunk.length) readBodies(chunk.filter((delivery) => delivery.lacksBody))
+        return whole.length === 0 ? ask() : inbox.receive(whole, sentSince)
+      }
       // A peer may have it by now, or else it comes again, and no process died of it.
       interruptedUntil = Math.max(interruptedUntil, now() + ackWait * 1.5 + 1000)
       ask()
@@ -429,14 +442,34 @@ export const subscribe = Effect.fnUntraced(function*(
     run: runFork,
     receive: (delivery) => inbox.receive([delivery])
   })
-  const watching = setInterval(() => {
-    if (!active || closed || healing) return
-    active = inbox.owned > 0 || Number.isFinite(inbox.nextDue())
-    runFork(Effect.ignore(Effect.flatMap(watch.look, (info) => {
+  let looking = false
+  const look = () => {
+    if (looking) return
+    looking = true
+    const looked = Effect.flatMap(watch.look, (info) => {
       if (info !== undefined) remember(info)
       return keepFloor
-    })))
+    })
+    runFork(Effect.ensuring(Effect.ignore(looked), Effect.sync(() => looking = false)))
+  }
+  let idleTicks = 0
+  const watching = setInterval(() => {
+    if (closed || healing) return
+    if (!active && ++idleTicks < maxIdleTicks) return
+    idleTicks = 0
+    active = inbox.owned > 0 || Number.isFinite(inbox.nextDue())
+    look()
   }, watchEvery)
+  const readBodies = (deliveries: ReadonlyArray<JetStreamDelivery>) => {
+    look()
+    runFork(Effect.forEach(deliveries, (delivery) =>
+      Effect.match(withBody(connection, delivery), {
+        onFailure: () => settle.postpone(delivery, ackWait / 2),
+        onSuccess: (whole) => {
+          if (whole !== undefined) inbox.receive([whole])
+        }
+      })))
+  }
 
   yield* Effect.addFinalizer(() =>
     Effect.gen(function*() {
@@ -535,6 +568,9 @@ const maxGather = 512
 
 /** How often the consumer is compared with what was declared, while messages flow. Milliseconds. */
 const watchEvery = 3000
+
+/** While nothing flows, the consumer is looked at each so many times `watchEvery`. */
+const maxIdleTicks = 3
 
 /** Refusals in a row before health and log say so. */
 const impairedAfter = 5

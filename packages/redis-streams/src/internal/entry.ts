@@ -2,6 +2,7 @@ import type * as Codec from "@millrace/core/Codec"
 import type * as Message from "@millrace/core/Message"
 import type { Delivery, Outgoing } from "@millrace/core/Transport"
 import { keyOf } from "@millrace/core/TransportAuthor"
+import { isAscii } from "node:buffer"
 import type { Argument } from "./command.ts"
 
 /** `id` and the flat list of field names and values, as the server sends them. */
@@ -278,17 +279,26 @@ const isReserved = (name: string) => name === "content-type" || name === "tracep
 const bytes = (value: Uint8Array): Buffer =>
   Buffer.isBuffer(value) ? value : Buffer.from(value.buffer, value.byteOffset, value.byteLength)
 
+/** Beyond that a copy costs more than a write of its own. */
+const maxText = 16 * 1024
+
+/** The client writes each buffer apart, and joins texts: a text of ASCII is the same bytes. */
+const written = (value: Uint8Array): Argument => {
+  const buffer = bytes(value)
+  return buffer.byteLength <= maxText && isAscii(buffer) ? buffer.toString("latin1") : buffer
+}
+
 /** Adds the fields of an entry to `args`: the codec's own, or `body`, and each header beside them. */
 export const appendFields = (args: Array<Argument>, message: Outgoing): Array<Argument> => {
   const { body, fields, headers } = message
-  if (fields === undefined) args.push("body", bytes(body))
+  if (fields === undefined) args.push("body", written(body))
   else if (fields instanceof RawFields) {
     const { raw } = fields.without((name) => isReserved(name) && name in headers)
-    for (const part of raw) args.push(part)
+    for (const part of raw) args.push(written(part))
   } else {
     for (const [name, value] of fields) {
       // A field of the message wins over a header of its name, but not over what the envelope says.
-      if (!(isReserved(name) && name in headers)) args.push(name, bytes(value))
+      if (!(isReserved(name) && name in headers)) args.push(name, written(value))
     }
   }
   for (const name in headers) {

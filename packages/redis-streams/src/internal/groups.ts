@@ -5,7 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type { GroupInfo } from "../Options.ts"
 import { backoff, Lost } from "./connection.ts"
-import { codeOf, entriesOf, isPassing, list, millisOfTime, text, transportError } from "./reply.ts"
+import { codeOf, entriesOf, isPassing, isRefusal, list, millisOfTime, text, transportError } from "./reply.ts"
 import { isInternal } from "./scripts/lua.ts"
 import { origin as originScript } from "./scripts/origin.ts"
 import { evalsha } from "./scripts/script.ts"
@@ -87,9 +87,10 @@ export const missingCommand = (server: Server, key: string): Effect.Effect<Error
 /** Names the place of a stream, without telling its lives apart. */
 export const placeOf = ({ settings }: Server, key: string): string => `${settings.label}/${settings.database}/${key}`
 
-/** Whether a key is free, or a stream. */
+/** Whether a key is free, or a stream; publishing tells a user who may not look. */
 export const verify = (server: Server, key: string): Effect.Effect<void, TransportError> =>
   server.control.one(key, ["TYPE", key], server.settings.connectTimeout).pipe(
+    Effect.catchIf(isRefusal, () => Effect.succeed("none")),
     Effect.mapError((error) => transportError(`looking at ${key}`, server.settings.label, error)),
     Effect.flatMap((type) =>
       text(type) === "stream" || text(type) === "none" ? Effect.void : Effect.fail(mismatch(key, text(type)))

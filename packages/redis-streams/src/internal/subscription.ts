@@ -81,6 +81,7 @@ export class RedisSubscription {
     this.entries = new EntryReader(options.topic, this)
     this.leases = new Leases(server, { ...options, dues: this.dues }, clock)
     this.retries = new WaitingRetries(() => readLoop.wake(this, true))
+    this.retriesKeptAt = this.now()
     this.reclaim = new Reclaim(
       { ...options, dues: this.dues },
       server,
@@ -260,7 +261,7 @@ export class RedisSubscription {
   private takeDue(retries: DelayedRetries, room: number, arrival: Facts["arrival"]): Effect.Effect<void, Error> {
     const ids = retries.take(Math.min(room, chunk))
     const { consumer, group, key } = this.options
-    const args = [group, consumer, this.isHandLost ? "1" : "0", ...ids]
+    const args = [group, consumer, this.isHandLost ? "1" : "0", this.hasKeptRetries ? "1" : "0", ...ids]
     return this.server.control.one(key, evalsha(hand, [key, this.dues], args)).pipe(
       Effect.tapError(() =>
         Effect.sync(() => {
@@ -339,31 +340,37 @@ export class RedisSubscription {
   /** Keeps what waits here from being claimed, and releases what has arrived for an engine that wants nothing. */
   readonly tick: Effect.Effect<void> = Effect.suspend(() => {
     const { inbox } = this
+    const { minIdle } = this.options
     const now = this.now()
+    if (this.retries.size === 0) this.retriesKeptAt = now
     if (inbox.isWithdrawn && inbox.size > 0 && now - inbox.keptAt > keepsWithdrawn) return this.releaseInbox
-    return (inbox.size > 0 || this.retries.size > 0) &&
-        now - Math.max(inbox.keptAt, this.retriesKeptAt) > this.options.minIdle / 3
-      ? this.keepAll(now)
-      : Effect.void
+    const keepsBuffered = inbox.size > 0 && now - inbox.keptAt > minIdle / 3
+    // Of these there may be many, and each costs the server some microseconds.
+    const keepsRetries = now - this.retriesKeptAt > minIdle / 2
+    return keepsBuffered || keepsRetries ? this.keepAll(now, keepsRetries) : Effect.void
   })
 
-  private retriesKeptAt = 0
+  /** When those that wait were last extended; while none does, now. */
+  private retriesKeptAt: number
 
-  private keepAll(now: number): Effect.Effect<void> {
+  /** Whether no peer can have taken a retry that waits here. */
+  private get hasKeptRetries(): boolean {
+    return !this.leases.hasPaused && this.now() - this.retriesKeptAt < this.options.minIdle
+  }
+
+  private keepAll(now: number, keepsRetries: boolean): Effect.Effect<void> {
     const { leases, retries } = this
     const buffered = this.inbox.deliveries.slice()
-    const isRecent = !leases.hasPaused && (this.retriesKeptAt === 0 || now - this.retriesKeptAt < this.options.minIdle)
     const operations = [
       ...buffered.map((delivery) => leases.extend(delivery)),
-      ...retries.ids.map((id): Operation => {
-        const attempt = retries.attemptOf(id)
-        const lease = !isRecent ? "" : attempt === undefined ? "held" : "own"
-        return ["extend", id, attempt === undefined ? "" : String(attempt), lease, ""]
+      ...(keepsRetries ? retries.ids : []).map((id): Operation => {
+        const lease = this.hasKeptRetries ? "held" : ""
+        return ["keep", id, String(retries.attemptOf(id) ?? ""), lease, ""]
       })
     ]
     return Effect.flatMap(leases.send(operations), (replies) => {
       if (replies.some((reply) => reply instanceof Error)) return Effect.void
-      this.retriesKeptAt = now
+      if (keepsRetries) this.retriesKeptAt = now
       if (this.inbox.size > 0) this.inbox.keptAt = now
       const lost = new Set<string>()
       const gone = new Set<string>()
@@ -388,15 +395,9 @@ export class RedisSubscription {
         retries.forget(lost)
       }
       return this.vanished(vanished).pipe(
-        Effect.andThen(leases.takeBack(buffered.filter(({ id }) => unowned.has(id)))),
-        Effect.andThen(this.takeWaiting([...unowned].filter((id) => retries.own.has(id))))
+        Effect.andThen(leases.takeBack(buffered.filter(({ id }) => unowned.has(id))))
       )
     })
-  }
-
-  private takeWaiting(ids: ReadonlyArray<string>): Effect.Effect<void> {
-    const operations = ids.map((id): Operation => ["take", id, String(this.retries.attemptOf(id) ?? 1), "own", ""])
-    return ids.length === 0 ? Effect.void : Effect.asVoid(this.leases.send(operations))
   }
 
   /** This process has released something: it comes again before anything that is unread. */

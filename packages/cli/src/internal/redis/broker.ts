@@ -94,7 +94,7 @@ const make = Effect.fnUntraced(function*(target: Target) {
       ),
     retries: (topic, group) => {
       const key = keyOf(topic)
-      const dues = `${key.includes("{") ? key : `{${key}}`}:millrace:due:${group}`
+      const dues = `${key.includes("{") ? `${key}:` : `{${key}}`}:millrace:due:${group}`
       return Effect.match(admin.send(key, ["HLEN", dues]), { onFailure: () => undefined, onSuccess: Number })
     },
     examine: (given) => failing("examining the server", doctor.examine(admin, target, given))

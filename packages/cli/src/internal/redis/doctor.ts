@@ -14,7 +14,7 @@ const maxStreams = 2_000
 /** What a pipeline sends about a topic, and the keys beside it. */
 const tried = (prefix: string, topic: string): ReadonlyArray<ReadonlyArray<string>> => {
   const key = prefix + topic
-  const beside = `${key.includes("{") ? key : `{${key}}`}:millrace:`
+  const beside = `${key.includes("{") ? `${key}:` : `{${key}}`}:millrace:`
   return [
     ["XADD", key, "*", "body", "x"],
     ["XREADGROUP", "GROUP", "g", "c", "STREAMS", key, ">"],
@@ -35,6 +35,7 @@ const tried = (prefix: string, topic: string): ReadonlyArray<ReadonlyArray<strin
     ["TYPE", key],
     ["EXISTS", key],
     ["HGET", `${beside}due:g`, "a"],
+    ["HMGET", `${beside}ids:0`, "a"],
     ["HSET", `${beside}ids:0`, "a", "b"],
     ["HDEL", `${beside}due:g`, "a"],
     ["HLEN", `${beside}due:g`],

@@ -86,6 +86,7 @@ export const commands = [
   "TYPE",
   "EXISTS",
   "HGET",
+  "HMGET",
   "HSET",
   "HDEL",
   "HLEN",

@@ -6,7 +6,11 @@
  */
 export const needs = (command: string, ...args: ReadonlyArray<string>): string =>
   `if redis.acl_check_cmd and not redis.acl_check_cmd(${[`'${command}'`, ...args].join(", ")}) then ` +
-  `return redis.error_reply("NOPERM this user has no permissions to run the '${command.toLowerCase()}' command") end\n`
+  `return redis.error_reply("NOPERM this user has no permissions to run the '${nameOf(command, args)}' command") end\n`
+
+/** `xinfo|consumers` where the command has subcommands, as the rules of a user name them. */
+const nameOf = (command: string, [first = ""]: ReadonlyArray<string>): string =>
+  (/^X(INFO|GROUP)$/.test(command) ? `${command}|${first.replaceAll("'", "")}` : command).toLowerCase()
 
 /** \`now\`: the server's clock in milliseconds. */
 export const now = `

@@ -12,7 +12,7 @@ import * as Script from "./script.ts"
  *
  * KEYS: stream, due times. ARGV: group, consumer, then for each an operation, an id, the delivery count, its lease ('' where
  * that may have ended, 'held', or 'own' where no other consumer ever had it), and an argument: extend; take (the same,
- * and an entry that nobody has is taken back); begin (the attempt to count); retry (ms from now, and when it failed
+ * and an entry that nobody has is taken back); keep (a retry that waits, which is taken back too); begin (the attempt to count); retry (ms from now, and when it failed
  * first if that was before); release and releaseSuspect (the count to go back to); releaseRetry (the same, ms from now, and
  * when it failed first); leave (a retry that waits, for a peer); end.
  */
@@ -29,6 +29,14 @@ end
 
 local function apply(op, id, count, lease, arg)
   local held = redis.call('XPENDING', stream, group, id, id, 1)[1]
+  if op == 'keep' and not held then
+    -- A peer that takes a retry deletes its due time: with it the retry is still this process' own.
+    if redis.call('HGET', dues, id) then
+      local attempts = count ~= '' and count or 1
+      return #redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', attempts, 'FORCE', 'JUSTID') == 0 and 2 or 0
+    end
+    return lease ~= '' and #redis.call('XRANGE', stream, id, id) == 0 and 2 or 1
+  end
   if not held then
     if lease == '' then return 1 end
     if lease == 'held' then return #redis.call('XRANGE', stream, id, id) == 0 and 2 or 1 end

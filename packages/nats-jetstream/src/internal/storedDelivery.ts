@@ -1,3 +1,4 @@
+import type { TransportError } from "@millrace/core/TransportError"
 import * as Effect from "effect/Effect"
 import { stored } from "./browsing.ts"
 import type { Connection } from "./connection.ts"
@@ -64,6 +65,23 @@ export const hearGivenUp = ({ connection, consumer, life, receive, run, stream }
   return () => {
     if (!nc.isClosed()) subscription.unsubscribe()
   }
+}
+
+/**
+ * An operator may set `headers_only` on a consumer that is read: until that is restored, bodies are read from the stream.
+ * `undefined`: the message is there no longer.
+ */
+export const withBody = (
+  connection: Connection,
+  delivery: JetStreamDelivery
+): Effect.Effect<JetStreamDelivery | undefined, TransportError> => {
+  const { life, reply, sequence } = delivery
+  const { stream } = life
+  return Effect.map(stored({ connection, stream, topic: stream }, { seq: Number(sequence) }), (message) => {
+    if (message === undefined) return undefined
+    const { body: data, headers, subject } = message
+    return new JetStreamDelivery({ subject, reply, data }, life, headers)
+  })
 }
 
 /** A point in time, as the server writes it, in nanoseconds. */
