@@ -11,9 +11,10 @@ import * as SchemaAST from "effect/SchemaAST"
 import * as SchemaIssue from "effect/SchemaIssue"
 import type { StandardSchemaV1 } from "effect/StandardSchema"
 import { exitOf } from "./internal/exit.ts"
+import type { Invalid } from "./internal/invalid.ts"
 import { plainOf } from "./internal/plain.ts"
 import { isThenable } from "./internal/promise.ts"
-import { invalidOption } from "./TransportError.ts"
+import { InvalidId } from "./internal/topic.ts"
 
 /**
  * Fields of an entry that a map cannot hold as they are: names that repeat, or that are not text. A broker gives them as
@@ -72,16 +73,18 @@ const reject = (message: string) => Exit.fail(new Schema.SchemaError(new SchemaI
 
 const notUtf8 = reject("Expected UTF-8 text")
 
-/** @throws TransportError for what is no schema of Effect: a cast, or JavaScript. */
-const checkSchema = (constructor: string, schema: unknown): void => {
-  if (Schema.isSchema(schema)) return
-  const remedy = "give a schema of effect; Codec.standard takes one of zod, valibot or arktype"
-  throw invalidOption(
-    "core",
-    constructor,
-    Predicate.hasProperty(schema, "~standard") ? "of another library" : schema,
-    remedy
-  )
+/** A codec of what is no schema of Effect, which a cast or JavaScript gives: its topic is refused when it is first used. */
+const invalidCodec = (constructor: string, schema: unknown): Codec<any> | undefined => {
+  if (Schema.isSchema(schema)) return undefined
+  const invalid: Invalid = {
+    option: constructor,
+    value: Predicate.hasProperty(schema, "~standard") ? { toString: () => "of another library" } : schema,
+    remedy: "give a schema of effect; Codec.standard takes one of zod, valibot or arktype"
+  }
+  const refuse = () => reject(`${invalid.option} is ${String(invalid.value)}: ${invalid.remedy}`)
+  return Object.assign({ contentType: "application/octet-stream", decode: refuse, encode: refuse }, {
+    [InvalidId]: invalid
+  })
 }
 
 /**
@@ -93,7 +96,8 @@ const checkSchema = (constructor: string, schema: unknown): void => {
 export const json = <S extends Schema.Constraint>(
   schema: S
 ): Codec<S["Type"], S["DecodingServices"], S["EncodingServices"]> => {
-  checkSchema("Codec.json", schema)
+  const invalid = invalidCodec("Codec.json", schema)
+  if (invalid !== undefined) return invalid
   const codec = Schema.toCodecJson(schema)
   const decode = Schema.decodeUnknownEffect(codec)
   const encode = Schema.encodeEffect(Schema.fromJsonString(codec))
@@ -228,7 +232,8 @@ const listsOf = (ast: SchemaAST.AST): ReadonlySet<string> =>
 export const fields = <S extends Schema.Constraint>(
   schema: S
 ): Codec<S["Type"], S["DecodingServices"], S["EncodingServices"]> => {
-  checkSchema("Codec.fields", schema)
+  const invalid = invalidCodec("Codec.fields", schema)
+  if (invalid !== undefined) return invalid
   const codec = Schema.toCodecStringTree(schema)
   const decode = Schema.decodeUnknownEffect(codec)
   const encode = Schema.encodeEffect(codec)
@@ -282,7 +287,8 @@ export const fields = <S extends Schema.Constraint>(
 export const fromBytes = <A, RD, RE>(
   schema: Schema.ConstraintCodec<A, Uint8Array, RD, RE>
 ): Codec<A, RD, RE> => {
-  checkSchema("Codec.fromBytes", schema)
+  const invalid = invalidCodec("Codec.fromBytes", schema)
+  if (invalid !== undefined) return invalid
   const decode = Schema.decodeUnknownEffect(schema)
   const encode = Schema.encodeEffect(schema)
   return {

@@ -192,6 +192,11 @@ class AdaptiveLimit extends LimitImpl {
       unknownOption("adaptive", options, ["algorithm", "failures", "max", "min", "window", "eventLoopDelay"]) ??
         invalidMax("adaptive.min", min) ?? invalidMax("adaptive.max", max) ?? measured.invalid ?? late.invalid ??
         (min > max ? { option: "adaptive.min", value: min, remedy: `give at most max, which is ${max}` } : undefined) ??
+        (typeof algorithm?.next === "function" ? undefined : {
+          option: "adaptive.algorithm",
+          value: algorithm,
+          remedy: "give LimitAlgorithm.aimd(), LimitAlgorithm.gradient(), or one of your own with `next`"
+        }) ??
         (failures >= 0 && failures <= 1
           ? undefined
           : { option: "adaptive.failures", value: failures, remedy: "give a part of all handlers, from 0 to 1" })

@@ -308,8 +308,15 @@ class MillraceImpl implements Millrace {
     this.connected("redriving dead letters", DeadLetter.redrive(topic, options))
 
   private async of(pipeline: Pipeline.AnyPipeline | undefined): Promise<ReadonlyArray<Pipeline.Running>> {
+    return this.among((await this.started)?.running ?? [], pipeline)
+  }
+
+  /** All of them, or the named one, which must be ours: the counts of another are not 0. */
+  private among(
+    running: ReadonlyArray<Pipeline.Running>,
+    pipeline: Pipeline.AnyPipeline | undefined
+  ): ReadonlyArray<Pipeline.Running> {
     if (this.invalid !== undefined) throw this.invalid
-    const running = (await this.started)?.running ?? []
     if (pipeline === undefined) return running
     const { name } = programOf(pipeline)
     const names = (this.options.pipelines ?? []).map((pipeline) => pipeline.name)
@@ -342,8 +349,7 @@ class MillraceImpl implements Millrace {
   readonly health: Millrace["health"] = async (pipeline) => {
     const all: Array<Pipeline.Health> = []
     // A probe does not wait for the start.
-    const running = pipeline === undefined ? this.current : this.current.filter(({ name }) => name === pipeline.name)
-    for (const { health } of running) all.push(await Effect.runPromise(health))
+    for (const { health } of this.among(this.current, pipeline)) all.push(await Effect.runPromise(health))
     if (all.length === 0) return this.idle
     return all.sort((a, b) => worst.indexOf(a.state) - worst.indexOf(b.state))[0]!
   }

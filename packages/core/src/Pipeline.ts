@@ -600,11 +600,16 @@ export const catchTag: {
 } = dual(
   3,
   (self: AnyPipeline, tag: string | ReadonlyArray<string>, f: any) =>
-    addStep(self, { _tag: "Catch", ...tagged(tag), f })
+    addStep(self, { _tag: "Catch", ...tagged(tag), f }, invalidTag("catchTag", tag))
 )
 
+const invalidTag = (option: string, tag: unknown): Invalid | undefined =>
+  [tag].flat().length > 0 && [tag].flat().every((tag) => typeof tag === "string")
+    ? undefined
+    : { option, value: tag, remedy: "give the _tag of an error, or an array of them, then a function" }
+
 const tagged = (tag: string | ReadonlyArray<string>) => {
-  const tags = new Set(typeof tag === "string" ? [tag] : tag)
+  const tags = new Set([tag].flat())
   return {
     tags: [...tags],
     matches: (error: unknown) => Predicate.hasProperty(error, "_tag") && tags.has(error._tag as string)
@@ -644,7 +649,7 @@ export const catchTagPromise: {
     _tag: "Catch",
     ...tagged(tag),
     f: (error, message) => fromPromise(() => form.try(error, message), form.catch)
-  }, form.invalid)
+  }, invalidTag("catchTagPromise", tag) ?? form.invalid)
 })
 
 /**
@@ -949,11 +954,15 @@ const addBranch = (
   cases: { readonly [name: string]: (self: AnyOpen) => AnyOpen }
 ): any => {
   const trunk: AnyOpen = make({ ...programOf(self), steps: [] })
-  return addStep(self, {
-    _tag: "Branch",
-    by,
-    cases: new Map(Object.entries(cases).map(([name, grow]) => [name, programOf(grow(trunk)).steps]))
-  })
+  const grown = Object.entries(cases ?? {})
+  if (grown.length === 0 || grown.some(([, grow]) => typeof grow !== "function")) {
+    const remedy = "give a function for each case: { small: (pipeline) => pipeline.pipe(…) }"
+    return addStep(self, { _tag: "Branch", by, cases: new Map() }, { option: "branch.cases", value: cases, remedy })
+  }
+  const branches = grown.map(([name, grow]) => [name, programOf(grow(trunk))] as const)
+  const invalid = branches.find(([, { invalid }]) => invalid !== undefined)?.[1].invalid
+  const steps = branches.map(([name, { steps }]) => [name, steps] as const)
+  return addStep(self, { _tag: "Branch", by, cases: new Map(steps) }, invalid)
 }
 
 /**

@@ -160,6 +160,11 @@ export interface RetryOptions {
 /**
  * Requests another attempt, after `after` or when the pipeline's schedule says. A negative duration means now.
  *
+ * **Gotchas**
+ *
+ * Input that is no duration, is without end, or is an unknown option throws a `TransportError` that names it. Inside a
+ * handler that is a failure of the message like any other.
+ *
  * **Example** (A service that is overloaded)
  *
  * ```ts

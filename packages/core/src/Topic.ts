@@ -14,7 +14,7 @@ import type { Headers } from "./internal/headers.ts"
 import type { Hint } from "./internal/hint.ts"
 import { inspectedAs } from "./internal/inspection.ts"
 import { type Invalid, invalidFunction, unknownOption } from "./internal/invalid.ts"
-import { InvalidId, isTopic as isTopicInternal, TypeId as TypeIdInternal } from "./internal/topic.ts"
+import { InvalidId, invalidOf, isTopic as isTopicInternal, TypeId as TypeIdInternal } from "./internal/topic.ts"
 
 /**
  * Marks topics.
@@ -209,7 +209,7 @@ const invalidTopic = (name: unknown, options: any): Invalid | undefined => {
   if (unknown !== undefined) return unknown
   if (options.codec !== undefined) {
     return typeof options.codec?.decode === "function"
-      ? undefined
+      ? invalidOf(options.codec)
       : { option: `topic ${name}: codec`, value: options.codec, remedy: "give a Codec, such as Codec.text" }
   }
   return Schema.isSchema(options.schema) || isStandard(options.schema)

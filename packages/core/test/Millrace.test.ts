@@ -162,6 +162,7 @@ describe("Millrace", () => {
         () => (Millrace.make as any)("redis://app:s3cr3t@localhost").publish(Numbers, 1),
         "options of Millrace is a text"
       ],
+      [() => Millrace.make({ broker }).health(one), "this Millrace has no pipeline"],
       [() => Millrace.make({ broker }).counts(one), "pipeline is \"numbers/g\": this Millrace has no pipeline"]
     ]
     for (const [act, sentence] of cases) {

@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Pipeline } from "@millrace/core"
-import { FakeTransport, TestHarness, Wait } from "@millrace/testing"
-import { Clock, Effect } from "effect"
+import { Pipeline, Publisher, Settlement, Telemetry, Topic } from "@millrace/core"
+import { FakeTransport, MemoryTransport, TestHarness, Wait } from "@millrace/testing"
+import { Clock, Duration, Effect, Schema } from "effect"
 import { adjust, delivery, never, Numbers, on } from "./fixtures/fake.ts"
 
 describe("time", () => {
@@ -129,6 +129,16 @@ describe("the harness", () => {
       assert.match((yield* Effect.flip(paused.runUntilIdle())).message, /the pipeline is paused/)
     }).pipe(Effect.scoped, Effect.provide(TestHarness.layer)))
 
+  it.effect("refuses a topic that the pipeline does not read, and values that are no array", () =>
+    Effect.gen(function*() {
+      const pipeline = Pipeline.from(Numbers, { group: "test" })
+      const Others = Topic.make("others", { schema: Schema.Int })
+      const other = yield* Effect.flip(TestHarness.run(Others, pipeline, [1]))
+      assert.include(other.message, "topic is \"others\": the pipeline reads numbers")
+      const values = yield* Effect.flip(TestHarness.run(Numbers, pipeline, 1 as never))
+      assert.include(values.message, "values is 1: give an array of values")
+    }).pipe(Effect.provide(TestHarness.layer)))
+
   // was: NotIdle, when the handler ended in the last turns of the loop before the harness looked
   it.effect("waits for the settlement of a handler, in whichever turn of the loop it ends", () =>
     Effect.gen(function*() {
@@ -141,4 +151,32 @@ describe("the harness", () => {
         assert.strictEqual((yield* TestHarness.run(Numbers, slow, [1])).handled.length, 1)
       }
     }).pipe(Effect.provide(TestHarness.layer)))
+})
+
+describe("the broker in memory", () => {
+  // was: a retry that became due between two readings of the clock was not delivered until something else happened
+  it.live("delivers a retry that becomes due while it looks", () =>
+    Effect.gen(function*() {
+      const real = yield* Clock.clockWith(Effect.succeed)
+      let reading = 0
+      // Each reading is a millisecond later than the one before.
+      const clock: Clock.Clock = Object.assign(Object.create(real), { currentTimeMillisUnsafe: () => ++reading })
+      for (let delay = 1; delay <= 12; delay++) {
+        const retrying = Pipeline.from(Numbers, { group: `after ${delay}`, startFrom: "beginning" }).pipe(
+          Pipeline.tapPromise(async (_, { attempt }) => {
+            if (attempt === 1) throw Settlement.retry(delay)
+          })
+        )
+        yield* Effect.gen(function*() {
+          yield* Publisher.publish(Numbers, 1)
+          const running = yield* Pipeline.start(retrying)
+          yield* Wait.eventually("it is handled", running.counts, ({ handled }) => handled === 1)
+        }).pipe(
+          Effect.scoped,
+          Effect.provide(MemoryTransport.layer({ minIdle: Duration.infinity })),
+          Effect.provideService(Telemetry.LookInterval, undefined),
+          Effect.provideService(Clock.Clock, clock)
+        )
+      }
+    }))
 })

@@ -30,6 +30,7 @@ import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { addressOf, connect } from "./internal/connect.ts"
+import { invalidStart } from "./internal/consumers.ts"
 import { checkOptions } from "./internal/options.ts"
 import { JetStream } from "./internal/service.ts"
 import * as settings from "./internal/settings.ts"
@@ -254,8 +255,6 @@ export const from: {
   const badText = notText(options ?? {})
   const { subject, subjects } = badText === undefined ? options ?? {} : {}
   const wait = ackWait === undefined ? undefined : durationOf("ackWait", ackWait)
-  const isKnownStart = startFrom === undefined || startFrom === "new" || startFrom === "beginning" ||
-    (typeof startFrom === "object" && startFrom !== null)
   let context = Context.empty()
   const set = <A>(reference: Context.Reference<A>, value: A) => context = Context.add(context, reference, value)
   if (subject !== undefined || subjects !== undefined) {
@@ -272,11 +271,7 @@ export const from: {
   )
   return fromTransport<any, any, any, JetStream, any>(topic, options && { ...options, startFrom: undefined } as any, {
     options: ["ackWait", "stream", "subject", "subjects"],
-    invalid: badText ?? wait?.invalid ?? (isKnownStart ? undefined : {
-      option: "startFrom",
-      value: startFrom,
-      remedy: "write \"new\", \"beginning\", { sequence } or { time }"
-    }),
+    invalid: badText ?? wait?.invalid ?? invalidStart(startFrom),
     transport: JetStream.use((service) => Effect.succeed(service.transport)),
     settings: context,
     extend: subject === undefined ? undefined : (message, delivery) => {

@@ -96,6 +96,18 @@ describe("connecting", () => {
         [{}, /^nats: url is undefined: give nats:/],
         [{ url: broker.url, tokn: "secret" }, /^nats: layer.tokn is given: there is no such option/],
         [{ url: broker.url, stream: { maxAeg: 1 } }, /^nats: stream.maxAeg is 1: /],
+        [{ url: ["nats://app:secret@host"] }, /^nats: url is of another type: give nats:/],
+        [
+          { url: broker.url, retention: "workqueue" },
+          /^nats: retention is "workqueue": write "limits" or "until-acked"/
+        ],
+        [{ url: broker.url, manage: "crate" }, /^nats: manage is "crate": write "create" or "verify" or "none"/],
+        [{ url: broker.url, concurrency: "5" }, /^nats: concurrency is "5": give a whole number/],
+        [{ url: broker.url, stream: { replicas: "3" } }, /^nats: stream.replicas is "3": give a whole number/],
+        [
+          { url: broker.url, deadLetterStream: { storage: "disk" } },
+          /^nats: deadLetterStream.storage is "disk": write/
+        ],
         [{ url: broker.url, stream: { subjects: "a.>" } }, /^nats: stream.subjects is "a.>": give an array/],
         [{ url: broker.url, stream: { maxAge: "5s" } }, /^nats: stream.maxAge is "5s": write a duration as/],
         [{ url: broker.url, ackWait: "5s" }, /^nats: ackWait is "5s": /],

@@ -280,13 +280,18 @@ export const from: {
 ): Pipeline.Open<Message.WithHeaders<A, never>, A, never, RedisStreams | RD> => {
   // JavaScript may leave the options out: starting refuses that, making a pipeline never throws.
   const { block, claim, startFrom } = options ?? {}
+  const wrongStart = startFrom === undefined || typeof startFrom === "string" ? undefined : {
+    option: "startFrom",
+    value: startFrom,
+    remedy: "give \"new\", \"beginning\" or the id of an entry"
+  }
   const common = startFrom === "new" ? "new" : startFrom === "beginning" ? "beginning" : undefined
   const wait = millisOf("block", block)
   const idle = millisOf("claim.minIdle", claim?.minIdle)
   return fromTransport(topic, options && { ...options, startFrom: common }, {
     transport: RedisStreams.use(({ transport }) => Effect.succeed(transport)),
     options: ["block", "claim"],
-    invalid: wait.invalid ?? idle.invalid,
+    invalid: wrongStart ?? wait.invalid ?? idle.invalid,
     settings: Context.make(Source, {
       startFrom: common === undefined ? startFrom : undefined,
       block: wait.millis,

@@ -9,4 +9,17 @@ describe("retries that wait", () => {
     assert.deepStrictEqual([told, retries.isDue, retries.take(1)], [1, true, ["1-0"]])
     retries.stop()
   })
+
+  // was: the timer of the first was replaced, and the first was noticed with the second or at the next read
+  it("one that becomes due in a busy loop is told, whatever is added before its timer fires", async () => {
+    const told = Promise.withResolvers<void>()
+    const retries = new DelayedRetries(told.resolve)
+    retries.add("1-0", 1)
+    const until = performance.now() + 5
+    while (performance.now() < until);
+    retries.add("2-0", 3_600_000)
+    await told.promise
+    assert.deepStrictEqual(retries.take(2), ["1-0"])
+    retries.stop()
+  })
 })

@@ -93,6 +93,16 @@ it.live.each<readonly [string, RedisStreams.Options, RegExp]>([
   ["a retention that there is not", { url: "redis://host", retention: "until-ack" } as never, /give "until-acked" or/],
   ["a claim that is no object", { url: "redis://host", claim: 30 } as never, /^redis: claim is 30: give { minIdle }/],
   ["a text instead of options", "redis://app:secret@host" as never, /^redis: layer is a text: give an object/],
+  [
+    "an object as the URL",
+    { url: new URL("redis://app:secret@host") } as never,
+    /^redis: url is of another type: give redis:/
+  ],
+  [
+    "a bound that is a text",
+    { url: "redis://host", offline: { max: "5" } } as never,
+    /^redis: offline.max is of another/
+  ],
   ["no options at all", undefined as never, /^redis: layer is undefined: give an object/],
   ["no URL", {} as never, /^redis: url is undefined: give redis:/],
   [

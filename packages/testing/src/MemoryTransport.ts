@@ -86,7 +86,7 @@ export class MemoryTransport extends Context.Service<MemoryTransport, {
 export const make = (options?: Options): Effect.Effect<MemoryTransport["Service"]> =>
   Effect.flatMap(Clock.clockWith(Effect.succeed), (clock) => {
     const { duration: minIdle, invalid } = durationOf("minIdle", options?.minIdle ?? "30 seconds")
-    const wrong = checkOptions("memory", "layer", options ?? {}, known, invalid)
+    const wrong = checkOptions("memory", "layer", options ?? {}, known, invalid, invalidIn(options ?? {}))
     if (wrong !== undefined) return Effect.die(wrong)
     const broker = new Broker(clock, {
       minIdle: Duration.toMillis(minIdle),
@@ -106,6 +106,15 @@ export const make = (options?: Options): Effect.Effect<MemoryTransport["Service"
       activity: Effect.sync(() => broker.activity)
     }))
   })
+
+const invalidIn = ({ maxBody, retention }: Options) => {
+  if (retention !== undefined && retention !== "keep" && retention !== "until-acked") {
+    return { option: "retention", value: retention, remedy: "write \"keep\" or \"until-acked\"" }
+  }
+  return maxBody === undefined || (Number.isSafeInteger(maxBody) && maxBody >= 0)
+    ? undefined
+    : { option: "maxBody", value: maxBody, remedy: "give a whole number of bytes" }
+}
 
 const known = ["minIdle", "retention", "concurrency", "maxBody", "history"]
 

@@ -13,7 +13,7 @@ import * as Telemetry from "@millrace/core/Telemetry"
 import type * as Topic from "@millrace/core/Topic"
 import { type Outgoing, Transport } from "@millrace/core/Transport"
 import { outgoing as outgoingOf } from "@millrace/core/TransportAuthor"
-import type { TransportError } from "@millrace/core/TransportError"
+import { invalidOption, type TransportError } from "@millrace/core/TransportError"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
@@ -21,6 +21,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
@@ -160,6 +161,9 @@ export const make = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
         )
       )
     }
+    if (topic.name !== running.topic) {
+      return yield* invalidOption("memory", "topic", topic.name, `the pipeline reads ${running.topic}: give that one`)
+    }
     const publish = (outgoing: Outgoing) =>
       Effect.flatMap(transport.publish([outgoing]), (results) => Effect.asVoid(Effect.fromResult(results[0]!)))
     return {
@@ -221,6 +225,9 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
 > =>
   Effect.scoped(Effect.gen(function*() {
     const harness = yield* make(topic, pipeline)
+    if (!Predicate.isIterable(values) || typeof values === "string") {
+      return yield* invalidOption("memory", "values", values, "give an array of values")
+    }
     yield* Effect.forEach(values, (value) => harness.publish(value), { discard: true })
     return yield* harness.runUntilIdle()
   })) as any

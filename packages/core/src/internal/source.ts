@@ -32,7 +32,8 @@ export const makeSource = (topic: any, options: any, broker: {
     policies: broker.settings === undefined ? noPolicies : { ...noPolicies, settings: broker.settings },
     invalid: invalidTopic(topic) ??
       (broker.options === undefined ? undefined : unknownOption("from", options, [...common, ...broker.options])) ??
-      invalidGroup(options?.group) ?? invalidStart(options?.startFrom) ?? drainTimeout.invalid ?? broker.invalid
+      invalidGroup(options?.group) ?? invalidName(options?.name) ?? invalidStart(options?.startFrom) ??
+      drainTimeout.invalid ?? broker.invalid
   })
 }
 
@@ -45,6 +46,11 @@ const invalidGroup = (group: unknown): Invalid | undefined =>
   typeof group === "string" && group !== ""
     ? undefined
     : { option: "group", value: group, remedy: "name the group: processes of one group share the work" }
+
+const invalidName = (name: unknown): Invalid | undefined =>
+  name === undefined || (typeof name === "string" && name !== "")
+    ? undefined
+    : { option: "name", value: name, remedy: "give a text for logs and metrics, or nothing for topic/group" }
 
 const invalidStart = (startFrom: unknown): Invalid | undefined =>
   startFrom === undefined || startFrom === "new" || startFrom === "beginning"

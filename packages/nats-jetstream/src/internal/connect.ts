@@ -130,7 +130,8 @@ export const connect = Effect.fnUntraced(function*(
   const wrong = checkOptions(options, ["url", "name", "token", "credentials", "nkey", "tls", "connectTimeout"])
   if (wrong !== undefined) return yield* wrong
   if (typeof options.url !== "string" && !Redacted.isRedacted(options.url)) {
-    return yield* TransportError.invalidOption(transport, "url", options.url, "give nats://host:port")
+    const shown = options.url === undefined ? undefined : { toString: () => "of another type" }
+    return yield* TransportError.invalidOption(transport, "url", shown, "give nats://host:port")
   }
   const parsed = parse(secretOf(options.url))
   if (parsed instanceof TransportError.TransportError) return yield* parsed

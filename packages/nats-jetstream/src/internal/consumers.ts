@@ -11,6 +11,7 @@ import {
 import * as DateTime from "effect/DateTime"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Predicate from "effect/Predicate"
 import type { StartFrom } from "../Options.ts"
 import { beside, type Difference, differences, isCode, mismatch } from "./comparison.ts"
 import { type Connection, failure, transport, unexpected } from "./connection.ts"
@@ -57,6 +58,18 @@ export const validateAckWait = (millis: number): TransportError.TransportError |
       `${millis} ms`,
       "give 0.5 seconds to 24 hours; long handlers are kept alive"
     )
+
+/** What JavaScript, or a cast, may give instead of a position. */
+export const invalidStart = (startFrom: unknown) =>
+  startFrom === undefined || startFrom === "new" || startFrom === "beginning" ||
+    (Predicate.hasProperty(startFrom, "sequence") && Number.isSafeInteger(startFrom.sequence)) ||
+    (Predicate.hasProperty(startFrom, "time") && DateTime.isDateTime(startFrom.time))
+    ? undefined
+    : {
+      option: "startFrom",
+      value: startFrom,
+      remedy: "write \"new\", \"beginning\", { sequence: 17 } or { time }, a DateTime of effect"
+    }
 
 export const start = (startFrom: StartFrom): Partial<ConsumerConfig> =>
   startFrom === "new"

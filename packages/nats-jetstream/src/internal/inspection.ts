@@ -6,8 +6,8 @@ import * as Effect from "effect/Effect"
 import type * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import type { ConsumerInfo, Read, ReadOptions, StartFrom, StreamInfo } from "../Options.ts"
-import { type Connection, failure, interrupted, unexpected } from "./connection.ts"
-import { findConsumer, start } from "./consumers.ts"
+import { type Connection, failure, interrupted, transport, unexpected } from "./connection.ts"
+import { findConsumer, invalidStart, start } from "./consumers.ts"
 import { JetStreamDelivery } from "./delivery.ts"
 import type { Life } from "./life.ts"
 import * as names from "./names.ts"
@@ -29,6 +29,10 @@ export const read = <A, RD, RE>(
 ): Stream.Stream<Read<A>, TransportError.TransportError | Schema.SchemaError, JetStream | RD> =>
   Stream.unwrap(Effect.map(partsOf, (parts) => {
     const { stream: name, subject } = options
+    const bad = invalidStart(options.startFrom)
+    if (bad !== undefined) {
+      return Stream.fail(TransportError.invalidOption(transport, bad.option, bad.value, bad.remedy))
+    }
     /** Where to go on, and in which life of the stream. */
     let next: { readonly life: Life | undefined; readonly startFrom: StartFrom } = {
       life: undefined,

@@ -1,6 +1,6 @@
 import * as TransportAuthor from "@millrace/core/TransportAuthor"
-import type { TransportError } from "@millrace/core/TransportError"
-import type { CommonOptions } from "../Options.ts"
+import { invalidOption, type TransportError } from "@millrace/core/TransportError"
+import type { CommonOptions, StreamOptions } from "../Options.ts"
 import { transport } from "./connection.ts"
 
 const common = [
@@ -48,5 +48,41 @@ export const checkOptions = (
       : check("stream", stream, ["name", "subjects", ...bounds], durationsOf(stream))) ??
     (deadLetterStream === undefined
       ? undefined
-      : check("deadLetterStream", deadLetterStream, bounds, durationsOf(deadLetterStream)))
+      : check("deadLetterStream", deadLetterStream, bounds, durationsOf(deadLetterStream))) ??
+    checkValues(options)
+}
+
+const isWord = (...words: ReadonlyArray<string>) =>
+  [
+    (value: unknown) => words.includes(value as string),
+    `write ${words.map((word) => `"${word}"`).join(" or ")}`
+  ] as const
+const isCount = [
+  (value: unknown) => Number.isSafeInteger(value) && value as number >= 1,
+  "give a whole number of at least 1"
+] as const
+const isText = [(value: unknown) => typeof value === "string", "give a text"] as const
+
+/** Values that the server would refuse in its own words, or that would mean the default. */
+const checkValues = (options: CommonOptions): TransportError | undefined => {
+  const ofStream = (of: string, { maxBytes, maxMessages, replicas, storage }: StreamOptions = {}) =>
+    [
+      [`${of}.storage`, storage, isWord("file", "memory")],
+      [`${of}.replicas`, replicas, isCount],
+      [`${of}.maxMessages`, maxMessages, isCount],
+      [`${of}.maxBytes`, maxBytes, isCount]
+    ] as const
+  const values = [
+    ["manage", options.manage, isWord("create", "verify", "none")],
+    ["retention", options.retention, isWord("limits", "until-acked")],
+    ["domain", options.domain, isText],
+    ["apiPrefix", options.apiPrefix, isText],
+    ["inboxPrefix", options.inboxPrefix, isText],
+    ...ofStream("stream", options.stream),
+    ...ofStream("deadLetterStream", options.deadLetterStream)
+  ] as const
+  for (const [option, value, [is, remedy]] of values) {
+    if (value !== undefined && !is(value)) return invalidOption(transport, option, value, remedy)
+  }
+  return undefined
 }

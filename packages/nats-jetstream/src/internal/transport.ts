@@ -32,7 +32,7 @@ const limitOf = (
   concurrency: CommonOptions["concurrency"]
 ): Effect.Effect<Concurrency.Limit, TransportError.TransportError> => {
   if (concurrency === undefined) return Effect.succeed(Concurrency.make(Infinity))
-  if (typeof concurrency !== "number") return Effect.succeed(concurrency)
+  if (Concurrency.isLimit(concurrency)) return Effect.succeed(concurrency)
   return concurrency === Infinity || (Number.isInteger(concurrency) && concurrency > 0)
     ? Effect.succeed(Concurrency.make(concurrency))
     : Effect.fail(TransportError.invalidOption(

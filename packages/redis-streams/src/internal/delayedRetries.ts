@@ -68,6 +68,8 @@ export class DelayedRetries {
   stop(): ReadonlyArray<string> {
     const { ids } = this
     this.forget(ids)
+    clearTimeout(this.timer)
+    this.timerAt = Infinity
     return ids
   }
 
@@ -85,6 +87,8 @@ export class DelayedRetries {
   /** One timer, for the soonest that is not due yet. */
   private arm(): void {
     const now = performance.now()
+    // A timer that is due and has not fired, in a busy loop, still has to tell.
+    if (this.timerAt <= now) return
     const next = this.entries[this.indexAfter(now)]?.due ?? Infinity
     if (next === this.timerAt) return
     clearTimeout(this.timer)

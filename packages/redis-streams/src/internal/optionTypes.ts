@@ -68,6 +68,12 @@ const checkTypes = (options: Options): TransportError | undefined => {
       (source) => typeof source === "function" || Effect.isEffect(source),
       "give a function or an Effect that returns { username, password }"
     ],
+    [
+      "offline.max",
+      options.offline?.max,
+      (max) => max === Infinity || (Number.isInteger(max) && max as number >= 0),
+      "give a whole number of messages"
+    ],
     ["sentinel.master", sentinel && (sentinel.master ?? ""), (name) => isText(name) && name !== "", "give its name"],
     ["sentinel.password", sentinel?.password, isSecret, "give a text, or a Redacted one"],
     ["sentinel.nodes", sentinel?.nodes, Array.isArray, "give a list of host:port"],
@@ -84,6 +90,7 @@ const checkTypes = (options: Options): TransportError | undefined => {
   }
   return undefined
 }
+
 const formOf = (of: string, words: ReadonlyArray<unknown>): string =>
   `give ${[...words.map((word) => JSON.stringify(word)), `{ ${known[of]!.join(", ")} }`].join(" or ")}`
 
@@ -92,7 +99,8 @@ export const checkNames = (options: Options): TransportError | undefined => {
   const wrong = checkOptions(transport, "layer", options, known["layer"]!)
   if (wrong !== undefined) return wrong
   if (typeof options.url !== "string" && !Redacted.isRedacted(options.url)) {
-    return invalidOption(transport, "url", options.url, "give redis://host:port")
+    const shown = options.url === undefined ? undefined : shownType(options.url)
+    return invalidOption(transport, "url", shown, "give redis://host:port")
   }
   const { claim, cluster, offline, retention, sentinel } = options
   for (const [of, group] of Object.entries({ claim, cluster, offline, retention, sentinel })) {

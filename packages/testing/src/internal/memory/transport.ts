@@ -103,10 +103,11 @@ const subscribe = (
     Effect.suspend(() => {
       if (!connection.open) return Effect.never
       const from = group()
-      const taken = from.take(consumer, demand)
+      const now = broker.clock.currentTimeMillisUnsafe()
+      const taken = from.take(consumer, demand, now)
       return Arr.isArrayNonEmpty(taken)
         ? Effect.succeed(taken)
-        : Effect.andThen(somethingHappens(broker, from, consumer), take(demand))
+        : Effect.andThen(somethingHappens(broker, from, consumer, now), take(demand))
     })
 
   const close = Effect.sync(() => {
@@ -166,13 +167,13 @@ const groupInfo = (group: Group): Transport.GroupInfo => {
   }
 }
 
-const somethingHappens = (broker: Broker, group: Group, consumer: Consumer): Effect.Effect<void> => {
+const somethingHappens = (broker: Broker, group: Group, consumer: Consumer, now: number): Effect.Effect<void> => {
   const signal = Effect.callback<void>((resume) => {
     const wake = () => resume(Effect.void)
     group.waiters.add(wake)
     return Effect.sync(() => group.waiters.delete(wake))
   })
-  const due = Option.fromUndefinedOr(group.nextDue(consumer))
+  const due = Option.fromUndefinedOr(group.nextDue(consumer, now))
   return Option.match(due, {
     onNone: () => signal,
     onSome: (due) => {
