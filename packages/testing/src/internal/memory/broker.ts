@@ -130,9 +130,8 @@ export class Group {
       this.delayed.some((p) => p.entry === entry)
   }
 
-  /** The next instant at which a message becomes available without anything else happening. */
-  nextDue(consumer: Consumer): number | undefined {
-    const now = this.topic.broker.clock.currentTimeMillisUnsafe()
+  /** The next instant after `now` at which a message becomes available without anything else happening. */
+  nextDue(consumer: Consumer, now: number): number | undefined {
     let due = this.topic.scheduled[0]?.due ?? Infinity
     // Already available messages exceed the demand: the next pull asks again.
     for (const { due: at } of this.delayed) {
@@ -150,8 +149,7 @@ export class Group {
   }
 
   /** Due retries first, then released and abandoned messages, then unread ones: see `Transport.Subscription.pull`. */
-  take(consumer: Consumer, demand: Transport.Demand): Array<Transport.Delivery> {
-    const now = this.topic.broker.clock.currentTimeMillisUnsafe()
+  take(consumer: Consumer, demand: Transport.Demand, now: number): Array<Transport.Delivery> {
     const taken: Array<Transport.Delivery> = []
     let { bytes, fresh, suspects } = demand
     const isFull = () => taken.length >= demand.total || (bytes <= 0 && taken.length > 0)
