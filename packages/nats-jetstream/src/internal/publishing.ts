@@ -12,6 +12,8 @@ import { encode, type Encoded, isReason, type PendingMessage } from "./encoding.
 
 /** A message that waits for its answer. */
 interface Slot extends Sent {
+  /** Its place among the unconfirmed, and how often a place was taken before: an answer may come too late. */
+  readonly token: number
   /** Monotonic milliseconds. */
   readonly until: number
   /** Its place in `send`, and where the answer goes. */
@@ -39,7 +41,7 @@ const encodedHeaders = () => {
  * Publishes and takes the confirmations on one inbox.
  *
  * The client's own request costs a promise, a timer and a token for each message, and does not fail when the connection
- * does; its headers cost more than the rest. Here one message costs an entry of a map and a text; a lost connection answers
+ * does; its headers cost more than the rest. Here one message costs an entry of an array and a text; a lost connection answers
  * all at once. What is published in one turn of the event loop is written together.
  */
 export const publishing = Effect.fnUntraced(function*(
@@ -57,17 +59,21 @@ export const publishing = Effect.fnUntraced(function*(
   const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
   const timeout = Duration.toMillis(options.timeout)
   const inbox = createInbox(connection.inboxPrefix)
-  const slots = new Map<number, Slot>()
+  /** V8 keeps every old table of a Map that messages pass through; an array that is written over has none. */
+  const slots = new Array<Slot | undefined>(window).fill(undefined)
+  const free = Array.from(slots, (_, index) => window - 1 - index)
   const waiters: Array<() => void> = []
   const headersOf = encodedHeaders()
-  let tokens = 0
+  let taken = 0
 
+  const unconfirmedNow = () => slots.filter((slot) => slot !== undefined)
   const settle = (token: number, answer: (slot: Slot) => Answer) => {
-    const slot = slots.get(token)
-    if (slot === undefined) return
-    slots.delete(token)
+    const slot = slots[token % window]
+    if (slot === undefined || slot.token !== token) return
+    slots[token % window] = undefined
+    free.push(token % window)
     slot.batch.done(slot.index, answer(slot))
-    if (waiters.length > 0 && slots.size <= window / 2) { for (const wake of waiters.splice(0)) wake() }
+    if (waiters.length > 0 && free.length >= window / 2) { for (const wake of waiters.splice(0)) wake() }
   }
   /** The server does not let this client subscribe to its inbox: no answer would arrive. */
   let refusal: TransportError.Unauthorized | undefined
@@ -78,7 +84,7 @@ export const publishing = Effect.fnUntraced(function*(
         if (error === null) return settle(Number(msg.subject.slice(inbox.length + 1)), (slot) => answerOf(slot, msg))
         const detail = noInbox(`${inbox}.*`)
         refusal = new TransportError.Unauthorized({ address: nc.getServer(), operation: "publish", detail })
-        for (const token of slots.keys()) {
+        for (const { token } of unconfirmedNow()) {
           settle(token, ({ topic }) => failed(topic, new Publisher.OutcomeUnknown({ detail })))
         }
       }
@@ -101,25 +107,24 @@ export const publishing = Effect.fnUntraced(function*(
   const sweep = setInterval(() => {
     const time = now()
     subscribeAgain(time)
-    for (const [token, { topic, until }] of slots) {
-      if (until > time) return
-      settle(token, () => failed(topic, unconfirmed))
+    for (const { token, topic, until } of unconfirmedNow()) {
+      if (until <= time) settle(token, () => failed(topic, unconfirmed))
     }
   }, Math.max(10, Math.min(250, timeout / 4)))
   sweep.unref()
   const lost = new Publisher.OutcomeUnknown({ detail: "the connection was lost before the confirmation" })
   const stop = connection.listen({
     lost() {
-      for (const token of slots.keys()) settle(token, ({ topic }) => failed(topic, lost))
+      for (const { token, topic } of unconfirmedNow()) settle(token, () => failed(topic, lost))
     },
     refused({ operation, subject }) {
       if (operation !== "publish") return
       const address = nc.getServer()
       const detail = `no permission to publish to ${subject}`
-      for (const [token, slot] of slots) {
-        if (slot.subject !== subject) continue
+      for (const sent of unconfirmedNow()) {
+        if (sent.subject !== subject) continue
         const reason = new TransportError.Unauthorized({ address, operation: "publish", detail })
-        settle(token, ({ topic }) => failed(topic, reason))
+        settle(sent.token, ({ topic }) => failed(topic, reason))
       }
     }
   })
@@ -145,10 +150,11 @@ export const publishing = Effect.fnUntraced(function*(
       return batch.done(index, failed(topic, new Publisher.NotSent({ detail: "there is no connection" })))
     }
     if (refusal !== undefined) return batch.done(index, failed(topic, refusal))
-    const token = tokens++
+    const place = free.pop()!
+    const token = taken++ * window + place
     const { headers, isDelayed, subject } = encoded
     const headerSize = headers.length
-    slots.set(token, { topic, subject, isDelayed, headerSize, size: body.length + headerSize, until, index, batch })
+    slots[place] = { token, topic, subject, isDelayed, headerSize, size: body.length + headerSize, until, index, batch }
     try {
       nc.publish(subject, body, { headers: headersOf(headers), reply: `${inbox}.${token}` })
     } catch (cause) {
@@ -172,7 +178,7 @@ export const publishing = Effect.fnUntraced(function*(
         const go = () => {
           const until = now() + timeout
           while (next < messages.length) {
-            if (slots.size >= window) return void waiters.push(go)
+            if (free.length === 0) return void waiters.push(go)
             const index = next++
             sendOne(messages[index]!, until, index, batch)
           }

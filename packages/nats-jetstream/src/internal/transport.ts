@@ -6,17 +6,18 @@ import { type NatsConnection, nuid } from "@nats-io/nats-core"
 import * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import type { CommonOptions } from "../Options.ts"
 import * as browsing from "./browsing.ts"
-import { type Confirmed, isNobody } from "./confirmation.ts"
+import { type Answer, type Confirmed, isNobody } from "./confirmation.ts"
 import { failure, transport as transportName, watch } from "./connection.ts"
 import type { PendingMessage } from "./encoding.ts"
 import { groups } from "./groups.ts"
 import { Condition } from "./health.ts"
 import { AttemptLedger } from "./ledger.ts"
-import { idOf } from "./life.ts"
+import { idOf, type Life } from "./life.ts"
 import * as names from "./names.ts"
 import { publishing } from "./publishing.ts"
 import { whenReady } from "./recovery.ts"
@@ -105,12 +106,19 @@ export const make = Effect.fnUntraced(function*(
     declared.set(topic, purpose)
   })
   /** Makes the stream that a message lacks: a publisher need not know whether a consumer has been started before. */
-  const publish = Effect.fnUntraced(function*(messages: Arr.NonEmptyReadonlyArray<PendingMessage>) {
-    if (messages.some(({ message }) => message.delay !== undefined)) yield* measureSkew(messages[0].message.topic)
-    const answers = yield* send(messages)
-    targets.note(messages, answers)
-    // All were stored: the usual case.
-    if (answers.every(Result.isSuccess)) return answers
+  const publish = (messages: Arr.NonEmptyReadonlyArray<PendingMessage>): Effect.Effect<ReadonlyArray<Answer>> => {
+    const sent = Effect.flatMap(send(messages), (answers) => {
+      targets.note(messages, answers)
+      return answers.every(Result.isSuccess) ? Exit.succeed(answers) : publishUnheard(messages, answers)
+    })
+    return messages.some(({ message }) => message.delay !== undefined)
+      ? Effect.andThen(measureSkew(messages[0].message.topic), sent)
+      : sent
+  }
+  const publishUnheard = Effect.fnUntraced(function*(
+    messages: Arr.NonEmptyReadonlyArray<PendingMessage>,
+    answers: ReadonlyArray<Answer>
+  ) {
     const unheard = messages.flatMap((pending, index) => {
       const answer = answers[index]!
       return Result.isFailure(answer) && isNobody(answer.failure) ? [{ pending, index }] : []
@@ -133,13 +141,21 @@ export const make = Effect.fnUntraced(function*(
   const measureSkew = (topic: string) =>
     connection.isSkewKnown() ? Effect.void : Effect.ignore(findStream(connection, topic))
   /** An id that nobody else knows is good for nobody else: what may not have arrived is published again here, once. */
-  const publishOnce = Effect.fnUntraced(function*(messages: Parameters<Transport["Service"]["publish"]>[0]) {
+  const publishOnce = (messages: Parameters<Transport["Service"]["publish"]>[0]) => {
     const all = Arr.map(
       messages,
       (message): PendingMessage => ({ message, id: message.id === undefined ? nuid.next() : undefined })
     )
-    const answers = yield* publish(all)
-    if (answers.every(Result.isSuccess)) return answers
+    return Effect.flatMap(
+      publish(all),
+      (answers) => answers.every(Result.isSuccess) ? Exit.succeed(answers) : publishUnknown(messages, all, answers)
+    )
+  }
+  const publishUnknown = Effect.fnUntraced(function*(
+    messages: Parameters<Transport["Service"]["publish"]>[0],
+    all: Arr.NonEmptyReadonlyArray<PendingMessage>,
+    answers: ReadonlyArray<Answer>
+  ) {
     const unknown = all.flatMap((pending, index) => {
       const answer = answers[index]!
       const isOurs = messages[index]!.id === undefined
@@ -159,27 +175,40 @@ export const make = Effect.fnUntraced(function*(
     return results
   })
   /** A sequence is unique within one life of its stream only. */
-  const identified = Effect.fnUntraced(function*(
-    answers: ReadonlyArray<Result.Result<Confirmed, Publisher.PublishError>>
-  ) {
-    const results: Array<Result.Result<Confirmed, Publisher.PublishError>> = []
+  const identified = (answers: ReadonlyArray<Answer>): Effect.Effect<ReadonlyArray<Answer>> => {
+    const results: Array<Answer> = []
     for (const answer of answers) {
+      const life = Result.isSuccess(answer) ? lifeOf(answer.success) : undefined
+      // Whoever has not been told of the stream has to ask.
+      if (Result.isSuccess(answer) && life === undefined) return identifiedFrom(answers, results)
+      results.push(withLife(answer, life))
+    }
+    return Exit.succeed(results)
+  }
+  const lifeOf = ({ duplicate, sequence, stream }: Confirmed) =>
+    connection.lives.ofPublished(stream, sequence, duplicate)
+  /** A user that may not look for the stream gets the bare sequence, which `get` and `remove` take too. */
+  const withLife = (answer: Answer, life: Life | undefined): Answer =>
+    Result.isSuccess(answer) && life !== undefined
+      ? Result.succeed({ ...answer.success, id: idOf(life, answer.success.sequence) })
+      : answer
+  const identifiedFrom = Effect.fnUntraced(function*(answers: ReadonlyArray<Answer>, results: Array<Answer>) {
+    for (const answer of answers.slice(results.length)) {
       if (Result.isFailure(answer)) {
         results.push(answer)
         continue
       }
-      const { duplicate, sequence, stream } = answer.success
-      const life = connection.lives.ofPublished(stream, sequence, duplicate) ??
+      const { stream } = answer.success
+      const life = lifeOf(answer.success) ??
         (yield* Effect.orElseSucceed(
           Effect.map(connection.call(`looking for stream ${stream}`, (jsm) => jsm.streams.info(stream)), (info) => {
             const life = connection.lives.note(info)
-            connection.lives.ofPublished(stream, sequence, duplicate)
+            lifeOf(answer.success)
             return life
           }),
           () => undefined
         ))
-      // A user that may not look for the stream gets the bare sequence, which `get` and `remove` take too.
-      results.push(life === undefined ? answer : Result.succeed({ ...answer.success, id: idOf(life, sequence) }))
+      results.push(withLife(answer, life))
     }
     return results
   })
