@@ -77,6 +77,7 @@ const places: Record<string, (thrown: () => any) => Pipeline.Pipeline<any, any, 
       }
     })),
   to: (thrown) => from.pipe(Pipeline.to(Out, (n) => raise(thrown, n))),
+  "an output": (thrown) => from.pipe(Pipeline.to(Out, (n) => n === 1 ? thrown() : n)),
   "the key of an output": (thrown) =>
     from.pipe(Pipeline.to(Topic.make("keyed", { schema: Schema.Number, key: (n) => String(raise(thrown, n)) }))),
   branch: (thrown) =>

@@ -72,8 +72,8 @@ export class Outputs {
     attempt: Attempt,
     context: Context.Context<never>
   ): Exit.Exit<Outgoing, PublishError> | undefined {
-    if (this.isEachAlone || this.isSeveral(given)) return undefined
     try {
+      if (this.isEachAlone || this.isSeveral(given)) return undefined
       const outgoing = outgoingOf(this.options.step.topic, given, { id: this.idOf(attempt) }, context)
       const exit = exitOf(outgoing)
       if (exit !== undefined) return exit

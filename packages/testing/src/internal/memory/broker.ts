@@ -130,10 +130,7 @@ export class Group {
       this.delayed.some((p) => p.entry === entry)
   }
 
-  /**
-   * The next instant at which a message becomes available without anything else happening, after `now`, the time of a
-   * `take`: a message that was not due then may be due already.
-   */
+  /** The next instant after `now` at which a message becomes available without anything else happening. */
   nextDue(consumer: Consumer, now: number): number | undefined {
     let due = this.topic.scheduled[0]?.due ?? Infinity
     // Already available messages exceed the demand: the next pull asks again.

@@ -107,7 +107,7 @@ const subscribe = (
       const taken = from.take(consumer, demand, now)
       return Arr.isArrayNonEmpty(taken)
         ? Effect.succeed(taken)
-        : Effect.andThen(somethingHappens(broker, from, consumer, now), take(demand))
+        : Effect.andThen(somethingHappens(broker, from, from.nextDue(consumer, now)), take(demand))
     })
 
   const close = Effect.sync(() => {
@@ -167,18 +167,14 @@ const groupInfo = (group: Group): Transport.GroupInfo => {
   }
 }
 
-const somethingHappens = (broker: Broker, group: Group, consumer: Consumer, now: number): Effect.Effect<void> => {
+/** Ends when a message may have become available: at `due`, which may have passed since the last look, or by an event. */
+const somethingHappens = (broker: Broker, group: Group, due: number | undefined): Effect.Effect<void> => {
   const signal = Effect.callback<void>((resume) => {
     const wake = () => resume(Effect.void)
     group.waiters.add(wake)
     return Effect.sync(() => group.waiters.delete(wake))
   })
-  const due = Option.fromUndefinedOr(group.nextDue(consumer, now))
-  return Option.match(due, {
-    onNone: () => signal,
-    onSome: (due) => {
-      const millis = Math.max(1, due - broker.clock.currentTimeMillisUnsafe())
-      return Effect.asVoid(Effect.timeoutOption(signal, millis))
-    }
-  })
+  if (due === undefined) return signal
+  const millis = Math.max(1, due - broker.clock.currentTimeMillisUnsafe())
+  return Effect.asVoid(Effect.timeoutOption(signal, millis))
 }
