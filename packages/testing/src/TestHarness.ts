@@ -25,6 +25,7 @@ import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
+import { isTestClock, liveActivity, rest, Sleepers, type Watched } from "./internal/activity.ts"
 import * as MemoryTransport from "./MemoryTransport.ts"
 
 /**
@@ -48,7 +49,8 @@ export interface Report {
 }
 
 /**
- * The pipeline did not come to rest: no timer is due, and these are not settled.
+ * The pipeline did not come to rest, and these messages are not settled: no timer is due, the limit has passed, or the
+ * pipeline goes on without end while the clock stands still.
  *
  * @category errors
  * @since 0.1.0
@@ -110,8 +112,6 @@ export const layerLive: Layer.Layer<MemoryTransport.MemoryTransport | Transport>
   minIdle: Duration.infinity
 })
 
-const isTestClock = (clock: Clock.Clock): boolean => "adjust" in clock
-
 /**
  * Provides the broker in memory as the harness needs it, with history and without claims, and a clock of its own: time
  * moves to the next instant at which something is due. Where a `TestClock` is provided already, that one is used.
@@ -142,8 +142,7 @@ export const make = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
   Effect.gen(function*() {
     const memory = yield* MemoryTransport.MemoryTransport
     const transport = yield* Transport
-    const clock = yield* Clock.clockWith(Effect.succeed)
-    const sleeping = new Set<Sleeper>()
+    const clock = yield* Clock.clockWith((clock) => Effect.sync(() => new Sleepers(clock)))
     const outcomes: Array<Telemetry.Outcome> = []
     let moving: Fiber.Fiber<void> | undefined
     yield* Effect.addFinalizer(() => moving === undefined ? Effect.void : Fiber.interrupt(moving))
@@ -151,12 +150,13 @@ export const make = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
       Effect.provideService(Telemetry.Observer, (outcome) => void outcomes.push(outcome)),
       // Nothing is due when nothing is left to do.
       Effect.provideService(Telemetry.LookInterval, undefined),
-      Effect.provideService(Clock.Clock, watched(clock, sleeping))
+      Effect.provideService(Clock.Clock, clock.watched)
     )
-    if (isTestClock(clock)) {
+    const watched: Watched = { memory, running, clock, outcomes }
+    if (clock.isTestClock) {
       yield* Effect.addFinalizer(() =>
         Effect.map(
-          Effect.forkDetach(moveWhileDraining(memory, running, clock, sleeping), { startImmediately: true }),
+          Effect.forkDetach(moveWhileDraining(watched), { startImmediately: true }),
           (fiber) => void (moving = fiber)
         )
       )
@@ -188,7 +188,7 @@ export const make = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
         }),
       runUntilIdle: (limit) =>
         Effect.andThen(
-          untilIdle(memory, running, clock, sleeping, Duration.fromInputUnsafe(limit ?? "1 day")),
+          untilIdle(watched, Duration.fromInputUnsafe(limit ?? "1 day")),
           report(memory, running, outcomes)
         )
     }
@@ -264,38 +264,41 @@ const report = (
     }
   })
 
-const untilIdle = (
-  memory: MemoryTransport.MemoryTransport["Service"],
-  running: Pipeline.Running,
-  clock: Clock.Clock,
-  sleeping: ReadonlySet<Sleeper>,
-  limit: Duration.Duration
-): Effect.Effect<void, NotIdle> =>
+const untilIdle = (watched: Watched, limit: Duration.Duration): Effect.Effect<void, NotIdle> =>
   Effect.gen(function*() {
-    const since = clock.currentTimeMillisUnsafe()
-    const moves = isTestClock(clock)
+    const { clock, memory, running } = watched
+    const since = clock.now
+    const isGoingRound = goingRound(watched)
     let told = false
     for (;;) {
-      yield* rest(memory, running)
+      const isResting = yield* rest(watched)
       const groups = (yield* memory.groups).filter(({ delayed, group, lag, pending, topic }) =>
         topic === running.topic && group === running.group && lag + pending.length + delayed.length > 0
       )
       const held = yield* running.owned
-      if (groups.length === 0 && held.running + held.waiting === 0) return
-      const now = clock.currentTimeMillisUnsafe()
+      if (isResting && groups.length === 0 && held.running + held.waiting === 0) return
+      const { due, now } = clock
       const elapsed = Duration.millis(now - since)
-      const due = dueOf(sleeping)
-      // A handler may be waiting for something real: it has 20 ms before the clock moves, or 2 s if nothing can move it.
-      const patience = Number.isFinite(due) ? 20 : realPatience
-      if (held.running > 0 && (yield* liveActivity(memory, patience))) continue
-      const isOver = Duration.isGreaterThan(elapsed, limit)
-      if ((moves && !Number.isFinite(due)) || isOver) {
-        const why = isOver
-          ? `${Duration.format(limit)} are the limit, which \`runUntilIdle(limit)\` moves`
-          : yield* whyNot(running, held.running)
+      if (Duration.isGreaterThan(elapsed, limit)) {
+        const why = `${Duration.format(limit)} are the limit, which \`runUntilIdle(limit)\` moves`
         return yield* new NotIdle({ elapsed, why, groups })
       }
-      if (moves) yield* TestClock.adjust(Math.max(0, due - now))
+      const outstanding = groups.reduce(
+        (sum, { delayed, lag, pending }) => sum + lag + pending.length + delayed.length,
+        0
+      )
+      if (yield* isGoingRound(outstanding)) {
+        const why = "the pipeline goes on without end while the clock stands still: does it publish to its own topic?"
+        return yield* new NotIdle({ elapsed, why, groups })
+      }
+      if (!isResting) continue
+      // A handler may be waiting for something real: it has 20 ms before the clock moves, or 2 s if nothing can move it.
+      const patience = Number.isFinite(due) ? 20 : realPatience
+      if (held.running > 0 && (yield* liveActivity(watched, patience))) continue
+      if (clock.isTestClock && !Number.isFinite(due)) {
+        return yield* new NotIdle({ elapsed, why: yield* whyNot(running, held.running), groups })
+      }
+      if (clock.isTestClock) yield* clock.moveToDue
       else if (!told && due - now > 1000) {
         told = true
         yield* Effect.logWarning(
@@ -308,24 +311,34 @@ const untilIdle = (
     }
   })
 
+/**
+ * Whether all work is in vain: after many looks and settlements no fewer messages are outstanding, and the clock has not
+ * moved. Work is counted, not real time, so that a slow machine makes no difference.
+ */
+const goingRound = ({ clock, running }: Watched) => {
+  let since = { now: -Infinity, outstanding: Infinity, settled: 0, looks: 0 }
+  return (outstanding: number): Effect.Effect<boolean> =>
+    Effect.map(running.counts, (counts) => {
+      const settled = Object.values(counts).reduce((sum: number, count: number) => sum + count, 0)
+      if (outstanding < since.outstanding || clock.now >= since.now + 1) {
+        since = { now: clock.now, outstanding, settled, looks: 0 }
+      }
+      // All that is outstanding may be retried several times at one instant.
+      return settled - since.settled > 20_000 + 10 * since.outstanding || ++since.looks > 10_000
+    })
+}
+
 /** A drain waits on the clock that only the harness moves: a handler that never ends does not hold its test. */
-const moveWhileDraining = (
-  memory: MemoryTransport.MemoryTransport["Service"],
-  running: Pipeline.Running,
-  clock: Clock.Clock,
-  sleeping: ReadonlySet<Sleeper>
-): Effect.Effect<void> =>
+const moveWhileDraining = (watched: Watched): Effect.Effect<void> =>
   Effect.gen(function*() {
+    const { clock, running } = watched
     for (;;) {
-      yield* liveActivity(memory, 5)
-      const due = dueOf(sleeping)
-      if (!Number.isFinite(due)) continue
-      if ((yield* running.owned).running > 0 && (yield* liveActivity(memory, 500))) continue
-      yield* TestClock.adjust(Math.max(0, due - clock.currentTimeMillisUnsafe()))
+      yield* liveActivity(watched, 5)
+      if (!Number.isFinite(clock.due)) continue
+      if ((yield* running.owned).running > 0 && (yield* liveActivity(watched, 500))) continue
+      yield* clock.moveToDue
     }
   })
-
-const dueOf = (sleeping: ReadonlySet<Sleeper>): number => Math.min(...[...sleeping].map((sleeper) => sleeper.due))
 
 /** Milliseconds that a handler has which may be waiting for something real. */
 const realPatience = 2000
@@ -339,59 +352,6 @@ const whyNot = (running: Pipeline.Running, handlers: number): Effect.Effect<stri
         "TestHarness.layerLive waits for as long as it takes, Pipeline.timeout bounds it"
     }
     return state === "consuming" ? "no handler runs, and nothing is due" : `the pipeline is ${state}`
-  })
-
-/**
- * Lets everything run that needs no time: a settlement waits for up to 32 turns of the loop, also that of a handler which
- * ends meanwhile.
- */
-const rest = (memory: MemoryTransport.MemoryTransport["Service"], running: Pipeline.Running): Effect.Effect<void> =>
-  Effect.gen(function*() {
-    let activity = yield* memory.activity
-    let handlers = (yield* running.owned).running
-    for (let turns = 0; turns < 100; turns++) {
-      yield* turn
-      const now = yield* memory.activity
-      const held = (yield* running.owned).running
-      if (now !== activity || held !== handlers) turns = 0
-      activity = now
-      handlers = held
-    }
-  })
-
-const turn = Effect.callback<void>((resume) => {
-  const immediate = setImmediate(() => resume(Effect.void))
-  return Effect.sync(() => clearImmediate(immediate))
-})
-
-/** Waits in real time, at most `millis`, until something happens. */
-const liveActivity = (memory: MemoryTransport.MemoryTransport["Service"], millis: number): Effect.Effect<boolean> =>
-  Effect.gen(function*() {
-    const before = yield* memory.activity
-    const until = performance.now() + millis
-    while (performance.now() < until) {
-      yield* Effect.callback<void>((resume) => {
-        const timer = setTimeout(() => resume(Effect.void), 5)
-        return Effect.sync(() => clearTimeout(timer))
-      })
-      if ((yield* memory.activity) !== before) return true
-    }
-    return false
-  })
-
-interface Sleeper {
-  readonly due: number
-}
-
-/** A clock that knows when its sleepers are due. */
-const watched = (clock: Clock.Clock, sleeping: Set<Sleeper>): Clock.Clock =>
-  Object.assign(Object.create(clock) as Clock.Clock, {
-    sleep: (duration: Duration.Duration) =>
-      Effect.suspend(() => {
-        const sleeper = { due: clock.currentTimeMillisUnsafe() + Duration.toMillis(duration) }
-        sleeping.add(sleeper)
-        return Effect.ensuring(clock.sleep(duration), Effect.sync(() => sleeping.delete(sleeper)))
-      })
   })
 
 /** The user's own error, also where a promise was rejected with it. */
