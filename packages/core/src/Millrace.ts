@@ -48,9 +48,12 @@ import { invalidOption, OperationFailed, TransportError } from "./TransportError
  * @category models
  * @since 0.1.0
  */
-export interface Options<R, E> {
-  /** The broker: `RedisStreams.layer`, `JetStream.layer`, `MemoryTransport.layer`; with your own services, if any, merged. */
-  readonly broker: Layer.Layer<R | Transport, E>
+export interface Options<out B extends Layer.Layer<Transport, unknown>> {
+  /**
+   * The broker: `RedisStreams.layer`, `JetStream.layer`, `MemoryTransport.layer`; with your own services, if any, merged.
+   * With `url ? RedisStreams.layer({ url }) : MemoryTransport.layer()`, each of the Layers needs all services.
+   */
+  readonly broker: B
   /**
    * Whether SIGTERM and SIGINT stop the pipelines while they run. Default `true`. The process then ends by itself, with
    * code 0, when nothing else keeps it; a second signal ends it at once, with code 1. `false`: your framework calls
@@ -86,7 +89,7 @@ export interface Millrace {
     values: Iterable<A>,
     options?: (value: A, index: number) => Publisher.PublishOptions
   ) => Promise<ReadonlyArray<Published>>
-  /** Counts of messages since the start, of one pipeline or of all together. */
+  /** Counts of messages since the start, of one pipeline or of all together. After `stop`, the last counts. */
   readonly counts: (pipeline?: Pipeline.AnyPipeline) => Promise<Pipeline.Counts>
   /** Whether messages can be consumed now, since when and why, of one pipeline, or the worst of all. */
   readonly health: (pipeline?: Pipeline.AnyPipeline) => Promise<Pipeline.Health>
@@ -108,7 +111,12 @@ export interface Millrace {
   readonly closed: Promise<void>
 }
 
-type Provided<P, R> = [Exclude<Pipeline.Services<P>, R | Transport | Scope.Scope>] extends [never] ? unknown
+/** What one of the Layers lacks: `B` may be a union. */
+type Missing<P, B> = B extends Layer.Layer<infer R, infer _E, infer _RIn>
+  ? Exclude<Pipeline.Services<P>, R | Transport | Scope.Scope>
+  : never
+
+type Provided<P, B> = [Missing<P, B>] extends [never] ? unknown
   : Hint<"the broker's Layer lacks a service that this pipeline needs: another broker's operation, or your own service">
 
 /**
@@ -117,8 +125,8 @@ type Provided<P, R> = [Exclude<Pipeline.Services<P>, R | Transport | Scope.Scope
  * @category constructors
  * @since 0.1.0
  */
-export const make = <R, E, const P extends Pipeline.AnyPipeline = never>(
-  options: Options<R, E> & { readonly pipelines?: ReadonlyArray<P & Provided<P, R>> | undefined }
+export const make = <B extends Layer.Layer<Transport, unknown>, const P extends Pipeline.AnyPipeline = never>(
+  options: Options<B> & { readonly pipelines?: ReadonlyArray<P & Provided<P, B>> | undefined }
 ): Millrace => new MillraceImpl(options as unknown as UntypedOptions)
 
 /**
@@ -128,9 +136,9 @@ export const make = <R, E, const P extends Pipeline.AnyPipeline = never>(
  * @category running
  * @since 0.1.0
  */
-export const run = async <R, E, const P extends Pipeline.AnyPipeline>(
-  pipeline: (P & Provided<P, R>) | ReadonlyArray<P & Provided<P, R>>,
-  options: Options<R, E>
+export const run = async <B extends Layer.Layer<Transport, unknown>, const P extends Pipeline.AnyPipeline>(
+  pipeline: (P & Provided<P, B>) | ReadonlyArray<P & Provided<P, B>>,
+  options: Options<B>
 ): Promise<Millrace> => {
   const pipelines = Array.isArray(pipeline) ? pipeline : [pipeline]
   const millrace = new MillraceImpl({ ...options, pipelines } as unknown as UntypedOptions)
@@ -138,7 +146,7 @@ export const run = async <R, E, const P extends Pipeline.AnyPipeline>(
   return millrace
 }
 
-interface UntypedOptions extends Options<Transport, unknown> {
+interface UntypedOptions extends Options<Layer.Layer<Transport, unknown>> {
   readonly pipelines?: ReadonlyArray<Pipeline.Pipeline<never, unknown, unknown, Transport>> | undefined
 }
 
@@ -203,6 +211,8 @@ class MillraceImpl implements Millrace {
   private stopping: Promise<void> | undefined
   /** Those that have started, until they have drained. */
   private current: ReadonlyArray<Pipeline.Running> = []
+  /** Those of the last start, also when they have drained: their counts stay. */
+  private counted: ReadonlyArray<Pipeline.Running> = []
   /** While there are none. */
   private idle = without("stopped", "no pipeline has started")
   private hasStopped = false
@@ -244,11 +254,12 @@ class MillraceImpl implements Millrace {
     if (this.started === undefined) {
       this.idle = without("reconnecting", "the pipelines are starting")
       if (this.hasStopped) this.closing = unread()
+      this.counted = []
       this.hasStopped = false
     }
     this.started ??= this.begin()
     try {
-      this.current = (await this.started).running
+      this.counted = this.current = (await this.started).running
     } catch (error) {
       this.started = undefined
       this.idle = without("stopped", `the start failed: ${plainText(error) ?? "no reason was given"}`)
@@ -307,8 +318,11 @@ class MillraceImpl implements Millrace {
   readonly redrive: Millrace["redrive"] = (topic, options) =>
     this.connected("redriving dead letters", DeadLetter.redrive(topic, options))
 
-  private async of(pipeline: Pipeline.AnyPipeline | undefined): Promise<ReadonlyArray<Pipeline.Running>> {
-    return this.among((await this.started)?.running ?? [], pipeline)
+  private async of(
+    pipeline: Pipeline.AnyPipeline | undefined,
+    drained: ReadonlyArray<Pipeline.Running> = []
+  ): Promise<ReadonlyArray<Pipeline.Running>> {
+    return this.among((await this.started)?.running ?? drained, pipeline)
   }
 
   /** All of them, or the named one, which must be ours: the counts of another are not 0. */
@@ -339,7 +353,7 @@ class MillraceImpl implements Millrace {
       resettled: 0,
       unsettled: 0
     }
-    for (const running of await this.of(pipeline)) {
+    for (const running of await this.of(pipeline, this.counted)) {
       const counts = await Effect.runPromise(running.counts)
       for (const name of Object.keys(sum) as Array<keyof Pipeline.Counts>) sum[name] += counts[name]
     }

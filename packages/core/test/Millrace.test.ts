@@ -48,7 +48,7 @@ describe("Millrace", () => {
     await millrace.stop()
   })
 
-  it("counts of one pipeline and of all", async () => {
+  it("counts of one pipeline and of all, until the next start", async () => {
     const first = collecting()
     const other = Pipeline.from(Numbers, { group: "other" }).pipe(Pipeline.filter((n) => n > 1))
     const millrace = await Millrace.run([first.worker, other], { broker: MemoryTransport.layer(), signals: false })
@@ -57,6 +57,12 @@ describe("Millrace", () => {
     while ((await millrace.counts(other)).handled + (await millrace.counts(other)).filtered < 2) await turn()
     assert.strictEqual((await millrace.counts(other)).filtered, 1)
     assert.strictEqual((await millrace.counts()).handled, 3)
+    await millrace.stop()
+    await millrace.closed
+    assert.strictEqual((await millrace.counts()).handled, 3)
+    assert.strictEqual((await millrace.counts(other)).filtered, 1)
+    await millrace.start()
+    assert.strictEqual((await millrace.counts()).handled, 0)
     await millrace.stop()
   })
 

@@ -3,7 +3,7 @@
 import { Millrace, Pipeline, Settlement, Topic, type Transport, type TransportError } from "@millrace/core"
 import { JetStream } from "@millrace/nats-jetstream"
 import { RedisStreams } from "@millrace/redis-streams"
-import { Config, Duration, Effect, type Layer, Redacted, Schema } from "effect"
+import { Config, Duration, Effect, Layer, Redacted, Schema } from "effect"
 import { describe, test } from "tstyche"
 
 const Order = Schema.Struct({ id: Schema.String, user: Schema.Number })
@@ -140,5 +140,21 @@ describe("Millrace.run", () => {
   test("another broker's pipeline is refused", () => {
     // @ts-expect-error the broker's Layer lacks a service that this pipeline needs
     Millrace.run(RedisStreams.from(Orders, { group: "b" }), { broker: JetStream.layer({ url: "nats://a" }) })
+  })
+
+  test("one of several brokers has to have the services, whichever it is", () => {
+    const broker = Math.random() < 0.5 ? RedisStreams.layer({ url: "redis://a" }) : JetStream.layer({ url: "nats://a" })
+    Millrace.run(orders, { broker })
+    Millrace.run([orders], { broker })
+    Millrace.make({ broker, pipelines: [orders] })
+    // @ts-expect-error the broker's Layer lacks a service that this pipeline needs
+    Millrace.run(RedisStreams.from(Orders, { group: "b" }), { broker })
+    // @ts-expect-error the broker's Layer lacks a service that this pipeline needs
+    Millrace.make({ broker, pipelines: [RedisStreams.from(Orders, { group: "b" })] })
+  })
+
+  test("a Layer without a broker is refused", () => {
+    // @ts-expect-error is not assignable to type
+    Millrace.run(orders, { broker: Layer.empty })
   })
 })

@@ -121,8 +121,9 @@ export const layerFromConnection = (
  *
  * **Details**
  *
- * Filters are not applied: the pipeline gets every message of its topic. `ackSync` acknowledges. There is no client, so
- * that {@link publish}, {@link read} and the like fail.
+ * A message on a subject that the pipeline does not read is left out, as the server does; its acknowledgement is among
+ * `settled` of the report. A message that names no subject reaches the pipeline. `ackSync` acknowledges. There is no
+ * client, so that {@link publish}, {@link read} and the like fail.
  *
  * **Example** (A pipeline of many subjects, in the harness)
  *
@@ -140,6 +141,7 @@ export const layerFromConnection = (
  * const test = Effect.gen(function*() {
  *   const harness = yield* TestHarness.make(Orders, regions)
  *   yield* harness.publish("a", { subject: "orders.eu.created" })
+ *   yield* harness.publish("b", { subject: "orders.eu.deleted" })
  *   return yield* harness.runUntilIdle()
  * }).pipe(Effect.scoped, Effect.provide(JetStream.layerTest.pipe(Layer.provideMerge(TestHarness.layer))))
  *

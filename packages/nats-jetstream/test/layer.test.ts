@@ -7,6 +7,7 @@ import { Transport } from "@millrace/core/Transport"
 import type { TransportError } from "@millrace/core/TransportError"
 import * as Brokers from "@millrace/testing/Brokers"
 import * as MemoryTransport from "@millrace/testing/MemoryTransport"
+import * as TestHarness from "@millrace/testing/TestHarness"
 import { jetstreamManager } from "@nats-io/jetstream"
 import { connect } from "@nats-io/transport-node"
 import * as Config from "effect/Config"
@@ -173,6 +174,33 @@ describe("connecting", () => {
       )
       assert.match((yield* Effect.flip(Effect.scoped(Pipeline.start(pipeline)))).message, expected)
     }).pipe(Effect.provide(JetStream.layerTest.pipe(Layer.provideMerge(MemoryTransport.layer())))))
+
+  it.effect.each<readonly [string, object, Array<string>]>([
+    ["a pattern", { subject: "orders.{region}.created" }, ["orders.eu.created", "none"]],
+    ["subjects", { subjects: ["orders.us.>", "orders.eu"] }, ["orders.us.deleted", "none"]],
+    ["the topic's own subject", {}, ["orders", "none"]],
+    ["a stream by its name", { stream: "ALL" }, [
+      "orders.eu.created",
+      "orders.us.deleted",
+      "foo.bar",
+      "orders.eu.created.late",
+      "orders",
+      "none"
+    ]]
+  ])(
+    "layerTest gives the messages on %s, and those without a subject",
+    ([, options, expected]) =>
+      Effect.gen(function*() {
+        const topic = Topic.make("orders", { schema: Schema.String })
+        const harness = yield* TestHarness.make(topic, JetStream.from(topic, { group: "g", ...options }))
+        const subjects = ["orders.eu.created", "orders.us.deleted", "foo.bar", "orders.eu.created.late", "orders"]
+        yield* Effect.forEach(subjects, (subject) => harness.publish(subject, { subject }))
+        yield* harness.publish("none")
+        const report = yield* harness.runUntilIdle()
+        assert.deepStrictEqual(report.handled.map(({ value }) => value), expected)
+        assert.strictEqual(report.deadLettered.length, 0)
+      }).pipe(Effect.scoped, Effect.provide(JetStream.layerTest.pipe(Layer.provideMerge(TestHarness.layer))))
+  )
 
   it.live("a server without JetStream is reported when it is needed, with the remedy", () =>
     Effect.gen(function*() {
