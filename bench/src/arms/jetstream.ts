@@ -37,7 +37,9 @@ export const callback: MakeArm = async (url): Promise<Arm> => {
 }
 
 const credit = 576
-const askAgainAt = 144
+
+/** The server ends a connection for which more than 64 MB wait: large messages are asked for in smaller numbers. */
+const creditFor = (size: number): number => Math.min(credit, Math.max(8, Math.floor(32e6 / size)))
 const prefetch = 512
 const maxUnanswered = 1000
 const ack = new TextEncoder().encode("+ACK")
@@ -72,15 +74,16 @@ export const pull: MakeArm = async (url, spec): Promise<Arm> => {
   return {
     async consume(topic, group, handle) {
       if (spec.delay > 0) return pooled(nc, topic, group, spec.concurrency, spec.delay, handle)
-      let open = credit
+      const most = creditFor(spec.size)
+      let open = most
       const { ask, stop } = await requests(nc, topic, group, (message) => {
         handle(decodeBytes(message.data))
         nc.publish(message.reply!, ack)
-        if (--open > credit - askAgainAt) return
-        ask(credit - open)
-        open = credit
+        if (--open > most * 0.75) return
+        ask(most - open)
+        open = most
       })
-      ask(credit)
+      ask(most)
       return stop
     },
     close: () => nc.close()
@@ -165,7 +168,7 @@ export const to: MakeArm = async (url, spec): Promise<Arm> => {
           head = 0
         }
         const room = credit - open - (waiting.length - head)
-        if (room < askAgainAt) return
+        if (room < credit / 4) return
         open += room
         ask(room)
       }
