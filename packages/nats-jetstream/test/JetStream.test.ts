@@ -1,4 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as DeadLetter from "@millrace/core/DeadLetter"
 import * as Message from "@millrace/core/Message"
 import * as Pipeline from "@millrace/core/Pipeline"
 import * as Publisher from "@millrace/core/Publisher"
@@ -52,6 +53,32 @@ describe.each(versions)("on nats-server %s", (version) => {
           ])
         })
       ))
+
+    it.live.skipIf(before(version, 10))(
+      "a dead letter of a family of subjects is redriven to its group",
+      () =>
+        on(() =>
+          Effect.gen(function*() {
+            const attempts: Array<string> = []
+            yield* Pipeline.start(
+              JetStream.from(Orders, { group: "regions", subject: "orders.{region}.created", startFrom: "beginning" })
+                .pipe(
+                  Pipeline.map((_, message) => {
+                    attempts.push(message.topic)
+                    if (attempts.length === 1) throw new Error("declined")
+                  }),
+                  Pipeline.retry({ times: 0 }),
+                  Pipeline.deadLetter("orders.dead")
+                )
+            )
+            yield* JetStream.publish(Orders, { id: 1 }, { subject: "orders.eu.created" })
+            const redriven = yield* until(DeadLetter.redrive("orders.dead"), ({ redriven }) => redriven === 1)
+            assert.isUndefined(redriven.refused)
+            yield* until(Effect.sync(() => attempts), (attempts) => attempts.length === 2)
+            assert.deepStrictEqual(attempts, ["orders.eu.created", "orders.eu.created"])
+          })
+        )
+    )
 
     it.live.skipIf(before(version, 10))("several filter subjects", () =>
       on(() =>

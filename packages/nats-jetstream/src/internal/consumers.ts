@@ -45,8 +45,8 @@ const defaultAckWait = 30_000
 /** Keeping messages alive takes three signs of life within the time. */
 const minAckWait = 500
 
-/** Says whose a consumer is, whatever becomes of the subjects of its stream. */
-const groupKey = "millrace.group"
+/** Says whose a consumer is, whatever becomes of the subjects of its stream, and whichever topic is asked for. */
+export const groupKey = "millrace.group"
 const topicKey = "millrace.topic"
 
 export const validateAckWait = (millis: number): TransportError.TransportError | undefined =>

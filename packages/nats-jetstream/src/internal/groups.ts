@@ -4,6 +4,7 @@ import type { ConsumerInfo } from "@nats-io/jetstream"
 import * as Effect from "effect/Effect"
 import { firstFrom } from "./browsing.ts"
 import { type Connection, unexpected } from "./connection.ts"
+import { groupKey } from "./consumers.ts"
 import * as names from "./names.ts"
 import { findStream } from "./streams.ts"
 
@@ -31,7 +32,7 @@ export const groups = Effect.fnUntraced(function*(
         ? Effect.succeed(undefined)
         : firstFrom(connection, stream, topic, consumer.ack_floor.stream_seq + 1),
       (oldest): Transport.GroupInfo => ({
-        group: names.groupOf(topic, consumer.name),
+        group: consumer.config.metadata?.[groupKey] ?? names.groupOf(topic, consumer.name),
         lag: consumer.num_pending,
         pending: consumer.num_ack_pending,
         ...oldest === undefined ? {} : { oldest }
