@@ -73,7 +73,7 @@ const reject = (message: string) => Exit.fail(new Schema.SchemaError(new SchemaI
 
 const notUtf8 = reject("Expected UTF-8 text")
 
-/** A codec of what is no schema of Effect, which a cast or JavaScript gives: its topic is refused when it is first used. */
+/** A codec made of a value that is no schema, by a cast or from JavaScript: its topic is refused at its first use. */
 const invalidCodec = (constructor: string, schema: unknown): Codec<any> | undefined => {
   if (Schema.isSchema(schema)) return undefined
   const invalid: Invalid = {

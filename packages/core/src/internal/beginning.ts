@@ -9,7 +9,7 @@ import { type Intake, isFor } from "./intake.ts"
 import type { Outcomes } from "./outcome.ts"
 import { settleBackoff } from "./settler.ts"
 
-/** What comes between the permit of an attempt and its handler: some end without it, some are confirmed first. */
+/** The steps between the permit of an attempt and its handler: some attempts end here, some are confirmed first. */
 export class Beginning {
   private readonly options: {
     readonly group: string

@@ -39,7 +39,7 @@ export class ByHand {
     readonly onReleased: (attempt: Attempt) => void
   }
   private readonly awaited = new Map<Attempt, Awaited>()
-  /** Settlements that are being decided, with what is done if the broker is not told: the handler may have ended. */
+  /** Settlements that are being decided, each with its fallback if the broker is not told: the handler may have ended. */
   private readonly deciding = new Map<Attempt, (() => void) | undefined>()
 
   constructor(options: ByHand["options"]) {

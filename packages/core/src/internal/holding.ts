@@ -10,7 +10,7 @@ import type { Prefetch } from "./prefetch.ts"
 import type { RetryWatch } from "./retryWatch.ts"
 import type { Settler } from "./settler.ts"
 
-/** What this process holds, and what it can take beside that. */
+/** The messages that this process holds, and how many more it can take. */
 export class Holding {
   private readonly options: {
     readonly now: () => number

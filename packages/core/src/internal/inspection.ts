@@ -15,7 +15,7 @@ type Inspect = (value: unknown, options: InspectOptions) => string
 export abstract class Inspected {
   abstract toJSON(): unknown
 
-  /** Effect reads all fields of what is inside of an Exit or a Context, unless a value says that it is redactable. */
+  /** Effect shows all fields of a value inside of an Exit or a Context, unless the value is redactable. */
   [symbolRedactable](): unknown {
     return this.toJSON()
   }

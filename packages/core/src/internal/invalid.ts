@@ -44,7 +44,7 @@ export const durationOf = (
   }
 }
 
-/** What is wrong with an option that is a function where it is given. */
+/** The error of an option that has to be a function, if it is another value. */
 export const invalidFunction = (option: string, f: unknown): Invalid | undefined =>
   f === undefined || typeof f === "function" ? undefined : { option, value: f, remedy: "give a function" }
 

@@ -25,7 +25,7 @@ export const settledAs = (
 }
 
 /**
- * What is wrong with the result of a plain function: a Promise or an Effect that nothing would wait for, or a settlement
+ * The error of a plain function whose result is a Promise or an Effect that nothing would wait for, or a settlement
  * that was returned. The types refuse most of it, JavaScript and casts do not.
  */
 export const misreturned = (step: string, result: unknown): Cause.Cause<never> | undefined => {

@@ -2,7 +2,7 @@ import { bad, type Finding, ok } from "../findings.ts"
 import { covers, filtersOf, overlap } from "./consumerChecks.ts"
 import type { StreamFacts } from "./facts.ts"
 
-/** Whether what is published is confirmed, kept and read. */
+/** Whether published messages are confirmed, kept and read. */
 export const retentionChecks = ({ consumers, info: { config } }: StreamFacts, at: string): ReadonlyArray<Finding> => {
   const findings: Array<Finding> = []
   if (config.no_ack) {
