@@ -489,6 +489,43 @@ describe("what a consumer's connection does to a message", () => {
       })
     ))
 
+  it.live("a settlement that is held up until a peer has settled the entry does not take the entry back", () =>
+    onServer(
+      {},
+      Effect.gen(function*() {
+        const { broker, run } = yield* Server
+        const held = new Map<number, Array<Buffer>>()
+        let isHeld = false
+        const proxy = yield* Proxy.make(broker, {
+          pass: (piece, to, { id }) => {
+            if (to === "client") return piece
+            const before = held.get(id) ?? []
+            held.set(id, isHeld ? [...before, piece] : [])
+            return isHeld ? Buffer.alloc(0) : Buffer.concat([...before, piece])
+          }
+        })
+        const options = { answerTimeout: "5 minutes", claim: { minIdle: "1 second" } } as const
+        const redis = yield* transport({ ...options, url: proxy.through(broker.url) })
+        const topic = fresh("held-up")
+        yield* redis.publish([outgoing(topic, "1")])
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        const [delivery] = yield* subscription.pull(demand(1))
+        // As a process that is stopped after it has decided, and before its socket is written.
+        isHeld = true
+        const settling = yield* Effect.forkChild(subscription.settle([{ delivery, settlement: retry("1 minute") }]), {
+          startImmediately: true
+        })
+        const other = yield* transport(options)
+        const peer = yield* other.subscribe(subscribing(topic))
+        const [taken] = yield* peer.pull(demand(1))
+        yield* peer.settle([{ delivery: taken, settlement: Settlement.ack }])
+        isHeld = false
+        yield* redis.publish([outgoing(fresh("flush"), "")])
+        assert.deepStrictEqual(yield* Fiber.join(settling), [delivery])
+        assert.strictEqual((yield* run("XPENDING", topic, "g"))[0], 0)
+      })
+    ))
+
   it.live("a settlement that finds no server fails, and can be sent again when it is back", () =>
     onServer(
       { persistence: "always" },

@@ -11,7 +11,7 @@ import * as groups from "./groups.ts"
 import { HealthRecord, Refusals } from "./health.ts"
 import { Inbox } from "./inbox.ts"
 import * as keys from "./keys.ts"
-import { chunk, Leases, type Operation } from "./leases.ts"
+import { chunk, type Lease, Leases, type Operation } from "./leases.ts"
 import type { ReadLoop } from "./readLoop.ts"
 import { firstFailure, rawEntry, Reclaim } from "./reclaim.ts"
 import { codeOf, isPassing, list, text, transportError } from "./reply.ts"
@@ -261,7 +261,7 @@ export class RedisSubscription {
   private takeDue(retries: DelayedRetries, room: number, arrival: Facts["arrival"]): Effect.Effect<void, Error> {
     const ids = retries.take(Math.min(room, chunk))
     const { consumer, group, key } = this.options
-    const args = [group, consumer, this.isHandLost ? "1" : "0", this.hasKeptRetries ? "1" : "0", ...ids]
+    const args = [group, consumer, this.isHandLost ? "1" : "0", this.leaseOfRetries, ...ids]
     return this.server.control.one(key, evalsha(hand, [key, this.dues], args)).pipe(
       Effect.tapError(() =>
         Effect.sync(() => {
@@ -353,19 +353,18 @@ export class RedisSubscription {
   /** When those that wait were last extended; while none does, now. */
   private retriesKeptAt: number
 
-  /** Whether no peer can have taken a retry that waits here. */
-  private get hasKeptRetries(): boolean {
-    return !this.leases.hasPaused && this.now() - this.retriesKeptAt < this.options.minIdle
+  /** The lease of the retries that wait here. */
+  private get leaseOfRetries(): Lease {
+    return this.leases.since(this.retriesKeptAt, "held")
   }
 
   private keepAll(now: number, keepsRetries: boolean): Effect.Effect<void> {
-    const { leases, retries } = this
+    const { leaseOfRetries, leases, retries } = this
     const buffered = this.inbox.deliveries.slice()
     const operations = [
       ...buffered.map((delivery) => leases.extend(delivery)),
       ...(keepsRetries ? retries.ids : []).map((id): Operation => {
-        const lease = this.hasKeptRetries ? "held" : ""
-        return ["keep", id, String(retries.attemptOf(id) ?? ""), lease, ""]
+        return ["keep", id, String(retries.attemptOf(id) ?? ""), leaseOfRetries, ""]
       })
     ]
     return Effect.flatMap(leases.send(operations), (replies) => {
