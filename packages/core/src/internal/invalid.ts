@@ -22,6 +22,17 @@ export const invalidMax = (option: string, max: unknown): Invalid | undefined =>
 export const toError = (transport: string, { option, remedy, value }: Invalid): TransportError =>
   invalidOption(transport, option, value, remedy)
 
+const units = ["weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds", "nanoseconds"]
+
+/** Values that Effect reads as zero: `NaN`, and objects without a unit, such as a `Date` or a misspelt unit. */
+const isNothing = (input: unknown): boolean => {
+  if (typeof input !== "object" || input === null || Duration.isDuration(input)) return Number.isNaN(input)
+  if (Array.isArray(input)) return input.some(Number.isNaN)
+  const given = Object.entries(input)
+  return given.length === 0 ||
+    given.some(([unit, n]) => !units.includes(unit) || typeof n !== "number" || Number.isNaN(n))
+}
+
 /**
  * Reads a duration, or says why the input is none: JavaScript and casts get round its type.
  *
@@ -34,7 +45,7 @@ export const durationOf = (
 ): { readonly duration: Duration.Duration; readonly invalid: Invalid | undefined } => {
   try {
     const duration = Duration.fromInputUnsafe(input as Duration.Input)
-    if (!Duration.isNegative(duration) && !Number.isNaN(input)) return { duration, invalid: undefined }
+    if (!Duration.isNegative(duration) && !isNothing(input)) return { duration, invalid: undefined }
   } catch {
     // not a duration
   }
