@@ -3,6 +3,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
 import { ErrorReply } from "redis"
+import { type Address, nameOf } from "./address.ts"
 import { BulkLimit } from "./bulkLimit.ts"
 import { redirection, SlotMap, slotOf } from "./cluster.ts"
 import type { Command } from "./command.ts"
@@ -12,7 +13,7 @@ import { Refusals } from "./health.ts"
 import { codeOf, isRefusal, millisOfTime } from "./reply.ts"
 import { asEval } from "./scripts/script.ts"
 import { ServerClock } from "./serverClock.ts"
-import { type Address, nameOf, type Settings } from "./settings.ts"
+import type { Settings } from "./settings.ts"
 import { speaksOtherwise } from "./tlsProbe.ts"
 import * as Topology from "./topology.ts"
 
@@ -324,7 +325,8 @@ const firstConnection = (settings: Settings, topology: Topology.Topology): Effec
     })
   return topology.connect("").pipe(
     Effect.tapError((error) => {
-      last = error
+      // A connection that ends without a word says less than an earlier one.
+      if (last === undefined || !error.isClosed) last = error
       if (isFinal(error)) return Effect.void
       return Effect.andThen(error.isClosed ? probe(error.address) : Effect.void, saying(error.detail))
     }),
