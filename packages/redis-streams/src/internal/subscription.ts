@@ -263,9 +263,10 @@ export class RedisSubscription {
     const { consumer, group, key } = this.options
     const args = [group, consumer, this.isHandLost ? "1" : "0", this.leaseOfRetries, ...ids]
     return this.server.control.one(key, evalsha(hand, [key, this.dues], args)).pipe(
-      Effect.tapError(() =>
+      Effect.tapError((error) =>
         Effect.sync(() => {
-          this.isHandLost = true
+          // What the server refuses, it refuses before it counts.
+          if (!(error instanceof ErrorReply)) this.isHandLost = true
           retries.putBack(ids)
         })
       ),
