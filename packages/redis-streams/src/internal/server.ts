@@ -249,13 +249,19 @@ export const make = Effect.fnUntraced(
       Effect.sync(() => new DelayedMoves((key, command) => control.one(key, command))),
       (moves) => Effect.sync(() => moves.close())
     )
-    // Whatever made it be lost may have happened to the others too, and they would not know for long.
+    const readClock = Effect.match(control.one("", ["TIME"]), {
+      onFailure: () => {},
+      onSuccess: (reply) => clock.set(millisOfTime(reply))
+    })
+    // Whatever made it be lost may have happened to the others too, and they would not know for long. Another server may
+    // have another clock.
     let seen = -Infinity
     yield* Effect.suspend(() => {
       if (control.madeAgainAt === seen) return Effect.void
       seen = control.madeAgainAt
-      return Effect.andThen(write.test(1_000), poll.test(1_000))
+      return Effect.all([write.test(1_000), poll.test(1_000), readClock])
     }).pipe(Effect.andThen(Effect.sleep(500)), Effect.forever, Effect.forkScoped)
+    yield* readClock.pipe(Effect.delay("1 minute"), Effect.forever, Effect.forkScoped)
     return {
       settings,
       slots,
