@@ -40,6 +40,24 @@ describe("a step that throws", () => {
       ))
     ))
 
+  it.effect("fails its message when it throws a promise, whose rejection does not end the process", () =>
+    Effect.gen(function*() {
+      const rejections: Array<unknown> = []
+      const listener = (error: unknown) => rejections.push(error)
+      process.on("unhandledRejection", listener)
+      for (const step of [Pipeline.map, Pipeline.mapPromise] as ReadonlyArray<any>) {
+        yield* survives((from) =>
+          from.pipe(step((n: number) => {
+            if (n === 1) throw Promise.reject(new Error("thrown without await"))
+            return step === Pipeline.map ? n : Promise.resolve(n)
+          }))
+        )
+      }
+      yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
+      process.off("unhandledRejection", listener)
+      assert.deepStrictEqual(rejections, [])
+    }))
+
   // was: extend of a transport's own source that throws does not harm the pipeline
   it.effect("fails its message when it is a transport's own extend", () =>
     Effect.gen(function*() {

@@ -65,8 +65,9 @@ const watched = Effect.fnUntraced(function*(broker: Brokers.Broker) {
       const use = uses.get(connection) ?? { reads: false, publishes: false, isMute: false }
       uses.set(connection, use)
       if (to === "client") return use.isMute ? Buffer.alloc(0) : piece
-      use.reads ||= piece.includes("XREADGROUP")
-      use.publishes ||= piece.includes("XADD")
+      // As commands: scripts name them too.
+      use.reads ||= piece.includes("$10\r\nXREADGROUP\r\n")
+      use.publishes ||= piece.includes("$4\r\nXADD\r\n")
       return piece
     }
   })
@@ -460,6 +461,37 @@ describe("what a consumer's connection does to a message", () => {
         yield* Wait.until("counted at the server", Effect.map(count, (n) => n === 3))
         const [again] = yield* Fiber.join(pulling)
         assert.deepStrictEqual([textOf(again), again.attempt, yield* count], ["1", 3, 3])
+      })
+    ))
+
+  it.live("a due retry whose answer is lost is kept while the engine has no room for it, and counts one attempt", () =>
+    onServer(
+      {},
+      Effect.gen(function*() {
+        const { broker, run } = yield* Server
+        const { mute, url } = yield* watched(broker)
+        const redis = yield* transport({ url, answerTimeout: "1 second", claim: { minIdle: "2 seconds" } })
+        const topic = fresh("kept-hand")
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        yield* redis.publish([outgoing(topic, "1")])
+        // The first time only makes the server know the scripts.
+        for (const delay of ["1 millis", "300 millis"] as const) {
+          const [delivery] = yield* subscription.pull(demand(1))
+          yield* subscription.settle([{ delivery, settlement: retry(delay) }])
+        }
+        const pulling = yield* Effect.forkChild(subscription.pull(demand(1)), { startImmediately: true })
+        mute("keeping")
+        const pending = Effect.map(
+          run("XPENDING", topic, "g", "-", "+", "1"),
+          ([[, , idle, count]]) => ({ idle, count })
+        )
+        yield* Wait.until("counted at the server", Effect.map(pending, ({ count }) => count === 3))
+        yield* Fiber.interrupt(pulling)
+        yield* subscription.withdraw
+        yield* Wait.until("a second has passed", Effect.map(pending, ({ idle }) => idle > 1_000))
+        yield* Wait.until("extended", Effect.map(pending, ({ idle }) => idle < 1_000))
+        const [again] = yield* subscription.pull(demand(1))
+        assert.deepStrictEqual([textOf(again), again.attempt, again.suspect], ["1", 3, false])
       })
     ))
 

@@ -18,7 +18,7 @@ import { createServer } from "node:net"
 import { tmpdir } from "node:os"
 import * as Path from "node:path"
 import { createServer as createTlsServer } from "node:tls"
-import { createClient } from "redis"
+import { createClient, createCluster } from "redis"
 import { Source } from "../src/internal/source.ts"
 import {
   admin,
@@ -328,6 +328,20 @@ it.live("a client made elsewhere says where the server is and how to log in, and
     assert.strictEqual(yield* Effect.promise(() => client.xLen(topic)), 1)
     client.destroy()
   }).pipe(Effect.scoped))
+
+it.effect.each<readonly [string, unknown, RegExp]>([
+  ["no client", undefined, /^redis: client is undefined: give what createClient of npm redis returns/],
+  ["an address", "redis://app:secret@host", /^redis: client is "redis:\/\/<redacted>@host"/],
+  ["a client of a cluster", createCluster({ rootNodes: [{ url: "redis://host" }] }), /for a cluster .* use layer/],
+  ["a client of another library", { duplicate: () => {}, options: { host: "host", port: 6379 } }, /npm redis/]
+])("layerFromClient refuses %s", ([, client, expected]) =>
+  Effect.gen(function*() {
+    const error = yield* Effect.flip(
+      Effect.scoped(Layer.build(RedisStreams.layerFromClient(client as RedisStreams.Client)))
+    )
+    assert.strictEqual(error.reason._tag, "InvalidOption")
+    assert.match(error.message, expected)
+  }))
 
 it.live("sends the host as server name, and none for an address", () =>
   Effect.gen(function*() {

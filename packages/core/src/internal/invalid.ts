@@ -55,6 +55,12 @@ export const durationOf = (
   }
 }
 
+/** What is wrong with a list of pipelines: one that runs nothing is a mistake of the program that made it. */
+export const invalidPipelines = (pipelines: unknown): Invalid | undefined =>
+  Array.isArray(pipelines) && pipelines.length > 0
+    ? undefined
+    : { option: "pipelines", value: pipelines, remedy: "give at least one pipeline, as in [pipeline]" }
+
 /** The error of an option that has to be a function, if it is another value. */
 export const invalidFunction = (option: string, f: unknown): Invalid | undefined =>
   f === undefined || typeof f === "function" ? undefined : { option, value: f, remedy: "give a function" }

@@ -24,14 +24,25 @@ export const settledAs = (
   }
 }
 
+/** A promise that nothing awaits must not end the process. */
+export const ignore = (u: unknown): void => {
+  try {
+    if (u instanceof Promise) settledAs(u, () => {}, () => {})
+  } catch {
+    // an object that cannot be looked at
+  }
+}
+
 /**
  * The error of a plain function whose result is a Promise or an Effect that nothing would wait for, or a settlement
  * that was returned. The types refuse most of it, JavaScript and casts do not.
  */
 export const misreturned = (step: string, result: unknown): Cause.Cause<never> | undefined => {
-  // The promise that nothing awaits must not end the process.
-  if (isThenable(result)) settledAs(result, () => {}, () => {})
-  const problem = isThenable(result) ? "a Promise: use Pipeline.mapPromise" : unwaited(result)
+  if (isThenable(result)) {
+    ignore(result)
+    return misused(step, "returned a Promise: use Pipeline.mapPromise")
+  }
+  const problem = unwaited(result)
   return problem === undefined ? undefined : misused(step, `returned ${problem}`)
 }
 
@@ -63,6 +74,7 @@ const unwaited = (u: unknown): string | undefined => {
 
 /** What a rejection means: a settlement that was asked for, or what the user's `catch` makes of it. */
 export const rejection = (onRejected: (cause: unknown) => unknown, error: unknown): Cause.Cause<unknown> => {
+  ignore(error)
   if (Settlement.isRequested(error)) return Cause.fail(error)
   try {
     return Cause.fail(onRejected(error))

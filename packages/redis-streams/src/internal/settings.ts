@@ -231,9 +231,13 @@ export const check = (options: Options): Result.Result<Settings, TransportError>
   return remedy === undefined ? Result.succeed(settings) : refuse("keyPrefix", settings.keyPrefix, remedy)
 }
 
-/** Where a client connects to. Its own options say how. */
+/** Where a client connects to. Its own options say how; other clients have others, such as a `host` of `ioredis`. */
 export const checkClient = (client: Client, options: ClientOptions): Result.Result<Settings, TransportError> => {
-  const { database, socket = {} } = (client.options ?? {}) as {
+  const given = client?.options
+  if (typeof client?.duplicate !== "function" || typeof given !== "object" || given === null || "host" in given) {
+    return refuse("client", client, "give what createClient of npm redis returns; for a cluster or Sentinel use layer")
+  }
+  const { database, socket = {} } = given as {
     readonly database?: number
     readonly socket?: {
       readonly host?: string

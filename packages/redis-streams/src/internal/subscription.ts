@@ -67,8 +67,8 @@ export class RedisSubscription {
   private readonly retries: WaitingRetries
   /** Deliveries that the engine had when the group was deleted or moved back: it gives them out again. */
   private surviving: ReadonlyMap<string, RedisDelivery> = new Map()
-  /** The answer to the last hand-out of due retries did not arrive. */
-  private isHandLost = false
+  /** Due retries that were requested, and whose answer did not arrive. */
+  private readonly unanswered = new Set<string>()
   private readonly record = new HealthRecord()
 
   constructor(server: Server, readLoop: ReadLoop, clock: Clock.Clock, origin: string, options: SubscriptionOptions) {
@@ -261,17 +261,18 @@ export class RedisSubscription {
   private takeDue(retries: DelayedRetries, room: number, arrival: Facts["arrival"]): Effect.Effect<void, Error> {
     const ids = retries.take(Math.min(room, chunk))
     const { consumer, group, key } = this.options
-    const args = [group, consumer, this.isHandLost ? "1" : "0", this.leaseOfRetries, ...ids]
-    return this.server.control.one(key, evalsha(hand, [key, this.dues], args)).pipe(
+    const asked = ids.flatMap((id) => [id, this.unanswered.has(id) ? "1" : "0"])
+    const command = evalsha(hand, [key, this.dues], [group, consumer, this.leaseOfRetries, ...asked])
+    return this.server.control.one(key, command).pipe(
       Effect.tapError((error) =>
         Effect.sync(() => {
           // What the server refuses, it refuses before it counts.
-          if (!(error instanceof ErrorReply)) this.isHandLost = true
+          if (!(error instanceof ErrorReply)) { for (const id of ids) this.unanswered.add(id) }
           retries.putBack(ids)
         })
       ),
       Effect.flatMap((reply) => {
-        this.isHandLost = false
+        for (const id of ids) this.unanswered.delete(id)
         retries.forget(ids)
         const [given, gone] = list(reply)
         const now = this.now()

@@ -48,7 +48,8 @@ local function apply(op, id, count, lease, arg)
   elseif held[2] == '${released}' and string.find(op, '^release') and held[4] == tonumber(string.match(arg, '^%d+')) then
     -- The answer to the first release was lost.
     return 0
-  elseif held[2] ~= me or count ~= '' and held[4] ~= tonumber(count) then
+  -- A retry that waits has no other delivery: one more attempt was counted by an answer that was lost.
+  elseif held[2] ~= me or op ~= 'keep' and count ~= '' and held[4] ~= tonumber(count) then
     if op == 'begin' and held[2] == me and held[4] == tonumber(arg) then return 0 end
     return 1
   end
