@@ -11,6 +11,7 @@ import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import type { Hints } from "./internal/hint.ts"
 import { type Invalid, toError, unknownOption } from "./internal/invalid.ts"
+import { shownError } from "./internal/shownError.ts"
 import { invalidOption } from "./TransportError.ts"
 
 const RequestedTypeId = "~@millrace/core/SettlementRequested"
@@ -115,6 +116,9 @@ export class SettleError extends Schema.Error<SettleError>("@millrace/core/Settl
 }) {
   override get message(): string {
     return `the settlement of message ${this.id} did not reach the broker`
+  }
+  override toJSON(): unknown {
+    return shownError(this)
   }
 }
 

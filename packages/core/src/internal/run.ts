@@ -23,6 +23,7 @@ import { loggable, plainText } from "./errorDetail.ts"
 import { Handler } from "./handler.ts"
 import { Holding } from "./holding.ts"
 import { Intake } from "./intake.ts"
+import { monotonicMillis } from "./monotonic.ts"
 import { Outcomes } from "./outcome.ts"
 import { Outputs } from "./outputs.ts"
 import { Ownership } from "./ownership.ts"
@@ -76,6 +77,10 @@ export class Run {
   private readonly rest: Rest
   /** Something wants to know how long handlers take. */
   private readonly isTimed: boolean
+  /** When the last handler ended, while nothing but the engine has run since: the next one begins then. */
+  private endedAt = 0
+  /** Monotonic, in milliseconds. */
+  private readonly now: () => number
   private isVerifying = false
 
   constructor(
@@ -93,7 +98,7 @@ export class Run {
     const scheduler = Context.get(context, Scheduler.Scheduler).makeDispatcher()
     const { policies, source } = program
     const { group, topic } = source
-    const now = () => this.now()
+    const now = this.now = monotonicMillis(clock)
     const after = (millis: number, f: () => void) => this.after(millis, f)
     const lease = subscription.lease === undefined ? undefined : Duration.toMillis(subscription.lease)
 
@@ -198,6 +203,9 @@ export class Run {
         admits: (attempt) => this.admits(attempt)
       },
       takePermit: () => this.permits.take(),
+      onTurn: () => {
+        this.endedAt = 0
+      },
       begin: (attempt) => this.begin(attempt),
       onBegun: () => this.demandChanged(),
       onPumped: () => {
@@ -232,7 +240,10 @@ export class Run {
       ended: this.sight.isMetered
         ? (attempt, end, payload) => {
           if (end !== "interrupted" && end !== "undecodable") {
-            this.sight.handled(attempt, end === "failed" ? payload as Cause.Cause<unknown> : undefined)
+            const endedAt = this.now()
+            this.sight.handled(attempt, endedAt, end === "failed" ? payload as Cause.Cause<unknown> : undefined)
+            // What follows a failure, and an observer, may take a while.
+            if (end === "succeeded" && !this.sight.isObserved) this.endedAt = endedAt
           }
           this.outcomes.ended(attempt, end, payload)
         }
@@ -282,11 +293,6 @@ export class Run {
       run: this.run,
       onLost: (attempt) => this.lost(attempt)
     })
-  }
-
-  /** Monotonic, in milliseconds. */
-  private now(): number {
-    return Number(this.clock.monotonicTimeNanosUnsafe()) / 1e6
   }
 
   private after(millis: number, f: () => void): () => void {
@@ -376,7 +382,8 @@ export class Run {
     this.holding.add()
     attempt.permit = this.permits
     if (this.isTimed) {
-      attempt.startedAt = this.now()
+      attempt.startedAt = this.endedAt > 0 ? this.endedAt : this.now()
+      this.endedAt = 0
       this.sight.begun(attempt)
     }
     this.beginning.begin(attempt)

@@ -1,8 +1,9 @@
 import * as Cause from "effect/Cause"
 import * as Duration from "effect/Duration"
 import * as Redacted from "effect/Redacted"
-import { summarize, withoutSecrets } from "./errorDetail.ts"
+import { summarize } from "./errorDetail.ts"
 import { Inspected } from "./inspection.ts"
+import { withoutSecrets } from "./secrets.ts"
 
 /**
  * A value that an option cannot have, as an error shows it: texts without the user of an address, and of what is no plain

@@ -75,11 +75,10 @@ export class JetStreamDelivery implements Transport.Delivery {
     this.life = life
     const reply = msg.reply ?? ""
     this.reply = reply
-    // A consumer's messages all begin with the same.
-    if (!reply.startsWith(prefix)) prefix = prefixOf(reply)
-    const afterDelivered = reply.indexOf(".", prefix.length)
+    const { length } = prefixIn(reply)
+    const afterDelivered = reply.indexOf(".", length)
     const afterSequence = reply.indexOf(".", afterDelivered + 1)
-    this.delivered = Number(reply.slice(prefix.length, afterDelivered))
+    this.delivered = Number(reply.slice(length, afterDelivered))
     this.sequence = reply.slice(afterDelivered + 1, afterSequence)
   }
   get id(): string {
@@ -140,11 +139,15 @@ export class JetStreamDelivery implements Transport.Delivery {
   }
 }
 
-/** The timestamp is the last but one of nine tokens, or of twelve where the last is random. */
+/** The fourth token behind the prefix. */
 export const timestampIn = (reply: string): string => {
-  const tokens = reply.split(".")
-  return tokens[tokens.length === 9 ? 7 : 9] ?? ""
+  let from = prefixIn(reply).length
+  for (let token = 0; token < 3; token++) from = reply.indexOf(".", from) + 1
+  return reply.slice(from, reply.indexOf(".", from))
 }
+
+/** A consumer's messages all begin with the same. */
+const prefixIn = (reply: string): string => reply.startsWith(prefix) ? prefix : prefix = prefixOf(reply)
 
 let prefix = "no message yet"
 
