@@ -88,6 +88,24 @@ describe("a step that throws", () => {
     ))
 })
 
+it.effect("a step is not given a generator function, whose body nothing would run", () =>
+  Effect.gen(function*() {
+    const steps: ReadonlyArray<any> = [
+      Pipeline.map,
+      Pipeline.mapPromise,
+      Pipeline.tapPromise,
+      Pipeline.mapEffect,
+      (f: never) => Pipeline.to(Numbers, f),
+      (f: never) => Pipeline.batchPromise({ size: 1, within: 0 }, f)
+    ]
+    for (const step of steps) {
+      for (const generator of [function*() {}, async function*() {}]) {
+        const error = yield* Effect.flip(TestHarness.run(Numbers, from.pipe(step(generator)) as typeof from, []))
+        assert.include(String(error), "is a generator function: nothing runs its body")
+      }
+    }
+  }).pipe(Effect.provide(TestHarness.layer)))
+
 describe("middleware and branches", () => {
   it.effect("a middleware wraps all that stands above it, as one Effect that it may run again", () =>
     Effect.gen(function*() {

@@ -63,7 +63,17 @@ export const invalidPipelines = (pipelines: unknown): Invalid | undefined =>
 
 /** The error of an option that has to be a function, if it is another value. */
 export const invalidFunction = (option: string, f: unknown): Invalid | undefined =>
-  f === undefined || typeof f === "function" ? undefined : { option, value: f, remedy: "give a function" }
+  f === undefined ? undefined : invalidStep(option, f)
+
+/** The error of a step that is not given a function, or one whose body a call does not run. */
+export const invalidStep = (option: string, f: unknown): Invalid | undefined => {
+  if (typeof f !== "function") return { option, value: f, remedy: "give a function" }
+  const isGenerator = Object.prototype.toString.call(f).endsWith("GeneratorFunction]")
+  const value = { toString: () => "a generator function" }
+  return isGenerator
+    ? { option, value, remedy: "nothing runs its body: give a function, or Effect.fnUntraced" }
+    : undefined
+}
 
 /** The first option that `of` does not have. A text is not shown: a misspelt password is one. */
 export const unknownOption = (of: string, options: unknown, known: ReadonlyArray<string>): Invalid | undefined => {

@@ -5,7 +5,7 @@ import * as Exit from "effect/Exit"
 import * as Predicate from "effect/Predicate"
 import * as Result from "effect/Result"
 import * as Settlement from "../Settlement.ts"
-import type { Invalid } from "./invalid.ts"
+import { type Invalid, invalidStep } from "./invalid.ts"
 
 /** Whether something is to be waited for as a promise is. */
 export const isThenable = (u: unknown): u is PromiseLike<unknown> =>
@@ -104,12 +104,14 @@ interface PromiseForm {
 
 /** A function, or `{ try, catch }`. */
 export const promiseForm = (step: string, f: unknown): PromiseForm => {
-  if (typeof f === "function") return { try: f as PromiseForm["try"], catch: unknownRejection }
-  if (Predicate.hasProperty(f, "try") && typeof f.try === "function") {
-    if (Predicate.hasProperty(f, "catch") && typeof f.catch === "function") return f as unknown as PromiseForm
-  }
+  const form = typeof f === "function" ? { try: f, catch: unknownRejection } : f
   const remedy = "give an async function, or { try, catch }"
-  return { try: () => Promise.resolve(), catch: unknownRejection, invalid: { option: step, value: f, remedy } }
+  const hasBoth = Predicate.hasProperty(form, "try") && typeof form.try === "function" &&
+    Predicate.hasProperty(form, "catch") && typeof form.catch === "function"
+  const invalid = hasBoth ? invalidStep(step, form.try) : { option: step, value: f, remedy }
+  return invalid === undefined
+    ? form as PromiseForm
+    : { try: () => Promise.resolve(), catch: unknownRejection, invalid }
 }
 
 /** Passes the value on, whatever the function resolves with. */
