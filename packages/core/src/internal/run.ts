@@ -12,7 +12,7 @@ import * as Scheduler from "effect/Scheduler"
 import type * as Concurrency from "../Concurrency.ts"
 import { isLimit, make as makeLimit } from "../Concurrency.ts"
 import * as Telemetry from "../Telemetry.ts"
-import type { Delivery, Subscription, Transport } from "../Transport.ts"
+import type { Delivery, Located, Subscription, Transport } from "../Transport.ts"
 import type { TransportError } from "../TransportError.ts"
 import { type Attempt, type Shared, Watch } from "./attempt.ts"
 import { Batcher } from "./batcher.ts"
@@ -172,10 +172,10 @@ export class Run {
         this.reader.wasOpen(millis)
           ? Effect.map(subscription.health, ({ state }) => state === "consuming")
           : Effect.succeed(false),
-      findSettled: (ids) =>
-        subscription.findSettled === undefined
-          ? Effect.succeed([])
-          : Effect.orElseSucceed(subscription.findSettled(ids), () => []),
+      locate: (ids) =>
+        subscription.locate === undefined
+          ? Effect.succeed(unlocated)
+          : Effect.orElseSucceed(subscription.locate(ids), () => unlocated),
       onChange: () => this.demandChanged(),
       run: this.run
     })
@@ -332,9 +332,15 @@ export class Run {
     for (const delivery of deliveries) {
       // A broker that was killed may have forgotten that it delivered the message before.
       if (delivery.redelivered || this.retries.size > 0) this.arrivedAgain(delivery)
-      this.intake.take(delivery)
+      if (!this.intake.take(delivery)) this.awaitReturn(delivery.id)
     }
     this.dispatcher.pump()
+  }
+
+  /** A message is delivered again some time: its key waits for it where it has a place. */
+  private awaitReturn(id: string): void {
+    const { keys } = this.intake
+    if (keys?.awaits(id) === true) this.retries.add(id, 0, () => keys.gaveUp(id))
   }
 
   private arrivedAgain({ id, origin, redelivered }: Delivery): void {
@@ -432,9 +438,8 @@ export class Run {
     const { keys } = this.intake
     const returns = mayReturn && keys !== undefined && !attempt.isSettled
     if (returns) {
-      const { id } = attempt.delivery
       keys.retried(attempt)
-      if (keys.awaits(id)) this.retries.add(id, 0, () => keys.gaveUp(id))
+      this.awaitReturn(attempt.delivery.id)
     }
     this.outcomes.lost(attempt)
     switch (attempt.state) {
@@ -490,6 +495,8 @@ export class Run {
     this.settlements.settler.close()
   }
 }
+
+const unlocated: Located = { settled: [], held: [] }
 
 /** How long a key waits for a retry that is due, where ownership does not end. Milliseconds. */
 const giveUpWithoutLease = 30_000
