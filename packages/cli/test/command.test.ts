@@ -27,18 +27,22 @@ interface Ran {
   readonly output: string
 }
 
+/** Nothing of the pnpm and the vitest that run this test. */
+const environment = (): Record<string, string | undefined> => ({
+  ...Object.fromEntries(
+    Object.entries(process.env).filter(([name]) =>
+      !/^(npm|pnpm|vitest|NODE_OPTIONS|VITE|NODE_ENV|TEST|MILLRACE)/i.test(name)
+    )
+  ),
+  PATH: `${Path.dirname(process.execPath)}:${process.env["PATH"]}`,
+  NO_COLOR: "1"
+})
+
 const run = (command: string, args: ReadonlyArray<string>, cwd: string, env: Record<string, string> = {}) =>
   Effect.callback<Ran>((resume) => {
-    // Nothing of the pnpm and the vitest that run this test.
-    const clean = Object.fromEntries(
-      Object.entries(process.env).filter(([name]) =>
-        !/^(npm|pnpm|vitest|NODE_OPTIONS|VITE|NODE_ENV|TEST|MILLRACE)/i.test(name)
-      )
-    )
-    const path = `${Path.dirname(process.execPath)}:${process.env["PATH"]}`
     const child = spawn(command, [...args], {
       cwd,
-      env: { ...clean, PATH: path, NO_COLOR: "1", ...env },
+      env: { ...environment(), ...env },
       stdio: ["ignore", "pipe", "pipe"]
     })
     let output = ""
@@ -221,32 +225,46 @@ describe("the command", () => {
       const needed = ["cli", "core", "redis-streams", "nats-jetstream"].flatMap((
         name
       ) => ["--package", tarballs[`@millrace/${name}`]!])
-      const npx = (...args: ReadonlyArray<string>) => run("npx", ["-y", ...needed, "millrace", ...args], cwd)
-      assert.deepStrictEqual(yield* npx("--version"), { code: 0, output: `${version}\n` })
-      const inspected = yield* npx("inspect", "--redis", url, "--json")
+      const command = ["-y", ...needed, "millrace"]
+      const inspected = yield* run("npx", [...command, "inspect", "--redis", url, "--json"], cwd)
       assert.deepInclude(JSON.parse(inspected.output), { topics: [] })
-      const page = yield* npx("view", "--port", "70000")
-      assert.strictEqual(page.code, 2)
-      const shown = yield* Effect.raceFirst(
-        Effect.flatMap(npx("view", "--port", "28686", "--redis", url), ({ output }) => Effect.die(new Error(output))),
-        Effect.retry(
-          Effect.tryPromise(async () => {
-            const paths = [
-              "",
-              "app.js",
-              "html.js",
-              "charts.js",
-              "style.css",
-              "lib/preact.js",
-              "lib/hooks.js",
-              "lib/htm.js",
-              "lib/uplot.js",
-              "lib/uplot.css"
-            ]
-            return Promise.all(paths.map(async (path) => (await fetch(`http://127.0.0.1:28686/${path}`)).status))
-          }),
-          { times: 300, while: () => Effect.as(Effect.sleep("100 millis"), true) }
-        )
+      const child = yield* Effect.acquireRelease(
+        Effect.sync(() =>
+          spawn("npx", [...command, "view", "--port", "0", "--redis", url], {
+            cwd,
+            env: environment(),
+            // npx and what it starts are one group, which one signal ends.
+            detached: true,
+            stdio: ["ignore", "pipe", "pipe"]
+          })
+        ),
+        (child) => Effect.sync(() => child.exitCode === null && process.kill(-child.pid!, "SIGKILL"))
+      )
+      const address = yield* Effect.callback<string>((resume) => {
+        let text = ""
+        const take = (chunk: Buffer) => {
+          text += chunk
+          const address = /^http:\S+/m.exec(text)?.[0]
+          if (address !== undefined) resume(Effect.succeed(address))
+        }
+        child.stdout.on("data", take)
+        child.stderr.on("data", take)
+        child.once("exit", (code) => resume(Effect.die(new Error(`npx ended with ${code}: ${text}`))))
+      })
+      const paths = [
+        "",
+        "app.js",
+        "html.js",
+        "charts.js",
+        "style.css",
+        "lib/preact.js",
+        "lib/hooks.js",
+        "lib/htm.js",
+        "lib/uplot.js",
+        "lib/uplot.css"
+      ]
+      const shown = yield* Effect.promise(() =>
+        Promise.all(paths.map(async (path) => (await fetch(new URL(path, address))).status))
       )
       assert.deepStrictEqual(new Set(shown), new Set([200]))
     }), 400_000)

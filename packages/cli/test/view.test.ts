@@ -257,6 +257,27 @@ describe.skipIf(browser === undefined)("the page in a browser", () => {
             await page.getByText("1 redriven").waitFor()
             await page.getByText("Declined: no funds for o9").waitFor({ state: "detached" })
           })
+          // Names and bodies that would be markup, ids that are no dates, fields without a body, an address typed wrong.
+          const raw = yield* Effect.acquireRelease(
+            Effect.promise(() => createClient({ url }).on("error", () => {}).connect()),
+            (client) => Effect.sync(() => client.destroy())
+          )
+          const evil = "<img src=x onerror=alert(1)> / a%zz"
+          yield* Effect.promise(async () => {
+            await raw.sendCommand(["XADD", evil, "99999999999999999-5", "user", "<script>alert(2)</script>"])
+            page.on("dialog", (dialog) => problems.push(dialog.message()))
+            await page.goto(`${address}#/topic/${encodeURIComponent(evil)}`)
+            await page.getByText("{\"user\":\"<script>alert(2)</script>\"}").waitFor()
+            await page.keyboard.press("/")
+            await page.keyboard.type(`${evil} 99999999999999999-5`)
+            await page.keyboard.press("Enter")
+            await page.getByText("published no date").waitFor()
+            await page.locator("pre", { hasText: "<script>alert(2)</script>" }).waitFor()
+            await page.goto(`${address}#/topic/%zz`)
+            await page.getByText("there is no topic %zz").waitFor()
+            await page.goto(`${address}#/`)
+            await page.getByRole("link", { name: evil }).waitFor()
+          })
           const back = () => Effect.promise(() => page.evaluate("getComputedStyle(document.body).backgroundColor"))
           const light = yield* back()
           yield* Effect.promise(() => page.emulateMedia({ colorScheme: "dark" }))

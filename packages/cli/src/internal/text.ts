@@ -16,7 +16,7 @@ export const paint = (hasColor: boolean) => (color: Color, text: string): string
 /** Text of a message on one line, without what would control the terminal or turn the direction of the text. */
 export const clean = (text: string): string =>
   // oxlint-disable-next-line no-control-regex
-  text.replace(/[\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g, (char) => {
+  text.replace(/[\u0000-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g, (char) => {
     const code = char.charCodeAt(0)
     return char === "\n"
       ? "↵"
@@ -64,7 +64,16 @@ export const bytes = (n: number): string =>
     ? `${(n / 1024 ** 2).toFixed(1)} MB`
     : `${(n / 1024 ** 3).toFixed(1)} GB`
 
-export const time = (millis: number): string => new Date(millis).toISOString().replace(/\.000Z$/, "Z")
+/** The last instant that a `Date` holds. */
+const maxTime = 8.64e15
+
+/** An id or a record may hold a number that is no date. */
+export const time = (millis: number): string =>
+  Math.abs(millis) <= maxTime ? new Date(millis).toISOString().replace(/\.000Z$/, "Z") : "no date"
+
+/** When, and how long ago. */
+export const when = (millis: number, now: number): string =>
+  Math.abs(millis) <= maxTime ? `${time(millis)} (${duration(now - millis)} ago)` : time(millis)
 
 export interface Column {
   readonly title: string

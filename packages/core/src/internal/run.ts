@@ -167,11 +167,15 @@ export class Run {
     this.retries = new RetryWatch({
       now,
       after,
-      giveUpAfter: lease === undefined ? giveUpWithoutLease : lease + 1000,
+      giveUpAfter: lease === undefined ? giveUpWithoutLease : lease * 1.25 + 1000,
       couldCome: (millis) =>
         this.reader.wasOpen(millis)
           ? Effect.map(subscription.health, ({ state }) => state === "consuming")
           : Effect.succeed(false),
+      findSettled: (ids) =>
+        subscription.findSettled === undefined
+          ? Effect.succeed([])
+          : Effect.orElseSucceed(subscription.findSettled(ids), () => []),
       onChange: () => this.demandChanged(),
       run: this.run
     })
@@ -326,17 +330,21 @@ export class Run {
     this.ownership.pulled(this.holding.buffered === 0)
     this.prefetch.sampled(deliveries[0].body.byteLength)
     for (const delivery of deliveries) {
-      if (delivery.redelivered) this.redelivered(delivery)
+      // A broker that was killed may have forgotten that it delivered the message before.
+      if (delivery.redelivered || this.retries.size > 0) this.arrivedAgain(delivery)
       this.intake.take(delivery)
     }
     this.dispatcher.pump()
   }
 
-  private redelivered({ id, origin }: Delivery): void {
-    if (this.retries.seen(id)) return
+  private arrivedAgain({ id, origin, redelivered }: Delivery): void {
+    if (this.retries.seen(id) || !redelivered) return
     // The lease of an attempt that is still here has ended, and no peer has taken the message.
     for (const attempt of this.holding.unsettled()) {
-      if (attempt.delivery.id === id && attempt.delivery.origin === origin) return this.lost(attempt)
+      if (attempt.delivery.id !== id || attempt.delivery.origin !== origin) continue
+      this.lost(attempt, true)
+      // Its place in its key is for this delivery.
+      return void this.retries.seen(id)
     }
   }
 
@@ -415,13 +423,23 @@ export class Run {
     else this.demandChanged()
   }
 
-  /** A peer owns the message: wherever it is here, it leaves, and nothing is said about it. */
-  private lost(attempt: Attempt): void {
+  /**
+   * A peer owns the message, or may own it: wherever it is here, it leaves, and nothing is said about it. Its key keeps the
+   * place of one that may return.
+   */
+  private lost(attempt: Attempt, mayReturn = attempt.delivery.mayReturn === true): void {
     if (attempt.isLost) return
+    const { keys } = this.intake
+    const returns = mayReturn && keys !== undefined && !attempt.isSettled
+    if (returns) {
+      const { id } = attempt.delivery
+      keys.retried(attempt)
+      if (keys.awaits(id)) this.retries.add(id, 0, () => keys.gaveUp(id))
+    }
     this.outcomes.lost(attempt)
     switch (attempt.state) {
       case "buffered": {
-        this.intake.lost(attempt)
+        this.intake.lost(attempt, returns)
         attempt.to("left")
         this.intake.leftIsolation(attempt)
         return this.dispatcher.pump()

@@ -17,7 +17,7 @@ export const shownValue = (value: unknown): string => {
     const showsItself = Redacted.isRedacted(value) || Duration.isDuration(value) || value instanceof Inspected
     if (showsItself || Object.hasOwn(value, "toString")) return String(value)
     if (value instanceof Error) return summarize(Cause.fail(value))
-    if (Array.isArray(value)) return "an array"
+    if (Array.isArray(value)) return value.length === 0 ? "an empty array" : "an array"
     const { name } = value.constructor ?? Object
     return name === "Object" ? "an object" : `an instance of ${name}`
   } catch {

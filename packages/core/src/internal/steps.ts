@@ -8,7 +8,7 @@ import type { Attempt } from "./attempt.ts"
 import { exitOf } from "./exit.ts"
 import type { Outputs } from "./outputs.ts"
 import type { Step } from "./program.ts"
-import { isThenable, misresolved, misreturned, misused, rejection, settledAs } from "./promise.ts"
+import { ignore, isThenable, misresolved, misreturned, misused, rejection, settledAs } from "./promise.ts"
 import { skippingOf } from "./skipping.ts"
 
 /**
@@ -287,7 +287,7 @@ const promiseForms: Record<string, string> = { mapEffect: "mapPromise" }
 export const notAnEffect = (step: string, returned: unknown): Cause.Cause<never> => {
   const remedy = `return an Effect, or use Pipeline.${promiseForms[step] ?? `${step}Promise`}`
   if (!isThenable(returned)) return misused(step, `returned something that is no Effect: ${remedy}`)
-  settledAs(returned, () => {}, () => {})
+  ignore(returned)
   return misused(step, `returned a Promise: ${remedy}`)
 }
 
@@ -320,8 +320,10 @@ export const recover = (
   return { cause }
 }
 
-export const thrown = (error: unknown): Cause.Cause<unknown> =>
-  Settlement.isRequested(error) ? Cause.fail(error) : Cause.die(error)
+export const thrown = (error: unknown): Cause.Cause<unknown> => {
+  ignore(error)
+  return Settlement.isRequested(error) ? Cause.fail(error) : Cause.die(error)
+}
 
 // --- steps as one Effect, for what wraps or nests them
 

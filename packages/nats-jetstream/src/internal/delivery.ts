@@ -50,6 +50,10 @@ export class JetStreamDelivery implements Transport.Delivery {
   /** Deliveries that do not count: released, or never begun. */
   released = 0
   suspect = false
+  /** This process holds an earlier delivery of it; a server that was killed may have forgotten that one. */
+  isCopy = false
+  /** As in `Transport.Delivery.mayReturn`: a delivery of an earlier life of the stream does not. */
+  mayReturn = true
   /** This process requested the retry. */
   isOwnRetry = false
   firstFailedAt: number | undefined
@@ -103,7 +107,7 @@ export class JetStreamDelivery implements Transport.Delivery {
     return Math.max(1, this.delivered - this.released)
   }
   get redelivered(): boolean {
-    return this.delivered > 1
+    return this.delivered > 1 || this.isCopy
   }
   get publishedAt(): number {
     return Math.floor(Number(this.timestamp) / 1e6)
@@ -111,6 +115,15 @@ export class JetStreamDelivery implements Transport.Delivery {
   /** In nanoseconds. */
   get timestamp(): string {
     return timestampIn(this.reply)
+  }
+  /** Counts like `earlier`, which no handler has begun. */
+  replaces(earlier: JetStreamDelivery): void {
+    this.isCopy = true
+    this.released = earlier.released + this.delivered - earlier.delivered
+    this.suspect = earlier.suspect
+    this.isOwnRetry = earlier.isOwnRetry
+    this.firstFailedAt = earlier.firstFailedAt
+    this.due = earlier.due
   }
   ownedBy(owner: Owner): void {
     this.#owner = owner
