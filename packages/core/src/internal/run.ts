@@ -76,7 +76,6 @@ export class Run {
   private readonly rest: Rest
   /** Something wants to know how long handlers take. */
   private readonly isTimed: boolean
-  private isVerifying = false
 
   constructor(
     program: Program,
@@ -190,7 +189,7 @@ export class Run {
       scheduler,
       gates: {
         isResting: () => !this.isDraining && !this.rest.isOver,
-        isShut: (now) => this.isShut(now),
+        isShut: (now) => this.isDraining || !this.ownership.isSure(now),
         admits: (attempt) => this.admits(attempt)
       },
       takePermit: () => this.permits.take(),
@@ -240,6 +239,7 @@ export class Run {
       clock,
       subscription,
       held: () => this.holding.unsettled(),
+      run: this.run,
       onLost: (attempt) => this.lost(attempt),
       // Answered at once, the pump that asked is still running.
       onSure: () => this.dispatcher.isIdle ? this.dispatcher.pump() : this.dispatcher.pumpLater()
@@ -349,19 +349,6 @@ export class Run {
   }
 
   // --- beginning
-
-  /** No buffered message may begin while the pipeline drains, or while it is not sure that it owns it. */
-  private isShut(now: number): boolean {
-    if (this.isDraining) return true
-    if (this.ownership.isSure(now)) return false
-    if (!this.isVerifying) {
-      this.isVerifying = true
-      this.run(this.ownership.extend).addObserver(() => {
-        this.isVerifying = false
-      })
-    }
-    return true
-  }
 
   /** Called with a permit taken. */
   private begin(attempt: Attempt): void {
