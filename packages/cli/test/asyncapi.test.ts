@@ -156,9 +156,13 @@ describe("breaking changes", () => {
       additionalProperties: string
     }],
     ["nothing said", {}, string],
-    ["a property that is kept, of another type", object({ x: { anyOf: [string, number] } }, ["x"]), object({ x: number }, [
-      "x"
-    ])],
+    [
+      "a property that is kept, of another type",
+      object({ x: { anyOf: [string, number] } }, ["x"]),
+      object({ x: number }, [
+        "x"
+      ])
+    ],
     ["a value of an enum of cases", { anyOf: [{ const: "a" }, { const: "b" }] }, { const: "a" }],
     ["values against cases", { anyOf: [{ const: "a" }, { const: "b" }] }, { type: "string", enum: ["a"] }],
     ["a member of a union of objects", {
@@ -179,13 +183,22 @@ describe("breaking changes", () => {
       items: [string],
       additionalItems: string
     }],
-    ["a list and a tuple", { type: "array", items: string }, { type: "array", items: [string], minItems: 1, maxItems: 1 }],
+    ["a list and a tuple", { type: "array", items: string }, {
+      type: "array",
+      items: [string],
+      minItems: 1,
+      maxItems: 1
+    }],
     ["names of a pattern", object({}, [], { patternProperties: { "^x-": { anyOf: [string, number] } } }), {
       type: "object",
       patternProperties: { "^x-": string }
     }],
     ["names of properties", object({}), object({}, [], { propertyNames: { pattern: "^x-" } })],
-    ["properties that nothing names", object({ x: string }), object({ x: string }, [], { additionalProperties: false })],
+    [
+      "properties that nothing names",
+      object({ x: string }),
+      object({ x: string }, [], { additionalProperties: false })
+    ],
     ["a format", string, { type: "string", format: "uuid" }],
     ["no value", object({ x: string }), object({ x: { not: {} } })],
     ["a value that is excluded", string, { type: "string", not: { const: "" } }]
@@ -235,7 +248,10 @@ describe("breaking changes", () => {
   it("a new optional property breaks neither side", () => {
     for (const action of ["send", "receive"] as const) {
       const wider = object({ x: string, y: number }, ["x"])
-      assert.deepStrictEqual(breakingChanges(document(action, object({ x: string }, ["x"])), document(action, wider)), [])
+      assert.deepStrictEqual(
+        breakingChanges(document(action, object({ x: string }, ["x"])), document(action, wider)),
+        []
+      )
     }
   })
 
