@@ -34,7 +34,7 @@ import process from "node:process"
 import * as DeadLetter from "./DeadLetter.ts"
 import { plainText } from "./internal/errorDetail.ts"
 import type { Hint } from "./internal/hint.ts"
-import { toError, unknownOption } from "./internal/invalid.ts"
+import { invalidPipelines, toError, unknownOption } from "./internal/invalid.ts"
 import { programOf } from "./internal/pipeline.ts"
 import * as Pipeline from "./Pipeline.ts"
 import * as Publisher from "./Publisher.ts"
@@ -120,7 +120,8 @@ type Provided<P, B> = [Missing<P, B>] extends [never] ? unknown
   : Hint<"the broker's Layer lacks a service that this pipeline needs: another broker's operation, or your own service">
 
 /**
- * Makes pipelines ready to start on a broker; without pipelines, it only publishes. Nothing is connected yet.
+ * Makes pipelines ready to start on a broker; without `pipelines`, it only publishes. Nothing is connected yet. Starting an
+ * empty array is refused.
  *
  * @category constructors
  * @since 0.1.0
@@ -130,7 +131,7 @@ export const make = <B extends Layer.Layer<Transport, unknown>, const P extends 
 ): Millrace => new MillraceImpl(options as unknown as UntypedOptions)
 
 /**
- * Starts one pipeline, or several, and resolves when messages flow. SIGTERM and SIGINT drain them, unless `signals` is
+ * Starts one pipeline, or several (at least one), and resolves when messages flow. SIGTERM and SIGINT drain them, unless `signals` is
  * `false`.
  *
  * @category running
@@ -175,14 +176,14 @@ const brokers = "give RedisStreams.layer({ url }), JetStream.layer({ url }) or M
 const invalidIn = (options: UntypedOptions): TransportError | undefined => {
   const unknown = unknownOption("options of Millrace", options, ["broker", "signals", "pipelines"])
   if (unknown !== undefined) return toError("core", unknown)
-  const { broker, pipelines = [], signals } = options
+  const { broker, pipelines, signals } = options
   if (!Layer.isLayer(broker)) return invalidOption("core", "broker", kindOf(broker), brokers)
   if (signals !== undefined && typeof signals !== "boolean") {
     return invalidOption("core", "signals", signals, "write true or false")
   }
-  if (!Array.isArray(pipelines)) {
-    return invalidOption("core", "pipelines", kindOf(pipelines), "give an array: [pipeline]")
-  }
+  if (pipelines === undefined) return undefined
+  const none = invalidPipelines(pipelines)
+  if (none !== undefined) return toError("core", none)
   try {
     pipelines.forEach(programOf)
     return undefined

@@ -58,6 +58,11 @@ export interface Delivery extends Codec.Wire {
    */
   readonly vanished?: boolean | undefined
   /**
+   * Read when the delivery is lost. `true`: its lease has ended, and no peer is known to own the message, so that it may be
+   * delivered to this process again. Its key waits for it as for a retry.
+   */
+  readonly mayReturn?: boolean | undefined
+  /**
    * The broker does not deliver it again, and why: an operator's limit, say. It is dead-lettered without another attempt;
    * `attempt` is the one that it would have been.
    */
@@ -183,6 +188,13 @@ export interface Subscription {
    * the delivery.
    */
   readonly begin: (delivery: Delivery) => Effect.Effect<boolean, TransportError>
+  /**
+   * Which of these messages are settled for certain, by a peer: no key waits for them any more. Asked about messages that
+   * could have come again and have not, every few seconds. Absent where a broker gives a message only to who asked for it.
+   */
+  readonly findSettled?:
+    | ((ids: Arr.NonEmptyReadonlyArray<string>) => Effect.Effect<ReadonlyArray<string>, TransportError>)
+    | undefined
   /** How long ownership lasts without an extension; `undefined` where ownership does not end. */
   readonly lease: Duration.Duration | undefined
   /** Whether messages can be consumed now, not merely whether a socket answers. */

@@ -9,7 +9,7 @@ import * as Brokers from "@millrace/testing/Brokers"
 import * as MemoryTransport from "@millrace/testing/MemoryTransport"
 import * as TestHarness from "@millrace/testing/TestHarness"
 import { jetstreamManager } from "@nats-io/jetstream"
-import { connect } from "@nats-io/transport-node"
+import { connect, type NatsConnection } from "@nats-io/transport-node"
 import * as Config from "effect/Config"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
@@ -236,6 +236,18 @@ describe("connecting", () => {
       yield* publish("orders", ["a"]).pipe(Effect.provide(JetStream.layerFromConnection(client)))
       assert.isFalse(client.isClosed())
       yield* Effect.promise(() => client.flush())
+    }))
+
+  it.effect.each<readonly [string, unknown]>([
+    ["no connection", undefined],
+    ["an address", "nats://host"],
+    ["a promise of a connection", Promise.resolve()]
+  ])("layerFromConnection refuses %s", ([, connection]) =>
+    Effect.gen(function*() {
+      const layer = JetStream.layerFromConnection(connection as NatsConnection)
+      const error = yield* Effect.flip(Effect.scoped(Layer.build(layer)))
+      assert.strictEqual(error.reason._tag, "InvalidOption")
+      assert.match(error.message, /^nats: connection is .*: give a connection: await connect/)
     }))
 })
 

@@ -58,6 +58,8 @@ export class FakeTransport {
   withdrawn = 0
   /** Deliveries that this consumer no longer owns. */
   readonly lost = new Set<Transport.Delivery>()
+  /** The ids of messages that a peer has settled. */
+  readonly settledByPeers = new Set<string>()
   /** As the pipeline subscribed. */
   options: Transport.SubscribeOptions | undefined
   lease: Duration.Duration | undefined = Duration.seconds(30)
@@ -140,6 +142,7 @@ export class FakeTransport {
               this.begun.push(delivery.id)
               return this.begin(delivery)
             }),
+          findSettled: (ids) => Effect.sync(() => ids.filter((id) => this.settledByPeers.has(id))),
           lease: this.lease,
           health: Effect.suspend(() => this.health)
         }

@@ -8,7 +8,8 @@ import type { Attempt } from "./attempt.ts"
 import { exitOf } from "./exit.ts"
 import type { Outputs } from "./outputs.ts"
 import type { Step } from "./program.ts"
-import { isThenable, misresolved, misreturned, misused, rejection, settledAs } from "./promise.ts"
+import { ignore, isThenable, misresolved, misreturned, misused, rejection, settledAs } from "./promise.ts"
+import { skippingOf } from "./skipping.ts"
 
 /**
  * What a step answers that is not its value: something to wait for, or an end. A plain value is returned as it is, so
@@ -221,13 +222,19 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
       const operations = compile(step.steps, environment, `${path}.`)
       const { f } = step
       const hasTimeout = operations.some(({ timeout }) => timeout !== undefined)
+      const skipping = skippingOf(f)
+      const wrap = skipping?.wrap ?? f
       return {
         run: (value, attempt) => {
-          // Suspended: a middleware may run it again. One that leaves it as it is costs no fiber.
-          const handler = Effect.suspend(() => asEffect(operations, value, attempt))
-          const wrapped = f(handler, attempt.message!)
-          if (wrapped !== handler) return ofEffect(wrapped, false, value, "middleware")
+          if (skipping === undefined || !skipping.skips(attempt)) {
+            // Suspended: a middleware may run it again. One that leaves it as it is costs no fiber.
+            const handler = Effect.suspend(() => asEffect(operations, value, attempt))
+            const wrapped = wrap(handler, attempt.message!)
+            if (wrapped !== handler) return ofEffect(wrapped, false, value, "middleware")
+          }
           if (hasTimeout) return ofEffect(asEffect(operations, value, attempt), false, value, "middleware")
+          // Whoever runs the middleware runs its one step.
+          if (operations.length === 1) return operations[0]!.run(value, attempt)
           for (let index = 0; index < operations.length; index++) {
             const result = apply(operations[index]!, value, attempt)
             // The last step is run by whoever runs the others; one that keeps its value must be the first, too.
@@ -280,7 +287,7 @@ const promiseForms: Record<string, string> = { mapEffect: "mapPromise" }
 export const notAnEffect = (step: string, returned: unknown): Cause.Cause<never> => {
   const remedy = `return an Effect, or use Pipeline.${promiseForms[step] ?? `${step}Promise`}`
   if (!isThenable(returned)) return misused(step, `returned something that is no Effect: ${remedy}`)
-  settledAs(returned, () => {}, () => {})
+  ignore(returned)
   return misused(step, `returned a Promise: ${remedy}`)
 }
 
@@ -313,8 +320,10 @@ export const recover = (
   return { cause }
 }
 
-export const thrown = (error: unknown): Cause.Cause<unknown> =>
-  Settlement.isRequested(error) ? Cause.fail(error) : Cause.die(error)
+export const thrown = (error: unknown): Cause.Cause<unknown> => {
+  ignore(error)
+  return Settlement.isRequested(error) ? Cause.fail(error) : Cause.die(error)
+}
 
 // --- steps as one Effect, for what wraps or nests them
 

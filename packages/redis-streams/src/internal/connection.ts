@@ -10,11 +10,12 @@ import { isIP } from "node:net"
 import type { ConnectionOptions } from "node:tls"
 import { createClient, ErrorReply, RESP_TYPES } from "redis"
 import type { Client as GivenClient } from "../Options.ts"
+import { type Address, nameOf } from "./address.ts"
 import type { Argument, Command } from "./command.ts"
 import { counting, type Received } from "./received.ts"
 import { asError, codeOf, isRefusal, isUnknown } from "./reply.ts"
 import { asEval } from "./scripts/script.ts"
-import { type Address, type Login, nameOf } from "./settings.ts"
+import type { Login } from "./settings.ts"
 
 /** How our connections differ from the client's defaults. */
 const ours = {
@@ -22,6 +23,8 @@ const ours = {
   RESP: 2,
   disableOfflineQueue: true,
   maintNotifications: "disabled",
+  // The client ignores what is replied to these, also the reason why the server closes the connection.
+  disableClientInfo: true,
   // The client's own timeout costs half the speed, and only counts the time until a command is written.
   commandOptions: { timeout: undefined as never, typeMapping: { [RESP_TYPES.BLOB_STRING]: Buffer } }
 } as const

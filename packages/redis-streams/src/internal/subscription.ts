@@ -11,7 +11,7 @@ import * as groups from "./groups.ts"
 import { HealthRecord, Refusals } from "./health.ts"
 import { Inbox } from "./inbox.ts"
 import * as keys from "./keys.ts"
-import { chunk, Leases, type Operation } from "./leases.ts"
+import { chunk, type Lease, Leases, type Operation } from "./leases.ts"
 import type { ReadLoop } from "./readLoop.ts"
 import { firstFailure, rawEntry, Reclaim } from "./reclaim.ts"
 import { codeOf, isPassing, list, text, transportError } from "./reply.ts"
@@ -67,8 +67,8 @@ export class RedisSubscription {
   private readonly retries: WaitingRetries
   /** Deliveries that the engine had when the group was deleted or moved back: it gives them out again. */
   private surviving: ReadonlyMap<string, RedisDelivery> = new Map()
-  /** The answer to the last hand-out of due retries did not arrive. */
-  private isHandLost = false
+  /** Due retries that were requested, and whose answer did not arrive. */
+  private readonly unanswered = new Set<string>()
   private readonly record = new HealthRecord()
 
   constructor(server: Server, readLoop: ReadLoop, clock: Clock.Clock, origin: string, options: SubscriptionOptions) {
@@ -261,16 +261,18 @@ export class RedisSubscription {
   private takeDue(retries: DelayedRetries, room: number, arrival: Facts["arrival"]): Effect.Effect<void, Error> {
     const ids = retries.take(Math.min(room, chunk))
     const { consumer, group, key } = this.options
-    const args = [group, consumer, this.isHandLost ? "1" : "0", this.hasKeptRetries ? "1" : "0", ...ids]
-    return this.server.control.one(key, evalsha(hand, [key, this.dues], args)).pipe(
-      Effect.tapError(() =>
+    const asked = ids.flatMap((id) => [id, this.unanswered.has(id) ? "1" : "0"])
+    const command = evalsha(hand, [key, this.dues], [group, consumer, this.leaseOfRetries, ...asked])
+    return this.server.control.one(key, command).pipe(
+      Effect.tapError((error) =>
         Effect.sync(() => {
-          this.isHandLost = true
+          // What the server refuses, it refuses before it counts.
+          if (!(error instanceof ErrorReply)) { for (const id of ids) this.unanswered.add(id) }
           retries.putBack(ids)
         })
       ),
       Effect.flatMap((reply) => {
-        this.isHandLost = false
+        for (const id of ids) this.unanswered.delete(id)
         retries.forget(ids)
         const [given, gone] = list(reply)
         const now = this.now()
@@ -353,19 +355,18 @@ export class RedisSubscription {
   /** When those that wait were last extended; while none does, now. */
   private retriesKeptAt: number
 
-  /** Whether no peer can have taken a retry that waits here. */
-  private get hasKeptRetries(): boolean {
-    return !this.leases.hasPaused && this.now() - this.retriesKeptAt < this.options.minIdle
+  /** The lease of the retries that wait here. */
+  private get leaseOfRetries(): Lease {
+    return this.leases.since(this.retriesKeptAt, "held")
   }
 
   private keepAll(now: number, keepsRetries: boolean): Effect.Effect<void> {
-    const { leases, retries } = this
+    const { leaseOfRetries, leases, retries } = this
     const buffered = this.inbox.deliveries.slice()
     const operations = [
       ...buffered.map((delivery) => leases.extend(delivery)),
       ...(keepsRetries ? retries.ids : []).map((id): Operation => {
-        const lease = this.hasKeptRetries ? "held" : ""
-        return ["keep", id, String(retries.attemptOf(id) ?? ""), lease, ""]
+        return ["keep", id, String(retries.attemptOf(id) ?? ""), leaseOfRetries, ""]
       })
     ]
     return Effect.flatMap(leases.send(operations), (replies) => {
