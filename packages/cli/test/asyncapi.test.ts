@@ -118,6 +118,18 @@ layer(none)("asyncapi", (it) => {
       const folder = yield* temporary
       const broken = Path.join(folder, "broken.mjs")
       Fs.writeFileSync(broken, "throw new Error('no\\nway')")
+      const old = Path.join(folder, "old.json")
+      for (
+        const [text, said] of [
+          ["{}", "it is no AsyncAPI document"],
+          ["{\"asyncapi\":\"2.6.0\",\"channels\":{}}", "it is of AsyncAPI 2.6.0, and 3 is needed"],
+          ["{\"asyncapi\":\"3.0.0\"}", "it has no channels"]
+        ] as const
+      ) {
+        Fs.writeFileSync(old, text)
+        const { code, error } = yield* millrace("asyncapi", shop, "--check", old)
+        assert.deepStrictEqual([code, error], [2, `millrace: cannot read ${old}: ${said}`])
+      }
       assert.match((yield* millrace("asyncapi", broken)).error, /^millrace: cannot load .*broken\.mjs: no way$/)
     }))
 })
@@ -264,6 +276,17 @@ describe("breaking changes", () => {
       "topic a, its receivers: payload.x: required, and may be absent"
     ])
     assert.deepStrictEqual(breakingChanges(alone(object({})), alone(object({ x: string }))), [])
+  })
+
+  it("a step of a group that was renamed is compared with what sends there now", () => {
+    const renamed = (payload: object) => {
+      const { channels, operations } = document("send", payload)
+      return { channels, operations: { other: operations.one } }
+    }
+    assert.deepStrictEqual(breakingChanges(document("send", string), renamed(string)), [])
+    assert.deepStrictEqual(breakingChanges(document("send", string), renamed(number)), [
+      "send a: payload: number does not fit string"
+    ])
   })
 
   it("headers are compared as payloads are", () => {
