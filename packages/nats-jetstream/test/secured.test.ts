@@ -221,7 +221,10 @@ describe.each(versions)("on nats-server %s", (version) => {
       const subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
       execFileSync("openssl", ["req", ...options, ...subject], { stdio: "ignore" })
       // As a NATS server with handshake_first, which `Brokers` could not look at.
-      const server = createTlsServer({ key: readFileSync(key), cert: readFileSync(cert) }).on("tlsClientError", () => {})
+      const server = createTlsServer({ key: readFileSync(key), cert: readFileSync(cert) }).on(
+        "tlsClientError",
+        () => {}
+      )
       yield* Effect.acquireRelease(
         Effect.callback<void>((resume) => {
           server.listen(0, "127.0.0.1", () => resume(Effect.void))
