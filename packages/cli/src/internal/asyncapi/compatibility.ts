@@ -102,9 +102,10 @@ export const breakingChanges = (before: Json, after: Json): ReadonlyArray<string
   }
   for (const [name, { action, address, group, messages }] of old) {
     // A step of a group that was renamed sends as before.
-    const now = operations.get(name) ?? [...operations.values()].find((other) =>
-      action === "send" && other.action === "send" && other.address === address
-    )
+    const now = operations.get(name) ??
+      [...operations.values()].find((other) =>
+        action === "send" && other.action === "send" && other.address === address
+      )
     if (now !== undefined) check.messages(action, `${action} ${address}`, messages, now.messages)
     else if (channels.has(address)) {
       check.problems.add(
