@@ -274,6 +274,8 @@ class Order {
   end({ id, outcome }: Extract<Line, { _tag: "Ended" }>): void {
     if (this.running === id) this.running = undefined
     if (outcome === "Retried") this.retrying = id
+    // Its last attempt was lost before it began: it becomes a dead letter without another one.
+    else if (outcome === "DeadLettered" && this.retrying === id) this.retrying = undefined
     if (outcome === "Lost" && this.position.has(id)) this.lost.add(id)
     else this.lost.delete(id)
   }
