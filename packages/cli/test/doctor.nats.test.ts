@@ -264,6 +264,25 @@ no_auth_user: a`
       })
   )
 
+  it.live("an account without JetStream is an error of the doctor, and one line of another command", () =>
+    Effect.gen(function*() {
+      const { host, port } = yield* Brokers.nats({
+        config: `accounts {
+  A: { jetstream: enabled, users: [ { user: a, password: pw } ] }
+  B: { users: [ { user: b, password: pw } ] }
+}
+no_auth_user: a`
+      })
+      const url = `nats://b:pw@${host}:${port}`
+      assert.deepStrictEqual(troubles(yield* doctor(url, ...given)), { "nats/jetstream": "error" })
+      const { code, error } = yield* Effect.provide(
+        millrace("lag"),
+        Layer.succeed(Command, { name: "nats", flags: ["--nats", url], open: undefined })
+      )
+      assert.strictEqual(code, 2)
+      assert.match(error, /^millrace: [^\n]*start nats-server with -js, or enable it for this account$/)
+    }))
+
   it.live("servers before 2.9 are refused in one line", () =>
     Effect.gen(function*() {
       const broker = yield* Brokers.nats()

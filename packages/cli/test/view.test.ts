@@ -93,7 +93,13 @@ describe("what the page's server refuses", () => {
         assert.strictEqual((yield* request(address, "/api/overview")).status, 200)
         assert.strictEqual((yield* request(address, "/", { headers: { host: "evil.example" } })).status, 421)
         for (
-          const path of ["/../package.json", "/lib/%2e%2e/app.js", "/lib/..%2fapp.js", "/__proto__", "/constructor"]
+          const path of [
+            "/../package.json",
+            "/lib/%2e%2e/%2e%2e/package.json",
+            "/lib/..%2fapp.js",
+            "/__proto__",
+            "/constructor"
+          ]
         ) {
           const { status } = yield* request(address, "/", { path })
           assert.strictEqual(status, 404, path)

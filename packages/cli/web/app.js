@@ -314,6 +314,13 @@ const Confirm = ({ count, onClose, onYes, topic }) => {
     </dialog>`
 }
 
+/** The ten most frequent names with their counts, and how many more there are. */
+const mostOf = (counts) => {
+  const all = Object.entries(counts).toSorted(([, a], [, b]) => b - a)
+  const shown = all.slice(0, 10).map(([name, count]) => `${name} ${n(count)}`)
+  return all.length > 10 ? [...shown, `${n(all.length - 10)} more`] : shown
+}
+
 const reasons = ["exhausted", "rejected", "terminated", "undecodable", "crashed"]
 
 const Dead = ({ mayRedrive, topic }) => {
@@ -375,9 +382,7 @@ const Dead = ({ mayRedrive, topic }) => {
     ${
     summary &&
     html`<p class="soft">Of the newest ${n(summary.counted)}: ${
-      [...Object.entries(summary.reasons), ...Object.entries(summary.tags)].map(([name, count]) =>
-        `${name} ${n(count)}`
-      ).join(", ")
+      [...mostOf(summary.reasons), ...mostOf(summary.tags)].join(", ")
     }</p>`
   }
     <${Problem} error=${error} />

@@ -74,24 +74,30 @@ const boundIn = (schema: Json, { exclusive, name, sign }: Bound) => {
   return found.toSorted((a, b) => sign * (b.at - a.at) || Number(b.isExclusive) - Number(a.isExclusive))[0]
 }
 
+/** One schema for what fits both. */
+const both = (one: Json, other: Json): Json => {
+  const properties: Record<string, unknown> = isObject(one["properties"]) ? { ...one["properties"] } : {}
+  for (const [name, property] of Object.entries(isObject(other["properties"]) ? other["properties"] : {})) {
+    properties[name] = name in properties ? { allOf: [properties[name], property] } : property
+  }
+  const required = [...new Set([...listOf(one["required"]), ...listOf(other["required"])])]
+  return {
+    ...other,
+    ...one,
+    ...(Object.keys(properties).length === 0 ? {} : { properties }),
+    ...(required.length === 0 ? {} : { required })
+  }
+}
+
 /** One schema for what fits all of `allOf` too. */
-const merged = (document: Json, schema: Json): Json =>
-  listOf(schema["allOf"]).reduce<Json>((sum, part) => {
+const merged = (document: Json, schema: Json): Json => {
+  let sum = without(schema, "allOf")
+  for (const part of listOf(schema["allOf"])) {
     const found = resolve(document, part)
-    if (!isObject(found)) return sum
-    const other = merged(document, found)
-    const properties: Record<string, unknown> = isObject(sum["properties"]) ? { ...sum["properties"] } : {}
-    for (const [name, property] of Object.entries(isObject(other["properties"]) ? other["properties"] : {})) {
-      properties[name] = name in properties ? { allOf: [properties[name], property] } : property
-    }
-    const required = [...new Set([...listOf(sum["required"]), ...listOf(other["required"])])]
-    return {
-      ...other,
-      ...sum,
-      ...(Object.keys(properties).length === 0 ? {} : { properties }),
-      ...(required.length === 0 ? {} : { required })
-    }
-  }, without(schema, "allOf"))
+    if (isObject(found)) sum = both(sum, merged(document, found))
+  }
+  return sum
+}
 
 const without = (schema: Json, ...names: ReadonlyArray<string>): Json =>
   Object.fromEntries(Object.entries(schema).filter(([name]) => !names.includes(name)))

@@ -1,5 +1,5 @@
 import type { Transport } from "@millrace/core/Transport"
-import { OperationFailed, TransportError, Unauthorized } from "@millrace/core/TransportError"
+import { OperationFailed, TransportError, Unauthorized, Unsupported } from "@millrace/core/TransportError"
 import { JetStream, layer as jetStream } from "@millrace/nats-jetstream/JetStream"
 import { JetStreamApiError, type JetStreamManager, jetstreamManager, type StreamInfo } from "@nats-io/jetstream"
 import * as Effect from "effect/Effect"
@@ -8,7 +8,7 @@ import type * as Redacted from "effect/Redacted"
 import { Broker, type Stored } from "../Broker.ts"
 import { duration } from "../text.ts"
 import * as doctor from "./doctor.ts"
-import { isDenied } from "./facts.ts"
+import { isDenied, isNotEnabled } from "./facts.ts"
 
 export interface Target {
   readonly url: Redacted.Redacted<string>
@@ -27,6 +27,11 @@ const attemptAt = (address: string) => <A>(operation: string, f: () => Promise<A
         transport: "nats",
         reason: isDenied(cause)
           ? new Unauthorized({ address, operation, detail: messageOf(cause) })
+          : isNotEnabled(cause)
+          ? new Unsupported({
+            operation,
+            remedy: `JetStream does not answer at ${address}: start nats-server with -js, or enable it for this account`
+          })
           : new OperationFailed({ operation, cause })
       })
   })

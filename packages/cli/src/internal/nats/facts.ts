@@ -72,6 +72,11 @@ export const isDenied = (error: unknown): boolean =>
   error instanceof errors.PermissionViolationError ||
   (error instanceof Error && error.cause !== undefined && isDenied(error.cause))
 
+/** The server, or this account, is without JetStream. */
+export const isNotEnabled = (error: unknown): boolean =>
+  error instanceof Error &&
+  (error.name === "JetStreamNotEnabled" || (error.cause !== undefined && isNotEnabled(error.cause)))
+
 const streamFacts = async (jsm: JetStreamManager, topic: string | undefined): Promise<ReadonlyArray<StreamFacts>> => {
   const infos: Array<StreamInfo> = []
   if (topic === undefined) {
