@@ -139,6 +139,19 @@ export interface Demand {
 }
 
 /**
+ * Where messages are, by their ids. A message that is in neither list may come, or be with a peer.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Located {
+  /** Settled for certain, by a peer. */
+  readonly settled: ReadonlyArray<string>
+  /** Delivered to this process, and kept by the transport until a pull takes it. */
+  readonly held: ReadonlyArray<string>
+}
+
+/**
  * A ready subscription. Its scope closes it, after the last `settle`: fetched deliveries that were never pulled are
  * released then. It heals by itself (reconnects with backoff, re-creates its declarations, logs once per episode) for as
  * long as its scope is open; an Effect below fails only with errors that cannot heal, or, for `settle`, `extend` and `begin`,
@@ -189,12 +202,10 @@ export interface Subscription {
    */
   readonly begin: (delivery: Delivery) => Effect.Effect<boolean, TransportError>
   /**
-   * Which of these messages are settled for certain, by a peer: no key waits for them any more. Asked about messages that
-   * could have come again and have not, every few seconds. Absent where a broker gives a message only to who asked for it.
+   * Finds messages that could have come again and have not: asked every few seconds while there are any. A key waits no
+   * longer for one that is settled, and as long as it takes for one that is held. Absent where a broker cannot know.
    */
-  readonly findSettled?:
-    | ((ids: Arr.NonEmptyReadonlyArray<string>) => Effect.Effect<ReadonlyArray<string>, TransportError>)
-    | undefined
+  readonly locate?: ((ids: Arr.NonEmptyReadonlyArray<string>) => Effect.Effect<Located, TransportError>) | undefined
   /** How long ownership lasts without an extension; `undefined` where ownership does not end. */
   readonly lease: Duration.Duration | undefined
   /** Whether messages can be consumed now, not merely whether a socket answers. */

@@ -79,19 +79,20 @@ export class Intake {
 
   // --- taking
 
-  take(delivery: Delivery): void {
+  /** `false`: it cannot be taken now, and was released. */
+  take(delivery: Delivery): boolean {
     const { release, shared, wallNow } = this.options
     const attempt = new Attempt(shared, delivery)
     if (!this.accepts(attempt)) {
-      this.keys?.gaveUp(delivery.id)
-      return release(attempt)
+      release(attempt)
+      return false
     }
-    if (this.keys === undefined || !isFor(delivery, shared.group)) return this.enqueue(attempt)
-    if (delivery.due !== undefined && delivery.due > wallNow()) {
+    if (this.keys === undefined || !isFor(delivery, shared.group)) this.enqueue(attempt)
+    else if (delivery.due !== undefined && delivery.due > wallNow()) {
       this.keys.expect(attempt)
-      return this.holdFor(attempt, delivery.due - wallNow())
-    }
-    if (this.keys.admit(attempt)) this.enqueue(attempt)
+      this.holdFor(attempt, delivery.due - wallNow())
+    } else if (this.keys.admit(attempt)) this.enqueue(attempt)
+    return true
   }
 
   /**

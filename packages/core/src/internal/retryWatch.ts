@@ -1,6 +1,7 @@
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import type * as Exit from "effect/Exit"
+import type { Located } from "../Transport.ts"
 
 interface Entry {
   readonly id: string
@@ -31,8 +32,8 @@ export class RetryWatch {
     readonly giveUpAfter: number
     /** Whether, in the last `millis`, a due retry could have come. */
     readonly couldCome: (millis: number) => Effect.Effect<boolean>
-    /** Which of these a peer has settled. */
-    readonly findSettled: (ids: Arr.NonEmptyReadonlyArray<string>) => Effect.Effect<ReadonlyArray<string>>
+    /** As in `Subscription.locate`. */
+    readonly locate: (ids: Arr.NonEmptyReadonlyArray<string>) => Effect.Effect<Located>
     /** Called when a retry has become due or was given up. */
     readonly onChange: () => void
     readonly run: <A>(effect: Effect.Effect<A>) => { readonly addObserver: (f: (exit: Exit.Exit<A>) => void) => void }
@@ -109,7 +110,7 @@ export class RetryWatch {
   /** Counts, a tenth of `giveUpAfter` at a time, how long due retries have not come. */
   private watchDue(): void {
     if (this.cancelMiss !== undefined || this.dueNow.size === 0 || this.isClosed) return
-    const { after, couldCome, findSettled, giveUpAfter, run } = this.options
+    const { after, couldCome, giveUpAfter, locate, run } = this.options
     const step = giveUpAfter / steps
     const watched = [...this.dueNow]
     this.cancelMiss = after(step, () => {
@@ -117,14 +118,16 @@ export class RetryWatch {
       const ids = missed.map(({ id }) => id)
       const looked = Effect.flatMap(
         couldCome(step),
-        (could) => could && Arr.isArrayNonEmpty(ids) ? Effect.asSome(findSettled(ids)) : Effect.succeedNone
+        (could) => could && Arr.isArrayNonEmpty(ids) ? Effect.asSome(locate(ids)) : Effect.succeedNone
       )
       run(looked).addObserver((exit) => {
         this.cancelMiss = undefined
         if (exit._tag === "Success" && exit.value._tag === "Some") {
-          const settled = new Set(exit.value.value)
+          const settled = new Set(exit.value.value.settled)
+          const held = new Set(exit.value.value.held)
           for (const entry of missed) {
-            if (!this.dueNow.has(entry) || --entry.left > 0 && !settled.has(entry.id)) continue
+            if (!this.dueNow.has(entry) || held.has(entry.id)) continue
+            if (--entry.left > 0 && !settled.has(entry.id)) continue
             this.remove(entry)
             entry.onGone?.()
           }

@@ -12,7 +12,7 @@ import * as Scheduler from "effect/Scheduler"
 import type * as Concurrency from "../Concurrency.ts"
 import { isLimit, make as makeLimit } from "../Concurrency.ts"
 import * as Telemetry from "../Telemetry.ts"
-import type { Delivery, Subscription, Transport } from "../Transport.ts"
+import type { Delivery, Located, Subscription, Transport } from "../Transport.ts"
 import type { TransportError } from "../TransportError.ts"
 import { type Attempt, type Shared, Watch } from "./attempt.ts"
 import { Batcher } from "./batcher.ts"
@@ -81,7 +81,6 @@ export class Run {
   private endedAt = 0
   /** Monotonic, in milliseconds. */
   private readonly now: () => number
-  private isVerifying = false
 
   constructor(
     program: Program,
@@ -172,10 +171,10 @@ export class Run {
         this.reader.wasOpen(millis)
           ? Effect.map(subscription.health, ({ state }) => state === "consuming")
           : Effect.succeed(false),
-      findSettled: (ids) =>
-        subscription.findSettled === undefined
-          ? Effect.succeed([])
-          : Effect.orElseSucceed(subscription.findSettled(ids), () => []),
+      locate: (ids) =>
+        subscription.locate === undefined
+          ? Effect.succeed(unlocated)
+          : Effect.orElseSucceed(subscription.locate(ids), () => unlocated),
       onChange: () => this.demandChanged(),
       run: this.run
     })
@@ -199,7 +198,7 @@ export class Run {
       scheduler,
       gates: {
         isResting: () => !this.isDraining && !this.rest.isOver,
-        isShut: (now) => this.isShut(now),
+        isShut: (now) => this.isDraining || !this.ownership.isSure(now),
         admits: (attempt) => this.admits(attempt)
       },
       takePermit: () => this.permits.take(),
@@ -255,6 +254,7 @@ export class Run {
       clock,
       subscription,
       held: () => this.holding.unsettled(),
+      run: this.run,
       onLost: (attempt) => this.lost(attempt),
       // Answered at once, the pump that asked is still running.
       onSure: () => this.dispatcher.isIdle ? this.dispatcher.pump() : this.dispatcher.pumpLater()
@@ -332,9 +332,15 @@ export class Run {
     for (const delivery of deliveries) {
       // A broker that was killed may have forgotten that it delivered the message before.
       if (delivery.redelivered || this.retries.size > 0) this.arrivedAgain(delivery)
-      this.intake.take(delivery)
+      if (!this.intake.take(delivery)) this.awaitReturn(delivery.id)
     }
     this.dispatcher.pump()
+  }
+
+  /** A message is delivered again some time: its key waits for it where it has a place. */
+  private awaitReturn(id: string): void {
+    const { keys } = this.intake
+    if (keys?.awaits(id) === true) this.retries.add(id, 0, () => keys.gaveUp(id))
   }
 
   private arrivedAgain({ id, origin, redelivered }: Delivery): void {
@@ -363,19 +369,6 @@ export class Run {
   }
 
   // --- beginning
-
-  /** No buffered message may begin while the pipeline drains, or while it is not sure that it owns it. */
-  private isShut(now: number): boolean {
-    if (this.isDraining) return true
-    if (this.ownership.isSure(now)) return false
-    if (!this.isVerifying) {
-      this.isVerifying = true
-      this.run(this.ownership.extend).addObserver(() => {
-        this.isVerifying = false
-      })
-    }
-    return true
-  }
 
   /** Called with a permit taken. */
   private begin(attempt: Attempt): void {
@@ -432,9 +425,8 @@ export class Run {
     const { keys } = this.intake
     const returns = mayReturn && keys !== undefined && !attempt.isSettled
     if (returns) {
-      const { id } = attempt.delivery
       keys.retried(attempt)
-      if (keys.awaits(id)) this.retries.add(id, 0, () => keys.gaveUp(id))
+      this.awaitReturn(attempt.delivery.id)
     }
     this.outcomes.lost(attempt)
     switch (attempt.state) {
@@ -490,6 +482,8 @@ export class Run {
     this.settlements.settler.close()
   }
 }
+
+const unlocated: Located = { settled: [], held: [] }
 
 /** How long a key waits for a retry that is due, where ownership does not end. Milliseconds. */
 const giveUpWithoutLease = 30_000

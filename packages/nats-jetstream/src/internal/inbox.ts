@@ -283,11 +283,20 @@ export class Inbox implements Owner {
     )
   }
 
+  /** The ids of the deliveries that were not given. */
+  kept(): ReadonlySet<string> {
+    return new Set(this.ungiven.map(({ id }) => id))
+  }
+
+  private get ungiven(): Array<JetStreamDelivery> {
+    return [...this.queue, ...this.isolated, ...this.copies.values(), ...[...this.unread].flat()]
+  }
+
   /** Deliveries that were not given: the transport extends them. Ends those that neither it nor the engine extended. */
   sweep(): ReadonlyArray<JetStreamDelivery> {
     const time = this.options.now()
     const { lease } = this.options
-    const kept = [...this.queue, ...this.isolated, ...this.copies.values(), ...[...this.unread].flat()]
+    const kept = this.ungiven
     for (const delivery of this.given) {
       if (delivery?.confirming) kept.push(delivery)
       else if (delivery !== undefined) {

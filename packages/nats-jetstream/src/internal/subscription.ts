@@ -240,10 +240,14 @@ export const subscribe = Effect.fnUntraced(function*(
     settle: settle.settle,
     extend: settle.extend,
     begin: settle.begin,
-    findSettled: (ids) =>
+    locate: (ids) =>
       Effect.map(consumerInfo(connection, consumer.stream_name, consumer.name), (info) => {
         if (info !== undefined) position.remember(info)
-        return ids.filter((id) => (sequenceIn(position.life, id) ?? 0) <= position.floor)
+        const kept = inbox.kept()
+        const held = ids.filter((id) => kept.has(id))
+        // An id of an earlier life of the stream is as good as settled.
+        const isSettled = (id: string) => (sequenceIn(position.life, id) ?? 0) <= position.floor
+        return { settled: ids.filter((id) => isSettled(id) && !kept.has(id)), held }
       }),
     clientId: consumer.name,
     lease: Duration.millis(lease),

@@ -1,7 +1,7 @@
 import * as Effect from "effect/Effect"
 import type { Address } from "./address.ts"
 import { type SlotMap, slotOf } from "./cluster.ts"
-import { dial, DialError, type DialOptions, type Session } from "./connection.ts"
+import { dial, DialError, type DialOptions, type Session } from "./dial.ts"
 import { asError, codeOf, list, text } from "./reply.ts"
 import type { Settings } from "./settings.ts"
 
