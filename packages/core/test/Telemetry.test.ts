@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Health, Pipeline, Publisher, Telemetry, Topic, Transport, TransportError } from "@millrace/core"
 import { MemoryTransport, TestHarness } from "@millrace/testing"
-import { Array as Arr, Data, Duration, Effect, Layer, Metric, Schedule, Schema, Tracer } from "effect"
+import { Array as Arr, Clock, Data, Duration, Effect, Layer, Metric, Schedule, Schema, Tracer } from "effect"
 import { TestClock } from "effect/testing"
 import { delivery, survives } from "./fixtures/fake.ts"
 
@@ -306,6 +306,45 @@ describe("metrics", () => {
       Effect.provide(Layer.merge(MemoryTransport.layer(), Telemetry.layerMetrics)),
       Effect.provideService(Metric.MetricRegistry, new Map())
     ))
+
+  it.effect.each([false, true])(
+    "a plain function has its own time: not that of a pause, nor of an observer (observed: %s)",
+    (isObserved) =>
+      Effect.gen(function*() {
+        const base = yield* Clock.Clock
+        let millis = 1000
+        const clock: Clock.Clock = Object.assign(Object.create(base), {
+          monotonicTimeNanosUnsafe: () => BigInt(millis) * 1_000_000n
+        })
+        const observer = () => {
+          millis += 5000
+        }
+        yield* Effect.gen(function*() {
+          const work = Pipeline.map(from, (n) => {
+            millis += n
+          })
+          const running = yield* Pipeline.start(work)
+          const handled = (count: number) =>
+            Effect.gen(function*() {
+              while ((yield* running.counts).handled < count) yield* Effect.yieldNow
+            })
+          yield* Publisher.publishAll(Numbers, [100, 200])
+          yield* handled(2)
+          millis += 7000
+          yield* Publisher.publish(Numbers, 300)
+          yield* handled(3)
+          const snapshot = yield* Metric.snapshot
+          const seconds = snapshot.find(({ id }) => id === "messaging.process.duration")!
+          assert.deepInclude(seconds.state, { count: 3, min: 0.1, max: 0.3 })
+        }).pipe(
+          Effect.scoped,
+          isObserved ? Effect.provideService(Telemetry.Observer, observer) : (effect) => effect,
+          Effect.provide(Layer.merge(MemoryTransport.layer(), Telemetry.layerMetrics)),
+          Effect.provideService(Clock.Clock, clock),
+          Effect.provideService(Metric.MetricRegistry, new Map())
+        )
+      })
+  )
 })
 
 describe("an observer that throws", () => {

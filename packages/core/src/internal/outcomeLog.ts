@@ -152,7 +152,9 @@ export class OutcomeLog {
     const { pipeline } = this.options
     for (const [kind, { errors, omitted }] of this.windows) {
       if (omitted === 0) continue
-      const most = [...errors].sort(([, a], [, b]) => b - a).slice(0, 3).map(([tag, count]) => `${tag} ${count}`)
+      const most = [...errors].sort(([, a], [, b]) => b - a).slice(0, 3).map(([tag, count]) =>
+        `${line(tag, "")} ${count}`
+      )
       const which = most.length === 0 ? "" : ` (${most.join(", ")})`
       this.write(Effect.logWarning(`${pipeline}: ${omitted} more messages ${kind} in the last minute${which}`), {
         omitted
