@@ -118,6 +118,18 @@ layer(none)("asyncapi", (it) => {
       const folder = yield* temporary
       const broken = Path.join(folder, "broken.mjs")
       Fs.writeFileSync(broken, "throw new Error('no\\nway')")
+      const old = Path.join(folder, "old.json")
+      for (
+        const [text, said] of [
+          ["{}", "it is no AsyncAPI document"],
+          ["{\"asyncapi\":\"2.6.0\",\"channels\":{}}", "it is of AsyncAPI 2.6.0, and 3 is needed"],
+          ["{\"asyncapi\":\"3.0.0\"}", "it has no channels"]
+        ] as const
+      ) {
+        Fs.writeFileSync(old, text)
+        const { code, error } = yield* millrace("asyncapi", shop, "--check", old)
+        assert.deepStrictEqual([code, error], [2, `millrace: cannot read ${old}: ${said}`])
+      }
       assert.match((yield* millrace("asyncapi", broken)).error, /^millrace: cannot load .*broken\.mjs: no way$/)
     }))
 })
@@ -156,9 +168,13 @@ describe("breaking changes", () => {
       additionalProperties: string
     }],
     ["nothing said", {}, string],
-    ["a property that is kept, of another type", object({ x: { anyOf: [string, number] } }, ["x"]), object({ x: number }, [
-      "x"
-    ])],
+    [
+      "a property that is kept, of another type",
+      object({ x: { anyOf: [string, number] } }, ["x"]),
+      object({ x: number }, [
+        "x"
+      ])
+    ],
     ["a value of an enum of cases", { anyOf: [{ const: "a" }, { const: "b" }] }, { const: "a" }],
     ["values against cases", { anyOf: [{ const: "a" }, { const: "b" }] }, { type: "string", enum: ["a"] }],
     ["a member of a union of objects", {
@@ -179,13 +195,22 @@ describe("breaking changes", () => {
       items: [string],
       additionalItems: string
     }],
-    ["a list and a tuple", { type: "array", items: string }, { type: "array", items: [string], minItems: 1, maxItems: 1 }],
+    ["a list and a tuple", { type: "array", items: string }, {
+      type: "array",
+      items: [string],
+      minItems: 1,
+      maxItems: 1
+    }],
     ["names of a pattern", object({}, [], { patternProperties: { "^x-": { anyOf: [string, number] } } }), {
       type: "object",
       patternProperties: { "^x-": string }
     }],
     ["names of properties", object({}), object({}, [], { propertyNames: { pattern: "^x-" } })],
-    ["properties that nothing names", object({ x: string }), object({ x: string }, [], { additionalProperties: false })],
+    [
+      "properties that nothing names",
+      object({ x: string }),
+      object({ x: string }, [], { additionalProperties: false })
+    ],
     ["a format", string, { type: "string", format: "uuid" }],
     ["no value", object({ x: string }), object({ x: { not: {} } })],
     ["a value that is excluded", string, { type: "string", not: { const: "" } }]
@@ -235,7 +260,10 @@ describe("breaking changes", () => {
   it("a new optional property breaks neither side", () => {
     for (const action of ["send", "receive"] as const) {
       const wider = object({ x: string, y: number }, ["x"])
-      assert.deepStrictEqual(breakingChanges(document(action, object({ x: string }, ["x"])), document(action, wider)), [])
+      assert.deepStrictEqual(
+        breakingChanges(document(action, object({ x: string }, ["x"])), document(action, wider)),
+        []
+      )
     }
   })
 
@@ -248,6 +276,17 @@ describe("breaking changes", () => {
       "topic a, its receivers: payload.x: required, and may be absent"
     ])
     assert.deepStrictEqual(breakingChanges(alone(object({})), alone(object({ x: string }))), [])
+  })
+
+  it("a step of a group that was renamed is compared with what sends there now", () => {
+    const renamed = (payload: object) => {
+      const { channels, operations } = document("send", payload)
+      return { channels, operations: { other: operations.one } }
+    }
+    assert.deepStrictEqual(breakingChanges(document("send", string), renamed(string)), [])
+    assert.deepStrictEqual(breakingChanges(document("send", string), renamed(number)), [
+      "send a: payload: number does not fit string"
+    ])
   })
 
   it("headers are compared as payloads are", () => {

@@ -179,6 +179,11 @@ describe("the command", () => {
         const env = { NO_COLOR: "", TERM: "xterm" }
         assert.isTrue(yield* colors(env, "script", ["-qec", terminal, "/dev/null"]))
         assert.isFalse(yield* colors({ ...env, NO_COLOR: "1" }, "script", ["-qec", terminal, "/dev/null"]))
+        // A narrow terminal: what is too long is cut.
+        yield* run(process.execPath, [main, "publish", "n".repeat(90), "{}", "--create", "--redis", url], cwd)
+        const narrow = yield* run("script", ["-qec", `stty cols 80; ${terminal}`, "/dev/null"], cwd, env)
+        const shown = narrow.output.split(/\r?\n/).map(columnsOf)
+        assert.strictEqual(Math.max(...shown), 80)
         const redrive = [process.execPath, main, "dead", "redrive", "orders.dead", "--redis", url].join(" ")
         const { output } = yield* run("script", ["-qec", redrive, "/dev/null"], cwd, env)
         assert.include(output, "\r\u001b[K")

@@ -92,7 +92,12 @@ describe("what the page's server refuses", () => {
         const token = /name="millrace-token" content="(\w{64})"/.exec(page.body)![1]!
         assert.strictEqual((yield* request(address, "/api/overview")).status, 200)
         assert.strictEqual((yield* request(address, "/", { headers: { host: "evil.example" } })).status, 421)
-        assert.strictEqual((yield* request(address, "/../package.json")).status, 404)
+        for (
+          const path of ["/../package.json", "/lib/%2e%2e/app.js", "/lib/..%2fapp.js", "/__proto__", "/constructor"]
+        ) {
+          const { status } = yield* request(address, "/", { path })
+          assert.strictEqual(status, 404, path)
+        }
         assert.strictEqual((yield* request(address, "/api/nothing")).status, 404)
         assert.strictEqual((yield* request(address, "/api/overview", { method: "DELETE" })).status, 405)
         const body = JSON.stringify({ topic: "orders.dead", ids: ["1-0"] })
@@ -105,6 +110,8 @@ describe("what the page's server refuses", () => {
             { origin: "http://evil.example" },
             { "x-millrace-token": "0".repeat(64) },
             { "x-millrace-token": "short" },
+            { "x-millrace-token": "\u00e9".padEnd(64, "0") },
+            { origin: "null" },
             { "content-type": "text/plain" }
           ]
         ) {
@@ -273,8 +280,8 @@ describe.skipIf(browser === undefined)("the page in a browser", () => {
             await page.keyboard.press("Enter")
             await page.getByText("published no date").waitFor()
             await page.locator("pre", { hasText: "<script>alert(2)</script>" }).waitFor()
-            await page.goto(`${address}#/topic/%zz`)
-            await page.getByText("there is no topic %zz").waitFor()
+            await page.goto(`${address}#/dead/%zz`)
+            await page.getByText("No dead letters.").waitFor()
             await page.goto(`${address}#/`)
             await page.getByRole("link", { name: evil }).waitFor()
           })

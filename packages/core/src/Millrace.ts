@@ -36,6 +36,7 @@ import { plainText } from "./internal/errorDetail.ts"
 import type { Hint } from "./internal/hint.ts"
 import { invalidPipelines, toError, unknownOption } from "./internal/invalid.ts"
 import { programOf } from "./internal/pipeline.ts"
+import { noCounts } from "./internal/report.ts"
 import * as Pipeline from "./Pipeline.ts"
 import * as Publisher from "./Publisher.ts"
 import type * as Topic from "./Topic.ts"
@@ -341,19 +342,7 @@ class MillraceImpl implements Millrace {
   }
 
   readonly counts: Millrace["counts"] = async (pipeline) => {
-    const sum: { -readonly [K in keyof Pipeline.Counts]: number } = {
-      handled: 0,
-      filtered: 0,
-      retried: 0,
-      deadLettered: 0,
-      discarded: 0,
-      released: 0,
-      failedAfterSettle: 0,
-      lost: 0,
-      vanished: 0,
-      resettled: 0,
-      unsettled: 0
-    }
+    const sum = noCounts()
     for (const running of await this.of(pipeline, this.counted)) {
       const counts = await Effect.runPromise(running.counts)
       for (const name of Object.keys(sum) as Array<keyof Pipeline.Counts>) sum[name] += counts[name]

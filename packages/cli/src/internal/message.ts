@@ -16,7 +16,10 @@ export const bodyText = (body: Uint8Array): string | undefined => {
 }
 
 /** The fields of an entry that another program has added, without a body: `XADD clicks * user 7`. */
-const foreignFields = <A>({ fields }: Delivery, bytes: (value: Uint8Array) => A): Readonly<Record<string, string | A>> | undefined =>
+const foreignFields = <A>(
+  { fields }: Delivery,
+  bytes: (value: Uint8Array) => A
+): Readonly<Record<string, string | A>> | undefined =>
   fields === undefined || fields.size === 0 || fields.has("body")
     ? undefined
     : Object.fromEntries(Array.from(fields, ([name, value]) => [name, bodyText(value) ?? bytes(value)]))

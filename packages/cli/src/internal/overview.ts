@@ -40,9 +40,12 @@ const allowed = (topic: string): Effect.Effect<Overview | "denied" | undefined, 
 export const overview = (
   isWanted: (topic: string) => boolean = () => true
 ): Effect.Effect<Seen, TransportError, Broker> =>
-  Effect.flatMap(Broker, ({ topics }) =>
-    Effect.flatMap(topics, (all) =>
-      Effect.map(Effect.forEach(all.filter(isWanted), allowed, { concurrency: 16 }), seen)))
+  Effect.flatMap(
+    Broker,
+    ({ topics }) =>
+      Effect.flatMap(topics, (all) =>
+        Effect.map(Effect.forEach(all.filter(isWanted), allowed, { concurrency: 16 }), seen))
+  )
 
 /** The topics given, or all when none is given. Fails with the first one that does not exist. */
 export const chosen = (given: ReadonlyArray<string>): Effect.Effect<Seen, TransportError | Failure, Broker> =>
@@ -56,9 +59,12 @@ export const chosen = (given: ReadonlyArray<string>): Effect.Effect<Seen, Transp
 
 /** What a list of topics leaves out. */
 export const deniedLines = (denied: number): ReadonlyArray<string> =>
-  denied === 0 ? [] : ["", `${many(denied, "topic")} left out: this user may not look at ${denied === 1 ? "it" : "them"}`]
+  denied === 0
+    ? []
+    : ["", `${many(denied, "topic")} left out: this user may not look at ${denied === 1 ? "it" : "them"}`]
 
-export const noTopic = (topic: string): Failure => new Failure(`there is no topic ${topic === "" ? "\"\"" : clean(topic)}`, 1)
+export const noTopic = (topic: string): Failure =>
+  new Failure(`there is no topic ${topic === "" ? "\"\"" : clean(topic)}`, 1)
 
 const ids = {
   redis: { form: /^\d{1,20}(-\d{1,20})?$/, example: "1700000000000-0" },

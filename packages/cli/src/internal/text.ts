@@ -1,7 +1,8 @@
 import truncatedWidth from "fast-string-truncated-width"
+import process from "node:process"
 
-/** The most columns that a line of a table takes. */
-export const width = 100
+/** The most columns that a line takes: those of the terminal, between 60 and 100; 100 where there is none. */
+export const width = process.stdout.isTTY === true ? Math.max(60, Math.min(100, process.stdout.columns)) : 100
 
 /** The columns that a terminal gives to a text: two for a Chinese or Japanese character, none for an escape. */
 export const columnsOf = (text: string): number => truncatedWidth(text).width
@@ -82,7 +83,7 @@ export interface Column {
   readonly grows?: true | undefined
 }
 
-/** A table of at most 100 columns. */
+/** A table of at most `width` columns. */
 export const table = (
   columns: ReadonlyArray<Column>,
   rows: ReadonlyArray<ReadonlyArray<string>>,

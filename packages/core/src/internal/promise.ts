@@ -5,6 +5,7 @@ import * as Exit from "effect/Exit"
 import * as Predicate from "effect/Predicate"
 import * as Result from "effect/Result"
 import * as Settlement from "../Settlement.ts"
+import { invalidOption } from "../TransportError.ts"
 import { type Invalid, invalidStep } from "./invalid.ts"
 
 /** Whether something is to be waited for as a promise is. */
@@ -31,6 +32,14 @@ export const ignore = (u: unknown): void => {
   } catch {
     // an object that cannot be looked at
   }
+}
+
+/** The answer of a function that decides; a promise would count as true, whatever it resolves with. */
+export const answered = (option: string, answer: unknown): unknown => {
+  if (!isThenable(answer)) return answer
+  ignore(answer)
+  const value = { toString: () => "an async function" }
+  throw invalidOption("core", option, value, "give a function that returns true or false, no promise of it")
 }
 
 /**

@@ -9,6 +9,7 @@ import type * as DeadLetter from "../DeadLetter.ts"
 import type * as Message from "../Message.ts"
 import * as Settlement from "../Settlement.ts"
 import type { Retry } from "./program.ts"
+import { answered } from "./promise.ts"
 
 /** 1 s, 6.7 s, 45 s, 5 min: five attempts over about six minutes. */
 export const defaultSchedule = Schedule.exponential(Duration.seconds(1), Math.cbrt(300)).pipe(Schedule.jittered)
@@ -59,7 +60,7 @@ export const decideRetry = (
       : Effect.succeed({ _tag: "Retry", delay: requested.after })
   }
   if (error !== undefined && message !== undefined && policy.while !== undefined) {
-    if (!policy.while(error as never, message as never)) return end("rejected")
+    if (!answered("retry.while", policy.while(error as never, message as never))) return end("rejected")
   }
   return delayed(policy, attempt, error)
 }

@@ -81,7 +81,6 @@ export class Run {
   private endedAt = 0
   /** Monotonic, in milliseconds. */
   private readonly now: () => number
-  private isVerifying = false
 
   constructor(
     program: Program,
@@ -199,7 +198,7 @@ export class Run {
       scheduler,
       gates: {
         isResting: () => !this.isDraining && !this.rest.isOver,
-        isShut: (now) => this.isShut(now),
+        isShut: (now) => this.isDraining || !this.ownership.isSure(now),
         admits: (attempt) => this.admits(attempt)
       },
       takePermit: () => this.permits.take(),
@@ -255,6 +254,7 @@ export class Run {
       clock,
       subscription,
       held: () => this.holding.unsettled(),
+      run: this.run,
       onLost: (attempt) => this.lost(attempt),
       // Answered at once, the pump that asked is still running.
       onSure: () => this.dispatcher.isIdle ? this.dispatcher.pump() : this.dispatcher.pumpLater()
@@ -369,19 +369,6 @@ export class Run {
   }
 
   // --- beginning
-
-  /** No buffered message may begin while the pipeline drains, or while it is not sure that it owns it. */
-  private isShut(now: number): boolean {
-    if (this.isDraining) return true
-    if (this.ownership.isSure(now)) return false
-    if (!this.isVerifying) {
-      this.isVerifying = true
-      this.run(this.ownership.extend).addObserver(() => {
-        this.isVerifying = false
-      })
-    }
-    return true
-  }
 
   /** Called with a permit taken. */
   private begin(attempt: Attempt): void {

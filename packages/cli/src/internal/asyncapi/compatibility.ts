@@ -26,24 +26,28 @@ const messagesOf = (document: Json, refs: ReadonlyArray<unknown>): Messages =>
 
 /** The address of each channel, with its messages. */
 const channelsOf = (document: Json): ReadonlyMap<string, Messages> =>
-  new Map(partsOf(document, "channels").map(([, channel]) => [
-    String(channel["address"]),
-    messagesOf(document, Object.values(isObject(channel["messages"]) ? channel["messages"] : {}))
-  ]))
+  new Map(
+    partsOf(document, "channels").map(([, channel]) => [
+      String(channel["address"]),
+      messagesOf(document, Object.values(isObject(channel["messages"]) ? channel["messages"] : {}))
+    ])
+  )
 
 const operationsOf = (document: Json): ReadonlyMap<string, Operation> =>
-  new Map(partsOf(document, "operations").map(([name, operation]) => {
-    const channel = objectAt(document, operation["channel"])
-    const own = operation["x-millrace"]
-    const group = isObject(own) ? own["group"] : undefined
-    const all = Object.values(isObject(channel["messages"]) ? channel["messages"] : {})
-    return [name, {
-      action: operation["action"] === "send" ? "send" : "receive",
-      address: String(channel["address"]),
-      group: typeof group === "string" ? group : undefined,
-      messages: messagesOf(document, Array.isArray(operation["messages"]) ? listOf(operation["messages"]) : all)
-    }]
-  }))
+  new Map(
+    partsOf(document, "operations").map(([name, operation]) => {
+      const channel = objectAt(document, operation["channel"])
+      const own = operation["x-millrace"]
+      const group = isObject(own) ? own["group"] : undefined
+      const all = Object.values(isObject(channel["messages"]) ? channel["messages"] : {})
+      return [name, {
+        action: operation["action"] === "send" ? "send" : "receive",
+        address: String(channel["address"]),
+        group: typeof group === "string" ? group : undefined,
+        messages: messagesOf(document, Array.isArray(operation["messages"]) ? listOf(operation["messages"]) : all)
+      }]
+    })
+  )
 
 /** The two documents, and what was found in them. */
 class Check {
@@ -97,7 +101,11 @@ export const breakingChanges = (before: Json, after: Json): ReadonlyArray<string
     }
   }
   for (const [name, { action, address, group, messages }] of old) {
-    const now = operations.get(name)
+    // A step of a group that was renamed sends as before.
+    const now = operations.get(name) ??
+      [...operations.values()].find((other) =>
+        action === "send" && other.action === "send" && other.address === address
+      )
     if (now !== undefined) check.messages(action, `${action} ${address}`, messages, now.messages)
     else if (channels.has(address)) {
       check.problems.add(

@@ -258,7 +258,9 @@ export class Comparison {
         const measure = bound.of(value)
         return measure !== undefined && isBeyond(measure, false)
       })
-      if (left.length > 0) this.say(path, `${asked.keyword} ${asked.at} is asked for, ${JSON.stringify(left[0])} is less or more`)
+      if (left.length > 0) {
+        this.say(path, `${asked.keyword} ${asked.at} is asked for, ${JSON.stringify(left[0])} is less or more`)
+      }
       return
     }
     const kept = boundIn(narrow, bound)
