@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Brokers } from "@millrace/testing"
+import { Brokers, Wait } from "@millrace/testing"
 import { Effect, Layer } from "effect"
 import { spawn } from "node:child_process"
 import * as Fs from "node:fs"
@@ -27,18 +27,22 @@ interface Ran {
   readonly output: string
 }
 
+/** Nothing of the pnpm and the vitest that run this test; the same Node.js first on `PATH`. */
+const withoutTools = (env: Record<string, string>) => ({
+  ...Object.fromEntries(
+    Object.entries(process.env).filter(([name]) =>
+      !/^(npm|pnpm|vitest|NODE_OPTIONS|VITE|NODE_ENV|TEST|MILLRACE)/i.test(name)
+    )
+  ),
+  PATH: `${Path.dirname(process.execPath)}:${process.env["PATH"]}`,
+  ...env
+})
+
 const run = (command: string, args: ReadonlyArray<string>, cwd: string, env: Record<string, string> = {}) =>
   Effect.callback<Ran>((resume) => {
-    // Nothing of the pnpm and the vitest that run this test.
-    const clean = Object.fromEntries(
-      Object.entries(process.env).filter(([name]) =>
-        !/^(npm|pnpm|vitest|NODE_OPTIONS|VITE|NODE_ENV|TEST|MILLRACE)/i.test(name)
-      )
-    )
-    const path = `${Path.dirname(process.execPath)}:${process.env["PATH"]}`
     const child = spawn(command, [...args], {
       cwd,
-      env: { ...clean, PATH: path, NO_COLOR: "1", ...env },
+      env: withoutTools({ NO_COLOR: "1", ...env }),
       stdio: ["ignore", "pipe", "pipe"]
     })
     let output = ""
@@ -47,6 +51,26 @@ const run = (command: string, args: ReadonlyArray<string>, cwd: string, env: Rec
     child.once("close", (code) => resume(Effect.succeed({ code, output })))
     return Effect.sync(() => child.kill())
   })
+
+/** Starts a command that goes on until the scope closes, with all processes that it starts. */
+const start = (command: string, args: ReadonlyArray<string>, cwd: string) =>
+  Effect.acquireRelease(
+    Effect.sync(() => {
+      const child = spawn(command, [...args], {
+        cwd,
+        env: withoutTools({ NO_COLOR: "1" }),
+        stdio: ["ignore", "pipe", "pipe"],
+        detached: true
+      })
+      let output = ""
+      let hasEnded = false
+      child.stdout.on("data", (chunk) => output += chunk)
+      child.stderr.on("data", (chunk) => output += chunk)
+      child.once("close", () => hasEnded = true)
+      return { pid: child.pid, output: () => output, hasEnded: () => hasEnded }
+    }),
+    ({ hasEnded, pid }) => Effect.sync(() => pid === undefined || hasEnded() ? undefined : process.kill(-pid, "SIGKILL"))
+  )
 
 describe("the command", () => {
   it("has the version of its package", () => assert.strictEqual(version, manifest.version))
@@ -221,32 +245,38 @@ describe("the command", () => {
       const needed = ["cli", "core", "redis-streams", "nats-jetstream"].flatMap((
         name
       ) => ["--package", tarballs[`@millrace/${name}`]!])
-      const npx = (...args: ReadonlyArray<string>) => run("npx", ["-y", ...needed, "millrace", ...args], cwd)
-      assert.deepStrictEqual(yield* npx("--version"), { code: 0, output: `${version}\n` })
-      const inspected = yield* npx("inspect", "--redis", url, "--json")
-      assert.deepInclude(JSON.parse(inspected.output), { topics: [] })
-      const page = yield* npx("view", "--port", "70000")
-      assert.strictEqual(page.code, 2)
-      const shown = yield* Effect.raceFirst(
-        Effect.flatMap(npx("view", "--port", "28686", "--redis", url), ({ output }) => Effect.die(new Error(output))),
-        Effect.retry(
-          Effect.tryPromise(async () => {
-            const paths = [
-              "",
-              "app.js",
-              "html.js",
-              "charts.js",
-              "style.css",
-              "lib/preact.js",
-              "lib/hooks.js",
-              "lib/htm.js",
-              "lib/uplot.js",
-              "lib/uplot.css"
-            ]
-            return Promise.all(paths.map(async (path) => (await fetch(`http://127.0.0.1:28686/${path}`)).status))
-          }),
-          { times: 300, while: () => Effect.as(Effect.sleep("100 millis"), true) }
-        )
+      // Each `npx` resolves all dependencies anew: one of them runs all commands.
+      const script = [
+        "echo \"version $(millrace --version)\"",
+        `echo "topics $(millrace inspect --redis ${url} --json)"`,
+        `millrace view --port 70000 --redis ${url}; echo "refused $?"`,
+        `exec millrace view --port 0 --redis ${url}`
+      ].join("; ")
+      const child = yield* start("npx", ["-y", ...needed, "-c", script], cwd)
+      const address = yield* Wait.eventually(
+        "the page has an address",
+        Effect.sync(() => /^http:\S+/m.exec(child.output())?.[0] ?? (child.hasEnded() ? child.output() : undefined)),
+        (address) => address !== undefined,
+        "380 seconds"
+      )
+      assert.match(address!, /^http:/)
+      assert.match(child.output(), new RegExp(`^version ${version}$`, "m"))
+      assert.deepInclude(JSON.parse(/^topics (.*)$/m.exec(child.output())![1]!), { topics: [] })
+      assert.match(child.output(), /^refused 2$/m)
+      const paths = [
+        "",
+        "app.js",
+        "html.js",
+        "charts.js",
+        "style.css",
+        "lib/preact.js",
+        "lib/hooks.js",
+        "lib/htm.js",
+        "lib/uplot.js",
+        "lib/uplot.css"
+      ]
+      const shown = yield* Effect.promise(() =>
+        Promise.all(paths.map(async (path) => (await fetch(new URL(path, address))).status))
       )
       assert.deepStrictEqual(new Set(shown), new Set([200]))
     }), 400_000)
