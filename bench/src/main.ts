@@ -21,6 +21,7 @@ import { checkOut } from "./revision.ts"
 import type { Row } from "./row.ts"
 import { type BrokerName, workOf } from "./spec.ts"
 import * as table from "./table.ts"
+import * as tried from "./tried.ts"
 
 const results = path.join(import.meta.dirname, "../results")
 
@@ -95,6 +96,9 @@ const budgetsOf = Effect.fnUntraced(function*(options: {
   }
   for (const row of rows) write({ row })
   yield* Console.log(`\n${table.budgets(rows)}`)
+  const limits = tried.text(rows)
+  if (limits !== "") yield* Console.log(`\nNot met, or not known by this run:\n${limits}`)
+  if (intoDocs) docs.write("tried", tried.table())
   if (options.intoHistory) yield* Console.log(`\n${history.write(rows, about.commit)}`)
 })
 

@@ -90,6 +90,17 @@ export const judge = (
   const waiting = new Map<string, Order>()
   const position = new Map(remains.topic.map((id, i) => [id, i]))
   const forgets = lines.some((line) => line._tag === "Fault" && line.fault === "broker killed")
+  const keys = new Map(lines.flatMap((line) => line._tag === "Begun" ? [[line.id, line.key] as const] : []))
+  const processes = new Set(lines.flatMap((line) => line._tag === "Begun" ? [line.pid] : []))
+  // Of several processes another one may have what this one has lost.
+  const knownPosition = processes.size === 1 ? position : new Map<string, number>()
+  const orderOf = ({ id, pid }: { readonly id: string; readonly pid: number }): Order | undefined => {
+    const key = keys.get(id) ?? ""
+    if (key === "") return undefined
+    const order = orders.get(`${pid} ${key}`) ?? new Order(knownPosition)
+    orders.set(`${pid} ${key}`, order)
+    return order
+  }
   let begun = 0
 
   lines.forEach((line, index) => {
@@ -113,21 +124,18 @@ export const judge = (
         for (const at of healedAt.splice(0)) resumed.push(line.at - at)
         waiting.get(line.id)?.cameBack(line.id)
         waiting.delete(line.id)
-        if (line.key === "") break
-        const order = orders.get(`${line.pid} ${line.key}`) ?? new Order()
-        orders.set(`${line.pid} ${line.key}`, order)
         // A broker that was killed may give out as new what it had delivered.
-        order.begin(line, forgets ? undefined : position.get(line.id), broken)
+        orderOf(line)?.begin(line, forgets ? undefined : position.get(line.id), broken)
         break
       }
       case "Ended": {
         const of = current.get(`${line.pid} ${line.id}`)
-        if (of !== undefined) {
-          of.ended ??= line
-          const order = orders.get(`${line.pid} ${of.line.key}`)
-          order?.end(line)
-          if (order !== undefined && line.outcome === "Retried") waiting.set(line.id, order)
-        }
+        if (of !== undefined) of.ended ??= line
+        // The acknowledgement of a former owner stands.
+        if (line.outcome === "Lost" && (handled.has(line.id) || buried.has(line.id))) break
+        const order = orderOf(line)
+        order?.end(line)
+        if (order !== undefined && (line.outcome === "Retried" || line.outcome === "Lost")) waiting.set(line.id, order)
         if (line.outcome === "Handled" || line.outcome === "Filtered") handled.add(line.id)
         if (line.outcome === "DeadLettered") buried.add(line.id)
         if (line.outcome === "Released") releasedAt.set(line.id, line.at)
@@ -226,7 +234,14 @@ export const judge = (
 class Order {
   private running: string | undefined
   private retrying: string | undefined
+  /** Delivered to this process, begun or not, and lost. */
+  private readonly lost = new Set<string>()
   private last = -1
+  private readonly position: ReadonlyMap<string, number>
+
+  constructor(position: ReadonlyMap<string, number>) {
+    this.position = position
+  }
 
   begin(
     { attempt, id, redelivered }: Extract<Line, { _tag: "Begun" }>,
@@ -237,6 +252,13 @@ class Order {
     if (this.retrying !== undefined && this.retrying !== id) {
       broken.add(`${id} overtook ${this.retrying} of its key, which waits for its retry`)
     }
+    this.lost.delete(id)
+    const here = this.position.get(id) ?? -1
+    for (const lost of this.lost) {
+      if (this.position.get(lost)! < here) {
+        broken.add(`${id} overtook ${lost} of its key, which was lost and comes again`)
+      }
+    }
     this.running = id
     if (attempt > 1 || redelivered || at === undefined) return
     if (at < this.last) broken.add(`${id} began behind a later one of its key`)
@@ -246,11 +268,14 @@ class Order {
   /** Here or in another process. */
   cameBack(id: string): void {
     if (this.retrying === id) this.retrying = undefined
+    this.lost.delete(id)
   }
 
   end({ id, outcome }: Extract<Line, { _tag: "Ended" }>): void {
     if (this.running === id) this.running = undefined
     if (outcome === "Retried") this.retrying = id
+    if (outcome === "Lost" && this.position.has(id)) this.lost.add(id)
+    else this.lost.delete(id)
   }
 }
 

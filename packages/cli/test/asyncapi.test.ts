@@ -118,6 +118,18 @@ layer(none)("asyncapi", (it) => {
       const folder = yield* temporary
       const broken = Path.join(folder, "broken.mjs")
       Fs.writeFileSync(broken, "throw new Error('no\\nway')")
+      const old = Path.join(folder, "old.json")
+      for (
+        const [text, said] of [
+          ["{}", "it is no AsyncAPI document"],
+          ["{\"asyncapi\":\"2.6.0\",\"channels\":{}}", "it is of AsyncAPI 2.6.0, and 3 is needed"],
+          ["{\"asyncapi\":\"3.0.0\"}", "it has no channels"]
+        ] as const
+      ) {
+        Fs.writeFileSync(old, text)
+        const { code, error } = yield* millrace("asyncapi", shop, "--check", old)
+        assert.deepStrictEqual([code, error], [2, `millrace: cannot read ${old}: ${said}`])
+      }
       assert.match((yield* millrace("asyncapi", broken)).error, /^millrace: cannot load .*broken\.mjs: no way$/)
     }))
 })
@@ -155,7 +167,53 @@ describe("breaking changes", () => {
       type: "object",
       additionalProperties: string
     }],
-    ["nothing said", {}, string]
+    ["nothing said", {}, string],
+    [
+      "a property that is kept, of another type",
+      object({ x: { anyOf: [string, number] } }, ["x"]),
+      object({ x: number }, [
+        "x"
+      ])
+    ],
+    ["a value of an enum of cases", { anyOf: [{ const: "a" }, { const: "b" }] }, { const: "a" }],
+    ["values against cases", { anyOf: [{ const: "a" }, { const: "b" }] }, { type: "string", enum: ["a"] }],
+    ["a member of a union of objects", {
+      anyOf: [object({ kind: { const: "a" } }, ["kind"]), object({ kind: { const: "b" }, n: number }, ["kind", "n"])]
+    }, object({ kind: { const: "a" } }, ["kind"])],
+    ["a part of allOf", { allOf: [object({ x: string })] }, { allOf: [object({ x: string }), object({}, ["x"])] }],
+    ["a bound that is exclusive", { type: "number", minimum: 1 }, { type: "number", exclusiveMinimum: 1 }],
+    ["a value out of a bound", { type: "integer", enum: [1, 9] }, { type: "integer", enum: [1, 9], maximum: 5 }],
+    ["a multiple", { type: "integer", multipleOf: 5 }, { type: "integer", multipleOf: 10 }],
+    ["items that differ", { type: "array", items: string }, { type: "array", items: string, uniqueItems: true }],
+    ["a place of a tuple", { type: "array", items: [string, { anyOf: [string, number] }], maxItems: 2 }, {
+      type: "array",
+      items: [string, string],
+      maxItems: 2
+    }],
+    ["the rest of a tuple", { type: "array", items: [string], additionalItems: { anyOf: [string, number] } }, {
+      type: "array",
+      items: [string],
+      additionalItems: string
+    }],
+    ["a list and a tuple", { type: "array", items: string }, {
+      type: "array",
+      items: [string],
+      minItems: 1,
+      maxItems: 1
+    }],
+    ["names of a pattern", object({}, [], { patternProperties: { "^x-": { anyOf: [string, number] } } }), {
+      type: "object",
+      patternProperties: { "^x-": string }
+    }],
+    ["names of properties", object({}), object({}, [], { propertyNames: { pattern: "^x-" } })],
+    [
+      "properties that nothing names",
+      object({ x: string }),
+      object({ x: string }, [], { additionalProperties: false })
+    ],
+    ["a format", string, { type: "string", format: "uuid" }],
+    ["no value", object({ x: string }), object({ x: { not: {} } })],
+    ["a value that is excluded", string, { type: "string", not: { const: "" } }]
   ]
   for (const [what, wide, narrow] of cases) {
     it(`a receiver of: ${what}`, () => {
@@ -182,6 +240,76 @@ describe("breaking changes", () => {
     })
   }
 
+  it("what only reads differently breaks nothing", () => {
+    const alike: ReadonlyArray<readonly [object, object]> = [
+      [{ type: ["string", "null"] }, { anyOf: [string, { type: "null" }] }],
+      [{ type: "string", enum: ["a", "b"] }, { anyOf: [{ const: "a" }, { const: "b" }] }],
+      [{ type: "boolean" }, { enum: [true, false] }],
+      [string, { ...string, title: "T", description: "D", examples: ["a"] }],
+      [object({ x: string }, ["x"]), { allOf: [object({ x: string }), object({}, ["x"])] }],
+      [{ type: "number", minimum: 0 }, { type: "number", minimum: 0, exclusiveMinimum: -1 }]
+    ]
+    for (const [one, other] of alike) {
+      for (const action of ["send", "receive"] as const) {
+        assert.deepStrictEqual(breakingChanges(document(action, one), document(action, other)), [])
+        assert.deepStrictEqual(breakingChanges(document(action, other), document(action, one)), [])
+      }
+    }
+  })
+
+  it("a new optional property breaks neither side", () => {
+    for (const action of ["send", "receive"] as const) {
+      const wider = object({ x: string, y: number }, ["x"])
+      assert.deepStrictEqual(
+        breakingChanges(document(action, object({ x: string }, ["x"])), document(action, wider)),
+        []
+      )
+    }
+  })
+
+  it("a topic without operations must hold for those who write it and for those who read it", () => {
+    const alone = (payload: object) => ({ ...document("send", payload), operations: {} })
+    assert.deepStrictEqual(breakingChanges(alone(object({ x: string })), alone(object({ x: string }, ["x"]))), [
+      "topic a, stored messages: payload.x: required, and may be absent"
+    ])
+    assert.deepStrictEqual(breakingChanges(alone(object({ x: string }, ["x"])), alone(object({}))), [
+      "topic a, its receivers: payload.x: required, and may be absent"
+    ])
+    assert.deepStrictEqual(breakingChanges(alone(object({})), alone(object({ x: string }))), [])
+  })
+
+  it("a step of a group that was renamed is compared with what sends there now", () => {
+    const renamed = (payload: object) => {
+      const { channels, operations } = document("send", payload)
+      return { channels, operations: { other: operations.one } }
+    }
+    assert.deepStrictEqual(breakingChanges(document("send", string), renamed(string)), [])
+    assert.deepStrictEqual(breakingChanges(document("send", string), renamed(number)), [
+      "send a: payload: number does not fit string"
+    ])
+  })
+
+  it("headers are compared as payloads are", () => {
+    const headed = (required: ReadonlyArray<string>) => {
+      const { channels, operations } = document("receive", string)
+      const headers = object({ "x-tenant": string }, required)
+      return { operations, channels: { a: { address: "a", messages: { m: { ...channels.a.messages.m, headers } } } } }
+    }
+    assert.deepStrictEqual(breakingChanges(headed([]), headed(["x-tenant"])), [
+      "receive a: headers.x-tenant: required, and may be absent"
+    ])
+    assert.deepStrictEqual(breakingChanges(headed(["x-tenant"]), headed([])), [])
+  })
+
+  it("a topic that is renamed, and a group that receives no more", () => {
+    const old = document("receive", string)
+    const renamed = { ...old, channels: { a: { ...old.channels.a, address: "b" } } }
+    assert.deepStrictEqual(breakingChanges(old, renamed), ["topic a is gone"])
+    assert.deepStrictEqual(breakingChanges(old, { ...old, operations: {} }), [
+      "no pipeline receives from a any more (one)"
+    ])
+  })
+
   it("topics and senders that are gone, messages of another type", () => {
     const old = document("send", string)
     assert.deepStrictEqual(breakingChanges(old, { channels: {}, operations: {} }), ["topic a is gone"])
@@ -201,5 +329,14 @@ describe("breaking changes", () => {
       components: { schemas: { Tree: object({ next: { $ref: "#/components/schemas/Tree" } }) } }
     }
     assert.deepStrictEqual(breakingChanges(tree, tree), [])
+    const ref = { $ref: "#/components/schemas/Tree" }
+    const nullable = (value: object) => ({
+      ...document("receive", ref),
+      components: { schemas: { Tree: object({ value, next: { anyOf: [ref, { type: "null" }] } }) } }
+    })
+    assert.deepStrictEqual(breakingChanges(nullable(string), nullable(string)), [])
+    assert.deepStrictEqual(breakingChanges(nullable(string), nullable(number)), [
+      "receive a: payload.value: string does not fit number"
+    ])
   })
 })

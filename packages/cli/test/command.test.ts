@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Brokers, Wait } from "@millrace/testing"
+import { Brokers } from "@millrace/testing"
 import { Effect, Layer } from "effect"
 import { spawn } from "node:child_process"
 import * as Fs from "node:fs"
@@ -27,22 +27,22 @@ interface Ran {
   readonly output: string
 }
 
-/** Nothing of the pnpm and the vitest that run this test; the same Node.js first on `PATH`. */
-const withoutTools = (env: Record<string, string>) => ({
+/** Nothing of the pnpm and the vitest that run this test. */
+const environment = (): Record<string, string | undefined> => ({
   ...Object.fromEntries(
     Object.entries(process.env).filter(([name]) =>
       !/^(npm|pnpm|vitest|NODE_OPTIONS|VITE|NODE_ENV|TEST|MILLRACE)/i.test(name)
     )
   ),
   PATH: `${Path.dirname(process.execPath)}:${process.env["PATH"]}`,
-  ...env
+  NO_COLOR: "1"
 })
 
 const run = (command: string, args: ReadonlyArray<string>, cwd: string, env: Record<string, string> = {}) =>
   Effect.callback<Ran>((resume) => {
     const child = spawn(command, [...args], {
       cwd,
-      env: withoutTools({ NO_COLOR: "1", ...env }),
+      env: { ...environment(), ...env },
       stdio: ["ignore", "pipe", "pipe"]
     })
     let output = ""
@@ -51,26 +51,6 @@ const run = (command: string, args: ReadonlyArray<string>, cwd: string, env: Rec
     child.once("close", (code) => resume(Effect.succeed({ code, output })))
     return Effect.sync(() => child.kill())
   })
-
-/** Starts a command that goes on until the scope closes, with all processes that it starts. */
-const start = (command: string, args: ReadonlyArray<string>, cwd: string) =>
-  Effect.acquireRelease(
-    Effect.sync(() => {
-      const child = spawn(command, [...args], {
-        cwd,
-        env: withoutTools({ NO_COLOR: "1" }),
-        stdio: ["ignore", "pipe", "pipe"],
-        detached: true
-      })
-      let output = ""
-      let hasEnded = false
-      child.stdout.on("data", (chunk) => output += chunk)
-      child.stderr.on("data", (chunk) => output += chunk)
-      child.once("close", () => hasEnded = true)
-      return { pid: child.pid, output: () => output, hasEnded: () => hasEnded }
-    }),
-    ({ hasEnded, pid }) => Effect.sync(() => pid === undefined || hasEnded() ? undefined : process.kill(-pid, "SIGKILL"))
-  )
 
 describe("the command", () => {
   it("has the version of its package", () => assert.strictEqual(version, manifest.version))
@@ -199,6 +179,11 @@ describe("the command", () => {
         const env = { NO_COLOR: "", TERM: "xterm" }
         assert.isTrue(yield* colors(env, "script", ["-qec", terminal, "/dev/null"]))
         assert.isFalse(yield* colors({ ...env, NO_COLOR: "1" }, "script", ["-qec", terminal, "/dev/null"]))
+        // A narrow terminal: what is too long is cut.
+        yield* run(process.execPath, [main, "publish", "n".repeat(90), "{}", "--create", "--redis", url], cwd)
+        const narrow = yield* run("script", ["-qec", `stty cols 80; ${terminal}`, "/dev/null"], cwd, env)
+        const shown = narrow.output.split(/\r?\n/).map(columnsOf)
+        assert.strictEqual(Math.max(...shown), 80)
         const redrive = [process.execPath, main, "dead", "redrive", "orders.dead", "--redis", url].join(" ")
         const { output } = yield* run("script", ["-qec", redrive, "/dev/null"], cwd, env)
         assert.include(output, "\r\u001b[K")
@@ -245,24 +230,32 @@ describe("the command", () => {
       const needed = ["cli", "core", "redis-streams", "nats-jetstream"].flatMap((
         name
       ) => ["--package", tarballs[`@millrace/${name}`]!])
-      // Each `npx` resolves all dependencies anew: one of them runs all commands.
-      const script = [
-        "echo \"version $(millrace --version)\"",
-        `echo "topics $(millrace inspect --redis ${url} --json)"`,
-        `millrace view --port 70000 --redis ${url}; echo "refused $?"`,
-        `exec millrace view --port 0 --redis ${url}`
-      ].join("; ")
-      const child = yield* start("npx", ["-y", ...needed, "-c", script], cwd)
-      const address = yield* Wait.eventually(
-        "the page has an address",
-        Effect.sync(() => /^http:\S+/m.exec(child.output())?.[0] ?? (child.hasEnded() ? child.output() : undefined)),
-        (address) => address !== undefined,
-        "380 seconds"
+      const command = ["-y", ...needed, "millrace"]
+      const inspected = yield* run("npx", [...command, "inspect", "--redis", url, "--json"], cwd)
+      assert.deepInclude(JSON.parse(inspected.output), { topics: [] })
+      const child = yield* Effect.acquireRelease(
+        Effect.sync(() =>
+          spawn("npx", [...command, "view", "--port", "0", "--redis", url], {
+            cwd,
+            env: environment(),
+            // npx and what it starts are one group, which one signal ends.
+            detached: true,
+            stdio: ["ignore", "pipe", "pipe"]
+          })
+        ),
+        (child) => Effect.sync(() => child.exitCode === null && process.kill(-child.pid!, "SIGKILL"))
       )
-      assert.match(address!, /^http:/)
-      assert.match(child.output(), new RegExp(`^version ${version}$`, "m"))
-      assert.deepInclude(JSON.parse(/^topics (.*)$/m.exec(child.output())![1]!), { topics: [] })
-      assert.match(child.output(), /^refused 2$/m)
+      const address = yield* Effect.callback<string>((resume) => {
+        let text = ""
+        const take = (chunk: Buffer) => {
+          text += chunk
+          const address = /^http:\S+/m.exec(text)?.[0]
+          if (address !== undefined) resume(Effect.succeed(address))
+        }
+        child.stdout.on("data", take)
+        child.stderr.on("data", take)
+        child.once("exit", (code) => resume(Effect.die(new Error(`npx ended with ${code}: ${text}`))))
+      })
       const paths = [
         "",
         "app.js",

@@ -5,6 +5,7 @@ import {
   type ConsumerConfig,
   type JetStreamManager,
   jetstreamManager,
+  ReplayPolicy,
   RetentionPolicy,
   StorageType,
   type StreamConfig
@@ -92,7 +93,9 @@ describe("doctor on NATS", () => {
       const { url } = yield* Brokers.nats({ config: `http: "127.0.0.1:${port}"` })
       const found = yield* doctor(url, "--monitor", `http://127.0.0.1:${port}`, ...given)
       assert.strictEqual(troubles(found)["nats/sync-interval"], "warning")
-      assert.strictEqual(troubles(yield* doctor(url))["nats/sync-interval"], "unknown")
+      const unsaid = troubles(yield* doctor(url))
+      assert.deepInclude(unsaid, { "nats/sync-interval": "unknown", "nats/drain": "unknown" })
+      assert.strictEqual(troubles(yield* doctor(url, "--grace-period", "30s"))["nats/drain"], "error")
     }))
 
   it.live("streams that lose, refuse or cannot be redriven from", () =>
@@ -124,6 +127,8 @@ describe("doctor on NATS", () => {
       yield* consumer(jsm, "queue", "a", { filter_subject: "jobs.a" })
       yield* stream(jsm, "small", { max_msg_size: 10_000 })
       yield* Effect.promise(() => jsm.streams.add({ name: "aging", subjects: ["aging"], allow_direct: false }))
+      yield* stream(jsm, "single", { max_consumers: 1 })
+      yield* consumer(jsm, "single", "g")
       yield* stream(jsm, "sealed")
       yield* Effect.promise(() => jsm.streams.update("sealed", { sealed: true } as Partial<StreamConfig>))
       yield* fill("aged", 1)
@@ -143,6 +148,7 @@ describe("doctor on NATS", () => {
         "nats/max-msg-size small": "warning",
         "nats/stream-features aging": "warning",
         "nats/deny-delete sealed": "error",
+        "nats/max-consumers single": "warning",
         "nats/attempt-records KV_millrace": "warning"
       })
       // Between 80 % of its age and its end.
@@ -169,6 +175,9 @@ describe("doctor on NATS", () => {
       yield* consumer(jsm, "orders", "careless", { ack_policy: AckPolicy.None })
       yield* consumer(jsm, "orders", "halted", { pause_until: new Date(Date.now() + 3_600_000).toISOString() })
       yield* consumer(jsm, "orders", "again", { ack_wait: seconds(30) })
+      yield* consumer(jsm, "orders", "forgetful", { mem_storage: true })
+      yield* consumer(jsm, "orders", "bounded", { max_batch: 1, max_expires: seconds(1) })
+      yield* consumer(jsm, "orders", "slow", { replay_policy: ReplayPolicy.Original })
       // One of a tool, which vanishes by itself.
       const { name } = yield* Effect.promise(() => jsm.consumers.add("orders", { ack_policy: AckPolicy.None }))
       yield* Effect.promise(async () => {
@@ -195,6 +204,9 @@ describe("doctor on NATS", () => {
         "nats/push-consumer orders/pushed": "error",
         "nats/headers-only orders/pushed": "error",
         "nats/ack-policy orders/careless": "error",
+        "nats/consumer-storage orders/forgetful": "warning",
+        "nats/pull-limits orders/bounded": "warning",
+        "nats/replay-policy orders/slow": "warning",
         "nats/paused orders/halted": "warning",
         "nats/no-consumers orders/vanishing": "warning",
         "nats/redelivered orders/again": "warning",

@@ -175,6 +175,9 @@ for (const kind of ["redis", "valkey"] as const) {
         yield* Effect.promise(() => connection.sendCommand(["WAIT", "1", "20000"]))
         assert.deepStrictEqual(troubles(yield* doctor(master.url, ...given)), { "redis/replication": "warning" })
         assert.deepInclude(troubles(yield* doctor(replica.url, ...given)), { "redis/replication": "error" })
+        yield* send(master.url, "CONFIG SET min-replicas-to-write 2")
+        const refusing = (yield* doctor(master.url, ...given)).find(({ id }) => id === "redis/replication")!
+        assert.deepInclude(refusing, { level: "error", seen: "min-replicas-to-write 2, 1 replica in time" })
       }))
 
     it.live("a node of a cluster that is not used as one", () =>

@@ -76,6 +76,27 @@ const take = Effect.fnUntraced(function*(seen: Array<Block>, ...args: ReadonlyAr
   seen.push({ command: `millrace ${command}`.trim(), output: [out, error].filter((text) => text !== "").join("\n") })
 })
 
+/** What the checks are called, in their source and in the tests of the doctor. */
+const idsIn = (folder: URL, files: RegExp): ReadonlySet<string> =>
+  new Set(
+    Fs.readdirSync(folder, { recursive: true, encoding: "utf8" }).filter((file) => files.test(file)).flatMap((file) =>
+      [...Fs.readFileSync(new URL(file, folder), "utf8").matchAll(/["`](?:redis|nats|\$\{kind\})\/([a-z-]+)/g)].map((
+        [, id]
+      ) => id!)
+    )
+  )
+
+it("each check of the doctor has a test, and is in docs/operating.md", () => {
+  const checks = idsIn(new URL("../src/internal/", import.meta.url), /hecks\.ts$|doctor\.ts$/)
+  const tested = idsIn(new URL("./", import.meta.url), /^doctor\..*\.ts$/)
+  const shown = Fs.readFileSync(page, "utf8").split("\n").filter((line) => line.startsWith("| `")).join()
+  assert.isAbove(checks.size, 50)
+  for (const id of checks) {
+    assert.include(shown, `\`${id}\``)
+    assert.isTrue(tested.has(id), id)
+  }
+})
+
 describe("docs/operating.md shows the terminal as it is", () => {
   it.live("topics, messages and dead letters", () =>
     Effect.gen(function*() {

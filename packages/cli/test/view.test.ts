@@ -92,7 +92,12 @@ describe("what the page's server refuses", () => {
         const token = /name="millrace-token" content="(\w{64})"/.exec(page.body)![1]!
         assert.strictEqual((yield* request(address, "/api/overview")).status, 200)
         assert.strictEqual((yield* request(address, "/", { headers: { host: "evil.example" } })).status, 421)
-        assert.strictEqual((yield* request(address, "/../package.json")).status, 404)
+        for (
+          const path of ["/../package.json", "/lib/%2e%2e/app.js", "/lib/..%2fapp.js", "/__proto__", "/constructor"]
+        ) {
+          const { status } = yield* request(address, "/", { path })
+          assert.strictEqual(status, 404, path)
+        }
         assert.strictEqual((yield* request(address, "/api/nothing")).status, 404)
         assert.strictEqual((yield* request(address, "/api/overview", { method: "DELETE" })).status, 405)
         const body = JSON.stringify({ topic: "orders.dead", ids: ["1-0"] })
@@ -105,6 +110,8 @@ describe("what the page's server refuses", () => {
             { origin: "http://evil.example" },
             { "x-millrace-token": "0".repeat(64) },
             { "x-millrace-token": "short" },
+            { "x-millrace-token": "\u00e9".padEnd(64, "0") },
+            { origin: "null" },
             { "content-type": "text/plain" }
           ]
         ) {
@@ -256,6 +263,27 @@ describe.skipIf(browser === undefined)("the page in a browser", () => {
             await page.keyboard.press("Enter")
             await page.getByText("1 redriven").waitFor()
             await page.getByText("Declined: no funds for o9").waitFor({ state: "detached" })
+          })
+          // Names and bodies that would be markup, ids that are no dates, fields without a body, an address typed wrong.
+          const raw = yield* Effect.acquireRelease(
+            Effect.promise(() => createClient({ url }).on("error", () => {}).connect()),
+            (client) => Effect.sync(() => client.destroy())
+          )
+          const evil = "<img src=x onerror=alert(1)> / a%zz"
+          yield* Effect.promise(async () => {
+            await raw.sendCommand(["XADD", evil, "99999999999999999-5", "user", "<script>alert(2)</script>"])
+            page.on("dialog", (dialog) => problems.push(dialog.message()))
+            await page.goto(`${address}#/topic/${encodeURIComponent(evil)}`)
+            await page.getByText("{\"user\":\"<script>alert(2)</script>\"}").waitFor()
+            await page.keyboard.press("/")
+            await page.keyboard.type(`${evil} 99999999999999999-5`)
+            await page.keyboard.press("Enter")
+            await page.getByText("published no date").waitFor()
+            await page.locator("pre", { hasText: "<script>alert(2)</script>" }).waitFor()
+            await page.goto(`${address}#/dead/%zz`)
+            await page.getByText("No dead letters.").waitFor()
+            await page.goto(`${address}#/`)
+            await page.getByRole("link", { name: evil }).waitFor()
           })
           const back = () => Effect.promise(() => page.evaluate("getComputedStyle(document.body).backgroundColor"))
           const light = yield* back()

@@ -19,7 +19,9 @@ const ago = (millis) => {
   return `${Math.floor(s / 86400)} d ${Math.floor(s / 3600) % 24} h`
 }
 
-const time = (millis) => new Date(millis).toISOString().replace("T", " ").replace(/\.\d+Z$/, "Z")
+/** An id or a record may hold a number that is no date. */
+const time = (millis) =>
+  Math.abs(millis) <= 8.64e15 ? new Date(millis).toISOString().replace("T", " ").replace(/\.\d+Z$/, "Z") : "no date"
 
 const link = (...parts) => `#/${parts.map(encodeURIComponent).join("/")}`
 
@@ -58,8 +60,17 @@ const usePolled = (path, query, every) => {
   return state
 }
 
+/** A part of the address; one that was typed by hand may be no valid code. */
+const decoded = (part) => {
+  try {
+    return decodeURIComponent(part)
+  } catch {
+    return part
+  }
+}
+
 const useRoute = () => {
-  const read = () => location.hash.slice(2).split("/").map(decodeURIComponent)
+  const read = () => location.hash.slice(2).split("/").map(decoded)
   const [route, setRoute] = useState(read)
   useEffect(() => {
     const changed = () => setRoute(read())
@@ -179,15 +190,19 @@ const Overview = ({ history, overview }) => {
     <${Topics} title="Topics" topics=${topics.filter((t) => !t.dead)} to="topic" />`
 }
 
+/** The body, or the fields of an entry that another program has added. */
+const content = (message) => message.fields ?? message.body
+
 const body = (message) =>
-  message.base64 ?? (typeof message.body === "string" ? message.body : JSON.stringify(message.body, undefined, 2))
+  message.base64 ??
+    (typeof message.body === "string" ? message.body : JSON.stringify(content(message), undefined, 2))
 
 const brief = (message) => {
   const text = message.base64 !== undefined
     ? "bytes"
     : typeof message.body === "string"
     ? message.body
-    : JSON.stringify(message.body)
+    : JSON.stringify(content(message))
   return text.length > 120 ? `${text.slice(0, 119)}…` : text
 }
 
@@ -418,13 +433,15 @@ const Find = () => {
       if (event.key !== "/" || tagName === "INPUT" || tagName === "SELECT") return
       event.preventDefault()
       at.current.focus()
+      at.current.select()
     }
     addEventListener("keydown", key)
     return () => removeEventListener("keydown", key)
   }, [])
   const go = (event) => {
     event.preventDefault()
-    const [id, topic = ""] = at.current.value.trim().split(/\s+/).toReversed()
+    // The id has no spaces; the topic's name may have some.
+    const [, topic = "", id] = /^(?:(.*\S)\s+)?(\S*)$/.exec(at.current.value.trim())
     if (id !== "") location.hash = link("message", topic, id)
   }
   return html`<form onSubmit=${go} role="search">

@@ -15,6 +15,7 @@ import * as Stream from "effect/Stream"
 import { type Invalid, invalidFunction, toError, unknownOption } from "./internal/invalid.ts"
 import { keyOf } from "./internal/key.ts"
 import * as letters from "./internal/letterHeaders.ts"
+import { answered } from "./internal/promise.ts"
 import { DeadLetterReason, decodeHeaders, decodeRecord, encodeHistory, Failure, Record } from "./internal/record.ts"
 import * as redriving from "./internal/redriving.ts"
 import type * as Message from "./Message.ts"
@@ -125,14 +126,14 @@ export const list = (
   options?: ListOptions
 ): Stream.Stream<DeadLetter, TransportError, Transport> =>
   Stream.unwrap(Effect.map(Transport, (transport) => {
-    const invalid = invalidChoice(topic, options, ["filter", "after", "before", "reverse", "limit"])
+    const invalid = invalidChoice(transport, topic, options, ["filter", "after", "before", "reverse", "limit"])
     if (invalid !== undefined) return Stream.fail(toError(transport.name, invalid))
     const { filter, limit, ...bounds } = options ?? {}
     // Few messages of the topic are no letters, so a page of a little more than `limit` is enough as a rule.
     const found = transport.browse(topic, bounds).pipe(
       Stream.filter((delivery) => delivery.headers[letters.recordHeader] !== undefined),
       Stream.mapEffect((delivery) => assemble(transport, topic, delivery)),
-      Stream.filter((letter): letter is DeadLetter => letter !== undefined && (filter?.(letter) ?? true))
+      Stream.filter((letter): letter is DeadLetter => letter !== undefined && passes(filter, letter))
     )
     return limit === undefined ? found : Stream.take(found, limit)
   }))
@@ -342,7 +343,7 @@ export const redrive = Effect.fnUntraced(function*(
 ): Effect.fn.Return<Redriven, TransportError, Transport> {
   const transport = yield* Transport
   const { cap = 3, dryRun = false, group, onProgress, rate, to } = options ?? {}
-  yield* check(transport.name, topic, options, ["cap", "group", "rate", "to"])
+  yield* check(transport, topic, options, ["cap", "group", "rate", "to"])
   let capped = 0
   const run = redriving.make(transport, topic, { group, to, dryRun })
   const sofar = (): Redriven => ({ redriven: run.redriven, capped, ...run.refused })
@@ -380,7 +381,7 @@ export const discard = Effect.fnUntraced(function*(
   options?: DiscardOptions
 ): Effect.fn.Return<number, TransportError, Transport> {
   const transport = yield* Transport
-  yield* check(transport.name, topic, options, [])
+  yield* check(transport, topic, options, [])
   return yield* Stream.runFoldEffect(Stream.grouped(select(topic, options), 100), () => 0, (sum, letters) => {
     const discarded = sum + letters.length
     const remove = options?.dryRun === true
@@ -393,16 +394,17 @@ export const discard = Effect.fnUntraced(function*(
 type Choice = Omit<RedriveOptions, "onProgress"> & { readonly onProgress?: unknown }
 
 const check = (
-  transport: string,
+  transport: Transport["Service"],
   topic: string,
   options: Choice | undefined,
   more: ReadonlyArray<string>
 ): Effect.Effect<void, TransportError> => {
-  const invalid = invalidChoice(topic, options, ["ids", "filter", "limit", "dryRun", "onProgress", ...more])
-  return invalid === undefined ? Effect.void : Effect.fail(toError(transport, invalid))
+  const invalid = invalidChoice(transport, topic, options, ["ids", "filter", "limit", "dryRun", "onProgress", ...more])
+  return invalid === undefined ? Effect.void : Effect.fail(toError(transport.name, invalid))
 }
 
 const invalidChoice = (
+  transport: Transport["Service"],
   topic: unknown,
   options: Choice = {},
   known: ReadonlyArray<string>
@@ -412,7 +414,7 @@ const invalidChoice = (
   }
   const unknown = unknownOption("options", options, known)
   if (unknown !== undefined) return unknown
-  const { cap, filter, ids, limit, onProgress, rate, to } = options
+  const { cap, filter, group, ids, limit, onProgress, rate, to } = options
   const isCount = (n: number) => n === Infinity || (Number.isInteger(n) && n >= 0)
   if (rate !== undefined && !(Number.isFinite(rate) && rate > 0)) {
     const remedy = "give messages a second, more than 0, or leave it out for full speed"
@@ -424,6 +426,12 @@ const invalidChoice = (
   if (limit !== undefined && !isCount(limit)) {
     return { option: "limit", value: limit, remedy: "give a whole number of dead letters, 0 or more" }
   }
+  const groupRemedy = group === undefined
+    ? undefined
+    : typeof group === "string"
+    ? transport.nameRemedy("group", group)
+    : "give the name of a group"
+  if (groupRemedy !== undefined) return { option: "group", value: group, remedy: groupRemedy }
   if (ids !== undefined && !Array.isArray(ids)) return { option: "ids", value: ids, remedy: "give an array of ids" }
   if (to !== undefined && !Array.isArray(to)) {
     return { option: "to", value: to, remedy: "give an array of names of topics" }
@@ -431,12 +439,15 @@ const invalidChoice = (
   return invalidFunction("filter", filter) ?? invalidFunction("onProgress", onProgress)
 }
 
+const passes = (filter: SelectOptions["filter"], letter: DeadLetter): boolean =>
+  filter === undefined || Boolean(answered("filter", filter(letter)))
+
 const select = (
   topic: string,
   options: SelectOptions | undefined,
   may: (letter: DeadLetter) => boolean = () => true
 ): Stream.Stream<DeadLetter, TransportError, Transport> => {
-  const filter = (letter: DeadLetter) => (options?.filter?.(letter) ?? true) && may(letter)
+  const filter = (letter: DeadLetter) => passes(options?.filter, letter) && may(letter)
   const limit = options?.limit === Infinity ? undefined : options?.limit
   if (options?.ids === undefined) return list(topic, { filter, limit })
   const letters = Stream.fromIterable(new Set(options.ids)).pipe(

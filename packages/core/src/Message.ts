@@ -113,8 +113,5 @@ export const settle: {
     self: Any,
     settlement: Settlement.Settlement | Settlement.SettlementRequested
   ): Effect.Effect<boolean, Settlement.SettleError> =>
-    Effect.suspend(() =>
-      inFlightOf(self)?.settle(settlement._tag === "SettlementRequested" ? settlement.settlement : settlement) ??
-        Effect.succeed(false)
-    )
+    Effect.suspend(() => inFlightOf(self)?.settle(settlement) ?? Effect.succeed(false))
 )

@@ -34,8 +34,9 @@ import process from "node:process"
 import * as DeadLetter from "./DeadLetter.ts"
 import { plainText } from "./internal/errorDetail.ts"
 import type { Hint } from "./internal/hint.ts"
-import { toError, unknownOption } from "./internal/invalid.ts"
+import { invalidPipelines, toError, unknownOption } from "./internal/invalid.ts"
 import { programOf } from "./internal/pipeline.ts"
+import { noCounts } from "./internal/report.ts"
 import * as Pipeline from "./Pipeline.ts"
 import * as Publisher from "./Publisher.ts"
 import type * as Topic from "./Topic.ts"
@@ -120,7 +121,8 @@ type Provided<P, B> = [Missing<P, B>] extends [never] ? unknown
   : Hint<"the broker's Layer lacks a service that this pipeline needs: another broker's operation, or your own service">
 
 /**
- * Makes pipelines ready to start on a broker; without pipelines, it only publishes. Nothing is connected yet.
+ * Makes pipelines ready to start on a broker; without `pipelines`, it only publishes. Nothing is connected yet. Starting an
+ * empty array is refused.
  *
  * @category constructors
  * @since 0.1.0
@@ -130,7 +132,7 @@ export const make = <B extends Layer.Layer<Transport, unknown>, const P extends 
 ): Millrace => new MillraceImpl(options as unknown as UntypedOptions)
 
 /**
- * Starts one pipeline, or several, and resolves when messages flow. SIGTERM and SIGINT drain them, unless `signals` is
+ * Starts one pipeline, or several (at least one), and resolves when messages flow. SIGTERM and SIGINT drain them, unless `signals` is
  * `false`.
  *
  * @category running
@@ -175,14 +177,14 @@ const brokers = "give RedisStreams.layer({ url }), JetStream.layer({ url }) or M
 const invalidIn = (options: UntypedOptions): TransportError | undefined => {
   const unknown = unknownOption("options of Millrace", options, ["broker", "signals", "pipelines"])
   if (unknown !== undefined) return toError("core", unknown)
-  const { broker, pipelines = [], signals } = options
+  const { broker, pipelines, signals } = options
   if (!Layer.isLayer(broker)) return invalidOption("core", "broker", kindOf(broker), brokers)
   if (signals !== undefined && typeof signals !== "boolean") {
     return invalidOption("core", "signals", signals, "write true or false")
   }
-  if (!Array.isArray(pipelines)) {
-    return invalidOption("core", "pipelines", kindOf(pipelines), "give an array: [pipeline]")
-  }
+  if (pipelines === undefined) return undefined
+  const none = invalidPipelines(pipelines)
+  if (none !== undefined) return toError("core", none)
   try {
     pipelines.forEach(programOf)
     return undefined
@@ -340,19 +342,7 @@ class MillraceImpl implements Millrace {
   }
 
   readonly counts: Millrace["counts"] = async (pipeline) => {
-    const sum: { -readonly [K in keyof Pipeline.Counts]: number } = {
-      handled: 0,
-      filtered: 0,
-      retried: 0,
-      deadLettered: 0,
-      discarded: 0,
-      released: 0,
-      failedAfterSettle: 0,
-      lost: 0,
-      vanished: 0,
-      resettled: 0,
-      unsettled: 0
-    }
+    const sum = noCounts()
     for (const running of await this.of(pipeline, this.counted)) {
       const counts = await Effect.runPromise(running.counts)
       for (const name of Object.keys(sum) as Array<keyof Pipeline.Counts>) sum[name] += counts[name]

@@ -24,7 +24,14 @@ import type { Description } from "./Description.ts"
 import { addPolicy, addStep } from "./internal/compose.ts"
 import { describe as describeProgram, topics as topicsOf } from "./internal/describe.ts"
 import type { Hint, Hints } from "./internal/hint.ts"
-import { durationOf, type Invalid, invalidFunction, unknownOption } from "./internal/invalid.ts"
+import {
+  durationOf,
+  type Invalid,
+  invalidFunction,
+  invalidPipelines,
+  toError,
+  unknownOption
+} from "./internal/invalid.ts"
 import { isPipeline as isPipelineInternal, make, programOf, TypeId as TypeIdInternal } from "./internal/pipeline.ts"
 import type { Step as ProgramStep } from "./internal/program.ts"
 import { fromPromise, promiseForm, settledResults, tapped, wrapPromise } from "./internal/promise.ts"
@@ -1322,7 +1329,7 @@ export const run = <M extends Any, A, E, R>(
   Effect.scoped(Effect.flatMap(start(self), (running) => running.await)) as any
 
 /**
- * Runs several pipelines; when one can no longer run, all are drained and it fails.
+ * Runs several pipelines; when one can no longer run, all are drained and it fails. Without any it fails at once.
  *
  * @category running
  * @since 0.1.0
@@ -1330,7 +1337,12 @@ export const run = <M extends Any, A, E, R>(
 export const runAll = <const P extends readonly [AnyPipeline, ...Array<AnyPipeline>]>(
   pipelines: P
 ): Effect.Effect<never, TransportError, Exclude<Services<P[number]>, Scope.Scope> & Hint<NoLayer>> =>
-  Effect.forEach(pipelines, (pipeline) => run(pipeline), { concurrency: "unbounded", discard: true }) as any
+  Effect.suspend(() => {
+    const invalid = invalidPipelines(pipelines)
+    return invalid === undefined
+      ? Effect.forEach(pipelines, (pipeline) => run(pipeline), { concurrency: "unbounded", discard: true })
+      : Effect.fail(toError("core", invalid))
+  }) as any
 
 /**
  * Provides a running pipeline as a Layer without services, to stand among others. It fails when the pipeline cannot

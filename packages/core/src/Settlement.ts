@@ -11,6 +11,7 @@ import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import type { Hints } from "./internal/hint.ts"
 import { type Invalid, toError, unknownOption } from "./internal/invalid.ts"
+import { shownError } from "./internal/shownError.ts"
 import { invalidOption } from "./TransportError.ts"
 
 const RequestedTypeId = "~@millrace/core/SettlementRequested"
@@ -116,6 +117,9 @@ export class SettleError extends Schema.Error<SettleError>("@millrace/core/Settl
   override get message(): string {
     return `the settlement of message ${this.id} did not reach the broker`
   }
+  override toJSON(): unknown {
+    return shownError(this)
+  }
 }
 
 /**
@@ -190,18 +194,47 @@ export interface RetryOptions {
 export const retry = (after?: Duration.Input | Hints["duration"], options?: RetryOptions): SettlementRequested => {
   const invalid = options === undefined ? undefined : invalidRetry(options)
   if (invalid !== undefined) throw toError("core", invalid)
-  return new SettlementRequested({
-    settlement: { _tag: "Retry", after: after === undefined ? undefined : finite(after), ...options }
-  })
+  const duration = after === undefined ? undefined : finite(after)
+  if (duration === undefined && after !== undefined) {
+    const remedy = "write a duration as \"5 seconds\" or as a number of milliseconds, neither NaN nor Infinity"
+    throw invalidOption("core", "after of Settlement.retry", after, remedy)
+  }
+  return new SettlementRequested({ settlement: { _tag: "Retry", after: duration, ...options } })
 }
 
-const finite = (after: unknown): Duration.Duration => {
+const finite = (after: unknown): Duration.Duration | undefined => {
   const duration = Option.getOrUndefined(Duration.fromInput(after as Duration.Input))
-  if (duration !== undefined && !Number.isNaN(after) && Number.isFinite(Duration.toMillis(duration))) {
-    return Duration.max(Duration.zero, duration)
+  return duration !== undefined && !Number.isNaN(after) && Number.isFinite(Duration.toMillis(duration))
+    ? Duration.max(Duration.zero, duration)
+    : undefined
+}
+
+/**
+ * Copies a settlement; `undefined` for what is none: JavaScript has no types, and reading a field may throw.
+ *
+ * @internal
+ */
+export const read = (u: unknown): Settlement | undefined => {
+  try {
+    const given = isRequested(u) ? u.settlement : u as Settlement
+    switch (given._tag) {
+      case "Ack":
+        return ack
+      case "Release":
+        return release
+      case "Retry": {
+        const copy = { ...given }
+        const after = copy.after === undefined ? undefined : finite(copy.after)
+        return after === undefined && copy.after !== undefined ? undefined : { ...copy, after }
+      }
+      case "Terminate": {
+        const copy = { ...given }
+        return typeof copy.reason === "string" ? copy : undefined
+      }
+    }
+  } catch {
+    return undefined
   }
-  const remedy = "write a duration as \"5 seconds\" or as a number of milliseconds, neither NaN nor Infinity"
-  throw invalidOption("core", "after of Settlement.retry", after, remedy)
 }
 
 const invalidRetry = (options: RetryOptions): Invalid | undefined => {

@@ -58,6 +58,11 @@ export interface Delivery extends Codec.Wire {
    */
   readonly vanished?: boolean | undefined
   /**
+   * Read when the delivery is lost. `true`: its lease has ended, and no peer is known to own the message, so that it may be
+   * delivered to this process again. Its key waits for it as for a retry.
+   */
+  readonly mayReturn?: boolean | undefined
+  /**
    * The broker does not deliver it again, and why: an operator's limit, say. It is dead-lettered without another attempt;
    * `attempt` is the one that it would have been.
    */
@@ -134,6 +139,19 @@ export interface Demand {
 }
 
 /**
+ * Where messages are, by their ids. A message that is in neither list may come, or be with a peer.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Located {
+  /** Settled for certain, by a peer. */
+  readonly settled: ReadonlyArray<string>
+  /** Delivered to this process, and kept by the transport until a pull takes it. */
+  readonly held: ReadonlyArray<string>
+}
+
+/**
  * A ready subscription. Its scope closes it, after the last `settle`: fetched deliveries that were never pulled are
  * released then. It heals by itself (reconnects with backoff, re-creates its declarations, logs once per episode) for as
  * long as its scope is open; an Effect below fails only with errors that cannot heal, or, for `settle`, `extend` and `begin`,
@@ -183,6 +201,11 @@ export interface Subscription {
    * the delivery.
    */
   readonly begin: (delivery: Delivery) => Effect.Effect<boolean, TransportError>
+  /**
+   * Finds messages that could have come again and have not: asked every few seconds while there are any. A key waits no
+   * longer for one that is settled, and as long as it takes for one that is held. Absent where a broker cannot know.
+   */
+  readonly locate?: ((ids: Arr.NonEmptyReadonlyArray<string>) => Effect.Effect<Located, TransportError>) | undefined
   /** How long ownership lasts without an extension; `undefined` where ownership does not end. */
   readonly lease: Duration.Duration | undefined
   /** Whether messages can be consumed now, not merely whether a socket answers. */

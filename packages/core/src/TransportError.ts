@@ -9,6 +9,7 @@
 import * as Schema from "effect/Schema"
 import { connectionDetail } from "./internal/connectionDetail.ts"
 import { plainText } from "./internal/errorDetail.ts"
+import { shownError } from "./internal/shownError.ts"
 import { shownValue } from "./internal/shownValue.ts"
 
 /**
@@ -49,6 +50,9 @@ export class Unreachable extends Schema.Error<Unreachable>("@millrace/core/Trans
     return detail === undefined
       ? `no broker answers at ${this.address}`
       : `cannot connect to ${this.address}: ${detail}`
+  }
+  override toJSON(): unknown {
+    return shownError(this)
   }
 }
 
@@ -118,6 +122,9 @@ export class OperationFailed extends Schema.Error<OperationFailed>("@millrace/co
     const text = plainText(this.cause)
     return `${this.operation} failed${text === undefined ? "" : `: ${text}`}`
   }
+  override toJSON(): unknown {
+    return shownError(this)
+  }
 }
 
 /**
@@ -156,6 +163,9 @@ export class TransportError extends Schema.Error<TransportError>("@millrace/core
 }) {
   override get message(): string {
     return `${this.transport}: ${this.reason.message}`
+  }
+  override toJSON(): unknown {
+    return shownError(this)
   }
 }
 

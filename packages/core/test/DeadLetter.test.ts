@@ -444,6 +444,31 @@ describe("a redrive that cannot be right", () => {
       )
     }).pipe(Effect.provide(TestHarness.layer)))
 
+  it.effect("a group that cannot be is refused by name", () =>
+    Effect.gen(function*() {
+      for (const group of ["", 5 as never]) {
+        const error = yield* Effect.flip(DeadLetter.redrive("orders.dead", { group }))
+        assert.deepInclude(error.reason, { _tag: "InvalidOption", option: "group" })
+      }
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("a filter chooses only letters for which it returns true: no promise, and not nothing", () =>
+    Effect.gen(function*() {
+      yield* filled(2, { open: false })
+      const letters = (yield* Stream.runCollect(DeadLetter.list("orders.dead"))).length
+      const promising = async () => false
+      const exits = [
+        yield* Effect.exit(DeadLetter.discard("orders.dead", { filter: promising as never })),
+        yield* Effect.exit(DeadLetter.redrive("orders.dead", { filter: promising as never }))
+      ]
+      for (const exit of exits) {
+        assert.include(String(exit), "filter is an async function: give a function that returns")
+      }
+      assert.strictEqual(yield* DeadLetter.discard("orders.dead", { filter: (() => {}) as never }), 0)
+      assert.strictEqual((yield* Stream.runCollect(DeadLetter.list("orders.dead"))).length, letters)
+      assert.isAbove(letters, 0)
+    }).pipe(Effect.provide(TestHarness.layer)))
+
   it.effect("letters for impossible, foreign and strange topics stay, and do not hold up those behind them", () =>
     Effect.gen(function*() {
       yield* filled(2, { open: false })

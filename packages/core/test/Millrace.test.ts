@@ -163,7 +163,16 @@ describe("Millrace", () => {
       [() => run(undefined, { broker }), "pipeline is undefined: start with Pipeline.from"],
       [() => run(Numbers, { broker }), "pipeline is Topic("],
       [() => run([one, async () => {}], { broker }), "start with Pipeline.from"],
-      [() => (Millrace.make as any)({ broker, pipelines: one }).start(), "pipelines is of type object: give an array"],
+      [() => run([], { broker }), "pipelines is an empty array: give at least one pipeline"],
+      [() => Millrace.make({ broker, pipelines: [] }).start(), "pipelines is an empty array"],
+      [
+        () => (Millrace.make as any)({ broker, pipelines: one }).start(),
+        "give at least one pipeline, as in [pipeline]"
+      ],
+      [
+        () => Effect.runPromise(Effect.provide((Pipeline.runAll as any)([]), broker)),
+        "pipelines is an empty array: give at least one pipeline"
+      ],
       [
         () => (Millrace.make as any)("redis://app:s3cr3t@localhost").publish(Numbers, 1),
         "options of Millrace is a text"

@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Health, Pipeline, Publisher, Telemetry, Topic, Transport, TransportError } from "@millrace/core"
 import { MemoryTransport, TestHarness } from "@millrace/testing"
-import { Array as Arr, Data, Effect, Layer, Metric, Schedule, Schema, Tracer } from "effect"
+import { Array as Arr, Data, Duration, Effect, Layer, Metric, Schedule, Schema, Tracer } from "effect"
 import { TestClock } from "effect/testing"
 import { delivery, survives } from "./fixtures/fake.ts"
 
@@ -334,3 +334,18 @@ describe("an observer that throws", () => {
       })
     ))
 })
+
+it.live("an interval that is longer than Node's timers is not taken for a millisecond", () =>
+  Effect.gen(function*() {
+    const warnings: Array<string> = []
+    const listener = ({ name }: Error) => void warnings.push(name)
+    process.on("warning", listener)
+    yield* Pipeline.start(from).pipe(
+      Effect.provideService(Telemetry.LookInterval, Duration.infinity),
+      Effect.scoped,
+      Effect.provide(MemoryTransport.layer())
+    )
+    yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
+    process.off("warning", listener)
+    assert.deepStrictEqual(warnings, [])
+  }))

@@ -317,16 +317,6 @@ describe("settling by hand", () => {
       assert.deepStrictEqual(begun, [1, 2])
     }))
 
-  it.live("settling with a value that is no settlement fails, and the policies settle the message", () =>
-    Effect.gen(function*() {
-      yield* Publisher.publish(Numbers, 1)
-      const running = yield* Pipeline.start(from.pipe(
-        Pipeline.tap((_, message) => Message.settle(message, { _tag: "Nack" } as never)),
-        Pipeline.retry({ times: 0 })
-      ))
-      yield* Wait.eventually("it is dead-lettered", running.counts, ({ deadLettered }) => deadLettered === 1)
-    }).pipe(Effect.scoped, Effect.provide(MemoryTransport.layer())))
-
   it.live("a retry at once keeps its place in front of its key while its handler goes on", () =>
     Effect.gen(function*() {
       const seen: Array<string> = []

@@ -3,6 +3,7 @@ import { Pipeline, Telemetry, Topic, TransportError } from "@millrace/core"
 import { TestHarness } from "@millrace/testing"
 import { Data, Effect, Redacted, Schema } from "effect"
 import { inspect } from "node:util"
+import { runInNewContext } from "node:vm"
 
 const Numbers = Topic.make("numbers", { schema: Schema.Number })
 
@@ -104,6 +105,81 @@ describe("the error of a dead letter", () => {
       }
       const kept = yield* rejected(() => Promise.reject(new SyntaxError("unexpected token: expected string, got 7")))
       assert.strictEqual(kept.message, "unexpected token: expected string, got 7")
+    }))
+
+  it.live("has no secret however a text writes it: configurations, headers, options, parameters, keys", () =>
+    Effect.gen(function*() {
+      const jwt = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxs3cr3t.abc_s3cr3t"
+      const texts = [
+        "config { password: 's3cr3t', host: 'x' }",
+        "password: s3cr3t",
+        "password=\"a s3cr3t\"",
+        "{\"password\":\"a\\\"s3cr3t\"}",
+        JSON.stringify(JSON.stringify({ password: "s3cr3t" })),
+        "Map(1) { 'token' => 's3cr3t' }",
+        "[['secret', 's3cr3t']]",
+        "password=a,s3cr3t",
+        "--password s3cr3t",
+        "Server=h;Pwd=s3cr3t;",
+        "redis://app:a\"s3cr3t@h",
+        "redis://app:%zzs3cr3t@h",
+        "app:s3cr3t@localhost:6379",
+        "https://h/?sig=s3cr3t&x=1",
+        "https://h/?X-Amz-Signature=s3cr3t",
+        "https://h/cb#code=s3cr3t",
+        "x-api-key: s3cr3t",
+        "Cookie: session=s3cr3t; b=s3cr3t",
+        "authorization: Digest username=\"x\", response=\"s3cr3t\"",
+        jwt,
+        "-----BEGIN PRIVATE KEY-----\ns3cr3t\n-----END PRIVATE KEY-----",
+        // Cut in the middle of an address.
+        `password=${"x".repeat(1500)} redis://app:s3cr3t${"y".repeat(600)}@h`
+      ]
+      for (const text of texts) {
+        const error = yield* rejected(() => Promise.reject(Object.assign(new Error(text, { cause: text }), { text })))
+        assert.notInclude(JSON.stringify(error), "s3cr3t", text)
+      }
+      const basic = `Basic ${btoa("app:s3cr3t")}`
+      assert.strictEqual((yield* rejected(() => Promise.reject(new Error(basic)))).message, "Basic <redacted>")
+      const plain = [
+        "a basic configuration is missing",
+        "no token: expected string",
+        "key=value, 3 of 4",
+        "a@b.example"
+      ]
+      for (const text of plain) {
+        assert.strictEqual((yield* rejected(() => Promise.reject(new Error(text)))).message, text)
+      }
+    }))
+
+  it.live("has no secret in fields that are named like one, nor in raw headers", () =>
+    Effect.gen(function*() {
+      const names = ["pwd", "auth", "jwt", "sig", "sessionId", "accessKey", "nkey", "seed", "refresh_token"]
+      const error = yield* rejected(() =>
+        Promise.reject(Object.assign(new Error("x"), {
+          ...Object.fromEntries(names.map((name) => [name, "s3cr3t"])),
+          headers: [["authorization", "s3cr3t"], ["accept", "json"]]
+        }))
+      )
+      assert.deepStrictEqual(error.fields, {
+        ...Object.fromEntries(names.map((name) => [name, "<redacted>"])),
+        headers: [["authorization", "<redacted>"], ["accept", "json"]]
+      })
+    }))
+
+  it.live("of another realm is an error like any other, with the parts of its causes", () =>
+    Effect.gen(function*() {
+      const foreign = runInNewContext(
+        "Object.assign(new TypeError('m', { cause: new AggregateError([new Error('one')], 'sum') }), { data: { n: 1 } })"
+      )
+      const error = yield* rejected(() => Promise.reject(foreign))
+      assert.deepInclude(error, {
+        tag: "TypeError",
+        message: "m",
+        causes: ["AggregateError: sum", "also Error: one"],
+        fields: { data: { n: 1 } }
+      })
+      assert.include(error.stack, "TypeError: m")
     }))
 
   it.live("has the name of its class, the beginning and the end of a long chain, and the parts of a sum", () =>
@@ -231,6 +307,16 @@ describe("an error of the transport", () => {
     assert.include(unreachable(cause), "redis://<redacted>@localhost:6379")
     const interrupted = new TransportError.OperationFailed({ operation: "reading", cause })
     assert.notInclude(interrupted.message, "s3cr3t")
+    const hidden = Object.assign(cause, { client: { password: "s3cr3t" }, cause: new Error("s3cr3t") })
+    const error = new TransportError.TransportError({
+      transport: "redis",
+      reason: new TransportError.Unreachable({ address: "localhost:6379", cause: hidden })
+    })
+    const shown = [inspect(error, { depth: 9, showHidden: true }), inspect(error.reason), JSON.stringify([error])]
+    for (const text of shown) {
+      assert.notInclude(text, "s3cr3t")
+      assert.include(text, "cannot connect to localhost:6379")
+    }
   })
 
   it("shows an address without user, password, path and query, or not at all", () => {

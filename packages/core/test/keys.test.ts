@@ -145,6 +145,81 @@ describe("a message of a key that is lost", () => {
       yield* adjust("10 seconds")
       assert.deepStrictEqual(begun, [1])
     }))
+
+  /** The first runs, two wait behind it; the first two have been lost, and may return. */
+  const twoLost = Effect.gen(function*() {
+    const hand = FakeTransport.make()
+    const begun: Array<number> = []
+    yield* on(hand, (from) =>
+      from.pipe(
+        Pipeline.mapPromise((n) => {
+          begun.push(n)
+          return n === 1 && begun.length === 1 ? never() : Promise.resolve()
+        }),
+        Pipeline.concurrency({ max: 4, key: () => "k" })
+      ))
+    const [first, second] = [delivery(1, { mayReturn: true }), delivery(2, { mayReturn: true })]
+    hand.deliver(first, second, delivery(3))
+    yield* Wait.turns
+    hand.lost.add(first).add(second)
+    yield* adjust("10 seconds")
+    assert.deepStrictEqual(begun, [1])
+    return { hand, begun }
+  })
+
+  // was: a buffered retry that the broker delivered again lost its place: later messages of its key overtook it
+  it.effect("keeps its place when it may return, begun or not, and whatever the order of return", () =>
+    Effect.gen(function*() {
+      const { begun, hand } = yield* twoLost
+      hand.deliver(delivery(2, { redelivered: true }))
+      yield* Wait.turns
+      assert.deepStrictEqual(begun, [1])
+      // A broker that was killed delivers as new what it had delivered.
+      hand.deliver(delivery(1))
+      yield* Wait.turns
+      assert.deepStrictEqual(begun, [1, 1, 2, 3])
+    }))
+
+  it.effect("is not waited for any more once a peer has settled it", () =>
+    Effect.gen(function*() {
+      const { begun, hand } = yield* twoLost
+      hand.settledByPeers.add("1").add("2")
+      yield* adjust("4 seconds")
+      assert.deepStrictEqual(begun, [1, 3])
+    }))
+
+  it.effect("is waited for while the transport holds it, then no longer than its lease and a margin", () =>
+    Effect.gen(function*() {
+      const { begun, hand } = yield* twoLost
+      // What the transport has received does not count as missing.
+      hand.held.add("1").add("2")
+      for (let i = 0; i < 12; i++) yield* adjust("4 seconds")
+      hand.held.clear()
+      for (let i = 0; i < 9; i++) yield* adjust("4 seconds")
+      assert.deepStrictEqual(begun, [1])
+      yield* adjust("4 seconds")
+      assert.deepStrictEqual(begun, [1, 3])
+    }))
+
+  it.effect("gives its place to the delivery that shows that its lease has ended", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const begun: Array<string> = []
+      let finish = () => {}
+      yield* on(hand, (from) =>
+        from.pipe(
+          Pipeline.mapPromise((n, { attempt }) => {
+            begun.push(`${n} at ${attempt}`)
+            return n === 1 ? new Promise<void>((resolve) => finish = resolve) : Promise.resolve()
+          }),
+          Pipeline.concurrency({ max: 4, key: () => "k" })
+        ))
+      hand.deliver(delivery(1), delivery(2), delivery(3), delivery(2, { redelivered: true, attempt: 2 }))
+      yield* Wait.turns
+      finish()
+      yield* Wait.turns
+      assert.deepStrictEqual(begun, ["1 at 1", "2 at 2", "3 at 1"])
+    }))
 })
 
 describe("the key of a message", () => {

@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Message, Pipeline, Publisher, Settlement } from "@millrace/core"
 import { MemoryTransport, TestHarness, Wait } from "@millrace/testing"
-import { Effect } from "effect"
+import { Duration, Effect } from "effect"
 import { adjust, Numbers } from "./fixtures/fake.ts"
 
 const from = Pipeline.from(Numbers, { group: "test", startFrom: "beginning" })
@@ -39,6 +39,42 @@ describe("the first settlement is final", () => {
       assert.deepInclude(report.counts, { failedAfterSettle: 1, retried: 0, deadLettered: 0 })
     }).pipe(Effect.provide(TestHarness.layer)))
 })
+
+it.effect("refuses what is no settlement, and leaves the message to the policies", () =>
+  Effect.gen(function*() {
+    const unreadable = Object.defineProperty({}, "_tag", {
+      get() {
+        throw new Error("unreadable")
+      }
+    })
+    const given: ReadonlyArray<unknown> = [
+      { _tag: "Retry", after: Duration.infinity },
+      { _tag: "Retry", after: "soon" },
+      { _tag: "Terminate" },
+      { _tag: "Later" },
+      unreadable,
+      undefined
+    ]
+    const errors: Array<unknown> = []
+    const report = yield* TestHarness.run(
+      Numbers,
+      from.pipe(
+        Pipeline.tap((n, message) =>
+          Effect.catchDefect(
+            Message.settle(message, given[n] as Settlement.Settlement),
+            (error) => Effect.sync(() => errors.push(error))
+          )
+        )
+      ),
+      given.map((_, n) => n)
+    )
+    assert.deepStrictEqual(
+      errors.map((error) => String(error).includes("settlement of Message.settle is")),
+      given.map(() => true)
+    )
+    assert.deepStrictEqual(report.settled.map(({ settlement }) => settlement._tag), given.map(() => "Ack"))
+    assert.strictEqual(report.counts.handled, given.length)
+  }).pipe(Effect.provide(TestHarness.layer)))
 
 describe("ack policies", () => {
   it.effect("on-receive acknowledges before the handler; a failure is dead-lettered once", () =>

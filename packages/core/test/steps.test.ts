@@ -40,6 +40,24 @@ describe("a step that throws", () => {
       ))
     ))
 
+  it.effect("fails its message when it throws a promise, whose rejection does not end the process", () =>
+    Effect.gen(function*() {
+      const rejections: Array<unknown> = []
+      const listener = (error: unknown) => rejections.push(error)
+      process.on("unhandledRejection", listener)
+      for (const step of [Pipeline.map, Pipeline.mapPromise] as ReadonlyArray<any>) {
+        yield* survives((from) =>
+          from.pipe(step((n: number) => {
+            if (n === 1) throw Promise.reject(new Error("thrown without await"))
+            return step === Pipeline.map ? n : Promise.resolve(n)
+          }))
+        )
+      }
+      yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
+      process.off("unhandledRejection", listener)
+      assert.deepStrictEqual(rejections, [])
+    }))
+
   // was: extend of a transport's own source that throws does not harm the pipeline
   it.effect("fails its message when it is a transport's own extend", () =>
     Effect.gen(function*() {
@@ -69,6 +87,24 @@ describe("a step that throws", () => {
       from.pipe(Pipeline.mapEffect((n) => n === 1 ? undefined as unknown as Effect.Effect<void> : Effect.void))
     ))
 })
+
+it.effect("a step is not given a generator function, whose body nothing would run", () =>
+  Effect.gen(function*() {
+    const steps: ReadonlyArray<any> = [
+      Pipeline.map,
+      Pipeline.mapPromise,
+      Pipeline.tapPromise,
+      Pipeline.mapEffect,
+      (f: never) => Pipeline.to(Numbers, f),
+      (f: never) => Pipeline.batchPromise({ size: 1, within: 0 }, f)
+    ]
+    for (const step of steps) {
+      for (const generator of [function*() {}, async function*() {}]) {
+        const error = yield* Effect.flip(TestHarness.run(Numbers, from.pipe(step(generator)) as typeof from, []))
+        assert.include(String(error), "is a generator function: nothing runs its body")
+      }
+    }
+  }).pipe(Effect.provide(TestHarness.layer)))
 
 describe("middleware and branches", () => {
   it.effect("a middleware wraps all that stands above it, as one Effect that it may run again", () =>

@@ -31,7 +31,7 @@ import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { addressOf, connect } from "./internal/connect.ts"
 import { invalidStart } from "./internal/consumers.ts"
-import { checkOptions } from "./internal/options.ts"
+import { checkConnection, checkOptions } from "./internal/options.ts"
 import { JetStream } from "./internal/service.ts"
 import * as settings from "./internal/settings.ts"
 import { markStandIn, standIn } from "./internal/standIn.ts"
@@ -111,7 +111,8 @@ export const layerFromConnection = (
 ): Layer.Layer<JetStream | Transport, TransportError.TransportError> =>
   Layer.effectContext(
     quietly(Effect.suspend(() =>
-      checkOptions(options, []) ?? Effect.map(makeService(connection, connection.getServer(), options), both)
+      checkConnection(connection) ?? checkOptions(options, []) ??
+        Effect.map(makeService(connection, connection.getServer(), options), both)
     ))
   )
 

@@ -9,6 +9,7 @@ import { jetstreamManager } from "@nats-io/jetstream"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as Latch from "effect/Latch"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
@@ -239,6 +240,33 @@ describe.each(versions)("on nats-server %s", (version) => {
         yield* broker.resume
         yield* until(running.counts, (counts) => counts.handled === 2)
         assert.deepStrictEqual(handled.map((line) => line[0]), ["1", "1", "2"])
+      })
+    ))
+
+  // was: a message that waited for its key and was delivered again lost its place: later messages of the key overtook it
+  it.live("messages keep their places in their key when the server delivers them again while they wait here", () =>
+    on(() =>
+      Effect.gen(function*() {
+        const begun: Array<number> = []
+        const first = yield* Latch.make()
+        const running = yield* Pipeline.start(
+          JetStream.from(Orders, { group: "group", startFrom: "beginning", ackWait: "3 seconds" }).pipe(
+            Pipeline.mapEffect((n) => {
+              begun.push(n)
+              return n === 1 ? first.await : Effect.void
+            }),
+            Pipeline.concurrency({ max: 4, key: () => "" })
+          )
+        )
+        yield* publish("orders", ["1", "2", "3", "4"])
+        yield* until(running.owned, ({ running, waiting }) => running === 1 && waiting === 3)
+        // As a server does that was killed and has forgotten what it knew of them.
+        const { client } = yield* JetStream.JetStream
+        for (const sequence of [3, 2]) client.publish(`$JS.ACK.orders.group.1.${sequence}.${sequence}.0.0`, "-NAK")
+        yield* until(running.counts, ({ lost }) => lost === 2)
+        yield* first.open
+        yield* until(running.counts, ({ handled }) => handled === 4)
+        assert.deepStrictEqual(begun, [1, 2, 3, 4])
       })
     ))
 

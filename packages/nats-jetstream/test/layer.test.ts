@@ -9,7 +9,7 @@ import * as Brokers from "@millrace/testing/Brokers"
 import * as MemoryTransport from "@millrace/testing/MemoryTransport"
 import * as TestHarness from "@millrace/testing/TestHarness"
 import { jetstreamManager } from "@nats-io/jetstream"
-import { connect } from "@nats-io/transport-node"
+import { connect, type NatsConnection } from "@nats-io/transport-node"
 import * as Config from "effect/Config"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
@@ -18,12 +18,28 @@ import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
-import { createServer } from "node:net"
+import { createServer as createHttpServer } from "node:http"
+import { createServer, type Server } from "node:net"
 import * as JetStream from "../src/JetStream.ts"
-import { before, demand, onNats, outgoing, publish, subscribe, take, until, versions } from "./nats.ts"
+import { before, demand, logged, onNats, outgoing, publish, subscribe, take, until, versions } from "./nats.ts"
 
 const failing = (options: JetStream.Options) =>
   Effect.flip(Effect.scoped(Layer.build(JetStream.layer(options)))) as Effect.Effect<TransportError>
+
+/** Listens on a free port, which is given. */
+const listening = (server: Server) =>
+  Effect.map(
+    Effect.acquireRelease(
+      Effect.callback<Server>((resume) => {
+        server.listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
+      }),
+      (server) => Effect.sync(() => server.close())
+    ),
+    (server) => {
+      const address = server.address()
+      return typeof address === "object" ? address?.port : 0
+    }
+  )
 
 const Orders = Topic.make("orders", { schema: Schema.Struct({ id: Schema.String }) })
 
@@ -48,17 +64,39 @@ describe("connecting", () => {
 
   it.live("a server that accepts and never speaks is given connectTimeout", () =>
     Effect.gen(function*() {
-      const silent = yield* Effect.acquireRelease(
-        Effect.callback<ReturnType<typeof createServer>>((resume) => {
-          const server = createServer().listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
-        }),
-        (server) => Effect.sync(() => server.close())
-      )
-      const address = silent.address()
-      const port = typeof address === "object" ? address?.port : 0
+      const port = yield* listening(createServer())
       const error = yield* failing({ url: `nats://127.0.0.1:${port}`, connectTimeout: "500 millis" })
       assert.strictEqual(error.reason._tag, "Unreachable")
     }))
+
+  it.live("a server of another protocol is named at once", () =>
+    Effect.gen(function*() {
+      const redis = yield* Brokers.redis()
+      const http = yield* listening(createHttpServer())
+      const mail = yield* listening(createServer((socket) => socket.end("220 mail.example.com ESMTP\r\n")))
+      for (
+        const [url, reason] of [
+          [redis.url.replace("redis:", "nats:"), /is not a NATS server: it answers as Redis does/],
+          [`nats://127.0.0.1:${http}`, /is not a NATS server: it answers as an HTTP server does/],
+          [`nats://127.0.0.1:${mail}`, /is not a NATS server: its first line is not INFO/]
+        ] as const
+      ) {
+        const error = yield* failing({ url, connectTimeout: "1 hour" })
+        assert.strictEqual(error.reason._tag, "Unreachable")
+        assert.match(error.message, reason)
+      }
+    }).pipe(Effect.scoped))
+
+  it.live("a JetStream domain that does not answer is said at once, and the server's own with it", () =>
+    logged((lines) =>
+      Effect.gen(function*() {
+        yield* Effect.forkScoped(subscribe("orders"))
+        yield* until(
+          Effect.sync(() => lines.join("\n")),
+          (text) => /domain hbu does not answer: this server has no domain; .*trying for 10 seconds/.test(text)
+        )
+      }).pipe((self) => onNats(() => self, { layer: { domain: "hbu" } }))
+    ))
 
   it.live("a wrong password is Unauthorized and appears nowhere", () =>
     Effect.gen(function*() {
@@ -236,6 +274,18 @@ describe("connecting", () => {
       yield* publish("orders", ["a"]).pipe(Effect.provide(JetStream.layerFromConnection(client)))
       assert.isFalse(client.isClosed())
       yield* Effect.promise(() => client.flush())
+    }))
+
+  it.effect.each<readonly [string, unknown]>([
+    ["no connection", undefined],
+    ["an address", "nats://host"],
+    ["a promise of a connection", Promise.resolve()]
+  ])("layerFromConnection refuses %s", ([, connection]) =>
+    Effect.gen(function*() {
+      const layer = JetStream.layerFromConnection(connection as NatsConnection)
+      const error = yield* Effect.flip(Effect.scoped(Layer.build(layer)))
+      assert.strictEqual(error.reason._tag, "InvalidOption")
+      assert.match(error.message, /^nats: connection is .*: give a connection: await connect/)
     }))
 })
 

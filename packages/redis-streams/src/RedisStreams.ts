@@ -181,7 +181,7 @@ export const layerFromClient = (
   options: ClientOptions = {}
 ): Layer.Layer<RedisStreams | Transport.Transport, TransportError> =>
   Layer.effectContext(
-    quietly(Effect.suspend(() => makeService(Settings.checkClient(client, options), options.concurrency)))
+    quietly(Effect.suspend(() => makeService(Settings.checkClient(client, options), options?.concurrency)))
   )
 
 /**

@@ -65,8 +65,9 @@ const watched = Effect.fnUntraced(function*(broker: Brokers.Broker) {
       const use = uses.get(connection) ?? { reads: false, publishes: false, isMute: false }
       uses.set(connection, use)
       if (to === "client") return use.isMute ? Buffer.alloc(0) : piece
-      use.reads ||= piece.includes("XREADGROUP")
-      use.publishes ||= piece.includes("XADD")
+      // As commands: scripts name them too.
+      use.reads ||= piece.includes("$10\r\nXREADGROUP\r\n")
+      use.publishes ||= piece.includes("$4\r\nXADD\r\n")
       return piece
     }
   })
@@ -463,6 +464,37 @@ describe("what a consumer's connection does to a message", () => {
       })
     ))
 
+  it.live("a due retry whose answer is lost is kept while the engine has no room for it, and counts one attempt", () =>
+    onServer(
+      {},
+      Effect.gen(function*() {
+        const { broker, run } = yield* Server
+        const { mute, url } = yield* watched(broker)
+        const redis = yield* transport({ url, answerTimeout: "1 second", claim: { minIdle: "2 seconds" } })
+        const topic = fresh("kept-hand")
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        yield* redis.publish([outgoing(topic, "1")])
+        // The first time only makes the server know the scripts.
+        for (const delay of ["1 millis", "300 millis"] as const) {
+          const [delivery] = yield* subscription.pull(demand(1))
+          yield* subscription.settle([{ delivery, settlement: retry(delay) }])
+        }
+        const pulling = yield* Effect.forkChild(subscription.pull(demand(1)), { startImmediately: true })
+        mute("keeping")
+        const pending = Effect.map(
+          run("XPENDING", topic, "g", "-", "+", "1"),
+          ([[, , idle, count]]) => ({ idle, count })
+        )
+        yield* Wait.until("counted at the server", Effect.map(pending, ({ count }) => count === 3))
+        yield* Fiber.interrupt(pulling)
+        yield* subscription.withdraw
+        yield* Wait.until("a second has passed", Effect.map(pending, ({ idle }) => idle > 1_000))
+        yield* Wait.until("extended", Effect.map(pending, ({ idle }) => idle < 1_000))
+        const [again] = yield* subscription.pull(demand(1))
+        assert.deepStrictEqual([textOf(again), again.attempt, again.suspect], ["1", 3, false])
+      })
+    ))
+
   it.live("a read whose answer is lost with the connection is taken back, before anything unread", () =>
     onServer(
       {},
@@ -486,6 +518,43 @@ describe("what a consumer's connection does to a message", () => {
         const [second] = yield* subscription.pull(demand(1))
         assert.deepStrictEqual([textOf(first), first.attempt, textOf(second)], ["first", 1, "second"])
         assert.isTrue(isLost)
+      })
+    ))
+
+  it.live("a settlement that is held up until a peer has settled the entry does not take the entry back", () =>
+    onServer(
+      {},
+      Effect.gen(function*() {
+        const { broker, run } = yield* Server
+        const held = new Map<number, Array<Buffer>>()
+        let isHeld = false
+        const proxy = yield* Proxy.make(broker, {
+          pass: (piece, to, { id }) => {
+            if (to === "client") return piece
+            const before = held.get(id) ?? []
+            held.set(id, isHeld ? [...before, piece] : [])
+            return isHeld ? Buffer.alloc(0) : Buffer.concat([...before, piece])
+          }
+        })
+        const options = { answerTimeout: "5 minutes", claim: { minIdle: "1 second" } } as const
+        const redis = yield* transport({ ...options, url: proxy.through(broker.url) })
+        const topic = fresh("held-up")
+        yield* redis.publish([outgoing(topic, "1")])
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        const [delivery] = yield* subscription.pull(demand(1))
+        // As a process that is stopped after it has decided, and before its socket is written.
+        isHeld = true
+        const settling = yield* Effect.forkChild(subscription.settle([{ delivery, settlement: retry("1 minute") }]), {
+          startImmediately: true
+        })
+        const other = yield* transport(options)
+        const peer = yield* other.subscribe(subscribing(topic))
+        const [taken] = yield* peer.pull(demand(1))
+        yield* peer.settle([{ delivery: taken, settlement: Settlement.ack }])
+        isHeld = false
+        yield* redis.publish([outgoing(fresh("flush"), "")])
+        assert.deepStrictEqual(yield* Fiber.join(settling), [delivery])
+        assert.strictEqual((yield* run("XPENDING", topic, "g"))[0], 0)
       })
     ))
 

@@ -18,7 +18,7 @@ import { createServer } from "node:net"
 import { tmpdir } from "node:os"
 import * as Path from "node:path"
 import { createServer as createTlsServer } from "node:tls"
-import { createClient } from "redis"
+import { createClient, createCluster } from "redis"
 import { Source } from "../src/internal/source.ts"
 import {
   admin,
@@ -140,7 +140,45 @@ it.live.each<readonly [string, RedisStreams.Options, RegExp]>([
   ],
   ["an age that is no number", { url: "redis://host", retention: { maxAge: NaN } }, /^redis: retention.maxAge is NaN/],
   ["a database in other digits", { url: "redis://host/0x1" }, /number of a database/],
-  ["a fragment", { url: "redis://host/#3" }, /take the # .*out of the URL/]
+  ["a fragment", { url: "redis://host/#3" }, /take the # .*out of the URL/],
+  ["a port of 0", { url: "redis://host:0" }, /give redis:\/\/host:port/],
+  ["a number beyond all databases", { url: "redis://host/99999999999" }, /number of a database/],
+  ["a unix URL without slashes", { url: "unix:/tmp/a.sock" }, /or unix:\/\/\/path/],
+  ["a host in a unix URL", { url: "unix://tmp/a.sock" }, /or unix:\/\/\/path/],
+  ["a socket whose name cannot be decoded", { url: "unix:///tmp/50%.sock" }, /or unix:\/\/\/path/],
+  ["TLS on a unix socket", { url: "unix:///tmp/a.sock", tls: {} }, /a unix socket has none/],
+  [
+    "a node with a password",
+    { url: "redis://host", cluster: { nodes: ["redis://app:secret@other:1"] } },
+    /^redis: cluster.nodes is "redis:\/\/other:1": give each node as host:port/
+  ],
+  ["a node with TLS of its own", { url: "redis://host", cluster: { nodes: ["rediss://other:1"] } }, /as host:port/],
+  [
+    "a node with a database",
+    { url: "redis://host", sentinel: { master: "m", nodes: ["other:1/3"] } },
+    /^redis: sentinel.nodes is/
+  ],
+  ["a node that is no text", { url: "redis://host", cluster: { nodes: [5] } } as never, /^redis: cluster.nodes is/],
+  ["credentials beside a password in the URL", {
+    url: "redis://app:secret@host",
+    credentials: () => ({ password: Redacted.make("secret") })
+  }, /^redis: credentials is .*give one/],
+  ["half of a character in a name", { url: "redis://host", keyPrefix: "\ud83d" }, /^redis: keyPrefix is .*UTF-8/],
+  [
+    "an object that is no duration",
+    { url: "redis://host", offline: { wait: {} } },
+    /^redis: offline.wait is an object/
+  ],
+  [
+    "a unit of time that there is not",
+    { url: "redis://host", block: { second: 5 } } as never,
+    /^redis: block is an object: write a duration/
+  ],
+  [
+    "a date for a duration",
+    { url: "redis://host", block: new Date(0) } as never,
+    /^redis: block is an instance of Date/
+  ]
 ])("refuses %s", ([, options, expected]) =>
   Effect.gen(function*() {
     const error = yield* failure(options)
@@ -291,6 +329,20 @@ it.live("a client made elsewhere says where the server is and how to log in, and
     client.destroy()
   }).pipe(Effect.scoped))
 
+it.effect.each<readonly [string, unknown, RegExp]>([
+  ["no client", undefined, /^redis: client is undefined: give what createClient of npm redis returns/],
+  ["an address", "redis://app:secret@host", /^redis: client is "redis:\/\/<redacted>@host"/],
+  ["a client of a cluster", createCluster({ rootNodes: [{ url: "redis://host" }] }), /for a cluster .* use layer/],
+  ["a client of another library", { duplicate: () => {}, options: { host: "host", port: 6379 } }, /npm redis/]
+])("layerFromClient refuses %s", ([, client, expected]) =>
+  Effect.gen(function*() {
+    const error = yield* Effect.flip(
+      Effect.scoped(Layer.build(RedisStreams.layerFromClient(client as RedisStreams.Client)))
+    )
+    assert.strictEqual(error.reason._tag, "InvalidOption")
+    assert.match(error.message, expected)
+  }))
+
 it.live("sends the host as server name, and none for an address", () =>
   Effect.gen(function*() {
     const names: Array<unknown> = []
@@ -354,6 +406,16 @@ it.live("says that a server accepts and never answers", () =>
     assert.match(error.message, /no answer within/)
   }))
 
+it.live("says that the server has as many connections as it allows", () =>
+  Effect.gen(function*() {
+    const { url } = yield* Brokers.redis()
+    const run = yield* admin(url)
+    yield* run("CONFIG", "SET", "maxclients", "1")
+    const error = yield* failure({ url, connectTimeout: "1 second" })
+    assert.strictEqual(error.reason._tag, "Unreachable")
+    assert.match(error.message, /as many connections as it allows/)
+  }).pipe(Effect.scoped))
+
 it.live("says that a port does not speak TLS", () =>
   Effect.gen(function*() {
     const broker = yield* Brokers.redis()
@@ -409,6 +471,7 @@ layer(serving("redis"), { excludeTestServices: true })("without a password", (it
         })
       assert.strictEqual(yield* reason([""]), "InvalidOption")
       assert.strictEqual(yield* reason(["a", { group: "" }]), "InvalidOption")
+      assert.strictEqual(yield* reason(["a", { group: "half \ud83d" }]), "InvalidOption")
       const text = fresh("text")
       yield* run("SET", text, "x")
       assert.strictEqual(yield* reason([text]), "Mismatch")

@@ -10,6 +10,7 @@ import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
@@ -88,6 +89,23 @@ servers.forEach(({ kind, version }) =>
         yield* run("CONFIG", "SET", "maxmemory", "0")
       }))
 
+    it.effect("a delayed message waits for room, and health says so with the remedy", () =>
+      Effect.gen(function*() {
+        const { run } = yield* Server
+        const topic = fresh("late")
+        const redis = yield* transport()
+        const subscription = yield* redis.subscribe(subscribing(topic))
+        yield* redis.publish([outgoing(topic, "late", { delay: Duration.millis(200) })])
+        yield* run("CONFIG", "SET", "maxmemory", "1")
+        yield* Wait.until(
+          "told",
+          Effect.map(subscription.health, ({ reason }) => /moving delayed .*raise maxmemory/.test(reason ?? ""))
+        )
+        yield* run("CONFIG", "SET", "maxmemory", "0")
+        assert.strictEqual(textOf((yield* subscription.pull(demand(1)))[0]), "late")
+        yield* Wait.until("consuming", Effect.map(subscription.health, ({ state }) => state === "consuming"))
+      }))
+
     it.effect("releases and retries are told to a full server", () =>
       Effect.gen(function*() {
         const { run } = yield* Server
@@ -142,11 +160,13 @@ it.live.each(["newest", "oldest"])(
       yield* delayed.run("ACL", "SETUSER", "app", "+zrem")
       yield* Wait.until("moved", Effect.map(delayed.run("XLEN", topic), (n) => n === 1))
 
-      for (const command of ["hset", "pexpire"]) {
-        const once = yield* lacking(version, `-${command}`)
-        const [outcome] = yield* once.redis.publish([outgoing("once", "x", { id: "i" })])
+      for (const command of ["xadd", "hset", "pexpire"]) {
+        yield* delayed.run("ACL", "SETUSER", "app", `-${command}`)
+        const more = command === "xadd" ? { delay: Duration.millis(50) } : { id: "i" }
+        const [outcome] = yield* delayed.redis.publish([outgoing("other", "x", more)])
         assert.strictEqual(failure(outcome!), "Unauthorized", command)
-        assert.strictEqual(yield* once.run("XLEN", "once"), 0, command)
+        assert.deepStrictEqual(yield* delayed.run("KEYS", "*other*"), [], command)
+        yield* delayed.run("ACL", "SETUSER", "app", `+${command}`)
       }
     }).pipe(Effect.scoped)
 )
@@ -217,5 +237,22 @@ layer(serving("redis"), { excludeTestServices: true })("a key of another type be
       assert.deepStrictEqual(yield* settle, [])
       assert.strictEqual((yield* subscription.health).state, "consuming")
       assert.strictEqual((yield* subscription.pull(demand(1)))[0].attempt, 2)
+    }))
+
+  it.effect("in place of due times: a retry that could not be given out is counted once it is", () =>
+    Effect.gen(function*() {
+      const { run } = yield* Server
+      const topic = fresh("due")
+      const key = `{${topic}}:millrace:due:g`
+      const redis = yield* transport()
+      const subscription = yield* redis.subscribe(subscribing(topic))
+      yield* redis.publish([outgoing(topic, "a")])
+      const [delivery] = yield* subscription.pull(demand(1))
+      yield* subscription.settle([{ delivery, settlement: retry(50) }])
+      yield* run("SET", key, "not a hash")
+      const pulling = yield* Effect.forkChild(subscription.pull(demand(1)))
+      yield* Wait.until("told", Effect.map(subscription.health, ({ state }) => state === "impaired"))
+      yield* run("DEL", key)
+      assert.strictEqual((yield* Fiber.join(pulling))[0].attempt, 2)
     }))
 })

@@ -58,6 +58,10 @@ export class FakeTransport {
   withdrawn = 0
   /** Deliveries that this consumer no longer owns. */
   readonly lost = new Set<Transport.Delivery>()
+  /** The ids of messages that a peer has settled. */
+  readonly settledByPeers = new Set<string>()
+  /** The ids of messages that wait here for another pull. */
+  readonly held = new Set<string>()
   /** As the pipeline subscribed. */
   options: Transport.SubscribeOptions | undefined
   lease: Duration.Duration | undefined = Duration.seconds(30)
@@ -140,6 +144,11 @@ export class FakeTransport {
               this.begun.push(delivery.id)
               return this.begin(delivery)
             }),
+          locate: (ids) =>
+            Effect.sync(() => ({
+              settled: ids.filter((id) => this.settledByPeers.has(id)),
+              held: ids.filter((id) => this.held.has(id))
+            })),
           lease: this.lease,
           health: Effect.suspend(() => this.health)
         }

@@ -361,7 +361,7 @@ const once = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
       worker.isEnding = true
       const since = world.now
       Effect.runForkWith(worker.context)(Scope.close(worker.scope, Exit.void)).addObserver(() => {
-        laws.drained(worker.name, worker.line.disturbedUntil >= since)
+        laws.drained(worker.name, worker.line.isCut || worker.line.disturbedUntil >= since)
         crash(worker)
       })
     }

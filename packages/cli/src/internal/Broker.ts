@@ -37,11 +37,12 @@ export class Broker extends Context.Service<Broker, {
   readonly topics: Effect.Effect<ReadonlyArray<string>, TransportError>
   /** `undefined`: there is no such topic. */
   readonly stored: (topic: string) => Effect.Effect<Stored | undefined, TransportError>
-  /** Oldest first; `undefined` where the server does not tell which messages those are. */
+  /** Oldest first, or only the message with this id; `undefined` where the server does not tell which those are. */
   readonly held: (
     topic: string,
     group: string,
-    limit: number
+    limit: number,
+    id?: string
   ) => Effect.Effect<ReadonlyArray<Held> | undefined, TransportError>
   /** Retries that wait for their time; `undefined` where the server does not tell. */
   readonly retries: (topic: string, group: string) => Effect.Effect<number | undefined, TransportError>

@@ -1,6 +1,6 @@
 import * as DeadLetter from "@millrace/core/DeadLetter"
 import type { Delivery } from "@millrace/core/Transport"
-import { clean, cleanLines, cut, duration, many, paint, time, width } from "./text.ts"
+import { clean, cleanLines, cut, many, paint, time, when, width } from "./text.ts"
 
 const utf8 = new TextDecoder("utf-8", { fatal: true })
 
@@ -16,20 +16,25 @@ export const bodyText = (body: Uint8Array): string | undefined => {
 }
 
 /** The fields of an entry that another program has added, without a body: `XADD clicks * user 7`. */
-const foreignFields = ({ fields }: Delivery): Readonly<Record<string, string>> | undefined =>
+const foreignFields = <A>(
+  { fields }: Delivery,
+  bytes: (value: Uint8Array) => A
+): Readonly<Record<string, string | A>> | undefined =>
   fields === undefined || fields.size === 0 || fields.has("body")
     ? undefined
-    : Object.fromEntries(Array.from(fields, ([name, value]) => [name, bodyText(value) ?? bytesOf(value)]))
+    : Object.fromEntries(Array.from(fields, ([name, value]) => [name, bodyText(value) ?? bytes(value)]))
+
+const base64Of = (bytes: Uint8Array) => ({ base64: Buffer.from(bytes).toString("base64") })
 
 const bytesOf = (bytes: Uint8Array): string => many(bytes.byteLength, "byte")
 
 /** A message as `--json` has it: `body` is JSON or text, else `base64` has the bytes; `fields` of an entry without a body. */
 export const asJson = (message: Delivery) => {
   const { body, headers, id, key, publishedAt, topic } = message
-  const fields = foreignFields(message)
+  const fields = foreignFields(message, base64Of)
   if (fields !== undefined) return { topic, id, publishedAt, key, headers: {}, fields }
   const text = bodyText(body)
-  const content = text === undefined ? { base64: Buffer.from(body).toString("base64") } : { body: parsed(text) }
+  const content = text === undefined ? base64Of(body) : { body: parsed(text) }
   return { topic, id, publishedAt, key, headers: readable(headers), ...content }
 }
 
@@ -60,11 +65,11 @@ const base64Lines = (body: Uint8Array): ReadonlyArray<string> => {
 export const renderMessage = (message: Delivery, now: number, hasColor: boolean): ReadonlyArray<string> => {
   const color = paint(hasColor)
   const { body, headers, id, key, publishedAt, topic } = message
-  const fields = foreignFields(message)
+  const fields = foreignFields(message, bytesOf)
   const named = (values: Readonly<Record<string, string>>) =>
     Object.entries(values).map(([name, value]) => cut(`${color("dim", clean(name))}: ${clean(value)}`, width))
   const top = [
-    `${color("bold", clean(topic))} ${clean(id)}   published ${time(publishedAt)} (${duration(now - publishedAt)} ago)`,
+    `${color("bold", clean(topic))} ${clean(id)}   published ${when(publishedAt, now)}`,
     ...(key === undefined ? [] : [`key ${clean(key)}`])
   ]
   if (fields !== undefined) return [...top, "fields, no body:", ...named(fields)]
@@ -86,7 +91,7 @@ export const renderRecord = (record: DeadLetter.Record, now: number, hasColor: b
   return [
     `${color("red", `${clean(error.tag)}: ${clean(error.message)}`)}`,
     ...error.causes.map((cause) => `  because of ${clean(cause)}`),
-    `${reason} after ${many(attempts, "attempt")}, ${time(failedAt)} (${duration(now - failedAt)} ago)` +
+    `${reason} after ${many(attempts, "attempt")}, ${when(failedAt, now)}` +
     (firstFailedAt === undefined ? "" : `, failed first ${time(firstFailedAt)}`),
     `message ${clean(id)} of ${clean(topic)}, group ${clean(group)}, pipeline ${clean(pipeline)}`,
     ...(history.length === 0 ? [] : ["before:"]),
@@ -101,7 +106,7 @@ export const renderRecord = (record: DeadLetter.Record, now: number, hasColor: b
 
 /** A message on one line of the terminal. */
 export const renderLine = (message: Delivery): string => {
-  const fields = foreignFields(message)
+  const fields = foreignFields(message, bytesOf)
   const text = fields === undefined
     ? bodyText(message.body)
     : Object.entries(fields).map(([name, value]) => `${name}=${value}`).join(" ")

@@ -26,12 +26,25 @@ const exitAtSecondSignal = (): void => {
   process.on("SIGINT", count).on("SIGTERM", count)
 }
 
+const written = (stream: NodeJS.WriteStream): Promise<void> =>
+  new Promise((resolve) => stream.write("", () => resolve()))
+
+/**
+ * Ends the process once the output is written. A client library may leave a socket open after a connection that was
+ * never answered, and the process would wait for that socket.
+ */
+const end = async (code: number): Promise<never> => {
+  await Promise.all([written(process.stdout), written(process.stderr)])
+  return process.exit(code)
+}
+
 /** Runs the command as this process. */
 export const start = (args: ReadonlyArray<string>): void => {
   exitAtSecondSignal()
+  let code = interrupted
   Effect.raceFirst(run(args), closed).pipe(
-    Effect.tap((code) => Effect.sync(() => void (process.exitCode = code))),
+    Effect.tap((answer) => Effect.sync(() => void (code = answer))),
     Effect.provide(NodeServices.layer),
-    NodeRuntime.runMain({ disableErrorReporting: true })
+    NodeRuntime.runMain({ disableErrorReporting: true, teardown: () => void end(code) })
   )
 }

@@ -1,7 +1,8 @@
 import truncatedWidth from "fast-string-truncated-width"
+import process from "node:process"
 
-/** The most columns that a line of a table takes. */
-export const width = 100
+/** The most columns that a line takes: those of the terminal, between 60 and 100; 100 where there is none. */
+export const width = process.stdout.isTTY === true ? Math.max(60, Math.min(100, process.stdout.columns)) : 100
 
 /** The columns that a terminal gives to a text: two for a Chinese or Japanese character, none for an escape. */
 export const columnsOf = (text: string): number => truncatedWidth(text).width
@@ -16,7 +17,7 @@ export const paint = (hasColor: boolean) => (color: Color, text: string): string
 /** Text of a message on one line, without what would control the terminal or turn the direction of the text. */
 export const clean = (text: string): string =>
   // oxlint-disable-next-line no-control-regex
-  text.replace(/[\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g, (char) => {
+  text.replace(/[\u0000-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g, (char) => {
     const code = char.charCodeAt(0)
     return char === "\n"
       ? "↵"
@@ -64,7 +65,16 @@ export const bytes = (n: number): string =>
     ? `${(n / 1024 ** 2).toFixed(1)} MB`
     : `${(n / 1024 ** 3).toFixed(1)} GB`
 
-export const time = (millis: number): string => new Date(millis).toISOString().replace(/\.000Z$/, "Z")
+/** The last instant that a `Date` holds. */
+const maxTime = 8.64e15
+
+/** An id or a record may hold a number that is no date. */
+export const time = (millis: number): string =>
+  Math.abs(millis) <= maxTime ? new Date(millis).toISOString().replace(/\.000Z$/, "Z") : "no date"
+
+/** When, and how long ago. */
+export const when = (millis: number, now: number): string =>
+  Math.abs(millis) <= maxTime ? `${time(millis)} (${duration(now - millis)} ago)` : time(millis)
 
 export interface Column {
   readonly title: string
@@ -73,7 +83,7 @@ export interface Column {
   readonly grows?: true | undefined
 }
 
-/** A table of at most 100 columns. */
+/** A table of at most `width` columns. */
 export const table = (
   columns: ReadonlyArray<Column>,
   rows: ReadonlyArray<ReadonlyArray<string>>,

@@ -54,7 +54,7 @@ export interface Shared {
   readonly watch: ((attempt: Attempt, next: State) => void) | undefined
   readonly settle: (
     attempt: Attempt,
-    settlement: Settlement.Settlement
+    settlement: Settlement.Settlement | Settlement.SettlementRequested
   ) => Effect.Effect<boolean, Settlement.SettleError>
 }
 
@@ -213,7 +213,9 @@ export class Attempt extends Inspected implements Settling, Received {
     this.context = undefined
   }
 
-  settle(settlement: Settlement.Settlement): Effect.Effect<boolean, Settlement.SettleError> {
+  settle(
+    settlement: Settlement.Settlement | Settlement.SettlementRequested
+  ): Effect.Effect<boolean, Settlement.SettleError> {
     return this.shared.settle(this, settlement)
   }
 

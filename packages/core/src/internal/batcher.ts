@@ -7,8 +7,9 @@ import type * as Fiber from "effect/Fiber"
 import * as Result from "effect/Result"
 import * as Scope from "effect/Scope"
 import type { Attempt, Permit } from "./attempt.ts"
+import type { JoinBatch } from "./pending.ts"
 import type { Step } from "./program.ts"
-import { type JoinBatch, notAnEffect } from "./steps.ts"
+import { notAnEffect } from "./steps.ts"
 
 type BatchStep = Extract<Step, { _tag: "Batch" }>
 

@@ -6,6 +6,7 @@ import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import type * as DeadLetter from "../DeadLetter.ts"
 import * as Settlement from "../Settlement.ts"
+import { invalidOption } from "../TransportError.ts"
 import type { Attempt } from "./attempt.ts"
 import type { DeadLetterWriter } from "./deadLetterWriter.ts"
 import type { Program } from "./program.ts"
@@ -60,10 +61,13 @@ export class ByHand {
   /** `Message.settle`: `false` when it was settled before or a peer owns it. */
   readonly settle = (
     attempt: Attempt,
-    settlement: Settlement.Settlement
+    given: Settlement.Settlement | Settlement.SettlementRequested
   ): Effect.Effect<boolean, Settlement.SettleError> =>
     Effect.suspend(() => {
-      if (!tags.has(settlement._tag)) return Effect.die(new TypeError("Message.settle was given no settlement"))
+      const settlement = Settlement.read(given)
+      if (settlement === undefined) {
+        return Effect.die(invalidOption("core", "settlement of Message.settle", given, remedy))
+      }
       if (!attempt.claim()) return Effect.succeed(false)
       const { decide, report } = this.options
       switch (settlement._tag) {
@@ -211,4 +215,4 @@ class Unsettled extends Error {
   override readonly name = "Unsettled"
 }
 
-const tags: ReadonlySet<unknown> = new Set<Settlement.Settlement["_tag"]>(["Ack", "Release", "Retry", "Terminate"])
+const remedy = "give Settlement.ack, .release, .terminate(reason), or .retry(after) with a finite duration"

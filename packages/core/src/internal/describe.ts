@@ -6,7 +6,7 @@ import { isLimit } from "../Concurrency.ts"
 import type * as Description from "../Description.ts"
 import type * as Topic from "../Topic.ts"
 import { describeTopic } from "./describeTopic.ts"
-import type { Policies, Program, Step } from "./program.ts"
+import { allSteps, type Policies, type Program, type Step } from "./program.ts"
 import { defaultRetry } from "./retryDecision.ts"
 import { deadLetterTopic } from "./validate.ts"
 
@@ -35,14 +35,9 @@ export const topics = (program: Program): {
   readonly outputs: ReadonlyArray<Topic.Topic<unknown>>
 } => {
   const outputs = new Map<string, Topic.Topic<unknown>>()
-  const visit = (steps: ReadonlyArray<Step>): void => {
-    for (const step of steps) {
-      if (step._tag === "To") outputs.set(step.topic.name, outputs.get(step.topic.name) ?? step.topic)
-      if (step._tag === "Middleware") visit(step.steps)
-      if (step._tag === "Branch") { for (const steps of step.cases.values()) visit(steps) }
-    }
+  for (const step of allSteps(program.steps)) {
+    if (step._tag === "To" && !outputs.has(step.topic.name)) outputs.set(step.topic.name, step.topic)
   }
-  visit(program.steps)
   return { source: program.source.topic, outputs: [...outputs.values()] }
 }
 

@@ -27,6 +27,8 @@ export class Dispatcher {
     readonly scheduler: Scheduler.SchedulerDispatcher
     readonly gates: Gates
     readonly takePermit: () => boolean
+    /** A turn begins, or a batch has run: what is begun next does not follow on the end of an attempt. */
+    readonly onTurn: () => void
     readonly begin: (attempt: Attempt) => void
     readonly onBegun: () => void
     readonly onPumped: () => void
@@ -75,13 +77,15 @@ export class Dispatcher {
 
   /** Starts what may start; `true` when there is more and the event loop must have its turn first. */
   private start(): boolean {
-    const { begin, buffer, clock, gates, onBegun, takePermit } = this.options
+    const { begin, buffer, clock, gates, onBegun, onTurn, takePermit } = this.options
     const since = clock.currentTimeMillisUnsafe()
+    onTurn()
     for (let n = this.stride;; n--) {
       if (gates.isResting()) return false
       if (this.batches.size > 0) {
         if (!takePermit()) return false
         this.batches.shift()!()
+        onTurn()
       } else {
         const next = buffer.peek()
         if (next === undefined || gates.isShut(since) || !gates.admits(next) || !takePermit()) return false

@@ -1,5 +1,6 @@
 import * as Cause from "effect/Cause"
 import * as Redacted from "effect/Redacted"
+import { isSecretName, withoutSecrets } from "./secrets.ts"
 
 /**
  * A failure as data, for dead letters, logs and spans: the user's own error, within bounds.
@@ -36,10 +37,7 @@ const described = (cause: Cause.Cause<unknown>, options: ErrorDetailOptions): Er
     // A tagged error often says all in its fields.
     message: message === "" && fields !== undefined ? bound(JSON.stringify(fields), 1000) : message,
     ...(stack === undefined ? {} : { stack }),
-    causes: [...chain(error), ...[...partsOf(error), ...others].map((other) => `also ${summary(other)}`)].slice(
-      0,
-      maxCauses
-    ),
+    causes: causesOf(error, others),
     ...(fields === undefined ? {} : { fields })
   }
 }
@@ -47,15 +45,19 @@ const described = (cause: Cause.Cause<unknown>, options: ErrorDetailOptions): Er
 /** One line: `Declined: card expired`. */
 export const summarize = (cause: Cause.Cause<unknown>): string => summary(errorsOf(cause)[0])
 
-/** The cause for a log line: what cannot be shown is replaced by its summary, so that no logger fails at it. */
-export const loggable = (cause: Cause.Cause<unknown>): Cause.Cause<unknown> => {
-  try {
-    for (const error of Cause.prettyErrors(cause)) String(error.stack)
-    return cause
-  } catch {
-    return Cause.die(new Error(summarize(cause)))
+/** An error as logs and spans show it: bounded, without secrets, and safe to read whatever was thrown. */
+export class ShownError extends Error {
+  readonly _tag: string
+  constructor(cause: Cause.Cause<unknown>) {
+    const { message, stack, tag } = describe(cause, { stack: true, fields: false })
+    super(message)
+    this.name = this._tag = tag
+    this.stack = stack ?? `${tag}: ${message}`
   }
 }
+
+/** The cause for a log line. */
+export const loggable = (cause: Cause.Cause<unknown>): Cause.Cause<unknown> => Cause.die(new ShownError(cause))
 
 /** The value of `error.type`: bounded in length; one error class gives one value. */
 export const typeOf = (cause: Cause.Cause<unknown>): string => {
@@ -84,7 +86,9 @@ const own = (error: unknown): unknown =>
 const isEmpty = (error: unknown): boolean =>
   safely(() => Cause.isUnknownError(error) && property(error, "cause") === undefined, false)
 
-const isError = (u: unknown): u is Error => safely(() => u instanceof Error, false)
+/** Of this realm or another. */
+const isError = (u: unknown): u is Error =>
+  safely(() => u instanceof Error || Object.prototype.toString.call(u) === "[object Error]", false)
 
 const property = (u: unknown, name: string): unknown =>
   safely(
@@ -125,8 +129,14 @@ const summary = (error: unknown): string => {
   return message === "" ? tagOf(error) : bound(`${tagOf(error)}: ${message}`, 500)
 }
 
-/** Of a long chain the first causes and the last one, which is where it began. */
-const chain = (error: unknown): Array<string> => {
+/** The chain of causes, then the parts of those that are sums, then the other failures. */
+const causesOf = (error: unknown, others: ReadonlyArray<unknown>): ReadonlyArray<string> => {
+  const causes = chain(error)
+  const parts = [error, ...causes].flatMap(partsOf)
+  return [...shortened(causes), ...[...parts, ...others].map((other) => `also ${summary(other)}`)].slice(0, maxCauses)
+}
+
+const chain = (error: unknown): ReadonlyArray<unknown> => {
   const seen = new Set<unknown>([error])
   for (
     let next = own(property(error, "cause"));
@@ -135,15 +145,20 @@ const chain = (error: unknown): Array<string> => {
   ) {
     seen.add(next)
   }
-  const causes = [...seen].slice(1)
+  return [...seen].slice(1)
+}
+
+/** Of a long chain the first causes and the last one, which is where it began. */
+const shortened = (causes: ReadonlyArray<unknown>): ReadonlyArray<string> => {
   if (causes.length <= maxCauses) return causes.map(summary)
   const left = causes.length - maxCauses + 1
   return [...causes.slice(0, maxCauses - 2).map(summary), `… ${left} more`, summary(causes.at(-1))]
 }
 
-/** The errors that an `AggregateError` sums up. */
+/** The errors that an `AggregateError` sums up, and the one that a `SuppressedError` stands for. */
 const partsOf = (error: unknown): ReadonlyArray<unknown> => {
-  const parts = property(error, "errors")
+  const suppressed = isError(error) ? property(error, "suppressed") : undefined
+  const parts = suppressed === undefined ? property(error, "errors") : [property(error, "error"), suppressed]
   return safely(() => Array.isArray(parts) ? parts.slice(0, maxCauses).map(own) : [], [])
 }
 
@@ -167,7 +182,7 @@ const fieldsOf = (error: unknown): { readonly [name: string]: unknown } | undefi
   for (const name of safely(() => Object.keys(error), [])) {
     // Brands of types begin with `~`.
     if (known.has(name) || name.startsWith("~")) continue
-    const value = secret.test(name) ? "<redacted>" : plain(property(error, name), 0)
+    const value = isSecretName(name) ? "<redacted>" : plain(property(error, name), 0)
     if (value === undefined) continue
     left -= name.length + JSON.stringify(value).length
     if (left < 0 || ++count > maxFields) break
@@ -181,10 +196,6 @@ const isList = (error: object): boolean => safely(() => Array.isArray(error) || 
 const known = new Set(["_tag", "name", "message", "stack", "cause", "errors"])
 
 const maxFields = 20
-
-const secretName = "pass(?:word|phrase|wd)?|secret|token|authori[sz]ation|api[-_]?key|credential|cookie|private[-_]?key"
-
-const secret = new RegExp(secretName, "i")
 
 /** Data only: an instance of a class may hold anything, such as a connection with its password. */
 const plain = (value: unknown, depth: number): unknown => {
@@ -209,12 +220,17 @@ const plainObject = (value: object | null, depth: number): unknown => {
   if (Redacted.isRedacted(value)) return "<redacted>"
   if (value instanceof Date) return Number.isNaN(value.getTime()) ? "Invalid Date" : value.toISOString()
   if (depth >= 2) return undefined
-  if (Array.isArray(value)) return value.slice(0, maxFields).map((item) => plain(item, depth + 1) ?? null)
+  if (Array.isArray(value)) {
+    // Raw headers: a name, then its value.
+    const isHidden = (i: number) => typeof value[i - 1] === "string" && isSecretName(value[i - 1])
+    return value.slice(0, maxFields).map((item, i) => isHidden(i) ? "<redacted>" : plain(item, depth + 1) ?? null)
+  }
   const prototype = Object.getPrototypeOf(value)
-  if (prototype !== Object.prototype && prototype !== null) return undefined
+  // Of this realm or another.
+  if (prototype !== null && Object.getPrototypeOf(prototype) !== null) return undefined
   const data: Record<string, unknown> = {}
   for (const name of Object.keys(value).slice(0, maxFields)) {
-    const item = secret.test(name) ? "<redacted>" : plain(property(value, name), depth + 1)
+    const item = isSecretName(name) ? "<redacted>" : plain(property(value, name), depth + 1)
     if (item !== undefined) Object.defineProperty(data, bound(name, 100), { value: item, enumerable: true })
   }
   return data
@@ -231,20 +247,6 @@ const safely = <A>(read: () => A, otherwise: A): A => {
 }
 
 const bound = (text: string, length: number): string => text.length > length ? `${text.slice(0, length - 1)}…` : text
-
-/** Secrets in a text are no part of what went wrong: the user of an address, what stands behind a name of a secret. */
-export const withoutSecrets = (given: string, length: number): string =>
-  bound(given, length * 2)
-    .replace(/(?!file:)(\b[a-z][a-z0-9+.-]*:\/\/)[^\s"'<>]*@/gi, "$1<redacted>@")
-    .replace(assigned, "$1<redacted>")
-    .replace(/\b(bearer\s+)[\w.~+/=-]{6,}/gi, "$1<redacted>")
-    .slice(0, length)
-
-/** `password=…`, `"token": "…"`, `Authorization: Basic …`. */
-const assigned = new RegExp(
-  `((?:authorization["']?\\s*[:=]\\s*["']?(?:\\w+\\s+)?)|[\\w-]*(?:${secretName})[\\w-]*(?:=["']?|["']\\s*:\\s*["']))(?!<redacted>)[^\\s"'&,;<>]+`,
-  "gi"
-)
 
 const show = (u: unknown): string => {
   if (typeof u === "object" && u !== null) {

@@ -25,10 +25,13 @@ export const every = (
     fiber.addObserver(() => {
       fiber = undefined
     })
-  }, Duration.toMillis(interval))
+  }, Math.min(Duration.toMillis(interval), longest))
   timer.unref()
   return () => {
     clearInterval(timer)
     fiber?.interruptUnsafe()
   }
 }
+
+/** Node takes a longer one for a millisecond. */
+const longest = 2 ** 31 - 1

@@ -10,6 +10,7 @@ import type { Delivery } from "../Transport.ts"
 import { type Attempt, MessageImpl } from "./attempt.ts"
 import { Deadlines } from "./deadlines.ts"
 import { exitOf } from "./exit.ts"
+import { isPending, type Pending } from "./pending.ts"
 import { misresolved, settledAs } from "./promise.ts"
 import { Slots } from "./slots.ts"
 import * as Steps from "./steps.ts"
@@ -133,13 +134,13 @@ export class Handler {
       const operation = operations[index]!
       if (operation.timeout !== undefined) this.deadlines.get(index)!.delete(attempt)
       const result = Steps.apply(operation, value, attempt)
-      if (Steps.isPending(result)) return this.pend(attempt, index, result, value)
+      if (isPending(result)) return this.pend(attempt, index, result, value)
       value = result
     }
     this.end(attempt, "succeeded", value)
   }
 
-  private pend(attempt: Attempt, index: number, pending: Steps.Pending, value: unknown): void {
+  private pend(attempt: Attempt, index: number, pending: Pending, value: unknown): void {
     switch (pending._tag) {
       case "Failed":
         return this.recover(attempt, index + 1, pending.cause)
@@ -234,7 +235,7 @@ export class Handler {
     const to = "cause" in recovery ? this.operations.length : recovery.index
     for (const [index, deadline] of this.deadlines) if (index >= from && index < to) deadline.delete(attempt)
     if ("cause" in recovery) return this.end(attempt, "failed", recovery.cause)
-    if (Steps.isPending(recovery.pending)) return this.pend(attempt, recovery.index, recovery.pending, undefined)
+    if (isPending(recovery.pending)) return this.pend(attempt, recovery.index, recovery.pending, undefined)
     this.advance(attempt, recovery.index + 1, recovery.pending)
   }
 

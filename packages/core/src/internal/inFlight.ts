@@ -29,7 +29,9 @@ export interface InFlight extends Received {
   readonly clientId: string | undefined
   /** Decides that the message has no span: its handlers' spans and publishes have none either. */
   readonly unsample: () => void
-  readonly settle: (settlement: Settlement.Settlement) => Effect.Effect<boolean, Settlement.SettleError>
+  readonly settle: (
+    settlement: Settlement.Settlement | Settlement.SettlementRequested
+  ) => Effect.Effect<boolean, Settlement.SettleError>
 }
 
 export const inFlightOf = (message: object): InFlight | undefined =>

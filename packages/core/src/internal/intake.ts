@@ -79,16 +79,20 @@ export class Intake {
 
   // --- taking
 
-  take(delivery: Delivery): void {
+  /** `false`: it cannot be taken now, and was released. */
+  take(delivery: Delivery): boolean {
     const { release, shared, wallNow } = this.options
     const attempt = new Attempt(shared, delivery)
-    if (!this.accepts(attempt)) return release(attempt)
-    if (this.keys === undefined || !isFor(delivery, shared.group)) return this.enqueue(attempt)
-    if (delivery.due !== undefined && delivery.due > wallNow()) {
-      this.keys.expect(attempt)
-      return this.holdFor(attempt, delivery.due - wallNow())
+    if (!this.accepts(attempt)) {
+      release(attempt)
+      return false
     }
-    if (this.keys.admit(attempt)) this.enqueue(attempt)
+    if (this.keys === undefined || !isFor(delivery, shared.group)) this.enqueue(attempt)
+    else if (delivery.due !== undefined && delivery.due > wallNow()) {
+      this.keys.expect(attempt)
+      this.holdFor(attempt, delivery.due - wallNow())
+    } else if (this.keys.admit(attempt)) this.enqueue(attempt)
+    return true
   }
 
   /**
@@ -175,9 +179,9 @@ export class Intake {
 
   // --- leaving
 
-  /** A peer owns a message that has not begun. */
-  lost(attempt: Attempt): void {
-    if (this.early.has(attempt)) this.forgetEarly(attempt)
+  /** A message that has not begun is not ours any more. `returns`: its key waits for it, where it has a place already. */
+  lost(attempt: Attempt, returns: boolean): void {
+    if (this.early.has(attempt)) this.forgetEarly(attempt, returns)
     else if (this.buffer.delete(attempt)) this.keys?.left(attempt)
     else this.keys?.forget(attempt)
   }
@@ -201,10 +205,10 @@ export class Intake {
     this.rest.close()
   }
 
-  private forgetEarly(attempt: Attempt): void {
+  private forgetEarly(attempt: Attempt, returns = false): void {
     this.early.get(attempt)?.()
     this.early.delete(attempt)
-    this.keys?.gaveUp(attempt.delivery.id)
+    if (!returns) this.keys?.gaveUp(attempt.delivery.id)
   }
 }
 

@@ -22,6 +22,17 @@ export const invalidMax = (option: string, max: unknown): Invalid | undefined =>
 export const toError = (transport: string, { option, remedy, value }: Invalid): TransportError =>
   invalidOption(transport, option, value, remedy)
 
+const units = ["weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds", "nanoseconds"]
+
+/** Values that Effect reads as zero: `NaN`, and objects without a unit, such as a `Date` or a misspelt unit. */
+const isNothing = (input: unknown): boolean => {
+  if (typeof input !== "object" || input === null || Duration.isDuration(input)) return Number.isNaN(input)
+  if (Array.isArray(input)) return input.some(Number.isNaN)
+  const given = Object.entries(input)
+  return given.length === 0 ||
+    given.some(([unit, n]) => !units.includes(unit) || typeof n !== "number" || Number.isNaN(n))
+}
+
 /**
  * Reads a duration, or says why the input is none: JavaScript and casts get round its type.
  *
@@ -34,7 +45,7 @@ export const durationOf = (
 ): { readonly duration: Duration.Duration; readonly invalid: Invalid | undefined } => {
   try {
     const duration = Duration.fromInputUnsafe(input as Duration.Input)
-    if (!Duration.isNegative(duration) && !Number.isNaN(input)) return { duration, invalid: undefined }
+    if (!Duration.isNegative(duration) && !isNothing(input)) return { duration, invalid: undefined }
   } catch {
     // not a duration
   }
@@ -44,9 +55,25 @@ export const durationOf = (
   }
 }
 
+/** What is wrong with a list of pipelines: one that runs nothing is a mistake of the program that made it. */
+export const invalidPipelines = (pipelines: unknown): Invalid | undefined =>
+  Array.isArray(pipelines) && pipelines.length > 0
+    ? undefined
+    : { option: "pipelines", value: pipelines, remedy: "give at least one pipeline, as in [pipeline]" }
+
 /** The error of an option that has to be a function, if it is another value. */
 export const invalidFunction = (option: string, f: unknown): Invalid | undefined =>
-  f === undefined || typeof f === "function" ? undefined : { option, value: f, remedy: "give a function" }
+  f === undefined ? undefined : invalidStep(option, f)
+
+/** The error of a step that is not given a function, or one whose body a call does not run. */
+export const invalidStep = (option: string, f: unknown): Invalid | undefined => {
+  if (typeof f !== "function") return { option, value: f, remedy: "give a function" }
+  const isGenerator = Object.prototype.toString.call(f).endsWith("GeneratorFunction]")
+  const value = { toString: () => "a generator function" }
+  return isGenerator
+    ? { option, value, remedy: "nothing runs its body: give a function, or Effect.fnUntraced" }
+    : undefined
+}
 
 /** The first option that `of` does not have. A text is not shown: a misspelt password is one. */
 export const unknownOption = (of: string, options: unknown, known: ReadonlyArray<string>): Invalid | undefined => {

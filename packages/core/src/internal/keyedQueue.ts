@@ -18,7 +18,7 @@ interface Waiting {
   readonly lane: Lane
   /** The place of its message among those of the key: a message that fails keeps it for its retry. */
   readonly place: number
-  /** `undefined`: a retry that has not come back. */
+  /** `undefined`: it has not come back. */
   attempt: Attempt | undefined
 }
 
@@ -29,7 +29,7 @@ interface Waiting {
  */
 export class KeyedQueue {
   private readonly lanes = new Map<string, Lane>()
-  /** Retries that have not come back, by their ids. */
+  /** Retries, and messages that were lost and may return, by their ids: they have not come back. */
   private readonly retries = new Map<string, Waiting>()
   private readonly keyOf: (attempt: Attempt) => string | undefined
   private readonly onReady: (attempt: Attempt) => void
@@ -103,6 +103,11 @@ export class KeyedQueue {
     if (this.retries.has(attempt.delivery.id)) return
     const retry = this.entered(attempt)
     if (retry !== undefined) this.retries.set(retry.id, retry)
+  }
+
+  /** Whether the key of this message waits for it. */
+  awaits(id: string): boolean {
+    return this.retries.has(id)
   }
 
   /** The retry does not come back to this process. */

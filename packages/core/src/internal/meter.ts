@@ -24,6 +24,7 @@ export class Meter {
   private readonly waited: Histogram
   private readonly settledOf: Histogram
   private readonly processed: Histogram
+  private readonly succeeded: Counter
   private readonly outcomes = new Map<string, Counter>()
   private readonly failed = new Map<string, Histogram>()
   private readonly groupGauges = new Map<keyof typeof polled, { readonly value: number; readonly remove: () => void }>()
@@ -41,6 +42,7 @@ export class Meter {
     this.redelivered = this.registry.counter(instruments.redelivered, this.attributes)
     this.waited = this.registry.histogram(instruments.wait, this.attributes)
     this.settledOf = this.registry.histogram(instruments.operation, this.operation("settle", "settle"))
+    this.succeeded = this.outcomeOf("Handled")
     this.processed = this.registry.histogram(instruments.process, this.operation("process"))
   }
 
@@ -70,12 +72,14 @@ export class Meter {
   }
 
   ended(outcome: OutcomeKind["_tag"]): void {
+    if (outcome === "Handled") return this.succeeded.add(1)
     let series = this.outcomes.get(outcome)
-    if (series === undefined) {
-      series = this.registry.counter(instruments.outcomes, { ...this.attributes, "millrace.outcome": outcome })
-      this.outcomes.set(outcome, series)
-    }
+    if (series === undefined) this.outcomes.set(outcome, series = this.outcomeOf(outcome))
     series.add(1)
+  }
+
+  private outcomeOf(outcome: OutcomeKind["_tag"]): Counter {
+    return this.registry.counter(instruments.outcomes, { ...this.attributes, "millrace.outcome": outcome })
   }
 
   /** The broker confirmed settlements, as one operation that took so long, in milliseconds. */

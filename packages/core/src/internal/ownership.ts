@@ -2,6 +2,7 @@ import * as Arr from "effect/Array"
 import type * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
 import type { Delivery, Subscription } from "../Transport.ts"
 import type { Attempt } from "./attempt.ts"
 import { summarize } from "./errorDetail.ts"
@@ -23,6 +24,7 @@ export class Ownership {
     readonly onLost: (attempt: Attempt) => void
     /** The broker has answered: `isSure` may have changed. */
     readonly onSure: () => void
+    readonly run: (effect: Effect.Effect<void>) => Fiber.Fiber<void>
   }
   /** How long a confirmation of ownership is good, in milliseconds. */
   readonly goodFor: number
@@ -34,6 +36,7 @@ export class Ownership {
   private doubtedAt = -Infinity
   private lookedAt = NaN
   private wasSure = true
+  private isVerifying = false
 
   constructor(options: Ownership["options"]) {
     this.options = options
@@ -56,11 +59,17 @@ export class Ownership {
     }
   }
 
-  /** Whether buffered deliveries may begin; looks at the clock once per millisecond. */
+  /** Whether buffered deliveries may begin, else the broker is asked; looks at the clock once per millisecond. */
   isSure(now: number): boolean {
     if (now !== this.lookedAt) {
       this.lookedAt = now
       this.wasSure = elapsed(this.confirmedAt, instant(this.options.clock)) <= this.goodFor
+    }
+    if (!this.wasSure && !this.isVerifying) {
+      this.isVerifying = true
+      this.options.run(this.extend).addObserver(() => {
+        this.isVerifying = false
+      })
     }
     return this.wasSure
   }

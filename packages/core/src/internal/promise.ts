@@ -5,7 +5,8 @@ import * as Exit from "effect/Exit"
 import * as Predicate from "effect/Predicate"
 import * as Result from "effect/Result"
 import * as Settlement from "../Settlement.ts"
-import type { Invalid } from "./invalid.ts"
+import { invalidOption } from "../TransportError.ts"
+import { type Invalid, invalidStep } from "./invalid.ts"
 
 /** Whether something is to be waited for as a promise is. */
 export const isThenable = (u: unknown): u is PromiseLike<unknown> =>
@@ -24,14 +25,33 @@ export const settledAs = (
   }
 }
 
+/** A promise that nothing awaits must not end the process. */
+export const ignore = (u: unknown): void => {
+  try {
+    if (u instanceof Promise) settledAs(u, () => {}, () => {})
+  } catch {
+    // an object that cannot be looked at
+  }
+}
+
+/** The answer of a function that decides; a promise would count as true, whatever it resolves with. */
+export const answered = (option: string, answer: unknown): unknown => {
+  if (!isThenable(answer)) return answer
+  ignore(answer)
+  const value = { toString: () => "an async function" }
+  throw invalidOption("core", option, value, "give a function that returns true or false, no promise of it")
+}
+
 /**
  * The error of a plain function whose result is a Promise or an Effect that nothing would wait for, or a settlement
  * that was returned. The types refuse most of it, JavaScript and casts do not.
  */
 export const misreturned = (step: string, result: unknown): Cause.Cause<never> | undefined => {
-  // The promise that nothing awaits must not end the process.
-  if (isThenable(result)) settledAs(result, () => {}, () => {})
-  const problem = isThenable(result) ? "a Promise: use Pipeline.mapPromise" : unwaited(result)
+  if (isThenable(result)) {
+    ignore(result)
+    return misused(step, "returned a Promise: use Pipeline.mapPromise")
+  }
+  const problem = unwaited(result)
   return problem === undefined ? undefined : misused(step, `returned ${problem}`)
 }
 
@@ -63,6 +83,7 @@ const unwaited = (u: unknown): string | undefined => {
 
 /** What a rejection means: a settlement that was asked for, or what the user's `catch` makes of it. */
 export const rejection = (onRejected: (cause: unknown) => unknown, error: unknown): Cause.Cause<unknown> => {
+  ignore(error)
   if (Settlement.isRequested(error)) return Cause.fail(error)
   try {
     return Cause.fail(onRejected(error))
@@ -92,12 +113,14 @@ interface PromiseForm {
 
 /** A function, or `{ try, catch }`. */
 export const promiseForm = (step: string, f: unknown): PromiseForm => {
-  if (typeof f === "function") return { try: f as PromiseForm["try"], catch: unknownRejection }
-  if (Predicate.hasProperty(f, "try") && typeof f.try === "function") {
-    if (Predicate.hasProperty(f, "catch") && typeof f.catch === "function") return f as unknown as PromiseForm
-  }
+  const form = typeof f === "function" ? { try: f, catch: unknownRejection } : f
   const remedy = "give an async function, or { try, catch }"
-  return { try: () => Promise.resolve(), catch: unknownRejection, invalid: { option: step, value: f, remedy } }
+  const hasBoth = Predicate.hasProperty(form, "try") && typeof form.try === "function" &&
+    Predicate.hasProperty(form, "catch") && typeof form.catch === "function"
+  const invalid = hasBoth ? invalidStep(step, form.try) : { option: step, value: f, remedy }
+  return invalid === undefined
+    ? form as PromiseForm
+    : { try: () => Promise.resolve(), catch: unknownRejection, invalid }
 }
 
 /** Passes the value on, whatever the function resolves with. */

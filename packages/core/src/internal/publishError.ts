@@ -1,5 +1,6 @@
 import * as Schema from "effect/Schema"
 import { InvalidOption, Unauthorized } from "../TransportError.ts"
+import { shownError } from "./shownError.ts"
 
 /**
  * The value does not fit the topic's schema.
@@ -115,5 +116,8 @@ export class PublishError extends Schema.Error<PublishError>("@millrace/core/Pub
 }) {
   override get message(): string {
     return `publish to ${this.topic}: ${this.reason.message}`
+  }
+  override toJSON(): unknown {
+    return shownError(this)
   }
 }

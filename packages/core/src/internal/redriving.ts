@@ -87,7 +87,7 @@ class Redrive {
       return `it claims to come from topic ${topic}, which does not belong to ${this.topic}: if that is right, allow it with the option "to"`
     }
     if (incomplete) return "its second half is not stored any more"
-    const groupRemedy = this.transport.nameRemedy("group", this.options.group ?? group)
+    const groupRemedy = this.options.group === undefined ? this.transport.nameRemedy("group", group) : undefined
     return groupRemedy === undefined ? undefined : `${JSON.stringify(group)} cannot be a group: ${groupRemedy}`
   }
 

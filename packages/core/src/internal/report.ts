@@ -4,19 +4,7 @@ import type { Counts } from "./running.ts"
 
 /** Counts and reports what became of each attempt; the only writer of `Attempt.hasOutcome` and of the counts. */
 export class Report {
-  readonly counts: { -readonly [K in keyof Counts]: Counts[K] } = {
-    handled: 0,
-    filtered: 0,
-    retried: 0,
-    deadLettered: 0,
-    discarded: 0,
-    released: 0,
-    failedAfterSettle: 0,
-    lost: 0,
-    vanished: 0,
-    resettled: 0,
-    unsettled: 0
-  }
+  readonly counts = noCounts()
   /** Told of every outcome, in order. Never throws. */
   private readonly listener: (attempt: Attempt, kind: Telemetry.OutcomeKind) => void
 
@@ -48,3 +36,17 @@ const countOf = {
   Lost: "lost",
   Vanished: "vanished"
 } as const satisfies { readonly [K in Telemetry.OutcomeKind["_tag"]]: keyof Counts }
+
+export const noCounts = (): { -readonly [K in keyof Counts]: Counts[K] } => ({
+  handled: 0,
+  filtered: 0,
+  retried: 0,
+  deadLettered: 0,
+  discarded: 0,
+  released: 0,
+  failedAfterSettle: 0,
+  lost: 0,
+  vanished: 0,
+  resettled: 0,
+  unsettled: 0
+})

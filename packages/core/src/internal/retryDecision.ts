@@ -8,8 +8,8 @@ import * as Schedule from "effect/Schedule"
 import type * as DeadLetter from "../DeadLetter.ts"
 import type * as Message from "../Message.ts"
 import * as Settlement from "../Settlement.ts"
-import { durationOf } from "./invalid.ts"
 import type { Retry } from "./program.ts"
+import { answered } from "./promise.ts"
 
 /** 1 s, 6.7 s, 45 s, 5 min: five attempts over about six minutes. */
 export const defaultSchedule = Schedule.exponential(Duration.seconds(1), Math.cbrt(300)).pipe(Schedule.jittered)
@@ -34,19 +34,10 @@ export const requestedBy = (cause: Cause.Cause<unknown>): Settlement.Retry | Set
   return undefined
 }
 
-/** A copy, once: a handler may throw an object that only looks like a request, and whose fields cannot be read. */
+/** A handler may throw an object that only looks like a request: that is a failure like any other. */
 const readable = (error: Settlement.SettlementRequested): Settlement.Retry | Settlement.Terminate | undefined => {
-  try {
-    const { settlement } = error
-    if (settlement._tag === "Terminate") return { ...settlement }
-    if (settlement._tag !== "Retry") return undefined
-    const after: unknown = settlement.after
-    if (after === undefined) return { ...settlement }
-    const { duration, invalid } = durationOf("after", after)
-    return { ...settlement, after: invalid === undefined ? duration : Duration.zero }
-  } catch {
-    return undefined
-  }
+  const settlement = Settlement.read(error)
+  return settlement?._tag === "Retry" || settlement?._tag === "Terminate" ? settlement : undefined
 }
 
 /**
@@ -64,19 +55,18 @@ export const decideRetry = (
   if (requested?._tag === "Terminate") return end("terminated")
   if (attempt > policy.times) return end("exhausted")
   if (requested?._tag === "Retry") {
-    return requested.after === undefined ? delayed(policy, attempt, error) : retryAfter(requested.after)
+    return requested.after === undefined
+      ? delayed(policy, attempt, error)
+      : Effect.succeed({ _tag: "Retry", delay: requested.after })
   }
   if (error !== undefined && message !== undefined && policy.while !== undefined) {
-    if (!policy.while(error as never, message as never)) return end("rejected")
+    if (!answered("retry.while", policy.while(error as never, message as never))) return end("rejected")
   }
   return delayed(policy, attempt, error)
 }
 
 const end = (reason: DeadLetter.DeadLetterReason): Effect.Effect<RetryDecision> =>
   Effect.succeed({ _tag: "End", reason })
-
-const retryAfter = (delay: Duration.Duration): Effect.Effect<RetryDecision> =>
-  Effect.succeed({ _tag: "Retry", delay: Duration.max(Duration.zero, delay) })
 
 /**
  * The schedule is stepped anew each time, so the delay is the same whichever process asks. The earlier steps are taken

@@ -1,5 +1,7 @@
-import type * as Effect from "effect/Effect"
+import * as Arr from "effect/Array"
+import * as Effect from "effect/Effect"
 import type * as Exit from "effect/Exit"
+import type { Located } from "../Transport.ts"
 
 interface Entry {
   readonly id: string
@@ -14,8 +16,9 @@ interface Entry {
  * The retries that this process has requested and has not seen again.
  *
  * A due retry comes back here where the broker allows, but a peer may have been given it. One that is due and does not
- * come is given up after the lease, counting only time in which a pull was open and the broker could have answered: an
- * outage, or slots that are all taken, do not count.
+ * come is given up when a peer is known to have settled it, or else after the lease and a margin: a broker that forgot the
+ * retry delivers the message when its own lease ends. Only time counts in which a pull was open and the broker could have
+ * answered: an outage, or slots that are all taken, do not. Messages that were lost and may return are due at once.
  */
 export class RetryWatch {
   private readonly entries = new Map<string, Entry>()
@@ -29,6 +32,8 @@ export class RetryWatch {
     readonly giveUpAfter: number
     /** Whether, in the last `millis`, a due retry could have come. */
     readonly couldCome: (millis: number) => Effect.Effect<boolean>
+    /** As in `Subscription.locate`. */
+    readonly locate: (ids: Arr.NonEmptyReadonlyArray<string>) => Effect.Effect<Located>
     /** Called when a retry has become due or was given up. */
     readonly onChange: () => void
     readonly run: <A>(effect: Effect.Effect<A>) => { readonly addObserver: (f: (exit: Exit.Exit<A>) => void) => void }
@@ -105,15 +110,24 @@ export class RetryWatch {
   /** Counts, a tenth of `giveUpAfter` at a time, how long due retries have not come. */
   private watchDue(): void {
     if (this.cancelMiss !== undefined || this.dueNow.size === 0 || this.isClosed) return
-    const { after, couldCome, giveUpAfter, run } = this.options
+    const { after, couldCome, giveUpAfter, locate, run } = this.options
     const step = giveUpAfter / steps
     const watched = [...this.dueNow]
     this.cancelMiss = after(step, () => {
-      run(couldCome(step)).addObserver((exit) => {
+      const missed = watched.filter((entry) => this.dueNow.has(entry))
+      const ids = missed.map(({ id }) => id)
+      const looked = Effect.flatMap(
+        couldCome(step),
+        (could) => could && Arr.isArrayNonEmpty(ids) ? Effect.asSome(locate(ids)) : Effect.succeedNone
+      )
+      run(looked).addObserver((exit) => {
         this.cancelMiss = undefined
-        if (exit._tag === "Success" && exit.value) {
-          for (const entry of watched) {
-            if (!this.dueNow.has(entry) || --entry.left > 0) continue
+        if (exit._tag === "Success" && exit.value._tag === "Some") {
+          const settled = new Set(exit.value.value.settled)
+          const held = new Set(exit.value.value.held)
+          for (const entry of missed) {
+            if (!this.dueNow.has(entry) || held.has(entry.id)) continue
+            if (--entry.left > 0 && !settled.has(entry.id)) continue
             this.remove(entry)
             entry.onGone?.()
           }

@@ -12,7 +12,7 @@ import * as Scheduler from "effect/Scheduler"
 import type * as Concurrency from "../Concurrency.ts"
 import { isLimit, make as makeLimit } from "../Concurrency.ts"
 import * as Telemetry from "../Telemetry.ts"
-import type { Delivery, Subscription, Transport } from "../Transport.ts"
+import type { Delivery, Located, Subscription, Transport } from "../Transport.ts"
 import type { TransportError } from "../TransportError.ts"
 import { type Attempt, type Shared, Watch } from "./attempt.ts"
 import { Batcher } from "./batcher.ts"
@@ -23,6 +23,7 @@ import { loggable, plainText } from "./errorDetail.ts"
 import { Handler } from "./handler.ts"
 import { Holding } from "./holding.ts"
 import { Intake } from "./intake.ts"
+import { monotonicMillis } from "./monotonic.ts"
 import { Outcomes } from "./outcome.ts"
 import { Outputs } from "./outputs.ts"
 import { Ownership } from "./ownership.ts"
@@ -76,7 +77,10 @@ export class Run {
   private readonly rest: Rest
   /** Something wants to know how long handlers take. */
   private readonly isTimed: boolean
-  private isVerifying = false
+  /** When the last handler ended, while nothing but the engine has run since: the next one begins then. */
+  private endedAt = 0
+  /** Monotonic, in milliseconds. */
+  private readonly now: () => number
 
   constructor(
     program: Program,
@@ -93,7 +97,7 @@ export class Run {
     const scheduler = Context.get(context, Scheduler.Scheduler).makeDispatcher()
     const { policies, source } = program
     const { group, topic } = source
-    const now = () => this.now()
+    const now = this.now = monotonicMillis(clock)
     const after = (millis: number, f: () => void) => this.after(millis, f)
     const lease = subscription.lease === undefined ? undefined : Duration.toMillis(subscription.lease)
 
@@ -162,11 +166,15 @@ export class Run {
     this.retries = new RetryWatch({
       now,
       after,
-      giveUpAfter: lease === undefined ? giveUpWithoutLease : lease + 1000,
+      giveUpAfter: lease === undefined ? giveUpWithoutLease : lease * 1.25 + 1000,
       couldCome: (millis) =>
         this.reader.wasOpen(millis)
           ? Effect.map(subscription.health, ({ state }) => state === "consuming")
           : Effect.succeed(false),
+      locate: (ids) =>
+        subscription.locate === undefined
+          ? Effect.succeed(unlocated)
+          : Effect.orElseSucceed(subscription.locate(ids), () => unlocated),
       onChange: () => this.demandChanged(),
       run: this.run
     })
@@ -190,10 +198,13 @@ export class Run {
       scheduler,
       gates: {
         isResting: () => !this.isDraining && !this.rest.isOver,
-        isShut: (now) => this.isShut(now),
+        isShut: (now) => this.isDraining || !this.ownership.isSure(now),
         admits: (attempt) => this.admits(attempt)
       },
       takePermit: () => this.permits.take(),
+      onTurn: () => {
+        this.endedAt = 0
+      },
       begin: (attempt) => this.begin(attempt),
       onBegun: () => this.demandChanged(),
       onPumped: () => {
@@ -228,7 +239,10 @@ export class Run {
       ended: this.sight.isMetered
         ? (attempt, end, payload) => {
           if (end !== "interrupted" && end !== "undecodable") {
-            this.sight.handled(attempt, end === "failed" ? payload as Cause.Cause<unknown> : undefined)
+            const endedAt = this.now()
+            this.sight.handled(attempt, endedAt, end === "failed" ? payload as Cause.Cause<unknown> : undefined)
+            // What follows a failure, and an observer, may take a while.
+            if (end === "succeeded" && !this.sight.isObserved) this.endedAt = endedAt
           }
           this.outcomes.ended(attempt, end, payload)
         }
@@ -240,6 +254,7 @@ export class Run {
       clock,
       subscription,
       held: () => this.holding.unsettled(),
+      run: this.run,
       onLost: (attempt) => this.lost(attempt),
       // Answered at once, the pump that asked is still running.
       onSure: () => this.dispatcher.isIdle ? this.dispatcher.pump() : this.dispatcher.pumpLater()
@@ -280,11 +295,6 @@ export class Run {
     })
   }
 
-  /** Monotonic, in milliseconds. */
-  private now(): number {
-    return Number(this.clock.monotonicTimeNanosUnsafe()) / 1e6
-  }
-
   private after(millis: number, f: () => void): () => void {
     const fiber = this.run(Effect.sleep(millis))
     fiber.addObserver((exit) => {
@@ -320,17 +330,27 @@ export class Run {
     this.ownership.pulled(this.holding.buffered === 0)
     this.prefetch.sampled(deliveries[0].body.byteLength)
     for (const delivery of deliveries) {
-      if (delivery.redelivered) this.redelivered(delivery)
-      this.intake.take(delivery)
+      // A broker that was killed may have forgotten that it delivered the message before.
+      if (delivery.redelivered || this.retries.size > 0) this.arrivedAgain(delivery)
+      if (!this.intake.take(delivery)) this.awaitReturn(delivery.id)
     }
     this.dispatcher.pump()
   }
 
-  private redelivered({ id, origin }: Delivery): void {
-    if (this.retries.seen(id)) return
+  /** A message is delivered again some time: its key waits for it where it has a place. */
+  private awaitReturn(id: string): void {
+    const { keys } = this.intake
+    if (keys?.awaits(id) === true) this.retries.add(id, 0, () => keys.gaveUp(id))
+  }
+
+  private arrivedAgain({ id, origin, redelivered }: Delivery): void {
+    if (this.retries.seen(id) || !redelivered) return
     // The lease of an attempt that is still here has ended, and no peer has taken the message.
     for (const attempt of this.holding.unsettled()) {
-      if (attempt.delivery.id === id && attempt.delivery.origin === origin) return this.lost(attempt)
+      if (attempt.delivery.id !== id || attempt.delivery.origin !== origin) continue
+      this.lost(attempt, true)
+      // Its place in its key is for this delivery.
+      return void this.retries.seen(id)
     }
   }
 
@@ -350,25 +370,13 @@ export class Run {
 
   // --- beginning
 
-  /** No buffered message may begin while the pipeline drains, or while it is not sure that it owns it. */
-  private isShut(now: number): boolean {
-    if (this.isDraining) return true
-    if (this.ownership.isSure(now)) return false
-    if (!this.isVerifying) {
-      this.isVerifying = true
-      this.run(this.ownership.extend).addObserver(() => {
-        this.isVerifying = false
-      })
-    }
-    return true
-  }
-
   /** Called with a permit taken. */
   private begin(attempt: Attempt): void {
     this.holding.add()
     attempt.permit = this.permits
     if (this.isTimed) {
-      attempt.startedAt = this.now()
+      attempt.startedAt = this.endedAt > 0 ? this.endedAt : this.now()
+      this.endedAt = 0
       this.sight.begun(attempt)
     }
     this.beginning.begin(attempt)
@@ -408,13 +416,22 @@ export class Run {
     else this.demandChanged()
   }
 
-  /** A peer owns the message: wherever it is here, it leaves, and nothing is said about it. */
-  private lost(attempt: Attempt): void {
+  /**
+   * A peer owns the message, or may own it: wherever it is here, it leaves, and nothing is said about it. Its key keeps the
+   * place of one that may return.
+   */
+  private lost(attempt: Attempt, mayReturn = attempt.delivery.mayReturn === true): void {
     if (attempt.isLost) return
+    const { keys } = this.intake
+    const returns = mayReturn && keys !== undefined && !attempt.isSettled
+    if (returns) {
+      keys.retried(attempt)
+      this.awaitReturn(attempt.delivery.id)
+    }
     this.outcomes.lost(attempt)
     switch (attempt.state) {
       case "buffered": {
-        this.intake.lost(attempt)
+        this.intake.lost(attempt, returns)
         attempt.to("left")
         this.intake.leftIsolation(attempt)
         return this.dispatcher.pump()
@@ -465,6 +482,8 @@ export class Run {
     this.settlements.settler.close()
   }
 }
+
+const unlocated: Located = { settled: [], held: [] }
 
 /** How long a key waits for a retry that is due, where ownership does not end. Milliseconds. */
 const giveUpWithoutLease = 30_000

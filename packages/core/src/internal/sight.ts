@@ -51,6 +51,8 @@ export class Sight {
   private readonly log: OutcomeLog | undefined
   private readonly watchdog: Watchdog | undefined
   private readonly observer: ((outcome: Telemetry.Outcome) => void) | undefined
+  /** From monotonic milliseconds to those since the epoch. */
+  private epoch = 0
   private readonly longRunning: number
   private readonly pollEvery: number
   private readonly outages: Outages
@@ -129,27 +131,28 @@ export class Sight {
   }
 
   delivered(deliveries: Arr.NonEmptyReadonlyArray<Delivery>): void {
-    this.meter?.delivered(deliveries)
+    if (this.meter !== undefined) {
+      this.epoch = this.clock.currentTimeMillisUnsafe() - this.view.now()
+      this.meter.delivered(deliveries)
+    }
     this.watchdog?.delivered()
   }
 
   /** A handler begins. */
-  begun(attempt: Attempt): void {
-    if (this.meter === undefined || attempt.delivery.redelivered) return
-    this.meter.begun(this.clock.currentTimeMillisUnsafe() - attempt.delivery.publishedAt)
+  begun({ delivery, startedAt }: Attempt): void {
+    if (this.meter === undefined || delivery.redelivered) return
+    this.meter.begun(this.epoch + startedAt - delivery.publishedAt)
   }
 
   /** A handler has ended; `cause` where it failed. */
-  handled(attempt: Attempt, cause: Cause.Cause<unknown> | undefined): void {
-    if (this.meter !== undefined && attempt.startedAt > 0) {
-      this.meter.handled(this.view.now() - attempt.startedAt, cause)
-    }
+  handled({ startedAt }: Attempt, endedAt: number, cause: Cause.Cause<unknown> | undefined): void {
+    if (this.meter !== undefined && startedAt > 0) this.meter.handled(endedAt - startedAt, cause)
   }
 
   /** The one event of an attempt; a message that was handled costs nothing where nothing looks at it. */
   readonly outcome = ({ delivery, message }: Attempt, kind: Telemetry.OutcomeKind): void => {
     const { log, meter, observer } = this
-    if (meter !== undefined) this.guarded(() => meter.ended(kind._tag))
+    meter?.ended(kind._tag)
     const isLogged = log !== undefined && kind._tag !== "Handled"
     if (observer === undefined && !isLogged) return
     const outcome: Telemetry.Outcome = { pipeline: this.program.name, delivery, message, ...kind }
@@ -230,6 +233,11 @@ export class Sight {
     return this.meter !== undefined
   }
 
+  /** A user's function is called with every outcome. */
+  get isObserved(): boolean {
+    return this.observer !== undefined
+  }
+
   // --- looking now and then
 
   /** The subscription's health, unless the watchdog knows better. */
@@ -303,7 +311,10 @@ export class Sight {
   private failed(cause: Cause.Cause<unknown>): Effect.Effect<void> {
     if (this.hasFailed) return Effect.void
     this.hasFailed = true
-    return Effect.logError(`${this.program.name}: looking after the pipeline failed; it goes on without`, cause)
+    return Effect.logError(
+      `${this.program.name}: looking after the pipeline failed; it goes on without`,
+      loggable(cause)
+    )
   }
 
   close(): void {

@@ -5,6 +5,7 @@ import type * as Message from "../Message.ts"
 import { typeOf } from "./errorDetail.ts"
 import { inFlightOf } from "./inFlight.ts"
 import { serverAttributes } from "./serverAttributes.ts"
+import { skipping } from "./skipping.ts"
 import { isFiltered } from "./steps.ts"
 import { fromTraceparent, isSampled, setTraceOf } from "./traceContext.ts"
 import { inSpan } from "./traced.ts"
@@ -46,21 +47,14 @@ export const spans = (options?: SpanOptions): <A, E, R>(
 ) => Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>> => {
   const ratio = options?.sampleRatio ?? 1
   const isParent = options?.relation === "parent"
-  return <A, E, R>(
+  /** The span, where the message is sampled. */
+  const wrap = <A, E, R>(
     handler: Effect.Effect<A, E, R>,
     given: Message.Any | ReadonlyArray<Message.Any>
   ): Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>> => {
     type Spanned = Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>>
     const isBatch = Array.isArray(given)
-    if (!isBatch && !isSampled(given as Message.Any, ratio)) {
-      unsample(given as Message.Any)
-      return handler as Spanned
-    }
     const messages: ReadonlyArray<Message.Any> = isBatch ? given : [given as Message.Any]
-    if (isBatch && !messages.some((message) => isSampled(message, ratio))) {
-      for (const message of messages) unsample(message)
-      return handler as Spanned
-    }
     const message = messages[0]!
     const publishers = messages.map(({ headers }) => fromTraceparent(headers["traceparent"]))
     const [publisher] = publishers
@@ -83,6 +77,23 @@ export const spans = (options?: SpanOptions): <A, E, R>(
         Exit.isSuccess(exit) || isFiltered(exit.cause) ? undefined : { type: typeOf(exit.cause), cause: exit.cause }
     ) as Spanned
   }
+  const middleware = <A, E, R>(
+    handler: Effect.Effect<A, E, R>,
+    given: Message.Any | ReadonlyArray<Message.Any>
+  ): Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>> => {
+    const messages: ReadonlyArray<Message.Any> = Array.isArray(given) ? given : [given as Message.Any]
+    if (messages.some((message) => isSampled(message, ratio))) return wrap(handler, given)
+    for (const message of messages) unsample(message)
+    return handler as Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>>
+  }
+  return skipping(middleware, {
+    wrap,
+    skips: (received) => {
+      if (isSampled(received.delivery, ratio)) return false
+      received.unsample()
+      return true
+    }
+  })
 }
 
 const unsample = (message: Message.Any): void => {

@@ -7,106 +7,21 @@ import * as Settlement from "../Settlement.ts"
 import type { Attempt } from "./attempt.ts"
 import { exitOf } from "./exit.ts"
 import type { Outputs } from "./outputs.ts"
+import {
+  Await,
+  Failed,
+  filtered,
+  isPending,
+  Join,
+  type JoinBatch,
+  keeps,
+  Output,
+  type Pending,
+  Run
+} from "./pending.ts"
 import type { Step } from "./program.ts"
-import { isThenable, misresolved, misreturned, misused, rejection, settledAs } from "./promise.ts"
-
-/**
- * What a step answers that is not its value: something to wait for, or an end. A plain value is returned as it is, so
- * that a step that is a plain function allocates nothing.
- */
-export type Pending =
-  | Await
-  | Run
-  | Failed
-  | Filtered
-  | Join
-  | Output
-
-/** Tells answers from values, which may be of any class. */
-abstract class PendingBase {
-  abstract readonly _tag: string
-}
-
-/** A promise. */
-export class Await extends PendingBase {
-  readonly _tag = "Await"
-  readonly promise: Promise<unknown>
-  readonly onRejected: (error: unknown) => Cause.Cause<unknown>
-  constructor(promise: Promise<unknown>, onRejected: (error: unknown) => Cause.Cause<unknown>) {
-    super()
-    this.promise = promise
-    this.onRejected = onRejected
-  }
-}
-
-/** An Effect; with `keep` the value that went in goes on. */
-export class Run extends PendingBase {
-  readonly _tag = "Run"
-  readonly effect: Effect.Effect<unknown, unknown>
-  readonly keep: boolean
-  constructor(effect: Effect.Effect<unknown, unknown>, keep: boolean) {
-    super()
-    this.effect = effect
-    this.keep = keep
-  }
-}
-
-export class Failed extends PendingBase {
-  readonly _tag = "Failed"
-  readonly cause: Cause.Cause<unknown>
-  constructor(cause: Cause.Cause<unknown>) {
-    super()
-    this.cause = cause
-  }
-}
-
-/** A filter said no. */
-class Filtered extends PendingBase {
-  readonly _tag = "Filtered"
-}
-const filtered = new Filtered()
-
-/** The batch of a step. */
-export class Join extends PendingBase {
-  readonly _tag = "Join"
-  readonly join: JoinBatch
-  constructor(join: JoinBatch) {
-    super()
-    this.join = join
-  }
-}
-
-/** A value to publish; the value that went in goes on. */
-export class Output extends PendingBase {
-  readonly _tag = "Output"
-  readonly keep = true
-  readonly outputs: Outputs
-  readonly given: unknown
-  constructor(outputs: Outputs, given: unknown) {
-    super()
-    this.outputs = outputs
-    this.given = given
-  }
-}
-
-/**
- * Adds a message to a batch and calls `resume` with its result. Gives a function that takes the message away again:
- * `stopped` is called as soon as the batch's function no longer works on it.
- */
-export type JoinBatch = (
-  attempt: Attempt,
-  value: unknown,
-  resume: (exit: Exit.Exit<unknown, unknown>) => void
-) => (stopped: () => void) => void
-
-/** A value may be an object that cannot be looked at (a revoked Proxy). */
-export const isPending = (u: unknown): u is Pending => {
-  try {
-    return u instanceof PendingBase
-  } catch {
-    return false
-  }
-}
+import { ignore, isThenable, misresolved, misreturned, misused, rejection, settledAs } from "./promise.ts"
+import { skippingOf } from "./skipping.ts"
 
 /** A step, compiled. */
 export interface Operation {
@@ -221,13 +136,19 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
       const operations = compile(step.steps, environment, `${path}.`)
       const { f } = step
       const hasTimeout = operations.some(({ timeout }) => timeout !== undefined)
+      const skipping = skippingOf(f)
+      const wrap = skipping?.wrap ?? f
       return {
         run: (value, attempt) => {
-          // Suspended: a middleware may run it again. One that leaves it as it is costs no fiber.
-          const handler = Effect.suspend(() => asEffect(operations, value, attempt))
-          const wrapped = f(handler, attempt.message!)
-          if (wrapped !== handler) return ofEffect(wrapped, false, value, "middleware")
+          if (skipping === undefined || !skipping.skips(attempt)) {
+            // Suspended: a middleware may run it again. One that leaves it as it is costs no fiber.
+            const handler = Effect.suspend(() => asEffect(operations, value, attempt))
+            const wrapped = wrap(handler, attempt.message!)
+            if (wrapped !== handler) return ofEffect(wrapped, false, value, "middleware")
+          }
           if (hasTimeout) return ofEffect(asEffect(operations, value, attempt), false, value, "middleware")
+          // Whoever runs the middleware runs its one step.
+          if (operations.length === 1) return operations[0]!.run(value, attempt)
           for (let index = 0; index < operations.length; index++) {
             const result = apply(operations[index]!, value, attempt)
             // The last step is run by whoever runs the others; one that keeps its value must be the first, too.
@@ -259,8 +180,6 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
   }
 }
 
-const keeps = (pending: Pending): boolean => "keep" in pending && pending.keep
-
 /** An Effect that is an `Exit` needs no fiber. */
 const ofEffect = (
   effect: Effect.Effect<unknown, unknown>,
@@ -280,7 +199,7 @@ const promiseForms: Record<string, string> = { mapEffect: "mapPromise" }
 export const notAnEffect = (step: string, returned: unknown): Cause.Cause<never> => {
   const remedy = `return an Effect, or use Pipeline.${promiseForms[step] ?? `${step}Promise`}`
   if (!isThenable(returned)) return misused(step, `returned something that is no Effect: ${remedy}`)
-  settledAs(returned, () => {}, () => {})
+  ignore(returned)
   return misused(step, `returned a Promise: ${remedy}`)
 }
 
@@ -313,8 +232,10 @@ export const recover = (
   return { cause }
 }
 
-export const thrown = (error: unknown): Cause.Cause<unknown> =>
-  Settlement.isRequested(error) ? Cause.fail(error) : Cause.die(error)
+export const thrown = (error: unknown): Cause.Cause<unknown> => {
+  ignore(error)
+  return Settlement.isRequested(error) ? Cause.fail(error) : Cause.die(error)
+}
 
 // --- steps as one Effect, for what wraps or nests them
 

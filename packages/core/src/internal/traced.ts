@@ -4,22 +4,11 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as References from "effect/References"
 import * as Tracer from "effect/Tracer"
-import { describe } from "./errorDetail.ts"
+import { ShownError } from "./errorDetail.ts"
 
 /** Whether spans are collected at all: Effect's own tracer keeps them for no one. */
 export const isTraced = (context: Context.Context<never>): boolean =>
   Context.get(context, Tracer.Tracer) !== Tracer.nativeTracer && Context.get(context, References.TracerEnabled)
-
-/** An error as a span shows it: bounded, and safe to read whatever was thrown. */
-class SpanError extends Error {
-  readonly _tag: string
-  constructor(cause: Cause.Cause<unknown>) {
-    const { message, stack, tag } = describe(cause, { stack: true, fields: false })
-    super(message)
-    this.name = this._tag = tag
-    this.stack = stack ?? `${tag}: ${message}`
-  }
-}
 
 /**
  * Runs `evaluate` in a span. `failure` tells what of its exit is an error of the span: its type and its cause. The exit
@@ -39,7 +28,7 @@ export const inSpan = <A, E, R>(
         const failed = failure(given)
         if (failed === undefined) return Exit.void
         span.attribute("error.type", failed.type)
-        return Exit.fail(new SpanError(failed.cause))
+        return Exit.fail(new ShownError(failed.cause))
       }))
     return Effect.matchCauseEffect(spanned, {
       onFailure: (cause): Effect.Effect<A, E> => exit ?? Exit.failCause(cause as Cause.Cause<never>),

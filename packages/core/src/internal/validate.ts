@@ -2,7 +2,7 @@ import * as Duration from "effect/Duration"
 import { invalidIn, isLimit } from "../Concurrency.ts"
 import type * as Transport from "../Transport.ts"
 import { invalidOption, type TransportError } from "../TransportError.ts"
-import { type Invalid, invalidFunction, invalidMax, toError } from "./invalid.ts"
+import { type Invalid, invalidFunction, invalidMax, invalidStep, toError } from "./invalid.ts"
 import { allSteps, type Program, type Step } from "./program.ts"
 import { invalidOf, isTopic } from "./topic.ts"
 
@@ -19,7 +19,7 @@ export const validate = (
   const invalid = (option: string, value: unknown, remedy: string) =>
     invalidOption(transport.name, option, value, remedy)
   for (const step of allSteps(program.steps)) {
-    const problem = invalidStep(step)
+    const problem = problemOf(step)
     if (problem !== undefined) return toError(transport.name, problem)
   }
   if (policies.deadLetter !== undefined && policies.deadLetter !== false && typeof policies.deadLetter !== "string") {
@@ -64,7 +64,7 @@ export const validate = (
   return undefined
 }
 
-const invalidStep = (step: Step): Invalid | undefined => {
+const problemOf = (step: Step): Invalid | undefined => {
   switch (step._tag) {
     case "To":
       return isTopic(step.topic)
@@ -73,27 +73,24 @@ const invalidStep = (step: Step): Invalid | undefined => {
     case "Timeout":
       return undefined
     case "Branch":
-      return invalidHandler("branch", step.by)
+      return invalidStep("branch", step.by)
     case "Batch":
       return Number.isInteger(step.size) && step.size >= 1
-        ? invalidHandler("batch", step.f)
+        ? invalidStep("batch", step.f)
         : { option: "batch.size", value: step.size, remedy: "give a whole number of at least 1" }
     case "Effect":
-      return invalidHandler(step.keep ? "tap" : "mapEffect", step.f)
+      return invalidStep(step.keep ? "tap" : "mapEffect", step.f)
     case "Promise":
-      return invalidHandler("mapPromise", step.f)
+      return invalidStep("mapPromise", step.f)
     case "Catch":
-      return invalidHandler("catchTag", step.f)
+      return invalidStep("catchTag", step.f)
     case "Map":
     case "Filter":
     case "FilterMap":
     case "Middleware":
-      return invalidHandler(step._tag.charAt(0).toLowerCase() + step._tag.slice(1), step.f)
+      return invalidStep(step._tag.charAt(0).toLowerCase() + step._tag.slice(1), step.f)
   }
 }
-
-const invalidHandler = (step: string, f: unknown): Invalid | undefined =>
-  typeof f === "function" ? undefined : { option: step, value: f, remedy: "give a function" }
 
 /** The topics a pipeline writes to. */
 export const outputs = (program: Program): ReadonlySet<string> => {

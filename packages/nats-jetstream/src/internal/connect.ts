@@ -12,6 +12,7 @@ import { checkServerIdentity as checkIdentity, type PeerCertificate } from "node
 import type { Options } from "../Options.ts"
 import { failure, fromCause, transport } from "./connection.ts"
 import { checkOptions } from "./options.ts"
+import { probe, probeAfter } from "./probing.ts"
 
 const schemes = new Set(["nats:", "tls:"])
 
@@ -183,13 +184,20 @@ export const connect = Effect.fnUntraced(function*(
           return client = nc
         }),
       catch(cause) {
-        const error = fromCause(address, "connecting", cause)
+        const isForeign = cause instanceof Error && cause.message === "unexpected response from server"
+        const error = fromCause(
+          address,
+          "connecting",
+          isForeign ? new Error("this is not a NATS server: its first line is not INFO", { cause }) : cause
+        )
         return error.reason._tag === "OperationFailed"
-          ? failure(new TransportError.Unreachable({ address, cause }))
+          ? failure(new TransportError.Unreachable({ address, cause: error.reason.cause }))
           : error
       }
     }).pipe(
       Effect.raceFirst(sayIfSilent(address, timeout)),
+      // A server that expects TLS from the first byte waits for it.
+      Effect.raceFirst(options.tls?.handshakeFirst === true ? Effect.never : failIfForeign(address, parsed.servers)),
       Effect.timeoutOrElse({
         duration: timeout,
         orElse: () =>
@@ -219,6 +227,21 @@ const sayIfSilent = (address: string, timeout: Duration.Duration): Effect.Effect
       `${address}: no connection yet: the server does not answer; trying for ${Duration.format(timeout)}`
     )),
     Effect.andThen(Effect.never)
+  )
+
+/** A server that says nothing is asked what it is, where that can be known. */
+const failIfForeign = (
+  address: string,
+  servers: ReadonlyArray<string>
+): Effect.Effect<never, TransportError.TransportError> =>
+  Effect.sleep(Duration.millis(probeAfter)).pipe(
+    Effect.andThen(Effect.promise((signal) => Promise.all(servers.map((server) => probe(server, signal))))),
+    Effect.flatMap((answers) =>
+      // Another one of several may be a NATS server.
+      answers.includes(undefined)
+        ? Effect.never
+        : Effect.fail(failure(new TransportError.Unreachable({ address, cause: new Error(answers.join("; ")) })))
+    )
   )
 
 /** JavaScript may give a plain text, or hide what is none. */

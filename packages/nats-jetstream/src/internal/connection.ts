@@ -64,8 +64,15 @@ export interface Connection {
 
 export const transport = "nats"
 
-/** The server has JetStream, and nobody answers for what was asked: there is no leader now. */
-export class NoAnswer extends Error {}
+/** The server has JetStream, and nothing answers for what was asked: there is no leader now. */
+export class NoAnswer extends Error {
+  /** The domain is another one than the server's: its name may be wrong. */
+  readonly isElsewhere: boolean
+  constructor(text: string, isElsewhere: boolean) {
+    super(text)
+    this.isElsewhere = isElsewhere
+  }
+}
 
 export const failure = (reason: TransportError.TransportErrorReason) =>
   new TransportError.TransportError({ transport, reason })
@@ -250,9 +257,19 @@ export const watch = Effect.fnUntraced(function*(
     (timer) => Effect.sync(() => clearInterval(timer))
   )
 
-  const noAnswer = apiOptions.domain === undefined
-    ? "JetStream does not answer: it may have no leader now"
-    : `JetStream of the domain ${apiOptions.domain} does not answer: it may have no leader now, or the name is wrong`
+  const noAnswer = () => {
+    const { domain } = apiOptions
+    const info: unknown = nc.info
+    const own = Predicate.hasProperty(info, "domain") ? String(info.domain) : undefined
+    if (domain === undefined || domain === own) {
+      return new NoAnswer("JetStream does not answer: it may have no leader now", false)
+    }
+    const found = own === undefined ? "has no domain" : `is in the domain ${own}`
+    return new NoAnswer(
+      `JetStream of the domain ${domain} does not answer: this server ${found}; correct the option domain, or mend the leaf node's connection`,
+      true
+    )
+  }
   const jsm = yield* Effect.tryPromise({
     try: () => jetstreamManager(nc, { ...apiOptions, checkAPI: false }),
     catch: (cause) => fromCause(address, "opening JetStream", cause)
@@ -305,7 +322,7 @@ export const watch = Effect.fnUntraced(function*(
           )
         }
         return unheard || cause instanceof errors.TimeoutError
-          ? interrupted(operation, new NoAnswer(noAnswer))
+          ? interrupted(operation, noAnswer())
           : fromCause(address, operation, cause)
       })
   }

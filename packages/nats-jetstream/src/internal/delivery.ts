@@ -50,6 +50,10 @@ export class JetStreamDelivery implements Transport.Delivery {
   /** Deliveries that do not count: released, or never begun. */
   released = 0
   suspect = false
+  /** This process holds an earlier delivery of it; a server that was killed may have forgotten that one. */
+  isCopy = false
+  /** As in `Transport.Delivery.mayReturn`: a delivery of an earlier life of the stream does not. */
+  mayReturn = true
   /** This process requested the retry. */
   isOwnRetry = false
   firstFailedAt: number | undefined
@@ -71,11 +75,10 @@ export class JetStreamDelivery implements Transport.Delivery {
     this.life = life
     const reply = msg.reply ?? ""
     this.reply = reply
-    // A consumer's messages all begin with the same.
-    if (!reply.startsWith(prefix)) prefix = prefixOf(reply)
-    const afterDelivered = reply.indexOf(".", prefix.length)
+    const { length } = prefixIn(reply)
+    const afterDelivered = reply.indexOf(".", length)
     const afterSequence = reply.indexOf(".", afterDelivered + 1)
-    this.delivered = Number(reply.slice(prefix.length, afterDelivered))
+    this.delivered = Number(reply.slice(length, afterDelivered))
     this.sequence = reply.slice(afterDelivered + 1, afterSequence)
   }
   get id(): string {
@@ -104,7 +107,7 @@ export class JetStreamDelivery implements Transport.Delivery {
     return Math.max(1, this.delivered - this.released)
   }
   get redelivered(): boolean {
-    return this.delivered > 1
+    return this.delivered > 1 || this.isCopy
   }
   get publishedAt(): number {
     return Math.floor(Number(this.timestamp) / 1e6)
@@ -112,6 +115,15 @@ export class JetStreamDelivery implements Transport.Delivery {
   /** In nanoseconds. */
   get timestamp(): string {
     return timestampIn(this.reply)
+  }
+  /** Counts like `earlier`, which no handler has begun. */
+  replaces(earlier: JetStreamDelivery): void {
+    this.isCopy = true
+    this.released = earlier.released + this.delivered - earlier.delivered
+    this.suspect = earlier.suspect
+    this.isOwnRetry = earlier.isOwnRetry
+    this.firstFailedAt = earlier.firstFailedAt
+    this.due = earlier.due
   }
   ownedBy(owner: Owner): void {
     this.#owner = owner
@@ -127,11 +139,15 @@ export class JetStreamDelivery implements Transport.Delivery {
   }
 }
 
-/** The timestamp is the last but one of nine tokens, or of twelve where the last is random. */
+/** The fourth token behind the prefix. */
 export const timestampIn = (reply: string): string => {
-  const tokens = reply.split(".")
-  return tokens[tokens.length === 9 ? 7 : 9] ?? ""
+  let from = prefixIn(reply).length
+  for (let token = 0; token < 3; token++) from = reply.indexOf(".", from) + 1
+  return reply.slice(from, reply.indexOf(".", from))
 }
+
+/** A consumer's messages all begin with the same. */
+const prefixIn = (reply: string): string => reply.startsWith(prefix) ? prefix : prefix = prefixOf(reply)
 
 let prefix = "no message yet"
 

@@ -283,11 +283,20 @@ export class Inbox implements Owner {
     )
   }
 
+  /** The ids of the deliveries that were not given. */
+  kept(): ReadonlySet<string> {
+    return new Set(this.ungiven.map(({ id }) => id))
+  }
+
+  private get ungiven(): Array<JetStreamDelivery> {
+    return [...this.queue, ...this.isolated, ...this.copies.values(), ...[...this.unread].flat()]
+  }
+
   /** Deliveries that were not given: the transport extends them. Ends those that neither it nor the engine extended. */
   sweep(): ReadonlyArray<JetStreamDelivery> {
     const time = this.options.now()
     const { lease } = this.options
-    const kept = [...this.queue, ...this.isolated, ...this.copies.values(), ...[...this.unread].flat()]
+    const kept = this.ungiven
     for (const delivery of this.given) {
       if (delivery?.confirming) kept.push(delivery)
       else if (delivery !== undefined) {
@@ -310,6 +319,7 @@ export class Inbox implements Owner {
 
   /** The stream was created again: sequences begin again, and deliveries of its earlier life are void. */
   renew(): void {
+    for (const delivery of this.given) if (delivery !== undefined) delivery.mayReturn = false
     this.queue = []
     this.isolated = []
     this.unread.clear()
@@ -339,11 +349,19 @@ export class Inbox implements Owner {
       // Whatever the handler of the first does now, this one is what counts.
       first.heldUntil = Math.min(first.heldUntil, this.options.now())
       this.copies.set(delivery.sequence, delivery)
+      delivery.isCopy = true
+      return true
+    }
+    const place = this.queue.findIndex(isSame)
+    // The last delivery but this one, and no handler has begun it: its place is kept, for the order of its key.
+    if (place >= 0 && delivery.delivered <= this.queue[place]!.delivered + 1) {
+      delivery.replaces(this.queue[place]!)
+      this.queue[place] = delivery
       return true
     }
     for (const list of [this.queue, this.isolated, ...this.unread]) {
       const index = list.findIndex(isSame)
-      // Nobody has been given that one, and nobody needs to be.
+      // That one has been given to no pull, and need not be.
       if (index >= 0) list.splice(index, 1)
     }
     return this.late.size > 0 && this.isDone(delivery)

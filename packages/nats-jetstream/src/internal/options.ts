@@ -1,5 +1,6 @@
 import * as TransportAuthor from "@millrace/core/TransportAuthor"
 import { invalidOption, type TransportError } from "@millrace/core/TransportError"
+import type { NatsConnection } from "@nats-io/nats-core"
 import type { CommonOptions, StreamOptions } from "../Options.ts"
 import { transport } from "./connection.ts"
 
@@ -51,6 +52,17 @@ export const checkOptions = (
       : check("deadLetterStream", deadLetterStream, bounds, durationsOf(deadLetterStream))) ??
     checkValues(options)
 }
+
+/** A connection from JavaScript: a promise of one is the usual mistake. */
+export const checkConnection = (connection: NatsConnection): TransportError | undefined =>
+  typeof connection?.getServer === "function" && typeof connection.request === "function"
+    ? undefined
+    : invalidOption(
+      transport,
+      "connection",
+      connection,
+      "give a connection: await connect(…) or wsconnect(…) of @nats-io"
+    )
 
 const isWord = (...words: ReadonlyArray<string>) =>
   [

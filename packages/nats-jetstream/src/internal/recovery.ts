@@ -17,13 +17,22 @@ const willPass = ({ reason }: TransportError.TransportError): boolean =>
   (reason.cause instanceof NoAnswer || reason.cause === notConnected ||
     (reason.cause instanceof JetStreamApiError && reason.cause.status === 503))
 
-/** Waits for a leader, or the connection, up to ten seconds. */
+/** Waits for a leader, or the connection, up to ten seconds. A domain whose name may be wrong is said at once. */
 export const whenReady = <A>(
   effect: Effect.Effect<A, TransportError.TransportError>
 ): Effect.Effect<A, TransportError.TransportError> =>
-  Effect.retry(effect, {
-    schedule: Schedule.upTo(backoff, { duration: Duration.seconds(10) }),
-    while: willPass
+  Effect.suspend(() => {
+    let isSaid = false
+    const say = ({ reason }: TransportError.TransportError) => {
+      const cause = reason._tag === "OperationFailed" ? reason.cause : undefined
+      if (isSaid || !(cause instanceof NoAnswer && cause.isElsewhere)) return Effect.void
+      isSaid = true
+      return Effect.logWarning(`${cause.message}; trying for 10 seconds`)
+    }
+    return Effect.retry(Effect.tapError(effect, say), {
+      schedule: Schedule.upTo(backoff, { duration: Duration.seconds(10) }),
+      while: willPass
+    })
   })
 
 const mayHeal = (error: TransportError.TransportError) =>

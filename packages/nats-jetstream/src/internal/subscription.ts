@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Scope from "effect/Scope"
 import { type Connection, unauthorized } from "./connection.ts"
-import { type ConsumerSpec, ensureConsumer } from "./consumers.ts"
+import { consumerInfo, type ConsumerSpec, ensureConsumer } from "./consumers.ts"
 import { ConsumerWatch } from "./consumerWatch.ts"
 import type { JetStreamDelivery } from "./delivery.ts"
 import { Healing } from "./healing.ts"
@@ -15,6 +15,7 @@ import { Condition } from "./health.ts"
 import { Inbox } from "./inbox.ts"
 import { isUnbounded } from "./keeping.ts"
 import type { AttemptLedger } from "./ledger.ts"
+import { sequenceIn } from "./life.ts"
 import { Position, startOf } from "./position.ts"
 import { PullLoop } from "./pullLoop.ts"
 import { whenReady } from "./recovery.ts"
@@ -239,6 +240,15 @@ export const subscribe = Effect.fnUntraced(function*(
     settle: settle.settle,
     extend: settle.extend,
     begin: settle.begin,
+    locate: (ids) =>
+      Effect.map(consumerInfo(connection, consumer.stream_name, consumer.name), (info) => {
+        if (info !== undefined) position.remember(info)
+        const kept = inbox.kept()
+        const held = ids.filter((id) => kept.has(id))
+        // An id of an earlier life of the stream is as good as settled.
+        const isSettled = (id: string) => (sequenceIn(position.life, id) ?? 0) <= position.floor
+        return { settled: ids.filter((id) => isSettled(id) && !kept.has(id)), held }
+      }),
     clientId: consumer.name,
     lease: Duration.millis(lease),
     // A server that has stopped leaves the socket as it was.

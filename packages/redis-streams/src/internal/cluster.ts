@@ -1,5 +1,5 @@
+import { type Address, nameOf } from "./address.ts"
 import { list, text } from "./reply.ts"
-import { type Address, nameOf } from "./settings.ts"
 
 /** CRC16 (XMODEM), as the cluster specification has it. */
 const crc16 = (bytes: Uint8Array): number => {

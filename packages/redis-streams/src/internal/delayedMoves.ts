@@ -44,7 +44,7 @@ export class DelayedMoves {
     return Effect.flatMap(this.run(key, evalsha(move, [key, keys.delayed(key)], [])), (reply) => {
       const [moved, left, failed, next] = list(reply)
       if (Number(next) >= 0) this.expect(key, Number(next))
-      if (text(failed) !== "") return Effect.fail(refusal(`moving a delayed message: ${text(failed)}`))
+      if (text(failed) !== "") return Effect.fail(refusal(text(failed)))
       return Number(moved) > 0 && Number(left) > 0 ? this.move(key) : Effect.void
     })
   }

@@ -15,8 +15,11 @@ export const chunk = 500
 /** For how long after a pause replies may be read that had waited in a socket. Milliseconds. */
 const doubtedFor = 2_000
 
+/** What this process knows of its lease of an entry, see the script `settle`. */
+export type Lease = "" | `${"held" | "own"} ${number}`
+
 /** An operation of the script `settle` on one entry. */
-export type Operation = readonly [op: string, id: string, count: string, lease: "" | "held" | "own", arg: string]
+export type Operation = readonly [op: string, id: string, count: string, lease: Lease, arg: string]
 
 /** For whom entries are leased, and for how long. */
 export interface LeaseOptions {
@@ -54,11 +57,19 @@ export class Leases {
     return this.server.control.send(this.options.key, this.commands(operations))
   }
 
-  /** What the lease of a delivery is, see the script `settle`. */
-  of(delivery: RedisDelivery): Operation[3] {
+  /** The lease of a delivery. */
+  of(delivery: RedisDelivery): Lease {
     const { isFirstHand, keptAt } = RedisDelivery.state(delivery)
-    const isOver = this.hasPaused || this.clock.currentTimeMillisUnsafe() - keptAt >= this.options.minIdle
-    return isOver ? "" : isFirstHand ? "own" : "held"
+    return this.since(keptAt, isFirstHand ? "own" : "held")
+  }
+
+  /**
+   * A lease that was renewed at a time. Its end is the server's to judge: this process may be stopped between now and the
+   * moment at which the command is sent.
+   */
+  since(keptAt: number, how: "held" | "own"): Lease {
+    const left = this.options.minIdle - (this.clock.currentTimeMillisUnsafe() - keptAt)
+    return this.hasPaused || left <= 0 ? "" : `${how} ${Math.floor(this.server.clock.now() + left)}`
   }
 
   /**
@@ -74,7 +85,7 @@ export class Leases {
   }
 
   /** A release keeps what is known of a suspect, and when a retry is due. */
-  release(delivery: RedisDelivery, lease = this.of(delivery)): Operation {
+  release(delivery: RedisDelivery, lease: Lease = this.of(delivery)): Operation {
     const { attempt, due, firstFailedAt, id, suspect } = delivery
     const now = this.clock.currentTimeMillisUnsafe()
     const isEarly = due !== undefined && due > now

@@ -53,6 +53,7 @@ export class PublishCommands {
       args.push(
         String(Math.min(longestDelay, Math.max(0, Math.ceil(Duration.toMillis(message.delay))))),
         `delayed-${crypto.randomUUID()}`,
+        key,
         ...lengthOf(bound)
       )
       return evalsha(adds.delay, [this.delayedOf(key), ...keys], appendFields(args, message))

@@ -1,7 +1,7 @@
 import type { TransportError } from "@millrace/core/TransportError"
 import * as Effect from "effect/Effect"
 import { ErrorReply } from "redis"
-import type { Session } from "./connection.ts"
+import type { Session } from "./dial.ts"
 import { codeOf, isPassing, isRedirect, text, transportError } from "./reply.ts"
 import type { Server } from "./server.ts"
 

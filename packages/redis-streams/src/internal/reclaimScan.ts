@@ -29,7 +29,8 @@ export interface ReclaimScan {
   readonly look: (subscription: RedisSubscription) => Effect.Effect<void, never, Scope.Scope>
 }
 
-const operation = "looking for abandoned entries"
+const looking = "looking for abandoned entries"
+const moving = "moving delayed messages"
 
 export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Return<ReclaimScan, never, Scope.Scope> {
   const subscriptions = new Set<RedisSubscription>()
@@ -53,52 +54,51 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
 
   const lookAt = (some: ReadonlyArray<RedisSubscription>): Effect.Effect<void> =>
     Effect.matchEffect(ask(some), {
-      onFailure: (error) => Effect.forEach(some, (subscription) => report(subscription, error), { discard: true }),
-      onSuccess: (states) =>
-        Effect.forEach(
-          some,
-          (subscription, i) =>
-            Effect.matchEffect(act(subscription, states[i]), {
-              onFailure: (error) => report(subscription, error),
-              onSuccess: () => clear(subscription)
-            }),
-          { discard: true }
-        )
+      onFailure: (error) =>
+        Effect.forEach(some, (subscription) => noted(subscription, looking, Effect.fail(error)), { discard: true }),
+      onSuccess: (states) => Effect.forEach(some, (subscription, i) => act(subscription, states[i]), { discard: true })
     })
 
-  const act = (subscription: RedisSubscription, reply: unknown): Effect.Effect<void, Error> => {
-    if (reply === 0) return Effect.sync(() => subscription.looked(false))
+  const act = (subscription: RedisSubscription, reply: unknown): Effect.Effect<void> => {
     const { key } = subscription.options
     const [state, pending, due] = typeof reply === "number" ? [reply, "", ""] : found(reply)
     const next = Math.floor(state / 8)
     if (next > 0) server.delayedMoves.expect(key, next)
     if ((state & 4) !== 0) isPending = true
-    return ((state & 4) !== 0 ? subscription.lookFurther : Effect.void).pipe(
-      Effect.andThen(Effect.sync(() => subscription.looked((state & 1) !== 0))),
-      Effect.andThen((state & 2) !== 0 ? server.delayedMoves.move(key) : Effect.void),
-      Effect.andThen(pending + due === "" ? Effect.void : Effect.fail(refusal(pending === "" ? due : pending)))
+    const taking = Effect.andThen(
+      pending === "" ? (state & 4) === 0 ? Effect.void : subscription.lookFurther : Effect.fail(refusal(pending)),
+      Effect.sync(() => subscription.looked((state & 1) !== 0))
     )
+    const delayed = due === ""
+      ? (state & 2) === 0 ? Effect.void : server.delayedMoves.move(key)
+      : Effect.fail(refusal(due))
+    return Effect.andThen(noted(subscription, looking, taking), noted(subscription, moving, delayed))
   }
 
-  const clear = (subscription: RedisSubscription): Effect.Effect<void> =>
-    Effect.suspend(() =>
-      subscription.refusals.clear(operation)
-        ? Effect.logDebug(`redis: ${operation} of ${subscription.options.key} is allowed again`)
-        : Effect.void
-    )
-
-  // Health tells it, and the pipeline logs that. What happens to a connection is told by the connection.
-  const report = (subscription: RedisSubscription, error: Error): Effect.Effect<void> =>
-    Effect.suspend(() => {
-      // A group that is gone is the reader's affair.
-      if (!(error instanceof ErrorReply) || isPassing(error) || codeOf(error) === "NOGROUP") return Effect.void
-      subscription.looked(false)
-      const { key } = subscription.options
-      // A stream that is none any more is the reader's affair.
-      const beside = keys.besideDelayed(key)
-      const { message } = transportError(`${operation} of ${key}`, server.settings.label, error, beside)
-      return subscription.refusals.add(operation, message) ? Effect.logDebug(message) : Effect.void
+  /** Notes whether the server refuses the operation. Health tells it; what happens to a connection tells the connection. */
+  const noted = (
+    subscription: RedisSubscription,
+    operation: string,
+    effect: Effect.Effect<void, Error>
+  ): Effect.Effect<void> => {
+    const { key } = subscription.options
+    return Effect.matchEffect(effect, {
+      onSuccess: () =>
+        subscription.refusals.clear(operation)
+          ? Effect.logDebug(`redis: ${operation} of ${key} is allowed again`)
+          : Effect.void,
+      onFailure: (error) =>
+        Effect.suspend(() => {
+          // A group that is gone is the reader's affair.
+          if (!(error instanceof ErrorReply) || isPassing(error) || codeOf(error) === "NOGROUP") return Effect.void
+          subscription.looked(false)
+          // A stream that is none any more is the reader's affair.
+          const beside = keys.besideDelayed(key)
+          const { message } = transportError(`${operation} of ${key}`, server.settings.label, error, beside)
+          return subscription.refusals.add(operation, message) ? Effect.logDebug(message) : Effect.void
+        })
     })
+  }
 
   const look = Effect.suspend(() => {
     isPending = false

@@ -113,19 +113,20 @@ export const transportError = (operation: string, address: string, error: Error,
     })
     : isUnknown(error)
     ? new Unsupported({ operation, remedy: remedyOf(error) })
-    : new OperationFailed({ operation, cause: advice[code] === undefined ? error : advised(error, advice[code]) })
+    : new OperationFailed({ operation, cause: advised(error, isFull(error) ? advice["OOM"] : advice[code]) })
   return new TransportError({ transport: "redis", reason })
 }
 
 /** What to do about refusals that may last. */
 const advice: { readonly [code: string]: string | undefined } = {
+  OOM: "the server has no memory left: let consumers catch up, delete entries, or raise maxmemory",
   READONLY: "give the address of the master, or the option sentinel",
   MISCONF: "the server cannot save its data, its log says why",
   NOREPLICAS: "fewer replicas answer than min-replicas-to-write asks for"
 }
 
-const advised = (error: Error, remedy: string): Error =>
-  new ErrorReply(`${error.message.split(/ script: |\. Commands/)[0]} (${remedy})`)
+const advised = (error: Error, remedy: string | undefined): Error =>
+  remedy === undefined ? error : new ErrorReply(`${error.message.split(/ script: |\. Commands/)[0]} (${remedy})`)
 
 const remedyOf = ({ message }: Error): string => {
   const [, command] = /unknown command '?`?"?(\w+)/i.exec(message) ?? []

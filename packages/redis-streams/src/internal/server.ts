@@ -3,16 +3,18 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
 import { ErrorReply } from "redis"
+import { type Address, nameOf } from "./address.ts"
 import { BulkLimit } from "./bulkLimit.ts"
 import { redirection, SlotMap, slotOf } from "./cluster.ts"
 import type { Command } from "./command.ts"
-import { backoff, type Connection, DialError, make as makeConnection, type Session } from "./connection.ts"
+import { backoff, type Connection, make as makeConnection } from "./connection.ts"
 import { DelayedMoves } from "./delayedMoves.ts"
+import { DialError, type Session } from "./dial.ts"
 import { Refusals } from "./health.ts"
 import { codeOf, isRefusal, millisOfTime } from "./reply.ts"
 import { asEval } from "./scripts/script.ts"
 import { ServerClock } from "./serverClock.ts"
-import { type Address, nameOf, type Settings } from "./settings.ts"
+import type { Settings } from "./settings.ts"
 import { speaksOtherwise } from "./tlsProbe.ts"
 import * as Topology from "./topology.ts"
 
@@ -249,13 +251,19 @@ export const make = Effect.fnUntraced(
       Effect.sync(() => new DelayedMoves((key, command) => control.one(key, command))),
       (moves) => Effect.sync(() => moves.close())
     )
-    // Whatever made it be lost may have happened to the others too, and they would not know for long.
+    const readClock = Effect.match(control.one("", ["TIME"]), {
+      onFailure: () => {},
+      onSuccess: (reply) => clock.set(millisOfTime(reply))
+    })
+    // Whatever made it be lost may have happened to the others too, and they would not know for long. Another server may
+    // have another clock.
     let seen = -Infinity
     yield* Effect.suspend(() => {
       if (control.madeAgainAt === seen) return Effect.void
       seen = control.madeAgainAt
-      return Effect.andThen(write.test(1_000), poll.test(1_000))
+      return Effect.all([write.test(1_000), poll.test(1_000), readClock])
     }).pipe(Effect.andThen(Effect.sleep(500)), Effect.forever, Effect.forkScoped)
+    yield* readClock.pipe(Effect.delay("1 minute"), Effect.forever, Effect.forkScoped)
     return {
       settings,
       slots,
@@ -318,7 +326,8 @@ const firstConnection = (settings: Settings, topology: Topology.Topology): Effec
     })
   return topology.connect("").pipe(
     Effect.tapError((error) => {
-      last = error
+      // A connection that ends without a word says less than an earlier one.
+      if (last === undefined || !error.isClosed) last = error
       if (isFinal(error)) return Effect.void
       return Effect.andThen(error.isClosed ? probe(error.address) : Effect.void, saying(error.detail))
     }),

@@ -1,5 +1,5 @@
 import { durationOf, type Hints } from "@millrace/core/TransportAuthor"
-import { invalidOption, redactUrl, type TransportError } from "@millrace/core/TransportError"
+import { invalidOption, type TransportError } from "@millrace/core/TransportError"
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -8,17 +8,9 @@ import * as Result from "effect/Result"
 import { hostname } from "node:os"
 import type { ConnectionOptions } from "node:tls"
 import type { Bound, Client, ClientOptions, Options } from "../Options.ts"
+import { type Address, readNode, readUrl, type Target } from "./address.ts"
 import { checkNames, isSecret } from "./optionTypes.ts"
 import { isInternal } from "./scripts/lua.ts"
-
-/** Where a server listens; `path`: a unix socket, host and port mean nothing then. */
-export interface Address {
-  readonly host: string
-  readonly port: number
-  readonly path?: string | undefined
-}
-
-export const nameOf = ({ host, path, port }: Address): string => path ?? `${host}:${port}`
 
 export interface Login {
   readonly username: string | undefined
@@ -68,24 +60,6 @@ const refuse = (option: string, value: unknown, remedy: string) =>
 const millis = (input: Duration.Input | Hints["duration"] | undefined, otherwise: number): number =>
   input === undefined ? otherwise : Math.ceil(Duration.toMillis(durationOf("", input).duration))
 
-const parseUrl = (url: string): URL | undefined => {
-  try {
-    return new URL(url)
-  } catch {
-    return undefined
-  }
-}
-
-const addressOf = (text: string): Address | undefined => {
-  const url = parseUrl(text.includes("://") ? text : `redis://${text}`)
-  if (url === undefined) return undefined
-  if (url.protocol === "unix:") {
-    return url.pathname.length > 1 ? { host: "localhost", port: 0, path: decodeURIComponent(url.pathname) } : undefined
-  }
-  if (url.hostname === "") return undefined
-  return { host: url.hostname.replace(/^\[(.*)\]$/, "$1"), port: url.port === "" ? 6379 : Number(url.port) }
-}
-
 /** The longest timer and the longest claim time. */
 const maxDuration = 2 ** 31 - 1
 
@@ -105,53 +79,15 @@ export const checkDuration = (
       `give a duration of at least ${least} ms and at most ${Math.floor(most / 86_400_000)} days`
     )
 
-const schemes = new Set(["redis:", "rediss:", "valkey:", "valkeys:", "unix:"])
+/** Servers read the number of a database as 32 bits. */
+const maxDatabase = 2 ** 31 - 1
 
-const decoded = (text: string): string | undefined => {
-  try {
-    return decodeURIComponent(text)
-  } catch {
-    return undefined
-  }
-}
-
-const checkUrl = (given: string): Result.Result<URL, TransportError> => {
-  const url = parseUrl(given)
-  const shown = redactUrl(given)
-  // A password with an unescaped / ? or # ends the host: the rest of it would be looked up, and shown.
-  if (url !== undefined && /[/?#].*@/.test(given.replace(/^\w+:\/\//, "")) && url.protocol !== "unix:") {
-    return refuse("url", "<redacted>", "percent-encode the user and the password, or give them beside the URL")
-  }
-  if (url === undefined || !schemes.has(url.protocol) || addressOf(given) === undefined) {
-    return refuse("url", shown, "give redis://host:port, rediss://host:port for TLS, or unix:///path/of/the.sock")
-  }
-  if (decoded(url.username) === undefined || decoded(url.password) === undefined) {
-    return refuse(
-      "url",
-      shown,
-      "user or password hold a % that begins no code: write %25 for it, or give the password apart"
-    )
-  }
-  if (url.hash !== "") return refuse("url", shown, "take the # and what follows it out of the URL")
-  const [parameter] = [...url.searchParams.keys()]
-  if (parameter !== undefined) {
-    return refuse(
-      "url",
-      `${shown}?${parameter}`,
-      parameter === "db"
-        ? "the database is the path of the URL, as in redis://host:port/3, or the option database"
-        : "a URL takes no parameters, give options beside it"
-    )
-  }
-  return Result.succeed(url)
-}
-
-const checkDatabase = (options: Options, url: URL): Result.Result<number, TransportError> => {
-  const path = url.protocol === "unix:" ? "" : url.pathname.slice(1)
+const checkDatabase = (options: Options, target: Target): Result.Result<number, TransportError> => {
+  const path = target.database
   const database = options.database ?? (path === "" ? 0 : /^\d+$/.test(path) ? Number(path) : NaN)
-  if (!Number.isInteger(database) || database < 0) {
+  if (!Number.isInteger(database) || database < 0 || database > maxDatabase) {
     return options.database === undefined
-      ? refuse("url", redactUrl(url.href), "the path of the URL is the number of a database, as in redis://host:port/0")
+      ? refuse("url", target.label, "the path of the URL is the number of a database, as in redis://host:port/0")
       : refuse("database", database, "give a whole number of at least 0")
   }
   return options.cluster !== undefined && options.cluster !== false && database !== 0
@@ -159,16 +95,12 @@ const checkDatabase = (options: Options, url: URL): Result.Result<number, Transp
     : Result.succeed(database)
 }
 
-const loginOf = (options: Options, url: URL): Effect.Effect<Login, unknown> => {
+const loginOf = (options: Options, target: Target): Effect.Effect<Login, unknown> => {
   const { credentials } = options
   if (credentials === undefined) {
     return Effect.succeed({
-      username: options.username ?? (url.username === "" ? undefined : decoded(url.username)),
-      password: options.password !== undefined
-        ? secretOf(options.password)
-        : url.password === ""
-        ? undefined
-        : decoded(url.password)
+      username: options.username ?? target.username,
+      password: options.password === undefined ? target.password : secretOf(options.password)
     })
   }
   const ask = Effect.isEffect(credentials)
@@ -190,24 +122,29 @@ const tagRemedy = (name: string): string | undefined =>
     ? "braces mark the part that a cluster hashes: they must stand around something, as in {orders}:eu"
     : undefined
 
+/** Half of a character is stored as another one: the name that the server gives back would be a stranger's. */
+const isText = (name: string): boolean => !/\p{Surrogate}/u.test(name)
+
+const textRemedy = "it holds half of a character (a lone surrogate), give a name that can be written as UTF-8"
+
 /** Says how to mend a name that this broker cannot take. */
 export const nameRemedy =
   ({ keyPrefix, topology }: Settings) => (kind: "topic" | "group", name: string): string | undefined => {
     if (name === "") return `give the ${kind} a name`
+    if (!isText(name)) return textRemedy
     return kind === "topic" && topology === "cluster" ? tagRemedy(keyPrefix + name) : undefined
   }
 
 export const check = (options: Options): Result.Result<Settings, TransportError> => {
   const wrong = checkNames(options)
   if (wrong !== undefined) return Result.fail(wrong)
-  const given = secretOf(options.url)
-  const checked = checkUrl(given)
-  if (Result.isFailure(checked)) return Result.fail(checked.failure)
-  const url = checked.success
-  const database = checkDatabase(options, url)
+  const read = readUrl(secretOf(options.url))
+  if (Result.isFailure(read)) return Result.fail(read.failure)
+  const target = read.success
+  const { address, isTls, label } = target
+  const database = checkDatabase(options, target)
   if (Result.isFailure(database)) return Result.fail(database.failure)
   const isCluster = options.cluster !== undefined && options.cluster !== false
-  const isTls = url.protocol === "rediss:" || url.protocol === "valkeys:"
   if (isCluster && options.sentinel !== undefined) {
     return refuse(
       "cluster",
@@ -215,26 +152,37 @@ export const check = (options: Options): Result.Result<Settings, TransportError>
       "a server is in a cluster or watched by Sentinel, give one"
     )
   }
-  if (url.protocol === "unix:" && (isCluster || options.sentinel !== undefined)) {
-    return refuse("url", redactUrl(given), "a cluster or Sentinel has nodes elsewhere: give the host of one")
+  if (address.path !== undefined && (isCluster || options.sentinel !== undefined)) {
+    return refuse("url", label, "a cluster or Sentinel has nodes elsewhere: give the host of one")
   }
-  if (options.credentials !== undefined && (options.password !== undefined || options.username !== undefined)) {
-    return refuse("credentials", "given together with username or password", "give one")
+  if (
+    options.credentials !== undefined &&
+    (options.password ?? options.username ?? target.password ?? target.username) !== undefined
+  ) {
+    return refuse("credentials", "given together with a user or password, here or in the URL", "give one")
   }
-  if (options.tls !== undefined && !isTls) return refuse("tls", "given", "the URL says redis://, write rediss://")
-  const more = options.sentinel?.nodes ?? (typeof options.cluster === "object" ? options.cluster.nodes : [])
+  if (options.tls !== undefined && !isTls) {
+    return refuse(
+      "tls",
+      "given",
+      address.path === undefined ? "the URL says redis://, write rediss://" : "a unix socket has none"
+    )
+  }
+  const [option, more] = options.sentinel === undefined
+    ? ["cluster.nodes", typeof options.cluster === "object" ? options.cluster.nodes : []] as const
+    : ["sentinel.nodes", options.sentinel.nodes ?? []] as const
   const seeds: Array<Address> = []
   for (const node of more) {
-    const address = addressOf(node)
-    if (address === undefined) return refuse("nodes", redactUrl(node), "give each node as host:port")
-    seeds.push(address)
+    const seed = readNode(option, node, isTls)
+    if (Result.isFailure(seed)) return Result.fail(seed.failure)
+    seeds.push(seed.success)
   }
   const bound = checkBound(typeof options.retention === "object" ? options.retention : undefined)
   if (Result.isFailure(bound)) return Result.fail(bound.failure)
   const { sentinel } = options
   const settings: Settings = {
-    label: url.protocol === "unix:" ? `unix:${addressOf(given)!.path}` : redactUrl(given),
-    seeds: [addressOf(given)!, ...seeds],
+    label,
+    seeds: [address, ...seeds],
     topology: sentinel !== undefined
       ? {
         master: sentinel.master,
@@ -246,7 +194,7 @@ export const check = (options: Options): Result.Result<Settings, TransportError>
       : isCluster
       ? "cluster"
       : "standalone",
-    login: loginOf(options, url),
+    login: loginOf(options, target),
     client: undefined,
     database: database.success,
     tls: isTls ? options.tls ?? {} : undefined,
@@ -276,13 +224,20 @@ export const check = (options: Options): Result.Result<Settings, TransportError>
   if (isInternal(settings.consumer)) {
     return refuse("consumer", settings.consumer, "names that begin with millrace: belong to Millrace itself")
   }
+  for (const option of ["consumer", "keyPrefix"] as const) {
+    if (!isText(settings[option])) return refuse(option, settings[option], textRemedy)
+  }
   const remedy = isCluster ? tagRemedy(`${settings.keyPrefix}topic`) : undefined
   return remedy === undefined ? Result.succeed(settings) : refuse("keyPrefix", settings.keyPrefix, remedy)
 }
 
-/** Where a client connects to. Its own options say how. */
+/** Where a client connects to. Its own options say how; other clients have others, such as a `host` of `ioredis`. */
 export const checkClient = (client: Client, options: ClientOptions): Result.Result<Settings, TransportError> => {
-  const { database, socket = {} } = (client.options ?? {}) as {
+  const given = client?.options
+  if (typeof client?.duplicate !== "function" || typeof given !== "object" || given === null || "host" in given) {
+    return refuse("client", client, "give what createClient of npm redis returns; for a cluster or Sentinel use layer")
+  }
+  const { database, socket = {} } = given as {
     readonly database?: number
     readonly socket?: {
       readonly host?: string

@@ -167,7 +167,11 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
         if (settlement._tag === "Retry" && !lost.has(delivery)) {
           subscription.wait(delivery, delayOf(settlement.after))
         }
-        if (settlement._tag === "Release" && !lost.has(delivery)) subscription.released()
+        if (settlement._tag === "Release" && !lost.has(delivery)) {
+          // The count of its next delivery is the same: nothing else tells a late word about this one.
+          RedisDelivery.state(delivery).isSuperseded = true
+          subscription.released()
+        }
         subscription.ended(delivery)
       }
       return Effect.as(subscription.reportGone(vanished), [...lost])

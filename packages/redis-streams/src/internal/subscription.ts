@@ -6,24 +6,23 @@ import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
 import { ErrorReply } from "redis"
 import type { DelayedRetries } from "./delayedRetries.ts"
-import { EntryReader, type Facts, type RawEntry, RedisDelivery } from "./entry.ts"
+import { DueRetries } from "./dueRetries.ts"
+import { type Arrival, EntryReader, type RawEntry, RedisDelivery } from "./entry.ts"
 import * as groups from "./groups.ts"
 import { HealthRecord, Refusals } from "./health.ts"
 import { Inbox } from "./inbox.ts"
+import { Keeper } from "./keeper.ts"
 import * as keys from "./keys.ts"
-import { chunk, Leases, type Operation } from "./leases.ts"
+import { chunk, Leases } from "./leases.ts"
 import type { ReadLoop } from "./readLoop.ts"
-import { firstFailure, rawEntry, Reclaim } from "./reclaim.ts"
-import { codeOf, isPassing, list, text, transportError } from "./reply.ts"
-import { hand } from "./scripts/hand.ts"
+import { Reclaim } from "./reclaim.ts"
+import { codeOf, isPassing, transportError } from "./reply.ts"
 import { leave } from "./scripts/prune.ts"
 import { evalsha } from "./scripts/script.ts"
 import { matters } from "./scripts/settle.ts"
 import type { Server } from "./server.ts"
+import { Survivors } from "./survivors.ts"
 import { WaitingRetries } from "./waitingRetries.ts"
-
-/** A pipeline that pauses keeps what has arrived for so long; then a peer may have it. */
-const keepsWithdrawn = 1_000
 
 /** How long an operation that is refused waits for its next turn. */
 const refusedFor = 1_000
@@ -65,10 +64,9 @@ export class RedisSubscription {
   private readonly clock: Clock.Clock
   readonly leases: Leases
   private readonly retries: WaitingRetries
-  /** Deliveries that the engine had when the group was deleted or moved back: it gives them out again. */
-  private surviving: ReadonlyMap<string, RedisDelivery> = new Map()
-  /** The answer to the last hand-out of due retries did not arrive. */
-  private isHandLost = false
+  private readonly survivors = new Survivors(this.inbox.outstanding)
+  private readonly keeper: Keeper
+  private readonly dueRetries: DueRetries
   private readonly record = new HealthRecord()
 
   constructor(server: Server, readLoop: ReadLoop, clock: Clock.Clock, origin: string, options: SubscriptionOptions) {
@@ -79,11 +77,16 @@ export class RedisSubscription {
     this.options = options
     this.dues = keys.dues(options.key, options.group)
     this.entries = new EntryReader(options.topic, this)
-    this.leases = new Leases(server, { ...options, dues: this.dues }, clock)
+    const leaseOptions = { ...options, dues: this.dues }
+    this.leases = new Leases(server, leaseOptions, clock)
     this.retries = new WaitingRetries(() => readLoop.wake(this, true))
-    this.retriesKeptAt = this.now()
+    this.dueRetries = new DueRetries(server, leaseOptions, this.retries)
+    this.keeper = new Keeper(this.leases, this.inbox, this.retries, options.minIdle, () => this.now(), {
+      release: this.releaseInbox,
+      vanished: this.vanished
+    })
     this.reclaim = new Reclaim(
-      { ...options, dues: this.dues },
+      leaseOptions,
       server,
       this.inbox,
       this.retries.inherited,
@@ -178,20 +181,13 @@ export class RedisSubscription {
     this.isHot = entries.length >= asked
     const now = this.now()
     const deliveries = entries.map((entry) => this.entries.read(this.origin, entry, now))
-    const [first] = deliveries
-    if (first !== undefined) {
-      // The group was moved back, by an operator or a failover: what the engine has comes once more.
-      if (!isAfter(first.id, this.lastRead)) this.noteSurviving()
-      this.lastRead = deliveries.at(-1)!.id
-    }
-    this.inbox.put(this.surviving.size === 0 ? deliveries : deliveries.filter((one) => !this.hasAlready(one)), now)
+    this.inbox.put(this.survivors.without(deliveries, now), now)
     if (!this.inbox.isWaitedFor) return
     // Its handlers may keep the loop busy: let the next read go out first.
     if (this.isHot && this.wantsNew > 0) setImmediate(() => setImmediate(this.inbox.give))
     else this.inbox.give()
   }
 
-  private lastRead = "0-0"
   /** Entries may have been delivered to this consumer that never arrived: they come before anything unread. */
   private isReadLost = false
 
@@ -200,25 +196,10 @@ export class RedisSubscription {
   }
 
   private readonly lookForLost: Effect.Effect<void, Error> = Effect.suspend(() =>
-    Effect.map(this.reclaim.lookForLost(this.lastRead), () => {
+    Effect.map(this.reclaim.lookForLost(this.survivors.lastRead), () => {
       this.isReadLost = false
     })
   )
-
-  private noteSurviving(): void {
-    this.surviving = new Map(this.inbox.outstanding.all().map((delivery) => [delivery.id, delivery]))
-  }
-
-  /** Whether the engine has the message already: that delivery goes on, and is now the one that the server knows. */
-  private hasAlready({ id }: RedisDelivery): boolean {
-    const delivery = this.surviving.get(id)
-    if (delivery === undefined) return false
-    const state = RedisDelivery.state(delivery)
-    if (!state.isOut) return false
-    state.count = 1
-    state.keptAt = this.now()
-    return true
-  }
 
   /** Due retries first, then what was released or abandoned. */
   readonly takeOld: Effect.Effect<void, Error> = Effect.suspend(() => {
@@ -226,9 +207,9 @@ export class RedisSubscription {
     if (this.inbox.isHeld) return this.releaseHeld
     if (this.isReadLost) return this.lookForLost
     if (this.retries.own.isDue && this.inbox.retryRoom > 0) {
-      return this.takeDue(this.retries.own, this.inbox.retryRoom, "retry")
+      return this.handOut(this.retries.own, this.inbox.retryRoom, "retry")
     }
-    if (this.hasInherited) return this.takeDue(this.retries.inherited, this.inbox.freshRoom, "fresh")
+    if (this.hasInherited) return this.handOut(this.retries.inherited, this.inbox.freshRoom, "fresh")
     return this.reclaim.isReady ? Effect.flatMap(this.reclaim.take, this.vanished) : Effect.void
   }).pipe(
     Effect.tap(Effect.sync(() => void this.refusals.clear(reclaiming))),
@@ -238,6 +219,17 @@ export class RedisSubscription {
       this.nothingUnderWay.openUnsafe()
     }))
   )
+
+  private handOut(retries: DelayedRetries, room: number, arrival: Arrival): Effect.Effect<void, Error> {
+    return Effect.flatMap(this.dueRetries.take(retries, room, this.keeper.leaseOfRetries), ({ entries, gone }) => {
+      const now = this.now()
+      this.inbox.put(
+        entries.map(({ entry, facts }) => this.entries.read(this.origin, entry, now, { ...facts, arrival })),
+        now
+      )
+      return this.vanished(gone)
+    })
+  }
 
   private refusedUntil = -Infinity
 
@@ -257,43 +249,6 @@ export class RedisSubscription {
   }
 
   private refusedTimer: ReturnType<typeof setTimeout> | undefined
-
-  private takeDue(retries: DelayedRetries, room: number, arrival: Facts["arrival"]): Effect.Effect<void, Error> {
-    const ids = retries.take(Math.min(room, chunk))
-    const { consumer, group, key } = this.options
-    const args = [group, consumer, this.isHandLost ? "1" : "0", this.hasKeptRetries ? "1" : "0", ...ids]
-    return this.server.control.one(key, evalsha(hand, [key, this.dues], args)).pipe(
-      Effect.tapError(() =>
-        Effect.sync(() => {
-          this.isHandLost = true
-          retries.putBack(ids)
-        })
-      ),
-      Effect.flatMap((reply) => {
-        this.isHandLost = false
-        retries.forget(ids)
-        const [given, gone] = list(reply)
-        const now = this.now()
-        const deliveries = list(given).map((entry) => {
-          const [id, fields, attempt, failed] = list(entry)
-          const isFirstHand = this.retries.superseded(text(id))
-          return this.entries.read(this.origin, rawEntry(id, fields), now, {
-            attempt: Number(attempt),
-            redelivered: true,
-            suspect: false,
-            firstFailedAt: firstFailure(failed),
-            due: undefined,
-            count: Number(attempt),
-            arrival,
-            isFirstHand
-          })
-        })
-        this.retries.left(ids)
-        this.inbox.put(deliveries, now)
-        return this.vanished(list(gone).map(text))
-      })
-    )
-  }
 
   /** Entries that nobody has any more, and of which the engine has no delivery. */
   readonly vanished = (ids: ReadonlyArray<string>): Effect.Effect<void> =>
@@ -330,7 +285,7 @@ export class RedisSubscription {
       isNew
         ? Effect.map(groups.origin(this.server, key, group), (origin) => {
           this.origin = origin
-          this.noteSurviving()
+          this.survivors.note()
         })
         : Effect.void)
   })
@@ -338,66 +293,8 @@ export class RedisSubscription {
   // --- keeping and releasing
 
   /** Keeps what waits here from being claimed, and releases what has arrived for an engine that wants nothing. */
-  readonly tick: Effect.Effect<void> = Effect.suspend(() => {
-    const { inbox } = this
-    const { minIdle } = this.options
-    const now = this.now()
-    if (this.retries.size === 0) this.retriesKeptAt = now
-    if (inbox.isWithdrawn && inbox.size > 0 && now - inbox.keptAt > keepsWithdrawn) return this.releaseInbox
-    const keepsBuffered = inbox.size > 0 && now - inbox.keptAt > minIdle / 3
-    // Of these there may be many, and each costs the server some microseconds.
-    const keepsRetries = now - this.retriesKeptAt > minIdle / 2
-    return keepsBuffered || keepsRetries ? this.keepAll(now, keepsRetries) : Effect.void
-  })
-
-  /** When those that wait were last extended; while none does, now. */
-  private retriesKeptAt: number
-
-  /** Whether no peer can have taken a retry that waits here. */
-  private get hasKeptRetries(): boolean {
-    return !this.leases.hasPaused && this.now() - this.retriesKeptAt < this.options.minIdle
-  }
-
-  private keepAll(now: number, keepsRetries: boolean): Effect.Effect<void> {
-    const { leases, retries } = this
-    const buffered = this.inbox.deliveries.slice()
-    const operations = [
-      ...buffered.map((delivery) => leases.extend(delivery)),
-      ...(keepsRetries ? retries.ids : []).map((id): Operation => {
-        const lease = this.hasKeptRetries ? "held" : ""
-        return ["keep", id, String(retries.attemptOf(id) ?? ""), lease, ""]
-      })
-    ]
-    return Effect.flatMap(leases.send(operations), (replies) => {
-      if (replies.some((reply) => reply instanceof Error)) return Effect.void
-      if (keepsRetries) this.retriesKeptAt = now
-      if (this.inbox.size > 0) this.inbox.keptAt = now
-      const lost = new Set<string>()
-      const gone = new Set<string>()
-      const unowned = new Set<string>()
-      replies.forEach((reply, i) => {
-        const found = matters(reply, operations.slice(i * chunk, (i + 1) * chunk))
-        for (const [, id] of found.lost) lost.add(id)
-        for (const [, id] of found.gone) gone.add(id)
-        for (const [, id] of found.unowned) unowned.add(id)
-      })
-      for (const delivery of buffered) {
-        const state = RedisDelivery.state(delivery)
-        if (!lost.has(delivery.id)) state.keptAt = now
-        // A body that has been read is handled, whether or not its entry is still there.
-        if (gone.has(delivery.id)) state.isGone = true
-      }
-      // Of a retry only the id is here.
-      const vanished = [...gone].filter((id) => retries.has(id))
-      for (const id of vanished) lost.add(id)
-      if (lost.size > 0) {
-        this.inbox.drop(lost)
-        retries.forget(lost)
-      }
-      return this.vanished(vanished).pipe(
-        Effect.andThen(leases.takeBack(buffered.filter(({ id }) => unowned.has(id))))
-      )
-    })
+  get tick(): Effect.Effect<void> {
+    return this.keeper.tick
   }
 
   /** This process has released something: it comes again before anything that is unread. */
@@ -436,11 +333,4 @@ export class RedisSubscription {
       Effect.asVoid
     )
   })
-}
-
-/** Whether the entry of one id comes after that of the other. */
-const isAfter = (id: string, other: string): boolean => {
-  const [millis, number] = id.split("-").map(Number)
-  const [otherMillis, otherNumber] = other.split("-").map(Number)
-  return millis! > otherMillis! || millis === otherMillis && number! > otherNumber!
 }

@@ -2,7 +2,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { connect } from "node:net"
 import { connect as connectTls } from "node:tls"
-import type { Address } from "./settings.ts"
+import type { Address } from "./address.ts"
 
 /**
  * Whether a server speaks TLS where we spoke without, or the other way round: neither side of that misunderstanding

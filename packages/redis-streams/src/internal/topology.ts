@@ -1,8 +1,9 @@
 import * as Effect from "effect/Effect"
+import type { Address } from "./address.ts"
 import { type SlotMap, slotOf } from "./cluster.ts"
-import { dial, DialError, type DialOptions, type Session } from "./connection.ts"
+import { dial, DialError, type DialOptions, type Session } from "./dial.ts"
 import { asError, codeOf, list, text } from "./reply.ts"
-import type { Address, Settings } from "./settings.ts"
+import type { Settings } from "./settings.ts"
 
 /** Where a connection for a key has to go, asked again whenever one is made. */
 export interface Topology {

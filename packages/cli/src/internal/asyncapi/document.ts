@@ -2,8 +2,7 @@ import { header as recordHeader } from "@millrace/core/DeadLetter"
 import type { Description, Step, Topic as TopicData } from "@millrace/core/Description"
 import type { Topic } from "@millrace/core/Topic"
 import type { Loaded } from "./load.ts"
-
-export type Json = { readonly [name: string]: unknown }
+import { isObject, type Json } from "./values.ts"
 
 interface Parts {
   readonly channels: Record<
@@ -21,8 +20,6 @@ const ref = (...path: ReadonlyArray<string>): Json => ({ $ref: `#/${path.join("/
 
 const isEffectSchema = (loaded: Loaded, u: unknown): u is Parameters<Loaded["Schema"]["toJsonSchemaDocument"]>[0] =>
   loaded.Schema.isSchema(u)
-
-const isObject = (u: unknown): u is Json => typeof u === "object" && u !== null && !Array.isArray(u)
 
 /** Replaces references to definitions. */
 const renamed = (value: unknown, names: ReadonlyMap<string, string>): unknown => {

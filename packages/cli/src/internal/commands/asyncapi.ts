@@ -8,8 +8,9 @@ import * as Redacted from "effect/Redacted"
 import * as Fs from "node:fs"
 import { parse, stringify } from "yaml"
 import { breakingChanges } from "../asyncapi/compatibility.ts"
-import { documentOf, type Json } from "../asyncapi/document.ts"
+import { documentOf } from "../asyncapi/document.ts"
 import { loadModule } from "../asyncapi/load.ts"
+import { isObject, type Json } from "../asyncapi/values.ts"
 import { Failure, lines, Output } from "../Output.ts"
 import { millrace } from "../target.ts"
 import { clean, count } from "../text.ts"
@@ -27,10 +28,12 @@ const read = (file: string): Effect.Effect<Json, Failure> =>
   Effect.try({
     try: () => {
       const document: unknown = parse(Fs.readFileSync(file, "utf8"))
-      if (typeof document !== "object" || document === null || !("asyncapi" in document)) {
-        throw new Error("it is no AsyncAPI document")
+      if (!isObject(document) || !("asyncapi" in document)) throw new Error("it is no AsyncAPI document")
+      if (!/^3\./.test(String(document["asyncapi"]))) {
+        throw new Error(`it is of AsyncAPI ${String(document["asyncapi"])}, and 3 is needed`)
       }
-      return document as unknown as Json
+      if (!isObject(document["channels"])) throw new Error("it has no channels")
+      return document
     },
     catch: (cause) => new Failure(`cannot read ${file}: ${cause instanceof Error ? cause.message : String(cause)}`)
   })

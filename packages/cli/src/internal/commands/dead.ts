@@ -8,8 +8,8 @@ import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
 import { Broker } from "../Broker.ts"
 import { letterJson, renderMessage, renderRecord } from "../message.ts"
-import { Failure, json as print, lines, Output } from "../Output.ts"
-import { existing, isDeadLetterTopic, overviewOf } from "../overview.ts"
+import { json as print, lines, Output } from "../Output.ts"
+import { deniedLines, existing, isDeadLetterTopic, noMessage, overview } from "../overview.ts"
 import { connected } from "../target.ts"
 import { clean, count, duration, paint, table } from "../text.ts"
 import * as actions from "./deadActions.ts"
@@ -25,13 +25,17 @@ interface ListOptions extends Filters {
 }
 
 const listTopics = Effect.fnUntraced(function*(json: boolean) {
-  const { topics } = yield* Broker
-  const all = yield* overviewOf((yield* topics).filter(isDeadLetterTopic))
-  if (json) return yield* print({ topics: all.map(({ last, messages, topic }) => ({ topic, messages, last })) })
+  const { denied, topics: all } = yield* overview(isDeadLetterTopic)
+  if (json) {
+    return yield* print({
+      topics: all.map(({ last, messages, topic }) => ({ topic, messages, last })),
+      ...(denied === 0 ? {} : { denied })
+    })
+  }
   const now = yield* Clock.currentTimeMillis
-  yield* lines(
-    all.length === 0
-      ? ["There are no dead-letter topics (their names end in dead)."]
+  yield* lines([
+    ...(all.length === 0
+      ? denied === 0 ? ["There are no dead-letter topics (their names end in dead)."] : []
       : table(
         [{ title: "TOPIC", grows: true }, { title: "LETTERS", align: "right" }, { title: "NEWEST", align: "right" }],
         all.map(({ last, messages, topic }) => [
@@ -39,8 +43,9 @@ const listTopics = Effect.fnUntraced(function*(json: boolean) {
           count(messages),
           last === undefined ? "-" : `${duration(now - last)} ago`
         ])
-      )
-  )
+      )),
+    ...deniedLines(denied)
+  ])
 })
 
 const listLetters = Effect.fnUntraced(
@@ -114,7 +119,7 @@ const showLetter = Effect.fnUntraced(function*(topic: string, id: string, json: 
   const found = yield* DeadLetter.inspect(topic, id)
   if (Option.isNone(found)) {
     yield* existing(topic)
-    return yield* Effect.fail(new Failure(`there is no dead letter ${clean(id)} in ${clean(topic)}`, 1))
+    return yield* Effect.fail(noMessage((yield* Broker).name, "dead letter", id, topic))
   }
   const letter = found.value
   if (json) return yield* print(letterJson(letter))

@@ -6,7 +6,7 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { Broker, type Held } from "../Broker.ts"
 import { Failure, json as print, lines, Output } from "../Output.ts"
-import { chosen, isDeadLetterTopic, type Overview } from "../overview.ts"
+import { chosen, deniedLines, isDeadLetterTopic, type Overview, type Seen } from "../overview.ts"
 import { connected } from "../target.ts"
 import { bytes, clean, type Column, count, duration, many, paint, quote, table, time } from "../text.ts"
 import * as shared from "./shared.ts"
@@ -46,7 +46,7 @@ const rowsOf = (all: ReadonlyArray<Overview>, now: number) =>
       ])
   )
 
-const renderAll = Effect.fnUntraced(function*(all: ReadonlyArray<Overview>) {
+const renderAll = Effect.fnUntraced(function*({ denied, topics: all }: Seen) {
   const { server, transport } = yield* Broker
   const { hasColor } = yield* Output
   const now = yield* Clock.currentTimeMillis
@@ -57,7 +57,7 @@ const renderAll = Effect.fnUntraced(function*(all: ReadonlyArray<Overview>) {
     `${color("bold", transport.address)}  ${server}`,
     "",
     ...(all.length === 0
-      ? ["There are no topics yet."]
+      ? denied === 0 ? ["There are no topics yet."] : []
       : table(
         columns,
         rows,
@@ -68,7 +68,8 @@ const renderAll = Effect.fnUntraced(function*(all: ReadonlyArray<Overview>) {
       "",
       color("yellow", many(letters.reduce((sum, { messages }) => sum + messages, 0), "dead letter")) +
       `: look with  millrace dead list ${letters.length === 1 ? quote(letters[0]!.topic) : "<topic>"}`
-    ])
+    ]),
+    ...deniedLines(denied)
   ]
 })
 
@@ -126,16 +127,19 @@ const renderOne = Effect.fnUntraced(function*(detail: Detail) {
   ]
 })
 
+/** As `--json` has it: `denied` only where something is left out. */
+const shown = ({ denied, topics }: Seen) => denied === 0 ? { topics } : { topics, denied }
+
 /** Topics, groups and consumers; of one topic also who holds what. */
 export const inspect = Effect.fnUntraced(function*(topics: ReadonlyArray<string>, json: boolean) {
   const broker = yield* Broker
   const all = yield* chosen(topics)
   if (topics.length === 0) {
     return yield* json
-      ? print({ broker: broker.transport.address, server: broker.server, topics: all })
+      ? print({ broker: broker.transport.address, server: broker.server, ...shown(all) })
       : Effect.flatMap(renderAll(all), lines)
   }
-  const details = yield* Effect.forEach(all, (one) =>
+  const details = yield* Effect.forEach(all.topics, (one) =>
     Effect.map(
       Effect.forEach(one.groups, ({ group }) =>
         Effect.map(broker.held(one.topic, group, maxHeld), (messages) => ({ group, messages }))),
@@ -177,23 +181,24 @@ const failAt = {
 const lag = Effect.fnUntraced(
   function*(topics: ReadonlyArray<string>, json: boolean, maxLag: number, maxAge: number) {
     const now = yield* Clock.currentTimeMillis
-    const all = yield* chosen(topics)
+    const { denied, topics: all } = yield* chosen(topics)
     const groups = all.flatMap(({ groups, topic }) => groups.map((group) => ({ topic, ...group })))
     const isUnknown = ({ lag }: GroupInfo) => lag === undefined && maxLag < Infinity
     const isBehind = (group: GroupInfo) =>
       isUnknown(group) || (group.lag !== undefined && group.lag > maxLag) ||
       (group.oldest !== undefined && now - group.oldest > maxAge)
-    if (json) yield* print({ at: now, groups })
+    if (json) yield* print({ at: now, groups, ...(denied === 0 ? {} : { denied }) })
     else {
       const { hasColor } = yield* Output
       const color = paint(hasColor)
-      yield* lines(
-        groups.length === 0 ? ["There are no groups yet."] : table(
+      yield* lines([
+        ...(groups.length === 0 ? ["There are no groups yet."] : table(
           columns.filter((_, i) => i !== 1),
           groups.map((group) => [group.topic, group.group, ...groupCells(group, now)]),
           (row, _, text) => row < 0 ? color("dim", text) : isBehind(groups[row]!) ? color("red", text) : text
-        )
-      )
+        )),
+        ...deniedLines(denied)
+      ])
     }
     const behind = groups.filter(isBehind)
     if (behind.length === 0) return undefined
@@ -221,6 +226,7 @@ export const lagCommand = Command.make(
       Flag.withDescription("Repeat until interrupted")
     ),
     interval: shared.duration("interval").pipe(
+      Flag.filter((millis) => millis >= 10, () => "a duration of at least 10ms"),
       Flag.withDescription("Between two looks of --watch; default 2s"),
       Flag.withDefault(2000)
     ),

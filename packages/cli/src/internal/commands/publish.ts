@@ -26,6 +26,9 @@ interface PublishOptions {
   readonly json: boolean
 }
 
+/** Ten years: a longer delay is a mistake. */
+const maxDelay = 3650 * 86_400_000
+
 const isReserved = (name: string) => name === "body" || name === "content-type" || name.startsWith("millrace-")
 
 const publish = Effect.fnUntraced(function*(options: PublishOptions) {
@@ -96,7 +99,11 @@ export const command = Command.make(
       Flag.withDescription("name=value; may be given many times"),
       Flag.withDefault({})
     ),
-    delay: shared.duration("delay").pipe(Flag.withDescription("Delivered not before this has passed"), Flag.optional),
+    delay: shared.duration("delay").pipe(
+      Flag.filter((millis) => millis <= maxDelay, () => "a duration of at most 3650d"),
+      Flag.withDescription("Delivered not before this has passed"),
+      Flag.optional
+    ),
     raw: Flag.Boolean("raw").pipe(Flag.withDefault(false), Flag.withDescription("The message is text, not JSON")),
     create: Flag.Boolean("create").pipe(
       Flag.withDefault(false),

@@ -7,8 +7,8 @@ import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import { Broker } from "../Broker.ts"
 import { asJson, renderMessage, renderRecord } from "../message.ts"
-import { Failure, json as print, lines, Output } from "../Output.ts"
-import { existing } from "../overview.ts"
+import { json as print, lines, Output } from "../Output.ts"
+import { existing, noMessage } from "../overview.ts"
 import { connected } from "../target.ts"
 import { clean, duration } from "../text.ts"
 import * as shared from "./shared.ts"
@@ -18,7 +18,7 @@ const show = Effect.fnUntraced(function*(topic: string, id: string, json: boolea
   const found = yield* broker.transport.get(topic, id)
   if (Option.isNone(found)) {
     yield* existing(topic)
-    return yield* Effect.fail(new Failure(`there is no message ${clean(id)} in topic ${clean(topic)}`, 1))
+    return yield* Effect.fail(noMessage(broker.name, "message", id, topic))
   }
   const record = DeadLetter.fromHeaders(found.value.headers)
   const groups = yield* broker.transport.groups(topic)
@@ -26,8 +26,8 @@ const show = Effect.fnUntraced(function*(topic: string, id: string, json: boolea
     groups,
     ({ group }) =>
       Effect.map(
-        broker.held(topic, group, 1000),
-        (held) => (held ?? []).filter((one) => one.id === id).map((one) => ({ group, ...one }))
+        broker.held(topic, group, 1, found.value.id),
+        (held) => (held ?? []).map((one) => ({ group, ...one }))
       )
   )
   const held = holders.flat()

@@ -1,5 +1,5 @@
 import type { Transport } from "@millrace/core/Transport"
-import { OperationFailed, TransportError } from "@millrace/core/TransportError"
+import { OperationFailed, TransportError, Unauthorized } from "@millrace/core/TransportError"
 import { JetStream, layer as jetStream } from "@millrace/nats-jetstream/JetStream"
 import { JetStreamApiError, type JetStreamManager, jetstreamManager, type StreamInfo } from "@nats-io/jetstream"
 import * as Effect from "effect/Effect"
@@ -8,6 +8,7 @@ import type * as Redacted from "effect/Redacted"
 import { Broker, type Stored } from "../Broker.ts"
 import { duration } from "../text.ts"
 import * as doctor from "./doctor.ts"
+import { isDenied } from "./facts.ts"
 
 export interface Target {
   readonly url: Redacted.Redacted<string>
@@ -16,10 +17,18 @@ export interface Target {
   readonly mayCreate: boolean
 }
 
-const attempt = <A>(operation: string, f: () => Promise<A>): Effect.Effect<A, TransportError> =>
+const messageOf = (cause: unknown): string => cause instanceof Error ? cause.message : String(cause)
+
+const attemptAt = (address: string) => <A>(operation: string, f: () => Promise<A>): Effect.Effect<A, TransportError> =>
   Effect.tryPromise({
     try: f,
-    catch: (cause) => new TransportError({ transport: "nats", reason: new OperationFailed({ operation, cause }) })
+    catch: (cause) =>
+      new TransportError({
+        transport: "nats",
+        reason: isDenied(cause)
+          ? new Unauthorized({ address, operation, detail: messageOf(cause) })
+          : new OperationFailed({ operation, cause })
+      })
   })
 
 const isPattern = (subject: string) => /(^|\.)[*>](\.|$)/.test(subject)
@@ -42,7 +51,9 @@ const topics = async (jsm: JetStreamManager): Promise<ReadonlyArray<string>> => 
     for (const subject of config.subjects ?? []) {
       if (!isPattern(subject)) found.add(subject)
       else {
-        const { state } = await jsm.streams.info(config.name, { subjects_filter: subject })
+        const { state } = await jsm.streams.info(config.name, { subjects_filter: subject }).catch((error) =>
+          isDenied(error) ? { state: { subjects: {} } } : Promise.reject(error)
+        )
         for (const stored of Object.keys(state.subjects ?? {})) found.add(stored)
       }
     }
@@ -104,6 +115,7 @@ const stored = async (jsm: JetStreamManager, topic: string): Promise<Stored | un
 
 const make = Effect.fnUntraced(function*(target: Target) {
   const { client, transport } = yield* JetStream
+  const attempt = attemptAt(transport.address)
   const jsm = yield* attempt(
     "opening JetStream",
     // Which parts of the API this user may use shows where they are used.

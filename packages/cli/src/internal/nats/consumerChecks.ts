@@ -108,10 +108,58 @@ const deliveries = ({ config }: ConsumerInfo, at: string): ReadonlyArray<Finding
   return findings
 }
 
+/** Limits and habits that a pipeline does not reckon with. */
+const requests = ({ config }: ConsumerInfo, at: string): ReadonlyArray<Finding> => {
+  const findings: Array<Finding> = []
+  const limits = ([
+    ["max_batch", "--max-pull-batch=0", config.max_batch],
+    ["max_expires", "--max-pull-expire=0s", config.max_expires]
+  ] as const).filter(([, , value]) => (value ?? 0) > 0)
+  if (limits.length > 0) {
+    findings.push(
+      bad(
+        "warning",
+        "nats/pull-limits",
+        limits.map(([name, , value]) => `${name} ${name === "max_expires" ? duration(millis(value)) : count(value)}`)
+          .join(", "),
+        "a pipeline keeps to it, and asks the server more often",
+        edit(at, limits.map(([, option]) => option).join(" ")),
+        at
+      )
+    )
+  }
+  if (config.replay_policy === "original") {
+    findings.push(
+      bad(
+        "warning",
+        "nats/replay-policy",
+        "replay_policy original",
+        "messages are sent at the pace of their publishing: a backlog never gets shorter",
+        "delete the consumer and let the pipeline create it; it cannot be edited",
+        at
+      )
+    )
+  }
+  return findings
+}
+
 const life = ({ config }: ConsumerInfo, at: string): ReadonlyArray<Finding> => {
   const inactive = millis(config.inactive_threshold)
+  const memory = config.mem_storage === true
+    ? [
+      bad(
+        "warning",
+        "nats/consumer-storage",
+        "mem_storage",
+        "a restart of the server forgets the group's position and its attempts",
+        "delete the consumer and let the pipeline create it; it cannot be edited",
+        at
+      )
+    ]
+    : []
   return inactive > 0
     ? [
+      ...memory,
       bad(
         "error",
         "nats/inactive-threshold",
@@ -121,7 +169,7 @@ const life = ({ config }: ConsumerInfo, at: string): ReadonlyArray<Finding> => {
         at
       )
     ]
-    : []
+    : memory
 }
 
 const waits = ({ config }: ConsumerInfo, { handlerTimeout, owned }: Given, at: string): ReadonlyArray<Finding> => {
@@ -230,5 +278,11 @@ const progress = (info: ConsumerInfo, at: string, now: number): ReadonlyArray<Fi
 export const consumerChecks = (info: ConsumerInfo, given: Given, now: number): ReadonlyArray<Finding> => {
   if (info.config.durable_name === undefined) return []
   const at = `${info.stream_name}/${info.name}`
-  return [...deliveries(info, at), ...life(info, at), ...waits(info, given, at), ...progress(info, at, now)]
+  return [
+    ...deliveries(info, at),
+    ...life(info, at),
+    ...requests(info, at),
+    ...waits(info, given, at),
+    ...progress(info, at, now)
+  ]
 }

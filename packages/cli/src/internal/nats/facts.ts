@@ -68,7 +68,7 @@ const allowed = async <A>(asked: () => Promise<A>): Promise<A | "denied"> => {
   }
 }
 
-const isDenied = (error: unknown): boolean =>
+export const isDenied = (error: unknown): boolean =>
   error instanceof errors.PermissionViolationError ||
   (error instanceof Error && error.cause !== undefined && isDenied(error.cause))
 

@@ -285,6 +285,23 @@ const unbounded = ({ info: { config, state } }: StreamFacts, at: string): Readon
     ]
     : []
 
+const groups = ({ consumers, info: { config } }: StreamFacts, at: string): ReadonlyArray<Finding> => {
+  const id = "nats/max-consumers"
+  const most = config.max_consumers
+  if (!(most > 0)) return []
+  const seen = `${count(consumers.length)} of max_consumers ${count(most)}`
+  return [
+    consumers.length < most ? ok(id, seen, at) : bad(
+      "warning",
+      id,
+      seen,
+      "a new group, or one that was deleted, cannot be created: its pipeline does not start",
+      "create the stream anew without max_consumers, or delete consumers that are given up",
+      at
+    )
+  ]
+}
+
 /** Every check of a stream. */
 export const streamChecks = (stream: StreamFacts, facts: Facts, given: Given): ReadonlyArray<Finding> => {
   const at = stream.info.config.name
@@ -299,6 +316,7 @@ export const streamChecks = (stream: StreamFacts, facts: Facts, given: Given): R
     ...retentionChecks(stream, at),
     ...size(stream, given, at),
     features(stream, facts.version, at),
-    ...unbounded(stream, at)
+    ...unbounded(stream, at),
+    ...groups(stream, at)
   ]
 }

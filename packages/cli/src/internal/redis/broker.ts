@@ -39,9 +39,15 @@ const stored = Effect.fnUntraced(function*(admin: Admin, key: string, topic: str
   return found
 })
 
-const held = Effect.fnUntraced(function*(admin: Admin, key: string, group: string, limit: number) {
+const held = Effect.fnUntraced(function*(
+  admin: Admin,
+  key: string,
+  group: string,
+  limit: number,
+  id: string | undefined
+) {
   const [reply, [seconds, micros]] = yield* Effect.all([
-    admin.send(key, ["XPENDING", key, group, "-", "+", String(limit)]),
+    admin.send(key, ["XPENDING", key, group, id ?? "-", id ?? "+", String(limit)]),
     Effect.map(admin.send(key, ["TIME"]), list)
   ])
   const now = Number(seconds) * 1000 + Math.floor(Number(micros) / 1000)
@@ -86,10 +92,10 @@ const make = Effect.fnUntraced(function*(target: Target) {
             reason: new Mismatch({ name: keyOf(topic), expected: "a stream", found: "a key of another type" })
           })
           : failure(`looking at stream ${keyOf(topic)}`, target)(error)),
-    held: (topic, group, limit) =>
+    held: (topic, group, limit, id) =>
       failing(
         `looking at group ${group} of ${keyOf(topic)}`,
-        Effect.catch(held(admin, keyOf(topic), group, limit), (error) =>
+        Effect.catch(held(admin, keyOf(topic), group, limit, id), (error) =>
           error.message.startsWith("NOGROUP") ? Effect.succeed(undefined) : Effect.fail(error))
       ),
     retries: (topic, group) => {

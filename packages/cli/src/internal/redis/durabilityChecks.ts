@@ -5,7 +5,8 @@ import { allowConfig, type Check } from "./parameters.ts"
 const persistence: Check = (facts) => {
   const id = "redis/persistence"
   const { config, info } = facts
-  const failing = info?.get("aof_last_write_status") === "err" || info?.get("rdb_last_bgsave_status") === "err"
+  const failing = info?.get("aof_last_write_status") === "err" || info?.get("rdb_last_bgsave_status") === "err" ||
+    info?.get("aof_last_bgrewrite_status") === "err"
   const aof = config?.get("appendonly") ??
     (info?.get("aof_enabled") === "1" ? "yes" : info === undefined ? undefined : "no")
   const fsync = config?.get("appendfsync")
@@ -96,8 +97,19 @@ const replication: Check = (facts) => {
     )
   }
   const replicas = Number(facts.info?.get("connected_slaves") ?? 0)
-  if (replicas === 0) return ok(id, "no replica")
   const needed = facts.config?.get("min-replicas-to-write")
+  // The server counts replicas that answered lately, and says so only where it needs some.
+  const good = Number(facts.info?.get("min_slaves_good_slaves") ?? replicas)
+  if (Number(needed ?? 0) > good) {
+    return bad(
+      "error",
+      id,
+      `min-replicas-to-write ${needed}, ${many(good, "replica")} in time`,
+      "the server refuses every publish and settlement (NOREPLICAS)",
+      "start the replicas, or CONFIG SET min-replicas-to-write 0"
+    )
+  }
+  if (replicas === 0) return ok(id, "no replica")
   const seen = `${many(replicas, "replica")}, min-replicas-to-write ${needed ?? "not visible"}`
   if (needed === undefined) {
     return unknown(

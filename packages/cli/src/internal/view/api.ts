@@ -8,7 +8,7 @@ import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { Broker } from "../Broker.ts"
 import { asJson, letterJson } from "../message.ts"
-import { overviewOf } from "../overview.ts"
+import * as overview from "../overview.ts"
 import type { Snapshot } from "./snapshot.ts"
 
 const page = 50
@@ -36,7 +36,7 @@ export class Refusal {
 
 const topicDetail = Effect.fnUntraced(function*(topic: string) {
   const broker = yield* Broker
-  const [found] = yield* overviewOf([topic])
+  const found = yield* overview.one(topic)
   if (found === undefined) return new Refusal(404, `there is no topic ${topic}`)
   const newest = yield* Stream.runCollect(broker.transport.browse(topic, { reverse: true, limit: 20 }))
   const held = yield* Effect.forEach(

@@ -70,9 +70,11 @@ const bodyOf = async (request: Http.IncomingMessage): Promise<string | undefined
   return Buffer.concat(chunks).toString("utf8")
 }
 
-const isSame = (given: string | ReadonlyArray<string> | undefined, wanted: string): boolean =>
-  typeof given === "string" && given.length === wanted.length &&
-  Crypto.timingSafeEqual(Buffer.from(given), Buffer.from(wanted))
+const isSame = (given: string | ReadonlyArray<string> | undefined, wanted: string): boolean => {
+  if (typeof given !== "string") return false
+  const [one, other] = [Buffer.from(given), Buffer.from(wanted)]
+  return one.length === other.length && Crypto.timingSafeEqual(one, other)
+}
 
 /** Serves the page on loopback for as long as the scope lives; gives its address. */
 export const serve = Effect.fnUntraced(function*(
@@ -122,7 +124,7 @@ export const serve = Effect.fnUntraced(function*(
 
   const handle = async (request: Http.IncomingMessage, response: Http.ServerResponse) => {
     if (!isOurs(request)) return refuse(response, 421, "ask 127.0.0.1 or localhost")
-    const url = new URL(request.url ?? "/", "http://localhost")
+    const url = new URL(`http://localhost${request.url ?? "/"}`)
     if (request.method === "POST" && url.pathname === "/api/redrive") return redrive(request, response)
     if (request.method !== "GET") return refuse(response, 405, "read only")
     if (url.pathname === "/") return send(response, 200, "text/html", page)

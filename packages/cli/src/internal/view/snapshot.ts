@@ -51,7 +51,7 @@ export const make = Effect.gen(function*() {
 
   const look = Effect.gen(function*() {
     const startedAt = yield* Clock.currentTimeMillis
-    const all = yield* overview
+    const { topics: all } = yield* overview()
     const retries = yield* Effect.forEach(
       all.flatMap(({ groups, topic }) => groups.map(({ group }) => ({ topic, group }))),
       ({ group, topic }) => Effect.map(broker.retries(topic, group), (n) => [key(topic, group), n] as const),

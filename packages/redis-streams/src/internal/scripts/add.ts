@@ -97,7 +97,7 @@ return { ARGV[5], 0 }
 
 /**
  * Keeps an entry until it is due. KEYS: delayed set, ids of the periods -2 to +1. ARGV: its id or '', milliseconds to keep
- * the id, the period that the publisher believes in, its length, the delay, a name for it, then arguments of XADD.
+ * the id, the period that the publisher believes in, its length, the delay, a name for it, the stream, then arguments of XADD.
  * Replies: name, 1 if it was there.
  */
 export const delay = Script.make(`${find}
@@ -106,9 +106,9 @@ if ARGV[1] ~= '' then
   ${needs("HSET", "ids", "'a'", "'b'")}
   ${needs("PEXPIRE", "ids", "1")}
 end
-${needs("ZADD", "KEYS[1]", "'0'", "'a'")}
+${needs("ZADD", "KEYS[1]", "'0'", "'a'")}${needs("XADD", "ARGV[7]", "'*'", "'a'", "'b'")}
 local member = { ARGV[6] }
-for i = 7, #ARGV do member[#member + 1] = ARGV[i] end
+for i = 8, #ARGV do member[#member + 1] = ARGV[i] end
 redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[5]), cmsgpack.pack(member))
 if ARGV[1] ~= '' then
   redis.call('HSET', ids, ARGV[1], ARGV[6])

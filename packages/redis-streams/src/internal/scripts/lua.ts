@@ -20,6 +20,17 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 `
 
 /**
+ * \`leased(lease)\`: 'held', 'own', or '' where the lease ended, after \`now\`. A lease is how the entry was held, and until
+ * when by the server's clock: the process may have stood still since it wrote the command.
+ */
+export const leased = `
+local function leased(lease)
+  local how, till = string.match(lease, '^(%a+) (%d+)$')
+  return how and now < tonumber(till) and how or ''
+end
+`
+
+/**
  * Releases belong to this consumer, so that a look for them costs nothing where there are none. Their delivery time lies
  * near the epoch; the second one marks an entry that is still a suspect.
  */

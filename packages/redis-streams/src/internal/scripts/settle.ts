@@ -1,5 +1,5 @@
 import { list } from "../reply.ts"
-import { needs, now, released, releasedAt, releasedSuspectAt } from "./lua.ts"
+import { leased, needs, now, released, releasedAt, releasedSuspectAt } from "./lua.ts"
 import * as Script from "./script.ts"
 
 /**
@@ -11,12 +11,12 @@ import * as Script from "./script.ts"
  * while its lease has not ended this consumer takes it back, unless an earlier owner may have acknowledged it.
  *
  * KEYS: stream, due times. ARGV: group, consumer, then for each an operation, an id, the delivery count, its lease ('' where
- * that may have ended, 'held', or 'own' where no other consumer ever had it), and an argument: extend; take (the same,
+ * that may have ended, 'held', or 'own' where no other consumer ever had it, and until when), and an argument: extend; take (the same,
  * and an entry that nobody has is taken back); keep (a retry that waits, which is taken back too); begin (the attempt to count); retry (ms from now, and when it failed
  * first if that was before); release and releaseSuspect (the count to go back to); releaseRetry (the same, ms from now, and
  * when it failed first); leave (a retry that waits, for a peer); end.
  */
-export const settle = Script.make(`${now}
+export const settle = Script.make(`${now}${leased}
 local stream, dues, group, me = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
 local lost, last = {}, 0
 ${needs("XPENDING", "stream", "group", "'-'", "'+'", "'1'")}${needs("XCLAIM", "stream", "group", "me", "0", "'0-1'")}
@@ -28,6 +28,7 @@ for i = 3, #ARGV, 5 do
 end
 
 local function apply(op, id, count, lease, arg)
+  lease = leased(lease)
   local held = redis.call('XPENDING', stream, group, id, id, 1)[1]
   if op == 'keep' and not held then
     -- A peer that takes a retry deletes its due time: with it the retry is still this process' own.
@@ -47,7 +48,8 @@ local function apply(op, id, count, lease, arg)
   elseif held[2] == '${released}' and string.find(op, '^release') and held[4] == tonumber(string.match(arg, '^%d+')) then
     -- The answer to the first release was lost.
     return 0
-  elseif held[2] ~= me or count ~= '' and held[4] ~= tonumber(count) then
+  -- A retry that waits has no other delivery: one more attempt was counted by an answer that was lost.
+  elseif held[2] ~= me or op ~= 'keep' and count ~= '' and held[4] ~= tonumber(count) then
     if op == 'begin' and held[2] == me and held[4] == tonumber(arg) then return 0 end
     return 1
   end

@@ -1,0 +1,97 @@
+/**
+ * The rows that this project does not meet: what limits each, by the profiles in docs/benchmarks.md, and what was tried.
+ */
+import { type Row, verdict } from "./row.ts"
+import { markdown } from "./table.ts"
+
+interface Limit {
+  readonly rows: string
+  /** Which rows it is about, by their beginnings. */
+  readonly of: ReadonlyArray<string>
+  readonly profile: string
+  readonly tried: string
+}
+
+const limits: ReadonlyArray<Limit> = [
+  {
+    rows: "consume, function: rate and CPU of raw",
+    of: ["consume, function, Redis", "consume, function, JetStream", "against FastStream"],
+    profile:
+      "`decode` (JSON, the same in both) is the largest function; all that is ours is spread over about thirty functions of a tenth of a microsecond or less: the attempt, its lease, its settlement and the answer to it. The raw loop has none of them. On Redis the pipeline waits for the server between two reads",
+    tried:
+      "flat steps without a fiber; a check instead of a walk through the schema for plain structs; one settlement command a turn; one look at the clock in 16 handlers; arrays in place of maps; reads of 256 beside the handlers, and a prefetch of 1,024 (no difference seen)"
+  },
+  {
+    rows: "consume, Effect",
+    of: ["consume, Effect, Redis", "consume, Effect, JetStream"],
+    profile: "beside that a fiber, a Scope and a Context for each message",
+    tried:
+      "no fiber for an Effect that has ended when it is returned; one Scope an attempt, and only where an Effect runs"
+  },
+  {
+    rows: "memory, of its bare loop",
+    of: ["consume, function, memory", "consume, Effect, memory"],
+    profile: "`decode` is half of it, and the engine does on memory what it does on a broker",
+    tried: "as above"
+  },
+  {
+    rows: "handlers that wait",
+    of: ["consume, promise that waits", "consume, Effect that waits"],
+    profile:
+      "timers, promises and writes are the largest part, the same in both; messages end a few at a time, and the pipeline reads and settles in smaller numbers than the raw pool does",
+    tried:
+      "one continuation for a promise, without a promise of our own; a settlement waits up to 32 turns for others; the pull is refilled when half is gone"
+  },
+  {
+    rows: "1 % failures",
+    of: ["1 % failures"],
+    profile:
+      "a failure writes its due time beside the stream and is handed out again by a script: about seven commands, and a read that is ended for it; the `Error` with its stack is the user's",
+    tried: "retries of one turn are recorded by one script, and due ones handed out together"
+  },
+  {
+    rows: "publish, 500 fibers",
+    of: ["publish, "],
+    profile: "each of them is a fiber, a queue entry and a completion of its own, and the raw loop has promises",
+    tried:
+      "publishes of a turn are one write and one completion; no generators on the way; bodies of ASCII are written as texts"
+  },
+  {
+    rows: "map then to",
+    of: ["map then to"],
+    profile:
+      "on Redis the pipeline waits while the server stores: as many messages are on their way as the limit allows, and all of them are confirmed together, where the raw loop sends halves. On JetStream the writes of the client and the parsing of confirmations are the largest part",
+    tried:
+      "outputs of a turn are published together, and on Redis stored by one script (7.0 commands a message before); encoding without a walk through the schema"
+  },
+  {
+    rows: "p99 at half load",
+    of: ["p99 at 50 %", "lone message"],
+    profile:
+      "the pipeline takes more CPU a message than the raw loop, so that half of what the raw loop sustains is more than half of what the pipeline does",
+    tried: "settlements do not wait for a full batch; requests on credit stay open"
+  },
+  {
+    rows: "1,000 JetStream subscriptions",
+    of: ["1000 subscriptions"],
+    profile: "the process waits: the server creates 2,000 streams and 1,000 consumers",
+    tried:
+      "pipelines that start together look at all streams once, and look for the bucket of attempts once: 5,000 calls, where they made 9,700"
+  }
+]
+
+/** The table for the docs. */
+export const table = (): string =>
+  markdown(
+    ["row", "what the profile shows", "what was tried"],
+    limits.map(({ profile, rows, tried }) => [rows, profile, tried])
+  )
+
+/** What there is to say about rows of a run that are not met, or that the run cannot tell. */
+export const text = (rows: ReadonlyArray<Row>): string => {
+  const open = rows.filter((row) => row.estimate !== undefined && verdict(row) !== "met")
+  return limits
+    .filter(({ of }) => open.some(({ what }) => of.some((beginning) => what.startsWith(beginning))))
+    .map(({ profile, rows, tried }) => `${rows}\n  profile: ${profile}\n  tried:   ${tried}`)
+    .join("\n")
+}
