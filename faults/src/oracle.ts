@@ -131,11 +131,14 @@ export const judge = (
       case "Ended": {
         const of = current.get(`${line.pid} ${line.id}`)
         if (of !== undefined) of.ended ??= line
-        // The acknowledgement of a former owner stands.
-        if (line.outcome === "Lost" && (handled.has(line.id) || buried.has(line.id))) break
         const order = orderOf(line)
-        order?.end(line)
-        if (order !== undefined && (line.outcome === "Retried" || line.outcome === "Lost")) waiting.set(line.id, order)
+        // The acknowledgement of a former owner stands.
+        const isSettled = handled.has(line.id) || buried.has(line.id)
+        const { outcome } = line
+        order?.end({ id: line.id, outcome: isSettled && outcome === "Lost" ? "Handled" : outcome })
+        if (order !== undefined && (outcome === "Retried" || outcome === "Lost" && !isSettled)) {
+          waiting.set(line.id, order)
+        }
         if (line.outcome === "Handled" || line.outcome === "Filtered") handled.add(line.id)
         if (line.outcome === "DeadLettered") buried.add(line.id)
         if (line.outcome === "Released") releasedAt.set(line.id, line.at)
@@ -271,9 +274,11 @@ class Order {
     this.lost.delete(id)
   }
 
-  end({ id, outcome }: Extract<Line, { _tag: "Ended" }>): void {
+  end({ id, outcome }: Pick<Extract<Line, { _tag: "Ended" }>, "id" | "outcome">): void {
     if (this.running === id) this.running = undefined
     if (outcome === "Retried") this.retrying = id
+    // Its last attempt was lost before it began: it becomes a dead letter without another one.
+    else if (outcome === "DeadLettered" && this.retrying === id) this.retrying = undefined
     if (outcome === "Lost" && this.position.has(id)) this.lost.add(id)
     else this.lost.delete(id)
   }

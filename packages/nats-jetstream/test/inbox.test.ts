@@ -45,6 +45,18 @@ describe("a message that is delivered again before a pull has taken it", () => {
   })
 })
 
+describe("a message that its key waits for", () => {
+  it("is given while there is room for retries only", () => {
+    const inbox = make()
+    inbox.receive([arrival(1), arrival(2)])
+    const retriesOnly = demand(1, { fresh: 0 })
+    assert.deepStrictEqual(inbox.give(retriesOnly), [])
+    const [, id] = [arrival(1).id, arrival(2).id]
+    assert.deepStrictEqual([...inbox.expect([id, arrival(3).id])], [id])
+    assert.deepStrictEqual(inbox.give(retriesOnly).map((delivery) => delivery.id), [id])
+  })
+})
+
 describe("retries of this process", () => {
   it("at each moment a retry is due or waited for, never neither", () => {
     const inbox = make()

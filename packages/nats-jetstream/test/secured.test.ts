@@ -17,6 +17,7 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs"
 import { createServer } from "node:net"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import { createServer as createTlsServer } from "node:tls"
 import { inspect } from "node:util"
 import * as JetStream from "../src/JetStream.ts"
 import { logged, publish, settle, skipsInContainers, subscribe, take, text, until, versions } from "./nats.ts"
@@ -210,6 +211,30 @@ describe.each(versions)("on nats-server %s", (version) => {
       const plain = yield* Brokers.nats({ version })
       const missing = yield* refused({ url: `tls://${plain.host}:${plain.port}`, tls: own }, line)
       assert.match(inspect(missing.reason), /tls/)
+    }).pipe(Effect.scoped))
+
+  local("TLS from the first byte: its option is named where it was not given", () =>
+    Effect.gen(function*() {
+      const at = yield* folder
+      const [key, cert] = [join(at, "key.pem"), join(at, "cert.pem")]
+      const options = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", key, "-out", cert]
+      const subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+      execFileSync("openssl", ["req", ...options, ...subject], { stdio: "ignore" })
+      // As a NATS server with handshake_first, which `Brokers` could not look at.
+      const server = createTlsServer({ key: readFileSync(key), cert: readFileSync(cert) }).on(
+        "tlsClientError",
+        () => {}
+      )
+      yield* Effect.acquireRelease(
+        Effect.callback<void>((resume) => {
+          server.listen(0, "127.0.0.1", () => resume(Effect.void))
+        }),
+        () => Effect.sync(() => server.close())
+      )
+      const address = server.address()
+      const url = `tls://127.0.0.1:${typeof address === "object" ? address?.port : 0}`
+      const tls = { ca: readFileSync(cert, "utf8") }
+      assert.match((yield* refused({ url, tls })).message, /encrypted from the first byte: .*handshakeFirst/)
     }).pipe(Effect.scoped))
 
   local("TLS by IP: the certificate has to name that address", () =>

@@ -38,9 +38,9 @@ export const demandOf = (holdings: Holdings): Demand | undefined => {
     holdings.delayed >= holdings.maxDelayed || blocked >= holdings.maxBlocked ||
     blocked * averageBytes > maxBlockedBytes
   ) {
-    // Only a retry that is due can end this: the messages behind it would wait without end.
+    // Only a retry that is due can end this: the messages behind it would wait without end. It may have become a suspect.
     const total = Math.min(holdings.due, Math.max(1, free))
-    return total > 0 ? { total, fresh: 0, suspects: 0, bytes: Infinity } : undefined
+    return total > 0 ? { total, fresh: 0, suspects, bytes: Infinity } : undefined
   }
   if (holdings.buffered > refillAt(holdings)) return undefined
   const total = Math.min(maxTotal, free + prefetchOf(holdings))

@@ -76,6 +76,8 @@ export class Inbox implements Owner {
   /** By sequence. */
   private readonly retries = new Map<string, OwnRetry>()
   private isClosed = false
+  /** Ids of buffered messages that keys wait for: they are given whatever else there is no room for. */
+  private expected: ReadonlySet<string> = new Set()
   /**
    * Messages that the process before has released are on their way: the server has them in the order of their releases,
    * before everything that was not delivered yet. None is given until all are here, and sorted.
@@ -182,13 +184,13 @@ export class Inbox implements Owner {
     } else {
       const rest: Array<JetStreamDelivery> = []
       for (const delivery of this.queue) {
-        const isAllowed = given.length < demand.total && (bytes > 0 || given.length === 0) &&
-          (delivery.isOwnRetry || fresh > 0)
+        const isRetry = delivery.isOwnRetry || this.expected.has(delivery.id)
+        const isAllowed = given.length < demand.total && (bytes > 0 || given.length === 0) && (isRetry || fresh > 0)
         if (!isAllowed) {
           rest.push(delivery)
           continue
         }
-        if (!delivery.isOwnRetry) fresh--
+        if (!isRetry) fresh--
         bytes -= delivery.body.length
         given.push(delivery)
       }
@@ -283,9 +285,12 @@ export class Inbox implements Owner {
     )
   }
 
-  /** The ids of the deliveries that were not given. */
-  kept(): ReadonlySet<string> {
-    return new Set(this.ungiven.map(({ id }) => id))
+  /** Which of these messages have arrived and were not given. Their keys wait for them: they are given next. */
+  expect(ids: ReadonlyArray<string>): ReadonlySet<string> {
+    const kept = new Set(this.ungiven.map(({ id }) => id))
+    this.expected = new Set(ids.filter((id) => kept.has(id)))
+    if (this.expected.size > 0 && !this.isClosed) this.options.onReady()
+    return this.expected
   }
 
   private get ungiven(): Array<JetStreamDelivery> {

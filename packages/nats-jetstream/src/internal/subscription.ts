@@ -243,11 +243,10 @@ export const subscribe = Effect.fnUntraced(function*(
     locate: (ids) =>
       Effect.map(consumerInfo(connection, consumer.stream_name, consumer.name), (info) => {
         if (info !== undefined) position.remember(info)
-        const kept = inbox.kept()
-        const held = ids.filter((id) => kept.has(id))
+        const held = inbox.expect(ids)
         // An id of an earlier life of the stream is as good as settled.
         const isSettled = (id: string) => (sequenceIn(position.life, id) ?? 0) <= position.floor
-        return { settled: ids.filter((id) => isSettled(id) && !kept.has(id)), held }
+        return { settled: ids.filter((id) => isSettled(id) && !held.has(id)), held: [...held] }
       }),
     clientId: consumer.name,
     lease: Duration.millis(lease),
