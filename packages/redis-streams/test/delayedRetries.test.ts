@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, it, vi } from "@effect/vitest"
 import { DelayedRetries } from "../src/internal/delayedRetries.ts"
 
 describe("retries that wait", () => {
@@ -21,5 +21,21 @@ describe("retries that wait", () => {
     await told.promise
     assert.deepStrictEqual(retries.take(2), ["1-0"])
     retries.stop()
+  })
+
+  // was: a process that stood still between the two readings of the clock was never told
+  it("one that becomes due while it is added is told", async () => {
+    let now = 0
+    const clock = vi.spyOn(performance, "now").mockImplementation(() => now += 2)
+    try {
+      const told = Promise.withResolvers<void>()
+      const retries = new DelayedRetries(told.resolve)
+      retries.add("1-0", 1)
+      await told.promise
+      assert.deepStrictEqual(retries.take(1), ["1-0"])
+      retries.stop()
+    } finally {
+      clock.mockRestore()
+    }
   })
 })

@@ -281,18 +281,22 @@ const once = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
           }
           if (fate === "bad") return Effect.fail(new Trouble())
           const isTroubled = kinds.has("handler") && world.chance(0.15)
-          const [text, trouble] = world.oneOf(
-            [
-              ["fails", Effect.fail(new Trouble())],
-              ["throws", Effect.die(new Error("trouble"))],
-              ["interrupts itself", Effect.interrupt],
-              ["takes long", Effect.sleep(world.between(1, 100_000))]
-            ] as const
-          )!
+          const long = world.between(1, 100_000)
+          const text = world.oneOf(["fails", "throws", "interrupts itself", "takes long"] as const)!
           const name = `${delivery.id}#${delivery.attempt} in ${worker.name}`
           if (!faults.happens(`trouble ${name}`, isTroubled, `${name} ${text}`)) return Effect.void
-          isOwn = trouble === Effect.interrupt
-          return trouble
+          switch (text) {
+            case "fails":
+              return Effect.fail(new Trouble())
+            case "throws":
+              return Effect.die(new Error("trouble"))
+            case "interrupts itself": {
+              isOwn = true
+              return Effect.interrupt
+            }
+            case "takes long":
+              return Effect.sleep(long)
+          }
         })
         return Effect.onExit(Effect.andThen(begin, end), (exit) =>
           Effect.sync(() => {

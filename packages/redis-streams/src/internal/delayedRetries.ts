@@ -36,12 +36,13 @@ export class DelayedRetries {
 
   add(id: string, ms: number): void {
     if (this.dueOf.has(id)) this.forget([id])
-    const due = performance.now() + ms
+    const now = performance.now()
+    const due = now + ms
     this.dueOf.set(id, due)
     this.entries.splice(this.indexAfter(due), 0, { id, due })
-    // One that is due at once has no timer.
+    // One that is due at once has no timer. One that becomes due while it is added has one: `now` is before it.
     if (ms <= 0) this.onDue()
-    else this.arm()
+    else this.arm(now)
   }
 
   /** The first `n` that are due. They count as waiting until they are forgotten. */
@@ -85,8 +86,7 @@ export class DelayedRetries {
   }
 
   /** One timer, for the soonest that is not due yet. */
-  private arm(): void {
-    const now = performance.now()
+  private arm(now = performance.now()): void {
     // A timer that is due and has not fired, in a busy loop, still has to tell.
     if (this.timerAt <= now) return
     const next = this.entries[this.indexAfter(now)]?.due ?? Infinity

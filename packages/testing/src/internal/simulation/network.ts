@@ -70,8 +70,9 @@ export class Line {
   private happens(kind: string, isChosen: boolean, text: string): boolean {
     const n = (this.decisions.get(kind) ?? 0) + 1
     this.decisions.set(kind, n)
+    if (!isChosen) return false
     const { faults, world, worker } = this.at
-    return faults.happens(`${worker} ${kind} ${n}`, isChosen, `${text} at ${(world.now / 1000).toFixed(3)}`)
+    return faults.happens(`${worker} ${kind} ${n}`, true, `${text} at ${(world.now / 1000).toFixed(3)}`)
   }
 
   private disturbed(millis: number): void {
