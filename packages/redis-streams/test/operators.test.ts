@@ -185,7 +185,10 @@ eachServer((it, { kind, version }) => {
         const { run } = yield* Server
         const topic = fresh("vanished")
         const scope = yield* Scope.make()
-        const { finish, redis, running } = yield* Scope.provide(working(topic, { claim: {}, drainTimeout: "10 millis" }), scope)
+        const { finish, redis, running } = yield* Scope.provide(
+          working(topic, { claim: {}, drainTimeout: "10 millis" }),
+          scope
+        )
         const published = yield* redis.publish(["fails-late", "stays"].map((value) => json(topic, value)) as any)
         yield* Wait.until("begun", Effect.map(running.owned, ({ running }) => running === 2))
         const ids = published.map((result) => (result as { success: { id: string } }).success.id)
