@@ -9,6 +9,7 @@ import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
 import * as Result from "effect/Result"
 import * as Stream from "effect/Stream"
 import * as settings from "../src/internal/settings.ts"
@@ -140,6 +141,24 @@ describe.each(versions)("on nats-server %s", (version) => {
           ).pipe(underClock(skew))
       )
     }
+
+    it.live("a retry that is handed over is due when its process meant, whatever the clocks of the two say", () =>
+      on((broker) =>
+        Effect.gen(function*() {
+          yield* publish("orders", ["a"])
+          const retryLater = Effect.gen(function*() {
+            const subscription = yield* subscribe("orders", { ordered: true })
+            yield* settle(subscription, yield* take(subscription, 1), Settlement.retry("10 minutes"))
+          })
+          yield* Effect.scoped(retryLater).pipe(
+            Effect.provide(Layer.fresh(JetStream.layer({ url: broker.url }))),
+            underClock(3600_000)
+          )
+          const [delivery] = yield* take(yield* subscribe("orders", { ordered: true }), 1)
+          const left = delivery!.due! - Date.now()
+          assert.isTrue(left > 0 && left < 660_000, `${left} ms are left of ten minutes`)
+        })
+      ))
 
     it.live("browse shows what is there, oldest first; remove deletes it whatever its state", () =>
       on(() =>

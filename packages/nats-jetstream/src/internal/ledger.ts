@@ -18,7 +18,7 @@ export interface AttemptRecord {
   /** It was settled (by a retry or a release); otherwise its process may have died of it. */
   readonly settled: boolean
   readonly firstFailedAt?: number | undefined
-  /** Of a retry that was handed over before its time, in milliseconds since the epoch. */
+  /** Of a retry that was handed over before its time, in milliseconds since the epoch by the server's clock. */
   readonly due?: number | undefined
   /** The message's own, in nanoseconds: tells it from the message with its sequence in an earlier life of the stream. */
   readonly timestamp: string
@@ -136,7 +136,9 @@ export class AttemptLedger {
   private readOne(delivery: JetStreamDelivery): Promise<AttemptRecord | undefined> {
     return this.last<AttemptRecord>(subjectOf(delivery)).then((record) =>
       // The message with its sequence in another life; or the consumer was created again, and counts from 1.
-      record?.timestamp === delivery.timestamp && record.delivered < delivery.delivered ? record : undefined
+      record?.timestamp === delivery.timestamp && record.delivered < delivery.delivered
+        ? { ...record, due: shifted(record.due, -this.#connection.clockSkew()) }
+        : undefined
     )
   }
 
@@ -222,9 +224,9 @@ export class AttemptLedger {
     how: { readonly settled: boolean; readonly released: number }
   ): Promise<void> {
     if (!this.isAvailable) return Promise.resolve()
-    const { nc } = this.#connection
+    const { clockSkew, nc } = this.#connection
     const storeOne = (delivery: Recorded) => {
-      const text = textOf(delivery, {
+      const text = textOf(delivery, clockSkew(), {
         ...how,
         released: delivery.released + how.released,
         // A release keeps the suspicion.
@@ -236,9 +238,9 @@ export class AttemptLedger {
   }
 
   private write(delivery: JetStreamDelivery, how: { readonly released: number; readonly settled: boolean }): void {
-    const { nc, state } = this.#connection
+    const { clockSkew, nc, state } = this.#connection
     if (!this.isAvailable || state() !== "connected") return
-    const text = textOf(delivery, how)
+    const text = textOf(delivery, clockSkew(), how)
     const time = performance.now()
     if (time - this.verifiedAt < verifyEvery) return nc.publish(subjectOf(delivery), text)
     this.verifiedAt = time
@@ -367,8 +369,15 @@ const subjectOf = (delivery: Recorded): string => {
 
 const textOf = (
   { delivered, due, firstFailedAt, timestamp }: Recorded,
+  clockSkew: number,
   how: { readonly released: number; readonly settled: boolean }
-): string => JSON.stringify({ delivered, due, firstFailedAt, timestamp, ...how } satisfies AttemptRecord)
+): string =>
+  JSON.stringify(
+    { delivered, due: shifted(due, clockSkew), firstFailedAt, timestamp, ...how } satisfies AttemptRecord
+  )
+
+/** Processes have clocks of their own: what they tell each other is by the server's. */
+const shifted = (due: number | undefined, skew: number) => due === undefined ? undefined : Math.round(due + skew)
 
 const throwRefusal = (answer: { readonly json: <A>() => A }): void => {
   const { error } = answer.json<{ readonly error?: ApiError }>()
