@@ -344,23 +344,35 @@ describe.each(versions)("on nats-server %s", (version) => {
       })
     ))
 
-  it.live("where nothing may be created, a consumer that stays away ends the subscription by name", () =>
+  it.live("a subscription ends by name whose stream has another name, or whose consumer may not be created", () =>
     on((broker) =>
       Effect.gen(function*() {
         yield* publish("orders", ["a"])
+        yield* publish("receipts", ["a"])
         yield* Effect.scoped(subscribe("orders"))
         const jsm = yield* manager
-        yield* Effect.gen(function*() {
-          const subscription = yield* subscribe("orders")
-          yield* settle(subscription, yield* take(subscription, 1), Settlement.ack)
-          const next = yield* Effect.forkScoped(Effect.flip(subscription.pull(demand(10))))
-          yield* Effect.promise(() => jsm.consumers.delete("orders", "group"))
-          const error = yield* Fiber.join(next)
-          assert.match(
-            error.message,
-            /consumer group of stream orders is absent, expected there \(manage is "verify"\)/
+        const failure = (topic: string, change: () => Promise<unknown>) =>
+          Effect.gen(function*() {
+            const subscription = yield* subscribe(topic)
+            yield* settle(subscription, yield* take(subscription, 1), Settlement.ack)
+            const next = yield* Effect.forkScoped(Effect.flip(subscription.pull(demand(10))))
+            yield* Effect.promise(change)
+            return (yield* Fiber.join(next)).message
+          })
+        const [renamed, deleted] = yield* Effect.all([
+          failure("receipts", async () => {
+            await jsm.streams.delete("receipts")
+            await jsm.streams.add({ name: "other", subjects: ["receipts"] })
+          }),
+          failure("orders", () => jsm.consumers.delete("orders", "group")).pipe(
+            Effect.scoped,
+            Effect.provide(Layer.fresh(JetStream.layer({ url: broker.url, manage: "verify" })))
           )
-        }).pipe(Effect.scoped, Effect.provide(Layer.fresh(JetStream.layer({ url: broker.url, manage: "verify" }))))
+        ], { concurrency: 2 })
+        assert.match(renamed, /the stream of receipts is other, expected receipts, which group group reads/)
+        assert.match(deleted, /consumer group of stream orders is absent, expected there \(manage is "verify"\)/)
+        const { state } = yield* Effect.promise(() => jsm.streams.info("other"))
+        assert.strictEqual(state.consumer_count, 0)
       })
     ))
 

@@ -5,6 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
+import { mismatch } from "./comparison.ts"
 import type { Connection } from "./connection.ts"
 import { consumerInfo, type ConsumerSpec, ensureConsumer } from "./consumers.ts"
 import type { Condition } from "./health.ts"
@@ -94,6 +95,14 @@ export class Healing {
   private readonly reopen: Effect.Effect<void, TransportError> = Effect.gen({ self: this }, function*() {
     const { connection, consumer, declaring, onRenewed, position, spec, streamSpec } = this.#options
     const found = yield* ensureStream(connection, declaring, streamSpec)
+    // Requests and settlements name the stream: this subscription cannot go on with another one.
+    if (found.config.name !== consumer.stream_name) {
+      return yield* mismatch(
+        `the stream of ${spec.topic}`,
+        `${consumer.stream_name}, which group ${spec.group} reads: start the pipeline again to read the other one`,
+        found.config.name
+      )
+    }
     const life = connection.lives.note(found)
     const isSameLife = life.origin === position.life.origin
     if (!isSameLife) {
