@@ -400,7 +400,8 @@ describe.each(versions)("on nats-server %s", (version) => {
             const config of [
               { no_ack: true },
               { retention: "interest" },
-              { max_msgs_per_subject: 1 }
+              { max_msgs_per_subject: 1 },
+              ...before(version, 12) ? [] : [{ allow_msg_counter: true }]
             ]
           ) {
             yield* made(config)
@@ -408,7 +409,12 @@ describe.each(versions)("on nats-server %s", (version) => {
             refusals.push(error.message.split(" of stream made")[0]!)
             yield* Effect.promise(() => jsm.streams.delete("made"))
           }
-          assert.deepStrictEqual(refusals, ["nats: no_ack", "nats: retention", "nats: max_msgs_per_subject"])
+          assert.deepStrictEqual(refusals, [
+            "nats: no_ack",
+            "nats: retention",
+            "nats: max_msgs_per_subject",
+            ...before(version, 12) ? [] : ["nats: allow_msg_counter"]
+          ])
         })
       ))
 

@@ -21,6 +21,9 @@ export const verifyKeeps = Effect.fnUntraced(function*(
   if (config.sealed) return yield* refuse("sealed", "false, it takes no message", true)
   const what = purpose === "deadLetter" ? "dead letters" : "outputs"
   if (config.no_ack) return yield* refuse("no_ack", `false, because ${what} wait for a confirmation`, true)
+  if (config.allow_msg_counter) {
+    return yield* refuse("allow_msg_counter", `false, because a counter takes increments only, no ${what}`, true)
+  }
   if (config.retention === RetentionPolicy.Interest) {
     const isRead = state.consumer_count > 0 && (yield* isConsumed(connection, config.name, topic))
     const lost = `it removes messages on ${topic} at once, because no consumer reads them`
