@@ -125,7 +125,9 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
           )
           const isNews = reply instanceof ErrorReply && !isPassing(reply) &&
             subscription.refusals.add("settling", error.message)
-          if (reply instanceof ErrorReply && !isPassing(reply)) for (const { delivery } of batch) refused.add(delivery)
+          if (reply instanceof ErrorReply && !isPassing(reply)) {
+            for (const { delivery } of batch) refused.add(delivery)
+          }
           return isRefusal(reply) && !isNews
             ? Effect.andThen(Effect.interruptible(Effect.sleep("2 seconds")), settle(batch))
             : Effect.fail(error)
