@@ -62,6 +62,8 @@ export interface Delivery extends Codec.Wire {
    * delivered to this process again. Its key waits for it as for a retry.
    */
   readonly mayReturn?: boolean | undefined
+  /** Called once by the engine when the delivery was lost before its handler began: its attempt need not count. */
+  readonly neverBegan?: (() => void) | undefined
   /**
    * The broker does not deliver it again, and why: an operator's limit, say. It is dead-lettered without another attempt;
    * `attempt` is the one that it would have been.

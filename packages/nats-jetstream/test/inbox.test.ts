@@ -60,7 +60,7 @@ describe("a message that its key waits for", () => {
 describe("retries of this process", () => {
   it("at each moment a retry is due or waited for, never neither", () => {
     const inbox = make()
-    inbox.retried({ sequence: "7", delivered: 1, released: 0 } as JetStreamDelivery, 200)
+    inbox.retried({ sequence: "7", delivered: 1, released: 0, mayHaveBegun: true } as JetStreamDelivery, 200)
     const due = 1000 + 200 + 25
     for (const time of [1000, due - 0.001, due, due + 0.001]) {
       assert.deepStrictEqual(

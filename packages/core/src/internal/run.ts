@@ -431,6 +431,7 @@ export class Run {
     this.outcomes.lost(attempt)
     switch (attempt.state) {
       case "buffered": {
+        attempt.delivery.neverBegan?.()
         this.intake.lost(attempt, returns)
         attempt.to("left")
         this.intake.leftIsolation(attempt)

@@ -24,6 +24,8 @@ export type Ending = "done" | "again" | "lost" | "neglected"
 /** Told when a delivery is settled, or lost. Returns `false` when a newer delivery of a message that is done is running. */
 export interface Owner {
   readonly ended: (delivery: JetStreamDelivery, how: Ending, time?: number) => boolean
+  /** It was lost before its handler began. */
+  readonly neverBegan: (delivery: JetStreamDelivery) => void
   /** Renews the lease; `false` when a peer may own it. */
   readonly extend: (delivery: JetStreamDelivery) => Effect.Effect<boolean, TransportError>
 }
@@ -57,6 +59,8 @@ export class JetStreamDelivery implements Transport.Delivery {
   /** This process requested the retry. */
   isOwnRetry = false
   firstFailedAt: number | undefined
+  /** `false`: it was lost before its handler began. */
+  mayHaveBegun = true
   /** In milliseconds since the epoch: see `Transport.Delivery.due`. */
   due: number | undefined
   /** As in `Transport.Delivery.givenUp`. */
@@ -130,6 +134,10 @@ export class JetStreamDelivery implements Transport.Delivery {
   }
   ended(how: Ending, time?: number): boolean {
     return this.#owner?.ended(this, how, time) ?? true
+  }
+  neverBegan(): void {
+    this.mayHaveBegun = false
+    this.#owner?.neverBegan(this)
   }
   extend(): Effect.Effect<boolean, TransportError> {
     return this.#owner?.extend(this) ?? Effect.succeed(false)

@@ -226,7 +226,7 @@ export class Inbox implements Owner {
     const isFirst = delivery.slot >= 0
     if (isFirst) {
       // This process did not die of it.
-      if (how === "lost" && !delivery.suspect) this.retried(delivery, 0)
+      if ((how === "lost" || !delivery.mayHaveBegun) && !delivery.suspect) this.retried(delivery, 0)
       this.given[delivery.slot] = undefined
       this.free.push(delivery.slot)
       delivery.slot = -1
@@ -243,12 +243,25 @@ export class Inbox implements Owner {
     return isFirst || !this.given.some((given) => given?.isSameMessage(delivery))
   }
 
+  /** When it comes again to this process, its attempt does not count; a peer, which knows nothing of this, counts it. */
+  neverBegan(delivery: JetStreamDelivery): void {
+    // `ended` is still to come, and counts it.
+    if (delivery.slot >= 0 || delivery.suspect) return
+    const again = [...this.queue, ...this.given].find((other) =>
+      other?.isSameMessage(delivery) === true && other.delivered > delivery.delivered
+    )
+    const isLast = (this.retries.get(delivery.sequence)?.delivered ?? 0) <= delivery.delivered
+    if (again === undefined && isLast) this.retried(delivery, 0)
+    if (again?.isOwnRetry === true && again.delivered === delivery.delivered + 1) again.released++
+  }
+
   extend(delivery: JetStreamDelivery) {
     return this.options.extend(delivery)
   }
 
   retried(delivery: JetStreamDelivery, delay: number): void {
-    const { delivered, firstFailedAt, released } = delivery
+    const { delivered, firstFailedAt, mayHaveBegun } = delivery
+    const released = delivery.released + (mayHaveBegun ? 0 : 1)
     const due = this.options.now() + delay + dueMargin
     const reply = this.options.ordered ? delivery.reply : undefined
     this.retries.set(delivery.sequence, { delivered, released, firstFailedAt, due, reply })
@@ -311,7 +324,10 @@ export class Inbox implements Owner {
       }
     }
     for (const [sequence, until] of this.late) if (time > until) this.late.delete(sequence)
-    for (const [sequence, { due }] of this.retries) if (time > due + 2 * lease) this.retries.delete(sequence)
+    // While the connection is lost nothing comes again.
+    if (!this.options.isInterrupted()) {
+      for (const [sequence, { due }] of this.retries) if (time > due + 2 * lease) this.retries.delete(sequence)
+    }
     return kept
   }
 
