@@ -17,8 +17,9 @@ type Kind =
 interface Window {
   written: number
   omitted: number
-  /** By error, for the line that counts them. */
+  /** What was left out, by error and by reason. */
   readonly errors: Map<string, number>
+  readonly reasons: Map<string, number>
 }
 
 export interface OutcomeLogOptions {
@@ -150,14 +151,12 @@ export class OutcomeLog {
 
   flush(): void {
     const { pipeline } = this.options
-    for (const [kind, { errors, omitted }] of this.windows) {
+    for (const [kind, { errors, omitted, reasons }] of this.windows) {
       if (omitted === 0) continue
-      const most = [...errors].sort(([, a], [, b]) => b - a).slice(0, 3).map(([tag, count]) =>
-        `${line(tag, "")} ${count}`
-      )
-      const which = most.length === 0 ? "" : ` (${most.join(", ")})`
+      const which = errors.size === 0 ? "" : ` (${most(errors, omitted)})`
       this.write(Effect.logWarning(`${pipeline}: ${omitted} more messages ${kind} in the last minute${which}`), {
-        omitted
+        omitted,
+        ...(reasons.size === 0 ? {} : { "omitted.reasons": Object.fromEntries(reasons) })
       })
     }
     this.windows.clear()
@@ -192,10 +191,10 @@ export class OutcomeLog {
     cause: Cause.Cause<unknown>,
     now: number,
     text: (error: string) => string,
-    more: { readonly [name: string]: unknown } = {}
+    more: { readonly reason?: string; readonly attempts?: number } = {}
   ): void {
     const { message, stack, tag, ...detail } = describe(cause, this.options.errors)
-    if (!this.mayWrite(kind, tag, now)) return
+    if (!this.mayWrite(kind, tag, now, more.reason)) return
     const isFirst = !this.shown.has(tag)
     this.shown.add(tag)
     this.write(Effect.logWarning(text(line(tag, message))), {
@@ -208,18 +207,19 @@ export class OutcomeLog {
     })
   }
 
-  private mayWrite(kind: Kind, tag: string | undefined, now: number): boolean {
+  private mayWrite(kind: Kind, tag: string | undefined, now: number, reason?: string): boolean {
     if (now >= this.windowEnds) {
       this.flush()
       this.windowEnds = now + 60_000
     }
     let window = this.windows.get(kind)
-    if (window === undefined) this.windows.set(kind, window = { written: 0, omitted: 0, errors: new Map() })
+    if (window === undefined) this.windows.set(kind, window = noLines())
     if (window.written < this.options.perMinute) {
       window.written++
       return true
     }
     window.omitted++
+    if (reason !== undefined) window.reasons.set(reason, (window.reasons.get(reason) ?? 0) + 1)
     if (tag !== undefined && (window.errors.has(tag) || window.errors.size < 50)) {
       window.errors.set(tag, (window.errors.get(tag) ?? 0) + 1)
     }
@@ -237,6 +237,16 @@ export class OutcomeLog {
 }
 
 const noDetail = { stack: false, fields: false }
+
+const noLines = (): Window => ({ written: 0, omitted: 0, errors: new Map(), reasons: new Map() })
+
+/** The three most frequent errors, and how many others there are. */
+const most = (errors: ReadonlyMap<string, number>, total: number): string => {
+  const named = [...errors].sort(([, a], [, b]) => b - a).slice(0, 3)
+  const others = total - named.reduce((sum, [, count]) => sum + count, 0)
+  return [...named.map(([tag, count]) => `${line(tag, "")} ${count}`), ...(others === 0 ? [] : [`others ${others}`])]
+    .join(", ")
+}
 
 /** One line, however the error is written. */
 const line = (tag: string, message: string): string => {
