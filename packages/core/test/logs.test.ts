@@ -142,6 +142,7 @@ describe("logs", () => {
         of("Warn").at(-1)!.text,
         "numbers/g: 97 more messages dead-lettered in the last minute (TypeError 97)"
       )
+      assert.deepInclude(of("Warn").at(-1)!.annotations, { omitted: 97, "omitted.reasons": { exhausted: 97 } })
       yield* Publisher.publish(Numbers, 1)
       yield* until(() => of("Warn").length === 5)
       assert.isTrue("error.stack" in of("Warn").at(-1)!.annotations)
@@ -174,6 +175,26 @@ describe("logs", () => {
         "numbers/g: the handler of message 1 has been running for 5m"
       ])
     }).pipe(Effect.scoped, Effect.provide([MemoryTransport.layer(), layer]))
+  })
+
+  it.effect("a message that waits for its batch runs no handler; the batch is long when its function is", () => {
+    const { layer, of } = recording()
+    return Effect.gen(function*() {
+      const stuck = Pipeline.from(Numbers, { group: "g", startFrom: "beginning", drainTimeout: 0 }).pipe(
+        Pipeline.batch({ size: 10, within: "3 minutes" }, () => Effect.never)
+      )
+      yield* Pipeline.start(stuck)
+      yield* Publisher.publish(Numbers, 7)
+      yield* TestClock.adjust("2 minutes")
+      assert.deepStrictEqual(of("Warn"), [])
+      yield* TestClock.adjust("150 seconds")
+      assert.deepStrictEqual(of("Warn").map(({ text }) => text), [
+        "numbers/g: the handler of message 1 has been running for 1m"
+      ])
+    }).pipe(
+      Effect.scoped,
+      Effect.provide([MemoryTransport.layer(), layer, Telemetry.layerLogs({ longRunning: "1 minute" })])
+    )
   })
 
   it.effect("one line when an outage begins, one when it ends, for all pipelines of a broker", () => {
@@ -339,6 +360,8 @@ describe("the watchdog", () => {
       assert.match(health.reason!, /^the broker does not confirm settlements: \d wait$/)
       isBroken = false
       yield* TestClock.adjust("1 hour")
-      assert.strictEqual((yield* running.health).state, "consuming")
+      const again = yield* running.health
+      assert.strictEqual(again.state, "consuming")
+      assert.isAbove(again.since, health.since)
     }).pipe(Effect.scoped, Effect.provide([MemoryTransport.layer(), Telemetry.layerLogs(false)])))
 })
