@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Pipeline, Publisher, Telemetry, Topic, Transport, TransportError } from "@millrace/core"
+import { Codec, Pipeline, Publisher, Telemetry, Topic, Transport, TransportError } from "@millrace/core"
 import { FakeTransport, MemoryTransport, Wait } from "@millrace/testing"
 import { Effect, Layer, Logger, References, Result, Schedule, Schema } from "effect"
 import { TestClock } from "effect/testing"
@@ -126,6 +126,39 @@ describe("logs", () => {
       assert.include(text, "(after 1 attempt, exhausted)")
       assert.strictEqual(annotations["attempts"], 1)
     }).pipe(Effect.provide(layer))
+  })
+
+  it.effect("each is one bounded line without control characters, whatever names, errors and bodies hold", () => {
+    const { layer, lines } = recording()
+    const Odd = Topic.make("we\"ird\n\u001b[31mtopic", { schema: Schema.String })
+    class Huge extends Error {
+      readonly _tag = "Huge\n\u001b[31m"
+      readonly more = "y".repeat(3_000_000)
+    }
+    return Effect.gen(function*() {
+      const odd = Pipeline.from(Odd, { group: "g\r\n\u001b[32m", startFrom: "beginning" }).pipe(
+        Pipeline.tap((text) =>
+          text === "huge" ? Effect.fail(new Huge(`\u001b[31mred\n${"x".repeat(3_000_000)}`)) : Effect.void
+        ),
+        Pipeline.retry({ times: 1, schedule: Schedule.spaced("1 second") })
+      )
+      const running = yield* Pipeline.start(odd)
+      yield* Publisher.publish(Odd, "huge")
+      const Foreign = Topic.make(Odd.name, { codec: Codec.text })
+      yield* Publisher.publish(Foreign, `{${"z".repeat(900_000)}`)
+      yield* until(() => Effect.runSync(running.counts).deadLettered === 2)
+      yield* Wait.turns
+      assert.strictEqual(lines.filter(({ level }) => level === "Warn").length, 2)
+      for (const { annotations, text } of lines) {
+        assert.notMatch(text, /\p{Cc}/u)
+        assert.isBelow(text.length, 600)
+        const shown = Object.values(annotations).map((value) =>
+          typeof value === "string" ? value : JSON.stringify(value)
+        )
+        assert.notMatch(shown.join(""), /[^\P{Cc}\n]/u)
+        assert.isBelow(shown.join("").length, 6000)
+      }
+    }).pipe(Effect.scoped, Effect.provide([MemoryTransport.layer(), layer]))
   })
 
   it.effect("at most so many warnings a minute, a stack for the first, and a count of the others", () => {

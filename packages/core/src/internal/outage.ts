@@ -1,5 +1,6 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import { oneLine } from "./printable.ts"
 import type { Health } from "./running.ts"
 
 /** The outages of one broker, as the pipelines on it see them: one line at the beginning, one at the end. */
@@ -43,7 +44,7 @@ export class Outages {
     if (this.reasons.size < maxReasons) this.reasons.set(reason, seenAt)
     if (this.logged.has(reason) || (!isNew && now - seenAt < newsAfter)) return Effect.void
     this.logged.add(reason)
-    return Effect.logWarning(`${this.label}: ${name} cannot consume: ${reason}`).pipe(
+    return Effect.logWarning(`${this.label}: ${oneLine(name)} cannot consume: ${oneLine(reason)}`).pipe(
       Effect.annotateLogs({ pipeline: name, state: health.state, reason })
     )
   }

@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import type * as Telemetry from "../Telemetry.ts"
 import type { Delivery } from "../Transport.ts"
 import { describe, type ErrorDetailOptions } from "./errorDetail.ts"
+import { oneLine, printable } from "./printable.ts"
 
 /** Of what a line is about, at most so many lines a minute. */
 type Kind =
@@ -44,7 +45,15 @@ export class OutcomeLog {
   private windowEnds = 0
 
   constructor(options: OutcomeLogOptions) {
-    this.options = options
+    const { deadLetter, group, pipeline, topic } = options
+    // Any text is the name of something on Redis.
+    this.options = {
+      ...options,
+      pipeline: oneLine(pipeline),
+      topic: oneLine(topic),
+      group: oneLine(group),
+      deadLetter: deadLetter === undefined ? undefined : oneLine(deadLetter)
+    }
   }
 
   started(broker: string, concurrency: number): void {
@@ -200,10 +209,10 @@ export class OutcomeLog {
     this.write(Effect.logWarning(text(line(tag, message))), {
       ...this.annotations(delivery),
       ...more,
-      "error.type": tag,
-      ...(detail.causes.length === 0 ? {} : { "error.causes": detail.causes }),
+      "error.type": oneLine(tag),
+      ...(detail.causes.length === 0 ? {} : { "error.causes": detail.causes.map(oneLine) }),
       ...(detail.fields === undefined ? {} : { "error.fields": detail.fields }),
-      ...(isFirst && stack !== undefined ? { "error.stack": stack } : {})
+      ...(isFirst && stack !== undefined ? { "error.stack": printable(stack) } : {})
     })
   }
 
@@ -227,7 +236,7 @@ export class OutcomeLog {
   }
 
   private annotations({ attempt, id, topic }: Delivery): { readonly [name: string]: unknown } {
-    return { topic, id, attempts: attempt }
+    return { topic: oneLine(topic), id: oneLine(id), attempts: attempt }
   }
 
   private write(effect: Effect.Effect<void>, annotations: { readonly [name: string]: unknown }): void {
@@ -250,8 +259,7 @@ const most = (errors: ReadonlyMap<string, number>, total: number): string => {
 
 /** One line, however the error is written. */
 const line = (tag: string, message: string): string => {
-  const text = message === "" ? tag : `${tag}: ${message}`
-  const single = text.replace(/\s*[\r\n]+\s*/g, " ").replace(/\p{Cc}/gu, "\ufffd")
+  const single = oneLine(message === "" ? tag : `${tag}: ${message}`)
   return single.length > 300 ? `${single.slice(0, 299)}…` : single
 }
 

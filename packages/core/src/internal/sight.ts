@@ -16,6 +16,7 @@ import { Meter } from "./meter.ts"
 import { noObserver } from "./observer.ts"
 import { labelOf, Outages } from "./outage.ts"
 import { OutcomeLog } from "./outcomeLog.ts"
+import { oneLine } from "./printable.ts"
 import type { Program } from "./program.ts"
 import { isThenable, settledAs } from "./promise.ts"
 import type { Health } from "./running.ts"
@@ -223,7 +224,9 @@ export class Sight {
       isNews
         ? Effect.logError(`${name}: the transport failed at settlements; they are sent again`, loggable(cause))
         : Effect.logDebug(
-          `${name}: ${size} settlements did not reach the broker and are sent again: ${summarize(cause)}`
+          `${name}: ${
+            size === 1 ? "1 settlement" : `${size} settlements`
+          } did not reach the broker, to be sent again: ${oneLine(summarize(cause))}`
         )
     )
   }
