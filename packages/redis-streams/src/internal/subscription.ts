@@ -120,8 +120,10 @@ export class RedisSubscription {
 
   readonly health: Effect.Effect<Health> = Effect.sync(() => {
     const { failure } = this.inbox
-    const trouble = this.readLoop.trouble
-    const reason = failure?.message ?? this.refusals.reason ?? this.server.refusals.reason
+    const { disconnected, trouble } = this.readLoop
+    // Without a connection nothing is refused: what was, shows again afterwards.
+    const refusal = disconnected === undefined ? this.refusals.reason ?? this.server.refusals.reason : undefined
+    const reason = failure?.message ?? refusal
     return reason !== undefined
       ? this.record.note("impaired", reason, this.now())
       : this.record.note(trouble === undefined ? "consuming" : "reconnecting", trouble, this.now())
