@@ -51,7 +51,7 @@ export class Outages {
 
   private ended(pipeline: object, now: number): Effect.Effect<void> {
     if (!this.affected.delete(pipeline) || this.affected.size > 0) return Effect.void
-    const lasted = Duration.format(Duration.seconds(Math.max(0, Math.round((now - this.since) / 1000))))
+    const lasted = Duration.format(Duration.seconds(Math.max(1, Math.round((now - this.since) / 1000))))
     const who = this.most === 1 ? "1 pipeline" : `${this.most} pipelines`
     return Effect.logInfo(`${this.label}: consuming again after ${lasted} (${who} affected)`)
   }

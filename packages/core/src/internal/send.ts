@@ -124,12 +124,12 @@ const metered = (
         const meter = SendMeter.of(context, transport)
         const [{ topic }] = messages
         let failure = ""
-        for (const result of results) {
+        results.forEach((result, i) => {
           const type = Result.isFailure(result) ? result.failure.reason._tag : ""
           if (type !== "") failure = type
           // A message that was never sent is not counted.
-          if (type !== "NotSent" && type !== "Unencodable") meter.series(topic, type).sent.add(1)
-        }
+          if (type !== "NotSent" && type !== "Unencodable") meter.series(messages[i]!.topic, type).sent.add(1)
+        })
         meter.series(topic, failure).operation.record(seconds)
       }))
   })

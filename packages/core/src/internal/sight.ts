@@ -283,7 +283,12 @@ export class Sight {
   private group(maxAge: number): Effect.Effect<GroupInfo | undefined, TransportError> {
     return Effect.suspend(() => {
       const { group, topic } = this.program.source
-      const groups = GroupPoll.of(this.transport).groups(topic.name, maxAge, this.clock.currentTimeMillisUnsafe())
+      const now = this.clock.currentTimeMillisUnsafe()
+      const poll = GroupPoll.of(this.transport)
+      const ask = this.subscription.group
+      const groups = ask === undefined
+        ? poll.groups(topic.name, maxAge, now)
+        : poll.group(topic.name, group, ask, maxAge, now)
       return Effect.map(groups, (groups) => groups.find((info) => info.group === group))
     })
   }
