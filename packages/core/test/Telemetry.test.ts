@@ -211,8 +211,8 @@ describe("the trace of a message", () => {
       ).pipe(Effect.provide(layer))
       yield* traced.publish(1, { headers })
       yield* traced.runUntilIdle()
-      const [process] = spans.filter(({ kind }) => kind === "consumer")
-      assert.strictEqual(process!.links[0]?.span.traceId, trace?.slice(3, 35))
+      const process = spans.find(({ kind }) => kind === "consumer")!
+      assert.strictEqual(process.links[0]?.span.traceId, trace?.slice(3, 35))
     }).pipe(
       Effect.scoped,
       Effect.provide(TestHarness.layer),

@@ -582,8 +582,8 @@ describe("what a consumer's connection does to a message", () => {
         yield* Wait.until("settled", Effect.isSuccess(subscription.settle(batch)))
         assert.deepStrictEqual(
           yield* subscription.settle(batch),
-          [],
-          "repeated: they are settled already"
+          [deliveries[2]],
+          "repeated: they are settled already, and the released one may be another consumer's"
         )
         const left = yield* run("XPENDING", topic, "g", "-", "+", "10")
         assert.deepStrictEqual(left.map((entry: any) => entry[0]).sort(), [deliveries[1].id, deliveries[2].id])

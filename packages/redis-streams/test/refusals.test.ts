@@ -2,8 +2,9 @@
 import { assert, it, layer } from "@effect/vitest"
 import * as Pipeline from "@millrace/core/Pipeline"
 import type * as Publisher from "@millrace/core/Publisher"
+import * as Settlement from "@millrace/core/Settlement"
 import * as Topic from "@millrace/core/Topic"
-import { Transport } from "@millrace/core/Transport"
+import { type Delivery, Transport } from "@millrace/core/Transport"
 import { RedisStreams } from "@millrace/redis-streams"
 import { Brokers, Wait } from "@millrace/testing"
 import * as Arr from "effect/Array"
@@ -187,6 +188,25 @@ it.live.each(["newest", "oldest"])(
       yield* Wait.until("allowed", Effect.map(subscription.health, ({ state }) => state === "consuming"))
     }).pipe(Effect.scoped)
 )
+
+it.live("a retry that is refused shows in health until it is taken, whatever else is settled meanwhile", () =>
+  Effect.gen(function*() {
+    const { redis, run } = yield* lacking("newest", "-hset")
+    const topic = fresh("hset")
+    const subscription = yield* redis.subscribe(subscribing(topic))
+    yield* redis.publish([outgoing(topic, "a"), outgoing(topic, "b")])
+    const deliveries: Array<Delivery> = []
+    while (deliveries.length < 2) deliveries.push(...yield* subscription.pull(demand(2 - deliveries.length)))
+    const retried = subscription.settle([{ delivery: deliveries[0]!, settlement: retry("1 minute") }])
+    assert.match((yield* Effect.flip(retried)).message, /hset/i)
+    assert.deepStrictEqual(yield* subscription.settle([{ delivery: deliveries[1]!, settlement: Settlement.ack }]), [])
+    const { reason, state } = yield* subscription.health
+    assert.strictEqual(state, "impaired")
+    assert.match(reason ?? "", /settling .*hset/i)
+    yield* run("ACL", "SETUSER", "app", "+hset")
+    assert.deepStrictEqual(yield* retried, [])
+    assert.strictEqual((yield* subscription.health).state, "consuming")
+  }).pipe(Effect.scoped))
 
 layer(serving("redis"), { excludeTestServices: true })("a key of another type beside a topic", (it) => {
   it.effect("in place of delayed messages: stops no takeover, shows in health by its name, and ends when it is deleted", () =>

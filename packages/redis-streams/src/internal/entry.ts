@@ -212,7 +212,7 @@ export interface DeliveryState {
   readonly arrival: Arrival
   readonly isFirstHand: boolean
   count: number
-  /** When this consumer was last known to own it. */
+  /** When this consumer was last known to own it, on the clock of `performance.now`. */
   keptAt: number
   /** Given to the engine and not settled. */
   isOut: boolean

@@ -16,7 +16,7 @@ const assumedBytes = 32 * 1024
 export class Inbox {
   readonly outstanding = new Outstanding()
   failure: TransportError | undefined
-  /** When what is here began to be here, or was last extended. */
+  /** When what is here began to be here, or was last extended, on the clock of `performance.now`. */
   keptAt = 0
   /** Nothing may be requested: before the first pull, and after `withdraw`. */
   isWithdrawn = true

@@ -64,11 +64,11 @@ export class Leases {
   }
 
   /**
-   * A lease that was renewed at a time. Its end is the server's to judge: this process may be stopped between now and the
+   * A lease that was renewed at a time, on the clock of `performance.now`. Its end is the server's to judge: this process may be stopped between now and the
    * moment at which the command is sent.
    */
   since(keptAt: number, how: "held" | "own"): Lease {
-    const left = this.options.minIdle - (this.clock.currentTimeMillisUnsafe() - keptAt)
+    const left = this.options.minIdle - (performance.now() - keptAt)
     return this.hasPaused || left <= 0 ? "" : `${how} ${Math.floor(this.server.clock.now() + left)}`
   }
 

@@ -129,7 +129,7 @@ export class Reclaim {
   })
 
   private accept(reply: unknown): ReadonlyArray<string> {
-    const now = this.clock.currentTimeMillisUnsafe()
+    const now = performance.now()
     const [given, , gone] = list(reply)
     this.inbox.put(list(given).map((entry) => this.read(entry, now)), now)
     return list(gone).map(text)
@@ -143,7 +143,7 @@ export class Reclaim {
       redelivered: true,
       suspect: isSuspect,
       firstFailedAt: firstFailure(failed),
-      due: left === undefined ? undefined : now + Number(left),
+      due: left === undefined ? undefined : this.clock.currentTimeMillisUnsafe() + Number(left),
       count: Number(count),
       arrival: isSuspect && Number(attempt) >= this.options.isolateFrom ? "isolated" : "fresh",
       isFirstHand: false

@@ -59,6 +59,8 @@ const operationOf = (
 /** Tells the server about a batch; `removes` deletes acknowledged entries as well. */
 export const settling = (server: Server, subscription: RedisSubscription, removes: boolean) => {
   const { consumer, group, key } = subscription.options
+  /** What the server refuses to settle: while it does, health says so, whatever else it takes. */
+  const refused = new Set<Delivery>()
   const settle = (batch: Arr.NonEmptyReadonlyArray<Settling>): Effect.Effect<ReadonlyArray<Delivery>, TransportError> =>
     Effect.suspend(() => {
       const acks: Array<string> = []
@@ -123,11 +125,18 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
           )
           const isNews = reply instanceof ErrorReply && !isPassing(reply) &&
             subscription.refusals.add("settling", error.message)
+          if (reply instanceof ErrorReply && !isPassing(reply)) {
+            for (const { delivery } of batch) refused.add(delivery)
+          }
           return isRefusal(reply) && !isNews
             ? Effect.andThen(Effect.interruptible(Effect.sleep("2 seconds")), settle(batch))
             : Effect.fail(error)
         }
-        subscription.refusals.clear("settling")
+        for (const { delivery } of batch) refused.delete(delivery)
+        for (const delivery of refused) {
+          if (!subscription.isMine(delivery) || !RedisDelivery.state(delivery).isOut) refused.delete(delivery)
+        }
+        if (refused.size === 0) subscription.refusals.clear("settling")
         const deleted: Array<Delivery> = []
         const groupless: Array<Delivery> = []
         replies.slice(operationsAt, endsAt).forEach((reply, i) => {

@@ -97,8 +97,9 @@ export class RedisSubscription {
     )
   }
 
+  /** Monotonic, in milliseconds: a clock that is set back must not make a lease longer. */
   now(): number {
-    return this.clock.currentTimeMillisUnsafe()
+    return performance.now()
   }
 
   readonly isMine = (delivery: Delivery): delivery is RedisDelivery =>
@@ -124,9 +125,10 @@ export class RedisSubscription {
     // Without a connection nothing is refused: what was, shows again afterwards.
     const refusal = disconnected === undefined ? this.refusals.reason ?? this.server.refusals.reason : undefined
     const reason = failure?.message ?? refusal
+    const now = this.clock.currentTimeMillisUnsafe()
     return reason !== undefined
-      ? this.record.note("impaired", reason, this.now())
-      : this.record.note(trouble === undefined ? "consuming" : "reconnecting", trouble, this.now())
+      ? this.record.note("impaired", reason, now)
+      : this.record.note(trouble === undefined ? "consuming" : "reconnecting", trouble, now)
   })
 
   fail(error: TransportError): void {

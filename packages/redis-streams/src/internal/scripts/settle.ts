@@ -20,12 +20,13 @@ export const settle = Script.make(`${now}${leased}
 local stream, dues, group, me = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
 local lost, last = {}, 0
 ${needs("XPENDING", "stream", "group", "'-'", "'+'", "'1'")}${needs("XCLAIM", "stream", "group", "me", "0", "'0-1'")}
+local retries, ends = false, false
 for i = 3, #ARGV, 5 do
-  if ARGV[i] == 'retry' or ARGV[i] == 'releaseRetry' then
-    ${needs("HSET", "dues", "'a'", "'b'")}
-    break
-  end
+  retries = retries or ARGV[i] == 'retry' or ARGV[i] == 'releaseRetry'
+  ends = ends or ARGV[i] == 'end'
 end
+if retries then ${needs("HSET", "dues", "'a'", "'b'")}end
+if ends then ${needs("XACK", "stream", "group", "'0-1'")}end
 
 local function apply(op, id, count, lease, arg)
   lease = leased(lease)
