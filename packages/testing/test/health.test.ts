@@ -59,6 +59,24 @@ describe("health with its reason, under the watchdog", () => {
       }).pipe(Effect.scoped, Effect.provide(layer))
     }).pipe(Effect.scoped, Effect.provide(watchful)))
 
+  it.live("Redis: a server that is away is no refusal, whatever it refused before", () =>
+    Effect.gen(function*() {
+      const broker = yield* Brokers.redis()
+      yield* redis(broker, "ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", "-xack")
+      yield* Effect.gen(function*() {
+        const running = yield* Pipeline.start(pipeline)
+        yield* Publisher.publish(Orders, 1)
+        yield* state(running, "impaired")
+        const before = Date.now()
+        yield* broker.kill
+        yield* state(running, "reconnecting")
+        yield* assertTold(running, before, /^no connection: /)
+      }).pipe(
+        Effect.scoped,
+        Effect.provide(RedisStreams.layer({ url: `redis://app:pw@${broker.host}:${broker.port}` }))
+      )
+    }).pipe(Effect.scoped, Effect.provide(watchful)))
+
   it.live("NATS: a consumer is deleted, paused by an operator, and may not be acknowledged", () =>
     Effect.gen(function*() {
       const denied = `{ user: noack, password: pw, permissions: { publish: { deny: ["$JS.ACK.>"] } } }`
