@@ -193,6 +193,11 @@ export interface Subscription {
   readonly settle: (
     batch: Arr.NonEmptyReadonlyArray<Settling>
   ) => Effect.Effect<ReadonlyArray<Delivery>, TransportError>
+  /**
+   * What the group has still to do, where the topic alone does not tell `Transport.groups` which it is: a source with
+   * filters of its own. `undefined`: the group is gone.
+   */
+  readonly group?: Effect.Effect<GroupInfo | undefined, TransportError> | undefined
   /** Renews the lease of deliveries; returns those that this consumer no longer owns. Fenced like `settle`. */
   readonly extend: (
     deliveries: Arr.NonEmptyReadonlyArray<Delivery>

@@ -1,9 +1,22 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Health, Pipeline, Publisher, Telemetry, Topic, Transport, TransportError } from "@millrace/core"
-import { MemoryTransport, TestHarness } from "@millrace/testing"
-import { Array as Arr, Clock, Data, Duration, Effect, Layer, Metric, Schedule, Schema, Tracer } from "effect"
+import { Health, Pipeline, Publisher, Settlement, Telemetry, Topic, Transport, TransportError } from "@millrace/core"
+import { FakeTransport, MemoryTransport, TestHarness } from "@millrace/testing"
+import {
+  Array as Arr,
+  Clock,
+  Data,
+  Duration,
+  Effect,
+  Exit,
+  Layer,
+  Metric,
+  Schedule,
+  Schema,
+  Scope,
+  Tracer
+} from "effect"
 import { TestClock } from "effect/testing"
-import { delivery, survives } from "./fixtures/fake.ts"
+import { delivery, on, survives } from "./fixtures/fake.ts"
 
 const Numbers = Topic.make("numbers", { schema: Schema.Number })
 const Doubled = Topic.make("doubled", { schema: Schema.Number })
@@ -163,6 +176,67 @@ describe("the trace of a message", () => {
     }).pipe(Effect.provide(Layer.provideMerge(TestHarness.layer, layer)))
   })
 
+  const id = "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331"
+  const long = Array.from({ length: 30 }, (_, i) => `vendor${i}=${"x".repeat(20)}`).join(",")
+  it.effect.each<readonly [string, Record<string, string>, boolean]>([
+    ["later versions are known as far as version 00", { traceparent: `cc-${id}-01-more`, tracestate: "a=1" }, true],
+    ["a long tracestate goes on whole", { traceparent: `00-${id}-01`, tracestate: long, baggage: "a=1" }, true],
+    ["a wrong traceparent goes nowhere", { traceparent: `00-${id}-01-more`, tracestate: "a=1" }, false],
+    ["version ff is wrong", { traceparent: `ff-${id}-01`, tracestate: "a=1" }, false],
+    ["upper case is wrong", { traceparent: `00-${id.toUpperCase()}-01`, tracestate: "a=1" }, false],
+    ["ids of zeros are wrong", { traceparent: `00-${"0".repeat(32)}-${"0".repeat(16)}-01`, tracestate: "a=1" }, false],
+    ["control characters go nowhere", { tracestate: "a=1\u0000", baggage: "user=\u001b[31m7" }, false],
+    ["a baggage over its bound goes nowhere", { baggage: `a=${"x".repeat(10_000)}` }, false]
+  ])("of a foreign publisher: %s", ([, headers, isCarried]) => {
+    const { layer, spans } = recording()
+    return Effect.gen(function*() {
+      const plain = yield* TestHarness.make(
+        Numbers,
+        from.pipe(Pipeline.to(Doubled), Pipeline.mapEffect(() => Effect.fail("no")), Pipeline.retry({ times: 0 }))
+      )
+      yield* plain.publish(1, { headers })
+      const { deadLettered, published } = yield* plain.runUntilIdle()
+      const sent = published.find(({ topic }) => topic === "doubled")!
+      for (const name of ["traceparent", "tracestate", "baggage"] as const) {
+        assert.strictEqual(sent.headers[name], isCarried ? headers[name] : undefined)
+      }
+      const trace = isCarried ? headers["traceparent"] : undefined
+      assert.strictEqual(deadLettered[0]!.record.trace, trace)
+      const traced = yield* TestHarness.make(
+        Numbers,
+        Pipeline.from(Numbers, { group: "traced" }).pipe(
+          Pipeline.map((n) => n),
+          Pipeline.middleware(Telemetry.spans())
+        )
+      ).pipe(Effect.provide(layer))
+      yield* traced.publish(1, { headers })
+      yield* traced.runUntilIdle()
+      const process = spans.find(({ kind }) => kind === "consumer")!
+      assert.strictEqual(process.links[0]?.span.traceId, trace?.slice(3, 35))
+    }).pipe(
+      Effect.scoped,
+      Effect.provide(TestHarness.layer),
+      Effect.provideService(Telemetry.Logs, false)
+    )
+  })
+
+  it.effect("without a tracer a message has no span, and its trace goes on as it came", () =>
+    Effect.gen(function*() {
+      const current: Array<unknown> = []
+      const harness = yield* TestHarness.make(
+        Numbers,
+        from.pipe(
+          Pipeline.tap(() => Effect.map(Effect.option(Effect.currentParentSpan), (span) => current.push(span._tag))),
+          Pipeline.to(Doubled),
+          Pipeline.middleware(Telemetry.spans())
+        )
+      )
+      yield* harness.publish(1, { headers: publisher })
+      const { published } = yield* harness.runUntilIdle()
+      assert.deepStrictEqual(current, ["None"])
+      assert.deepInclude(published.find(({ topic }) => topic === "doubled")!.headers, publisher)
+    }).pipe(Effect.scoped, Effect.provide(TestHarness.layer)))
+
   it.effect("a source with wildcards has one span name, and the subject as an attribute", () => {
     const { layer, spans } = recording()
     return Effect.gen(function*() {
@@ -224,6 +298,61 @@ describe("health", () => {
     }).pipe(Effect.scoped, Effect.provide(MemoryTransport.layer()), Effect.provideService(Telemetry.Logs, false)))
 })
 
+const until = (running: Pipeline.Running, test: (health: Pipeline.Health) => boolean) =>
+  Effect.gen(function*() {
+    for (let i = 0; !test(yield* running.health); i++) {
+      assert.isBelow(i, 10_000, "the condition never holds")
+      yield* TestClock.adjust("100 millis")
+    }
+    return yield* running.health
+  })
+
+describe("the state of a pipeline", () => {
+  it.effect("is paused while a handler has paused it, with its reason", () =>
+    Effect.gen(function*() {
+      const limited = Pipeline.mapEffect(from, (n) =>
+        n === 1 ? Effect.fail(Settlement.retry("1 minute", { pausesPipeline: true })) : Effect.void)
+      const running = yield* Pipeline.start(limited)
+      yield* Publisher.publishAll(Numbers, [1, 2])
+      const { reason, since } = yield* until(running, ({ state }) =>
+        state === "paused")
+      assert.match(reason!, /^a handler has paused the pipeline until 1970-01-01T00:01:0\d\.\d{3}Z$/)
+      assert.isBelow(since, 1000)
+      const again = yield* until(running, ({ state }) => state === "consuming")
+      assert.isAtLeast(again.since, 60_000)
+    }).pipe(Effect.scoped, Effect.provide(MemoryTransport.layer()), Effect.provideService(Telemetry.Logs, false)))
+
+  it.effect("stays what ended it, whatever is called afterwards", () =>
+    Effect.gen(function*() {
+      const scope = yield* Scope.make()
+      const running = yield* Scope.provide(Pipeline.start(from.pipe(Pipeline.map((n) => n))), scope)
+      yield* running.pause
+      yield* TestClock.adjust("1 minute")
+      yield* running.pause
+      assert.strictEqual((yield* running.health).since, 0)
+      yield* Scope.close(scope, Exit.void)
+      for (const call of [running.pause, running.resume]) {
+        yield* call
+        const { reason, since, state } = yield* running.health
+        assert.deepStrictEqual([state, since, reason], ["stopped", 60_000, "the pipeline's scope was closed"])
+      }
+    }).pipe(Effect.provide(MemoryTransport.layer()), Effect.provideService(Telemetry.Logs, false)))
+
+  it.effect("is stopped with the first reason, also where it was paused and when its scope closes", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const reason = new TransportError.Unauthorized({ address: "fake:1", operation: "reading", detail: "no" })
+      hand.pull = () => Effect.fail(new TransportError.TransportError({ transport: "fake", reason }))
+      const { drained, running } = yield* on(hand, (from) => Pipeline.map(from, (n) => n))
+      const stopped = yield* until(running, ({ state }) => state === "stopped")
+      assert.include(stopped.reason, "refused reading")
+      yield* running.pause
+      assert.deepStrictEqual(yield* running.health, stopped)
+      assert.isTrue(yield* drained("5 seconds"))
+      assert.deepStrictEqual(yield* running.health, stopped)
+    }).pipe(Effect.provideService(Telemetry.Logs, false)))
+})
+
 describe("metrics", () => {
   it.effect("the broker is asked about the groups of a topic once an interval, whatever the number of pipelines", () =>
     Effect.gen(function*() {
@@ -273,6 +402,23 @@ describe("metrics", () => {
       Effect.provide([MemoryTransport.layer(), Telemetry.layerPolledMetrics("15 seconds")]),
       Effect.provideService(Metric.MetricRegistry, new Map()),
       Effect.provideService(Telemetry.Logs, false)
+    ))
+
+  it.effect("publishers on one transport keep the attributes of their own contexts", () =>
+    Effect.gen(function*() {
+      for (const tenant of ["a", "b", "a"]) {
+        yield* Publisher.publish(Numbers, 1).pipe(
+          Effect.provideService(Metric.CurrentMetricAttributes, { tenant })
+        )
+      }
+      const sent = (yield* Metric.snapshot).filter(({ id }) => id === "messaging.client.sent.messages")
+      assert.deepStrictEqual(
+        sent.map(({ attributes, state }) => [attributes?.["tenant"], (state as Metric.CounterState<number>).count]),
+        [["a", 2], ["b", 1]]
+      )
+    }).pipe(
+      Effect.provide(Layer.merge(MemoryTransport.layer(), Telemetry.layerMetrics)),
+      Effect.provideService(Metric.MetricRegistry, new Map())
     ))
 
   it.effect("count outcomes and seconds, with a bounded number of series", () =>

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Pipeline, Publisher, Telemetry, Topic, Transport, TransportError } from "@millrace/core"
+import { Codec, Pipeline, Publisher, Telemetry, Topic, Transport, TransportError } from "@millrace/core"
 import { FakeTransport, MemoryTransport, Wait } from "@millrace/testing"
 import { Effect, Layer, Logger, References, Result, Schedule, Schema } from "effect"
 import { TestClock } from "effect/testing"
@@ -128,6 +128,39 @@ describe("logs", () => {
     }).pipe(Effect.provide(layer))
   })
 
+  it.effect("each is one bounded line without control characters, whatever names, errors and bodies hold", () => {
+    const { layer, lines } = recording()
+    const Odd = Topic.make("we\"ird\n\u001b[31mtopic", { schema: Schema.String })
+    class Huge extends Error {
+      readonly _tag = "Huge\n\u001b[31m"
+      readonly more = "y".repeat(3_000_000)
+    }
+    return Effect.gen(function*() {
+      const odd = Pipeline.from(Odd, { group: "g\r\n\u001b[32m", startFrom: "beginning" }).pipe(
+        Pipeline.tap((text) =>
+          text === "huge" ? Effect.fail(new Huge(`\u001b[31mred\n${"x".repeat(3_000_000)}`)) : Effect.void
+        ),
+        Pipeline.retry({ times: 1, schedule: Schedule.spaced("1 second") })
+      )
+      const running = yield* Pipeline.start(odd)
+      yield* Publisher.publish(Odd, "huge")
+      const Foreign = Topic.make(Odd.name, { codec: Codec.text })
+      yield* Publisher.publish(Foreign, `{${"z".repeat(900_000)}`)
+      yield* until(() => Effect.runSync(running.counts).deadLettered === 2)
+      yield* Wait.turns
+      assert.strictEqual(lines.filter(({ level }) => level === "Warn").length, 2)
+      for (const { annotations, text } of lines) {
+        assert.notMatch(text, /\p{Cc}/u)
+        assert.isBelow(text.length, 600)
+        const shown = Object.values(annotations).map((value) =>
+          typeof value === "string" ? value : JSON.stringify(value)
+        )
+        assert.notMatch(shown.join(""), /[^\P{Cc}\n]/u)
+        assert.isBelow(shown.join("").length, 6000)
+      }
+    }).pipe(Effect.scoped, Effect.provide([MemoryTransport.layer(), layer]))
+  })
+
   it.effect("at most so many warnings a minute, a stack for the first, and a count of the others", () => {
     const { layer, of } = recording()
     return Effect.gen(function*() {
@@ -142,6 +175,7 @@ describe("logs", () => {
         of("Warn").at(-1)!.text,
         "numbers/g: 97 more messages dead-lettered in the last minute (TypeError 97)"
       )
+      assert.deepInclude(of("Warn").at(-1)!.annotations, { omitted: 97, "omitted.reasons": { exhausted: 97 } })
       yield* Publisher.publish(Numbers, 1)
       yield* until(() => of("Warn").length === 5)
       assert.isTrue("error.stack" in of("Warn").at(-1)!.annotations)
@@ -174,6 +208,26 @@ describe("logs", () => {
         "numbers/g: the handler of message 1 has been running for 5m"
       ])
     }).pipe(Effect.scoped, Effect.provide([MemoryTransport.layer(), layer]))
+  })
+
+  it.effect("a message that waits for its batch runs no handler; the batch is long when its function is", () => {
+    const { layer, of } = recording()
+    return Effect.gen(function*() {
+      const stuck = Pipeline.from(Numbers, { group: "g", startFrom: "beginning", drainTimeout: 0 }).pipe(
+        Pipeline.batch({ size: 10, within: "3 minutes" }, () => Effect.never)
+      )
+      yield* Pipeline.start(stuck)
+      yield* Publisher.publish(Numbers, 7)
+      yield* TestClock.adjust("2 minutes")
+      assert.deepStrictEqual(of("Warn"), [])
+      yield* TestClock.adjust("150 seconds")
+      assert.deepStrictEqual(of("Warn").map(({ text }) => text), [
+        "numbers/g: the handler of message 1 has been running for 1m"
+      ])
+    }).pipe(
+      Effect.scoped,
+      Effect.provide([MemoryTransport.layer(), layer, Telemetry.layerLogs({ longRunning: "1 minute" })])
+    )
   })
 
   it.effect("one line when an outage begins, one when it ends, for all pipelines of a broker", () => {
@@ -339,6 +393,8 @@ describe("the watchdog", () => {
       assert.match(health.reason!, /^the broker does not confirm settlements: \d wait$/)
       isBroken = false
       yield* TestClock.adjust("1 hour")
-      assert.strictEqual((yield* running.health).state, "consuming")
+      const again = yield* running.health
+      assert.strictEqual(again.state, "consuming")
+      assert.isAbove(again.since, health.since)
     }).pipe(Effect.scoped, Effect.provide([MemoryTransport.layer(), Telemetry.layerLogs(false)])))
 })

@@ -2,7 +2,7 @@ import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import type { GroupInfo, Transport } from "../Transport.ts"
+import type { GroupInfo, Subscription, Transport } from "../Transport.ts"
 import type { TransportError } from "../TransportError.ts"
 
 type Groups = Effect.Effect<ReadonlyArray<GroupInfo>, TransportError>
@@ -24,17 +24,31 @@ export class GroupPoll {
     this.transport = transport
   }
 
-  /** The groups as they were at most `maxAge` milliseconds before `now`. */
+  /** The groups of a topic as they were at most `maxAge` milliseconds before `now`. */
   groups(topic: string, maxAge: number, now: number): Groups {
-    const known = this.answers.get(topic)
+    return this.answer(topic, this.transport.groups(topic), maxAge, now)
+  }
+
+  /** The one group that a subscription knows, in the same way. */
+  group(topic: string, group: string, ask: Subscription["group"] & {}, maxAge: number, now: number): Groups {
+    return this.answer(
+      JSON.stringify([topic, group]),
+      Effect.map(ask, (info) => info === undefined ? [] : [info]),
+      maxAge,
+      now
+    )
+  }
+
+  private answer(about: string, ask: Groups, maxAge: number, now: number): Groups {
+    const known = this.answers.get(about)
     if (known !== undefined && now - known.at < maxAge) return known.groups
     const answer = Deferred.makeUnsafe<ReadonlyArray<GroupInfo>, TransportError>()
-    this.answers.set(topic, { at: now, groups: Deferred.await(answer) })
-    return Effect.onExit(this.transport.groups(topic), (exit) =>
+    this.answers.set(about, { at: now, groups: Deferred.await(answer) })
+    return Effect.onExit(ask, (exit) =>
       Effect.sync(() => {
         // The pipeline that asked has stopped: the others know nothing until they ask.
         const isStopped = Exit.isFailure(exit) && Cause.hasInterruptsOnly(exit.cause)
-        if (isStopped) this.answers.delete(topic)
+        if (isStopped) this.answers.delete(about)
         Deferred.doneUnsafe(answer, isStopped ? Exit.succeed([]) : exit)
       }))
   }

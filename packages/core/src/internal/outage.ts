@@ -1,5 +1,6 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import { oneLine } from "./printable.ts"
 import type { Health } from "./running.ts"
 
 /** The outages of one broker, as the pipelines on it see them: one line at the beginning, one at the end. */
@@ -43,14 +44,14 @@ export class Outages {
     if (this.reasons.size < maxReasons) this.reasons.set(reason, seenAt)
     if (this.logged.has(reason) || (!isNew && now - seenAt < newsAfter)) return Effect.void
     this.logged.add(reason)
-    return Effect.logWarning(`${this.label}: ${name} cannot consume: ${reason}`).pipe(
+    return Effect.logWarning(`${this.label}: ${oneLine(name)} cannot consume: ${oneLine(reason)}`).pipe(
       Effect.annotateLogs({ pipeline: name, state: health.state, reason })
     )
   }
 
   private ended(pipeline: object, now: number): Effect.Effect<void> {
     if (!this.affected.delete(pipeline) || this.affected.size > 0) return Effect.void
-    const lasted = Duration.format(Duration.seconds(Math.max(0, Math.round((now - this.since) / 1000))))
+    const lasted = Duration.format(Duration.seconds(Math.max(1, Math.round((now - this.since) / 1000))))
     const who = this.most === 1 ? "1 pipeline" : `${this.most} pipelines`
     return Effect.logInfo(`${this.label}: consuming again after ${lasted} (${who} affected)`)
   }

@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import type * as Telemetry from "../Telemetry.ts"
 import type { Delivery } from "../Transport.ts"
 import { describe, type ErrorDetailOptions } from "./errorDetail.ts"
+import { oneLine, printable } from "./printable.ts"
 
 /** Of what a line is about, at most so many lines a minute. */
 type Kind =
@@ -17,8 +18,9 @@ type Kind =
 interface Window {
   written: number
   omitted: number
-  /** By error, for the line that counts them. */
+  /** What was left out, by error and by reason. */
   readonly errors: Map<string, number>
+  readonly reasons: Map<string, number>
 }
 
 export interface OutcomeLogOptions {
@@ -43,7 +45,15 @@ export class OutcomeLog {
   private windowEnds = 0
 
   constructor(options: OutcomeLogOptions) {
-    this.options = options
+    const { deadLetter, group, pipeline, topic } = options
+    // Any text is the name of something on Redis.
+    this.options = {
+      ...options,
+      pipeline: oneLine(pipeline),
+      topic: oneLine(topic),
+      group: oneLine(group),
+      deadLetter: deadLetter === undefined ? undefined : oneLine(deadLetter)
+    }
   }
 
   started(broker: string, concurrency: number): void {
@@ -150,14 +160,12 @@ export class OutcomeLog {
 
   flush(): void {
     const { pipeline } = this.options
-    for (const [kind, { errors, omitted }] of this.windows) {
+    for (const [kind, { errors, omitted, reasons }] of this.windows) {
       if (omitted === 0) continue
-      const most = [...errors].sort(([, a], [, b]) => b - a).slice(0, 3).map(([tag, count]) =>
-        `${line(tag, "")} ${count}`
-      )
-      const which = most.length === 0 ? "" : ` (${most.join(", ")})`
+      const which = errors.size === 0 ? "" : ` (${most(errors, omitted)})`
       this.write(Effect.logWarning(`${pipeline}: ${omitted} more messages ${kind} in the last minute${which}`), {
-        omitted
+        omitted,
+        ...(reasons.size === 0 ? {} : { "omitted.reasons": Object.fromEntries(reasons) })
       })
     }
     this.windows.clear()
@@ -192,34 +200,35 @@ export class OutcomeLog {
     cause: Cause.Cause<unknown>,
     now: number,
     text: (error: string) => string,
-    more: { readonly [name: string]: unknown } = {}
+    more: { readonly reason?: string; readonly attempts?: number } = {}
   ): void {
     const { message, stack, tag, ...detail } = describe(cause, this.options.errors)
-    if (!this.mayWrite(kind, tag, now)) return
+    if (!this.mayWrite(kind, tag, now, more.reason)) return
     const isFirst = !this.shown.has(tag)
     this.shown.add(tag)
     this.write(Effect.logWarning(text(line(tag, message))), {
       ...this.annotations(delivery),
       ...more,
-      "error.type": tag,
-      ...(detail.causes.length === 0 ? {} : { "error.causes": detail.causes }),
+      "error.type": oneLine(tag),
+      ...(detail.causes.length === 0 ? {} : { "error.causes": detail.causes.map(oneLine) }),
       ...(detail.fields === undefined ? {} : { "error.fields": detail.fields }),
-      ...(isFirst && stack !== undefined ? { "error.stack": stack } : {})
+      ...(isFirst && stack !== undefined ? { "error.stack": printable(stack) } : {})
     })
   }
 
-  private mayWrite(kind: Kind, tag: string | undefined, now: number): boolean {
+  private mayWrite(kind: Kind, tag: string | undefined, now: number, reason?: string): boolean {
     if (now >= this.windowEnds) {
       this.flush()
       this.windowEnds = now + 60_000
     }
     let window = this.windows.get(kind)
-    if (window === undefined) this.windows.set(kind, window = { written: 0, omitted: 0, errors: new Map() })
+    if (window === undefined) this.windows.set(kind, window = noLines())
     if (window.written < this.options.perMinute) {
       window.written++
       return true
     }
     window.omitted++
+    if (reason !== undefined) window.reasons.set(reason, (window.reasons.get(reason) ?? 0) + 1)
     if (tag !== undefined && (window.errors.has(tag) || window.errors.size < 50)) {
       window.errors.set(tag, (window.errors.get(tag) ?? 0) + 1)
     }
@@ -227,7 +236,7 @@ export class OutcomeLog {
   }
 
   private annotations({ attempt, id, topic }: Delivery): { readonly [name: string]: unknown } {
-    return { topic, id, attempts: attempt }
+    return { topic: oneLine(topic), id: oneLine(id), attempts: attempt }
   }
 
   private write(effect: Effect.Effect<void>, annotations: { readonly [name: string]: unknown }): void {
@@ -238,10 +247,19 @@ export class OutcomeLog {
 
 const noDetail = { stack: false, fields: false }
 
+const noLines = (): Window => ({ written: 0, omitted: 0, errors: new Map(), reasons: new Map() })
+
+/** The three most frequent errors, and how many others there are. */
+const most = (errors: ReadonlyMap<string, number>, total: number): string => {
+  const named = [...errors].sort(([, a], [, b]) => b - a).slice(0, 3)
+  const others = total - named.reduce((sum, [, count]) => sum + count, 0)
+  return [...named.map(([tag, count]) => `${line(tag, "")} ${count}`), ...(others === 0 ? [] : [`others ${others}`])]
+    .join(", ")
+}
+
 /** One line, however the error is written. */
 const line = (tag: string, message: string): string => {
-  const text = message === "" ? tag : `${tag}: ${message}`
-  const single = text.replace(/\s*[\r\n]+\s*/g, " ").replace(/\p{Cc}/gu, "\ufffd")
+  const single = oneLine(message === "" ? tag : `${tag}: ${message}`)
   return single.length > 300 ? `${single.slice(0, 299)}…` : single
 }
 

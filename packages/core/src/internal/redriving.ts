@@ -7,6 +7,7 @@ import type { PublishError } from "../Publisher.ts"
 import type { Outgoing, Transport } from "../Transport.ts"
 import type { TransportError } from "../TransportError.ts"
 import { isUnanswered, wait } from "./publish.ts"
+import { store } from "./send.ts"
 
 /** A dead letter to redrive. */
 export interface Item {
@@ -110,7 +111,7 @@ class Redrive {
     if (!Arr.isReadonlyArrayNonEmpty(items)) return Effect.void
     return Effect.flatMap(
       Effect.uninterruptible(Effect.gen({ self: this }, function*() {
-        const results = yield* this.transport.publish(Arr.map(items, ({ item, size }) => item.messages[size]!))
+        const results = yield* store(this.transport, Arr.map(items, ({ item, size }) => item.messages[size]!))
         const again: Array<{ readonly item: Item; readonly size: number }> = []
         const published: Array<string> = []
         let unanswered = false

@@ -17,6 +17,11 @@ export class Rest {
     return this.until === -Infinity || this.options.now() >= this.until
   }
 
+  /** Milliseconds until it is over. */
+  get left(): number {
+    return this.isOver ? 0 : this.until - this.options.now()
+  }
+
   /** Begins, or goes on; `false` when it lasts as long already. */
   begin(millis: number): boolean {
     const until = this.options.now() + millis

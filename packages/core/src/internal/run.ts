@@ -75,6 +75,7 @@ export class Run {
   private readonly prefetch: Prefetch
   /** A handler has paused the pipeline: nothing begins and nothing is asked for. */
   private readonly rest: Rest
+  private restsSince = 0
   /** Something wants to know how long handlers take. */
   private readonly isTimed: boolean
   /** When the last handler ended, while nothing but the engine has run since: the next one begins then. */
@@ -109,6 +110,7 @@ export class Run {
       running: () => this.holding.begun,
       waiting: () => this.handler.waiting.all(),
       isPulling: () => this.reader.isAskingForFresh,
+      paused: () => this.paused,
       unconfirmed: () => this.settlements.settler.unconfirmed,
       counts: () => ({ ...this.outcomes.report.counts })
     })
@@ -120,6 +122,7 @@ export class Run {
       left: (attempt) => this.left(attempt),
       postpone: (attempt, millis) => this.intake.postpone(attempt, millis, this.isDraining),
       rest: (millis) => {
+        if (this.rest.isOver) this.restsSince = this.clock.currentTimeMillisUnsafe()
         if (this.rest.begin(millis)) this.reader.withdraw(() => {})
       },
       awaiting: (attempt) => this.awaiting(attempt),
@@ -310,6 +313,12 @@ export class Run {
     Deferred.doneUnsafe(this.failure, Exit.failCause(cause))
     const text = `${this.program.name} can no longer run: ${this.stoppedBecause}`
     this.run(Cause.hasDies(cause) ? Effect.logError(text, loggable(cause)) : Effect.logError(text))
+  }
+
+  /** A handler has paused the pipeline: since when, and until when. Milliseconds since the epoch. */
+  get paused(): { readonly since: number; readonly until: number } | undefined {
+    const { left } = this.rest
+    return left > 0 ? { since: this.restsSince, until: this.clock.currentTimeMillisUnsafe() + left } : undefined
   }
 
   private demandChanged(): void {

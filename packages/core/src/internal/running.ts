@@ -29,7 +29,8 @@ export interface Counts {
 }
 
 /**
- * Whether a running pipeline consumes messages: its transport's health, or `paused`, `draining`, `stopped`.
+ * Whether a running pipeline consumes messages: its transport's health, or `paused` (by `pause` or by a handler),
+ * `draining`, `stopped`. What ended a pipeline stays its reason.
  *
  * @category models
  * @since 0.1.0

@@ -124,12 +124,12 @@ const metered = (
         const meter = SendMeter.of(context, transport)
         const [{ topic }] = messages
         let failure = ""
-        for (const result of results) {
+        results.forEach((result, i) => {
           const type = Result.isFailure(result) ? result.failure.reason._tag : ""
           if (type !== "") failure = type
           // A message that was never sent is not counted.
-          if (type !== "NotSent" && type !== "Unencodable") meter.series(topic, type).sent.add(1)
-        }
+          if (type !== "NotSent" && type !== "Unencodable") meter.series(messages[i]!.topic, type).sent.add(1)
+        })
         meter.series(topic, failure).operation.record(seconds)
       }))
   })
@@ -139,19 +139,26 @@ interface SendSeries {
   readonly operation: Histogram
 }
 
+const getOrAdd = <A>(map: WeakMap<object, A>, key: object, make: () => A): A => {
+  let value = map.get(key)
+  if (value === undefined) map.set(key, value = make())
+  return value
+}
+
 class SendMeter {
-  private static readonly all = new WeakMap<object, WeakMap<object, SendMeter>>()
+  private static readonly all = new WeakMap<object, WeakMap<object, WeakMap<object, SendMeter>>>()
   private readonly registry: Registry
   private readonly transport: Transport["Service"]
   private readonly known = new Map<string, SendSeries>()
 
   static of(context: Context.Context<never>, transport: Transport["Service"]): SendMeter {
-    const registry = Registry.identity(context)
-    let meters = SendMeter.all.get(registry)
-    if (meters === undefined) SendMeter.all.set(registry, meters = new WeakMap())
-    let meter = meters.get(transport)
-    if (meter === undefined) meters.set(transport, meter = new SendMeter(new Registry(context), transport))
-    return meter
+    const [registry, attributes] = Registry.identity(context)
+    const meters = getOrAdd(
+      getOrAdd(SendMeter.all, registry, () => new WeakMap()),
+      attributes,
+      () => new WeakMap()
+    )
+    return getOrAdd(meters, transport, () => new SendMeter(new Registry(context), transport))
   }
 
   private constructor(registry: Registry, transport: Transport["Service"]) {

@@ -86,9 +86,9 @@ export class Registry {
   private readonly extra: Attributes
   private readonly known: Map<string, { readonly series: Series; readonly remove: () => void }>
 
-  /** Equal for contexts whose series are the same. */
-  static identity(context: Context.Context<never>): object {
-    return Context.get(context, Metric.MetricRegistry)
+  /** The registry and the attributes of a context: where both are the same, the series are. */
+  static identity(context: Context.Context<never>): readonly [registry: object, attributes: object] {
+    return [Context.get(context, Metric.MetricRegistry), Context.get(context, Metric.CurrentMetricAttributes)]
   }
 
   constructor(context: Context.Context<never>) {

@@ -16,6 +16,7 @@ import { Meter } from "./meter.ts"
 import { noObserver } from "./observer.ts"
 import { labelOf, Outages } from "./outage.ts"
 import { OutcomeLog } from "./outcomeLog.ts"
+import { oneLine } from "./printable.ts"
 import type { Program } from "./program.ts"
 import { isThenable, settledAs } from "./promise.ts"
 import type { Health } from "./running.ts"
@@ -33,6 +34,8 @@ export interface View {
   /** Attempts whose handlers wait for something. */
   readonly waiting: () => Iterable<Attempt>
   readonly isPulling: () => boolean
+  /** A handler has paused the pipeline. Milliseconds since the epoch. */
+  readonly paused: () => { readonly since: number; readonly until: number } | undefined
   readonly unconfirmed: () => number
   readonly counts: () => { readonly [name: string]: number }
 }
@@ -59,6 +62,11 @@ export class Sight {
   /** When a waiting handler was first seen, and whether that was said. */
   private seen = new Map<Attempt, { readonly since: number; isLogged: boolean }>()
   private lastState: Health["state"] = "consuming"
+  /** The engine has told the state. */
+  private isFixed = false
+  /** Where the subscription said that it consumes, and the pipeline did not. */
+  private wasOtherwise = false
+  private consumesSince = 0
   private hasFailed = false
   /** An observer has thrown, and that was logged. */
   private hasBroken = false
@@ -216,7 +224,9 @@ export class Sight {
       isNews
         ? Effect.logError(`${name}: the transport failed at settlements; they are sent again`, loggable(cause))
         : Effect.logDebug(
-          `${name}: ${size} settlements did not reach the broker and are sent again: ${summarize(cause)}`
+          `${name}: ${
+            size === 1 ? "1 settlement" : `${size} settlements`
+          } did not reach the broker, to be sent again: ${oneLine(summarize(cause))}`
         )
     )
   }
@@ -240,24 +250,45 @@ export class Sight {
 
   // --- looking now and then
 
-  /** The subscription's health, unless the watchdog knows better. */
+  /** The subscription's health, unless the watchdog knows better, or a handler has paused the pipeline. */
   readonly health: Effect.Effect<Health> = Effect.suspend(() =>
     Effect.map(this.subscription.health, (health): Health => {
-      const verdict = health.state === "consuming" ? this.watchdog?.verdict : undefined
-      return verdict === undefined ? health : { state: "impaired", ...verdict }
+      if (health.state !== "consuming") return health
+      const verdict = this.watchdog?.verdict
+      if (verdict !== undefined) {
+        this.wasOtherwise = true
+        return { state: "impaired", ...verdict }
+      }
+      const paused = this.view.paused()
+      if (paused !== undefined) {
+        this.wasOtherwise = true
+        const until = new Date(paused.until).toISOString()
+        return { state: "paused", since: paused.since, reason: `a handler has paused the pipeline until ${until}` }
+      }
+      if (this.wasOtherwise) {
+        this.wasOtherwise = false
+        this.consumesSince = this.clock.currentTimeMillisUnsafe()
+      }
+      return { ...health, since: Math.max(health.since, this.consumesSince) }
     })
   )
 
   /** The state that `Running.health` has now; the engine tells what it knows better than the subscription. */
-  became(state: Health["state"]): void {
-    this.lastState = state
+  became(state: Extract<Health["state"], "paused" | "draining" | "stopped"> | undefined): void {
+    this.isFixed = state !== undefined
+    this.lastState = state ?? "consuming"
   }
 
   /** What the broker said about the group at most `maxAge` milliseconds ago, to any pipeline of the process. */
   private group(maxAge: number): Effect.Effect<GroupInfo | undefined, TransportError> {
     return Effect.suspend(() => {
       const { group, topic } = this.program.source
-      const groups = GroupPoll.of(this.transport).groups(topic.name, maxAge, this.clock.currentTimeMillisUnsafe())
+      const now = this.clock.currentTimeMillisUnsafe()
+      const poll = GroupPoll.of(this.transport)
+      const ask = this.subscription.group
+      const groups = ask === undefined
+        ? poll.groups(topic.name, maxAge, now)
+        : poll.group(topic.name, group, ask, maxAge, now)
       return Effect.map(groups, (groups) => groups.find((info) => info.group === group))
     })
   }
@@ -269,11 +300,9 @@ export class Sight {
     return Effect.andThen(
       this.watchdog?.look(now) ?? Effect.void,
       Effect.flatMap(this.health, (health) => {
-        if (this.lastState === "consuming" || this.lastState === "reconnecting" || this.lastState === "impaired") {
-          this.lastState = health.state
-        }
+        if (!this.isFixed) this.lastState = health.state
         // A pipeline that can no longer run has logged that.
-        return this.log === undefined || this.lastState === "stopped"
+        return this.log === undefined || (this.isFixed && this.lastState === "stopped")
           ? Effect.void
           : this.outages.saw(this, this.program.name, health, now)
       })
@@ -286,7 +315,8 @@ export class Sight {
     const now = this.view.now()
     const seen: typeof this.seen = new Map()
     for (const attempt of this.view.waiting()) {
-      if (attempt.state !== "running") continue
+      // Without a permit it waits for its batch.
+      if (attempt.state !== "running" || attempt.permit === undefined) continue
       const known = this.seen.get(attempt) ??
         { since: attempt.startedAt > 0 ? attempt.startedAt : now, isLogged: false }
       seen.set(attempt, known)

@@ -8,7 +8,7 @@ import { serverAttributes } from "./serverAttributes.ts"
 import { skipping } from "./skipping.ts"
 import { isFiltered } from "./steps.ts"
 import { fromTraceparent, isSampled, setTraceOf } from "./traceContext.ts"
-import { inSpan } from "./traced.ts"
+import { inSpan, isTraced } from "./traced.ts"
 
 /**
  * Options of {@link spans}.
@@ -49,6 +49,13 @@ export const spans = (options?: SpanOptions): <A, E, R>(
   const isParent = options?.relation === "parent"
   /** The span, where the message is sampled. */
   const wrap = <A, E, R>(
+    handler: Effect.Effect<A, E, R>,
+    given: Message.Any | ReadonlyArray<Message.Any>
+  ): Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>> => {
+    type Spanned = Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>>
+    return Effect.withFiber(({ context }) => isTraced(context) ? spanned(handler, given) : handler) as Spanned
+  }
+  const spanned = <A, E, R>(
     handler: Effect.Effect<A, E, R>,
     given: Message.Any | ReadonlyArray<Message.Any>
   ): Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>> => {

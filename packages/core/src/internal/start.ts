@@ -60,8 +60,11 @@ export const start = Effect.fnUntraced(function*(
   let since = 0
   const become = (next: typeof state) =>
     Effect.sync(() => {
+      // Nothing resumes a pipeline that ends, and a state goes on from when it began.
+      const isEnding = state === "draining" || state === "stopped"
+      if (state === next || (isEnding && next !== "stopped")) return
       state = next
-      run.sight.became(next ?? "consuming")
+      run.sight.became(next)
       since = clock.currentTimeMillisUnsafe()
     })
   yield* drainedTogether(
@@ -89,13 +92,13 @@ export const start = Effect.fnUntraced(function*(
     ...description,
     pause: Effect.andThen(become("paused"), run.reader.pause),
     resume: Effect.andThen(become(undefined), run.reader.resume),
-    health: Effect.suspend((): Effect.Effect<Health> =>
-      state === undefined && run.stoppedAt !== undefined
-        ? Effect.succeed({ state: "stopped", since: run.stoppedAt, reason: run.stoppedBecause })
-        : state === undefined
-        ? run.sight.health
-        : Effect.succeed({ state, since, reason: reasons[state] })
-    ),
+    health: Effect.suspend((): Effect.Effect<Health> => {
+      // Nothing that follows makes it run again, and nothing tells more.
+      if (run.stoppedAt !== undefined) {
+        return Effect.succeed({ state: "stopped", since: run.stoppedAt, reason: run.stoppedBecause })
+      }
+      return state === undefined ? run.sight.health : Effect.succeed({ state, since, reason: reasons[state] })
+    }),
     limit: run.limit,
     owned: Effect.sync(owned),
     counts: Effect.sync(counts),

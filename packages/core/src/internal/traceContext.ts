@@ -15,11 +15,12 @@ export const Carried = Context.Reference<Headers | undefined>("@millrace/core/in
 export const carriesTrace = (headers: Headers): boolean =>
   headers["traceparent"] !== undefined || headers["baggage"] !== undefined
 
-/** Version 00 of the header; any other text starts a new trace. */
-const version00 = /^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$/
+/** Version 00 of the header; of a later one, the part that is known. Any other text starts a new trace. */
+const valid =
+  /^(?:00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$|(?!00|ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:$|-))/
 
 export const fromTraceparent = (traceparent: string | undefined): Tracer.ExternalSpan | undefined =>
-  traceparent === undefined || !version00.test(traceparent) ? undefined : Tracer.externalSpan({
+  traceparent === undefined || !valid.test(traceparent) ? undefined : Tracer.externalSpan({
     traceId: traceparent.slice(3, 35),
     spanId: traceparent.slice(36, 52),
     sampled: isFlagged(traceparent)
@@ -32,7 +33,7 @@ export const isSampled = (message: { readonly headers: Headers }, ratio: number)
   // Headers may be decoded when they are first read.
   if (ratio <= 0) return false
   const { traceparent } = message.headers
-  if (traceparent === undefined || !version00.test(traceparent)) return ratio >= 1 || Math.random() < ratio
+  if (traceparent === undefined || !valid.test(traceparent)) return ratio >= 1 || Math.random() < ratio
   return isFlagged(traceparent) && (ratio >= 1 || Number.parseInt(traceparent.slice(22, 35), 16) / 2 ** 52 < ratio)
 }
 
@@ -43,19 +44,26 @@ export const toTraceparent = (span: Tracer.AnySpan): string =>
 export const hasTrace = (context: Context.Context<never>): boolean =>
   Context.getOrUndefined(context, Tracer.ParentSpan) !== undefined || Context.get(context, Carried) !== undefined
 
-/** Writes the trace that is current here; a `tracestate` belongs to its trace and goes no further than that. */
+/**
+ * Writes the trace that is current here; a `tracestate` belongs to its trace and goes no further than that. What a
+ * foreign publisher wrote wrongly goes nowhere: it could make the next message unsendable.
+ */
 export const inject = (headers: Record<string, string>, context: Context.Context<never>): void => {
   const span = Context.getOrUndefined(context, Tracer.ParentSpan)
   const carried = Context.get(context, Carried)
   if (span !== undefined) headers["traceparent"] = toTraceparent(span)
   if (carried === undefined) return
   const { baggage, traceparent, tracestate } = carried
-  if (baggage !== undefined) headers["baggage"] = baggage
-  if (traceparent === undefined) return
-  if (span === undefined) headers["traceparent"] = traceparent
-  const isSameTrace = span === undefined || fromTraceparent(traceparent)?.traceId === span.traceId
-  if (tracestate !== undefined && isSameTrace) headers["tracestate"] = tracestate
+  if (baggage !== undefined && isCarriable(baggage)) headers["baggage"] = baggage
+  const publisher = fromTraceparent(traceparent)
+  if (publisher === undefined) return
+  if (span === undefined) headers["traceparent"] = traceparent!
+  const isSameTrace = span === undefined || publisher.traceId === span.traceId
+  if (tracestate !== undefined && isSameTrace && isCarriable(tracestate)) headers["tracestate"] = tracestate
 }
+
+/** Printable, and no longer than a baggage may be: W3C has every platform carry 8192 bytes, and 512 of a `tracestate`. */
+const isCarriable = (text: string): boolean => text.length <= 8192 && /^[\x20-\x7e\t]+$/.test(text)
 
 /**
  * The span that the handlers of a message without a span run under: their own spans are not sampled either. Its ids are
@@ -108,8 +116,10 @@ const hex = (digits: number): string => {
 const traces = new WeakMap<object, string>()
 
 /** The span that an attempt at a delivery ran in, for its dead letter. */
-export const traceOf = (delivery: { readonly headers: Headers }): string | undefined =>
-  traces.get(delivery) ?? delivery.headers["traceparent"]
+export const traceOf = (delivery: { readonly headers: Headers }): string | undefined => {
+  const { traceparent } = delivery.headers
+  return traces.get(delivery) ?? (fromTraceparent(traceparent) === undefined ? undefined : traceparent)
+}
 
 export const setTraceOf = (delivery: object, span: Tracer.AnySpan): void => {
   traces.set(delivery, toTraceparent(span))

@@ -283,7 +283,7 @@ export const watch = Effect.fnUntraced(function*(
     apiPrefix: apiOptions.apiPrefix ?? (apiOptions.domain === undefined ? "$JS.API" : `$JS.${apiOptions.domain}.API`),
     // A connection that is being drained takes no more.
     state: () => nc.isClosed() || nc.isDraining() ? "closed" : state,
-    trouble: () => refusal ?? `no connection${dialError === undefined ? "" : `: ${dialError}`}`,
+    trouble: () => refusal ?? `no connection: ${dialError ?? "the server does not answer"}`,
     complaint: () => complaint,
     listen,
     sentSince,

@@ -26,19 +26,34 @@ export const groups = Effect.fnUntraced(function*(
     config.durable_name !== undefined &&
     filterOf(config.filter_subjects, config.filter_subject, subjects).some((filter) => names.covers(filter, topic))
   )
-  return yield* Effect.forEach(reading, (consumer) =>
-    Effect.map(
-      consumer.num_pending + consumer.num_ack_pending === 0
-        ? Effect.succeed(undefined)
-        : firstFrom(connection, stream, topic, consumer.ack_floor.stream_seq + 1),
-      (oldest): Transport.GroupInfo => ({
-        group: consumer.config.metadata?.[groupKey] ?? names.groupOf(topic, consumer.name),
-        lag: consumer.num_pending,
-        pending: consumer.num_ack_pending,
-        ...oldest === undefined ? {} : { oldest }
-      })
-    ))
+  return yield* Effect.forEach(
+    reading,
+    (consumer) =>
+      left(connection, consumer, consumer.config.metadata?.[groupKey] ?? names.groupOf(topic, consumer.name), [topic])
+  )
 })
+
+/** What a consumer has still to do; `subjects` are those that it reads. */
+export const left = (
+  connection: Connection,
+  { ack_floor, num_ack_pending, num_pending, stream_name }: ConsumerInfo,
+  group: string,
+  subjects: ReadonlyArray<string>
+): Effect.Effect<Transport.GroupInfo, TransportError.TransportError> =>
+  Effect.map(
+    num_pending + num_ack_pending === 0
+      ? Effect.succeed([])
+      : Effect.forEach(subjects, (subject) => firstFrom(connection, stream_name, subject, ack_floor.stream_seq + 1)),
+    (found): Transport.GroupInfo => {
+      const times = found.filter((time) => time !== undefined)
+      return {
+        group,
+        lag: num_pending,
+        pending: num_ack_pending,
+        ...times.length === 0 ? {} : { oldest: Math.min(...times) }
+      }
+    }
+  )
 
 const filterOf = (
   several: ReadonlyArray<string> | undefined,

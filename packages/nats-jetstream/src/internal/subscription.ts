@@ -10,6 +10,7 @@ import { type Connection, unauthorized } from "./connection.ts"
 import { consumerInfo, type ConsumerSpec, ensureConsumer } from "./consumers.ts"
 import { ConsumerWatch } from "./consumerWatch.ts"
 import type { JetStreamDelivery } from "./delivery.ts"
+import { left } from "./groups.ts"
 import { Healing } from "./healing.ts"
 import { Condition } from "./health.ts"
 import { Inbox } from "./inbox.ts"
@@ -248,6 +249,12 @@ export const subscribe = Effect.fnUntraced(function*(
         const isSettled = (id: string) => (sequenceIn(position.life, id) ?? 0) <= position.floor
         return { settled: ids.filter((id) => isSettled(id) && !held.has(id)), held: [...held] }
       }),
+    group: asked.isFiltered || asked.stream.name !== undefined
+      ? Effect.flatMap(consumerInfo(connection, consumer.stream_name, consumer.name), (info) =>
+        info === undefined
+          ? Effect.succeed(undefined)
+          : left(connection, info, options.group, spec.subjects.length === 0 ? [">"] : spec.subjects))
+      : undefined,
     clientId: consumer.name,
     lease: Duration.millis(lease),
     // A server that has stopped leaves the socket as it was.

@@ -93,10 +93,13 @@ export class ReadLoop {
   }
 
   /** Why nothing can be read now. */
-  get trouble(): string | undefined {
+  get disconnected(): string | undefined {
     if (this.connection !== undefined && this.connection.current === undefined) return this.connection.trouble
-    if (!this.server.control.isUp) return this.server.control.trouble
-    return this.healing.trouble
+    return this.server.control.isUp ? undefined : this.server.control.trouble
+  }
+
+  get trouble(): string | undefined {
+    return this.disconnected ?? this.healing.trouble
   }
 
   /** Whether a read has been under way for so many milliseconds: what it brings may be on its way. */

@@ -121,8 +121,10 @@ export class RedisSubscription {
 
   readonly health: Effect.Effect<Health> = Effect.sync(() => {
     const { failure } = this.inbox
-    const trouble = this.readLoop.trouble
-    const reason = failure?.message ?? this.refusals.reason ?? this.server.refusals.reason
+    const { disconnected, trouble } = this.readLoop
+    // Without a connection nothing is refused: what was, shows again afterwards.
+    const refusal = disconnected === undefined ? this.refusals.reason ?? this.server.refusals.reason : undefined
+    const reason = failure?.message ?? refusal
     const now = this.clock.currentTimeMillisUnsafe()
     return reason !== undefined
       ? this.record.note("impaired", reason, now)
