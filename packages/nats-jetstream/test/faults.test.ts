@@ -361,8 +361,10 @@ describe.each(versions)("on nats-server %s", (version) => {
           })
         const [renamed, deleted] = yield* Effect.all([
           failure("receipts", async () => {
-            await jsm.streams.delete("receipts")
+            // In this order, the subscription cannot create its stream again before the other one is there.
+            await jsm.streams.update("receipts", { subjects: ["receipts.old", "millrace-delayed.receipts.*"] })
             await jsm.streams.add({ name: "other", subjects: ["receipts"] })
+            await jsm.streams.delete("receipts")
           }),
           failure("orders", () => jsm.consumers.delete("orders", "group")).pipe(
             Effect.scoped,

@@ -246,6 +246,8 @@ describe("what a server does to a consumer", () => {
           const { handled, redis, running } = yield* consuming(topic).pipe(Effect.provide(noting(said)))
           yield* redis.publish([json(topic, "before")])
           yield* Wait.until("before", Effect.sync(() => handled.has("before")))
+          // An acknowledgement that is refused would end the connection beside the publish.
+          yield* Wait.until("acknowledged", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
           yield* run(...begin)
           const [outcome] = yield* redis.publish([json(topic, "meanwhile")])
           assert.isTrue(Result.isFailure(outcome!) && outcome.failure.reason._tag === "NotSent")
