@@ -72,6 +72,32 @@ const limits: ReadonlyArray<Limit> = [
     tried: "settlements do not wait for a full batch; requests on credit stay open"
   },
   {
+    rows: "metrics on, unsampled spans",
+    of: ["metrics on", "unsampled spans"],
+    profile:
+      "a reading of the clock for each message and the numbers of its series; of an unsampled span the decision alone",
+    tried:
+      "one reading of the clock between two handlers, in place of three; the series of handled messages is looked up once a run; the decision about a span comes before any closure or Effect"
+  },
+  {
+    rows: "bodies of 16 and 256 KB",
+    of: ["bodies of"],
+    profile: "parsing and decoding, the same in both, and the copies of sockets",
+    tried: "what is asked for is bounded by bytes, so that less is in memory at a time"
+  },
+  {
+    rows: "several processes",
+    of: ["growth from"],
+    profile: "four processes and a broker share two cores: what grows is how the machine divides them",
+    tried: "nothing beyond what a message costs, for which see consume"
+  },
+  {
+    rows: "lines of code",
+    of: ["lines of code"],
+    profile: "docs/decisions/0008-rooms-of-the-engine.md counts them by what they are for",
+    tried: "duplicates and unused code are deleted; without later work core alone would be above the bound"
+  },
+  {
     rows: "1,000 JetStream subscriptions",
     of: ["1000 subscriptions"],
     profile: "the process waits: the server creates 2,000 streams and 1,000 consumers",
