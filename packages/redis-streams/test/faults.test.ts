@@ -560,6 +560,34 @@ describe("what a consumer's connection does to a message", () => {
       })
     ))
 
+  it.live("an entry whose deletion on acknowledgement is not answered yet was not deleted by anybody else", () =>
+    onServer(
+      {},
+      Effect.gen(function*() {
+        const { broker, run } = yield* Server
+        const { mute, url } = yield* watched(broker)
+        const said: Array<string> = []
+        const redis = yield* Effect.provide(
+          transport({ url, answerTimeout: "2 seconds", retention: "until-acked" }),
+          noting(said)
+        )
+        const topic = fresh("deleted-here")
+        yield* redis.publish([outgoing(topic, "1")])
+        const subscription = yield* Effect.provide(redis.subscribe(subscribing(topic)), noting(said))
+        const [delivery] = yield* subscription.pull(demand(1))
+        mute("publishing")
+        const settling = yield* Effect.forkChild(
+          Effect.result(subscription.settle([{ delivery, settlement: Settlement.ack }])),
+          { startImmediately: true }
+        )
+        yield* Wait.until("deleted", Effect.map(run("XLEN", topic), (n) => n === 0))
+        assert.deepStrictEqual(yield* Effect.provide(subscription.extend([delivery]), noting(said)), [])
+        assert.isFalse(delivery.vanished)
+        assert.notMatch(said.join(), /were deleted/)
+        yield* Fiber.join(settling)
+      })
+    ))
+
   it.live("a settlement that finds no server fails, and can be sent again when it is back", () =>
     onServer(
       { persistence: "always" },

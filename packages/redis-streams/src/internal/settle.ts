@@ -228,6 +228,8 @@ export const extending = (server: Server, subscription: RedisSubscription) => {
           found.lost.forEach((delivery) => lost.add(delivery))
           unowned.push(...found.unowned.filter(subscription.isMine))
           for (const delivery of found.gone) {
+            // Acknowledged and deleted by this process, which has not been told yet.
+            if (subscription.isMine(delivery) && RedisDelivery.state(delivery).isSettling) continue
             if (subscription.isMine(delivery)) RedisDelivery.state(delivery).isGone = true
             gone.push(delivery.id)
           }
