@@ -1,5 +1,5 @@
 /**
- * The rows that this project does not meet: what limits each, by the profiles in docs/benchmarks.md, and what was tried.
+ * The rows that this project does not meet: the limit of each, by the profiles in docs/benchmarks.md, and the attempts to raise it.
  */
 import { type Row, verdict } from "./row.ts"
 import { markdown } from "./table.ts"

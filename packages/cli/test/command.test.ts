@@ -179,7 +179,7 @@ describe("the command", () => {
         const env = { NO_COLOR: "", TERM: "xterm" }
         assert.isTrue(yield* colors(env, "script", ["-qec", terminal, "/dev/null"]))
         assert.isFalse(yield* colors({ ...env, NO_COLOR: "1" }, "script", ["-qec", terminal, "/dev/null"]))
-        // A narrow terminal: what is too long is cut.
+        // A narrow terminal cuts long cells.
         yield* run(process.execPath, [main, "publish", "n".repeat(90), "{}", "--create", "--redis", url], cwd)
         const narrow = yield* run("script", ["-qec", `stty cols 80; ${terminal}`, "/dev/null"], cwd, env)
         const shown = narrow.output.split(/\r?\n/).map(columnsOf)
@@ -238,7 +238,7 @@ describe("the command", () => {
           spawn("npx", [...command, "view", "--port", "0", "--redis", url], {
             cwd,
             env: environment(),
-            // npx and what it starts are one group, which one signal ends.
+            // npx and its children are one process group, which one signal ends.
             detached: true,
             stdio: ["ignore", "pipe", "pipe"]
           })

@@ -210,7 +210,7 @@ const finite = (after: unknown): Duration.Duration | undefined => {
 }
 
 /**
- * Copies a settlement; `undefined` for what is none: JavaScript has no types, and reading a field may throw.
+ * Copies a settlement; `undefined` for any other value: JavaScript has no types, and reading a field may throw.
  *
  * @internal
  */

@@ -1,10 +1,11 @@
 /** A publisher whose clock is wrong harms nobody: what is compared with the server's times uses the server's clock. */
 import { assert } from "@effect/vitest"
+import { Wait } from "@millrace/testing"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import { afterEach, vi } from "vitest"
-import { demand, eachServer, fresh, outgoing, Server, subscribing, textOf, transport } from "./redis.ts"
+import { demand, eachServer, fresh, outgoing, retry, Server, subscribing, textOf, transport } from "./redis.ts"
 
 afterEach(() => {
   vi.restoreAllMocks()
@@ -56,6 +57,21 @@ eachServer((it) => {
       assert.isFalse(yield* publish(0))
       for (const by of [300_000, -300_000, hour, -hour, 10_000]) assert.isTrue(yield* publish(by), String(by))
       assert.strictEqual(yield* run("XLEN", topic), 1)
+    }))
+
+  it.effect("a retry that waits is extended after our clock is set back by an hour", () =>
+    Effect.gen(function*() {
+      const { run } = yield* Server
+      const topic = fresh("kept")
+      const redis = yield* transport({ claim: { minIdle: "1 second" } })
+      const subscription = yield* redis.subscribe(subscribing(topic))
+      yield* redis.publish([outgoing(topic, "waits")])
+      const [delivery] = yield* subscription.pull(demand(1))
+      yield* subscription.settle([{ delivery, settlement: retry("1 minute") }])
+      yield* wrongBy(-hour)
+      const idle = Effect.map(run("XPENDING", topic, "g", "-", "+", "1"), ([[, , millis]]) => Number(millis))
+      yield* Wait.until("not extended yet", Effect.map(idle, (millis) => millis > 300))
+      yield* Wait.until("extended", Effect.map(idle, (millis) => millis < 300), "10 seconds")
     }))
 
   it.effect("a delay is the server's", () =>

@@ -27,7 +27,7 @@ export class Dispatcher {
     readonly scheduler: Scheduler.SchedulerDispatcher
     readonly gates: Gates
     readonly takePermit: () => boolean
-    /** A turn begins, or a batch has run: what is begun next does not follow on the end of an attempt. */
+    /** A turn begins, or a batch has run: the next attempt does not begin at the end of another one. */
     readonly onTurn: () => void
     readonly begin: (attempt: Attempt) => void
     readonly onBegun: () => void

@@ -49,7 +49,7 @@ const operationsOf = (document: Json): ReadonlyMap<string, Operation> =>
     })
   )
 
-/** The two documents, and what was found in them. */
+/** The two documents, and the changes between them. */
 class Check {
   readonly problems = new Set<string>()
   private readonly before: Json
@@ -60,7 +60,7 @@ class Check {
     this.after = after
   }
 
-  /** `receive`: what was sent before must fit now. `send`: what is sent now must fit what receivers took before. */
+  /** `receive`: messages of the old document must fit the new one. `send`: messages of the new one must fit the old one. */
   messages(action: "send" | "receive", at: string, before: Messages, after: Messages): void {
     for (const [name, was] of before) {
       const is = after.find(([other]) => other === name)?.[1]
