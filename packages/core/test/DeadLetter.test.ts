@@ -362,6 +362,18 @@ describe("a letter says what happened, to everybody", () => {
       ])
     }).pipe(Effect.provide(TestHarness.layer)))
 
+  it.effect("a header may have a name that objects have too", () =>
+    Effect.gen(function*() {
+      const names = ["constructor", "__proto__", "tostring"]
+      const headers = Object.fromEntries(names.map((name) => [name, `of ${name}`]))
+      const { letter, publish } = yield* forge("orders.dead", {}, "{}", headers)
+      yield* publish(letter)
+      for (const part of letters.split({ ...letter, id: "another" })) yield* publish(part)
+      for (const { message } of yield* collect("orders.dead")) {
+        assert.deepStrictEqual(Object.keys(message.headers).filter((name) => names.includes(name)), names)
+      }
+    }).pipe(Effect.provide(TestHarness.layer)))
+
   it.effect("the letter of a letter keeps the first record, and a redrive gives it back", () =>
     Effect.gen(function*() {
       yield* filled(2, { open: false })
