@@ -171,6 +171,36 @@ describe("writing", () => {
       assert.deepStrictEqual([runs, group!.pending.length + group!.delayed.length], [1, 1])
     }).pipe(Effect.provide(MemoryTransport.layer({ history: true, minIdle: "1 hour", maxBody: 400 })), Effect.scoped))
 
+  it.effect("dead letters that the broker refuses are in health, until it stores one", () =>
+    Effect.gen(function*() {
+      const transport = yield* Transport.Transport
+      const refusal = new Publisher.PublishError({
+        topic: "orders.dead",
+        reason: new Publisher.Refused({ detail: "full" })
+      })
+      let isFull = true
+      const filling = Transport.Transport.of({
+        ...transport,
+        publish: (messages) =>
+          isFull && messages[0].topic === "orders.dead"
+            ? Effect.succeed([Result.fail(refusal)])
+            : transport.publish(messages)
+      })
+      const running = yield* Effect.provideService(
+        Pipeline.start(charging("bank", { open: false })),
+        Transport.Transport,
+        filling
+      )
+      yield* Publisher.publish(Orders, { id: "o1", total: 50 })
+      yield* adjust("2 minutes")
+      const health = yield* running.health
+      assert.deepInclude(health, { state: "impaired", reason: `dead letters are not stored: ${refusal.message}` })
+      isFull = false
+      yield* adjust("1 minute")
+      assert.strictEqual((yield* running.health).state, "consuming")
+      assert.strictEqual((yield* running.counts).deadLettered, 1)
+    }).pipe(Effect.scoped, Effect.provide(MemoryTransport.layer())))
+
   it.effect("discard deletes what is selected", () =>
     Effect.gen(function*() {
       yield* filled(6, { open: false })

@@ -28,6 +28,8 @@ export class DeadLetterWriter {
   private readonly transport: Transport["Service"]
   private readonly clock: Clock.Clock
   private readonly errors: ErrorDetailOptions
+  /** The broker refuses letters: since when, and in its words. Until it stores one. */
+  refusal: { readonly since: number; readonly reason: string } | undefined
   /** Of this process, by origin and id; a bound keeps a broker that refuses everything from filling the memory. */
   private readonly refused = new Map<string, Refused>()
 
@@ -95,9 +97,18 @@ export class DeadLetterWriter {
     })
     const key = keyOf(delivery)
     return this.publishFitting(forms(this.topic, delivery, record)).pipe(
-      Effect.tap(() => Effect.sync(() => this.refused.delete(key))),
-      Effect.tapError(() =>
+      Effect.tap(() =>
         Effect.sync(() => {
+          this.refusal = undefined
+          this.refused.delete(key)
+        })
+      ),
+      Effect.tapError(({ message, reason: { _tag } }) =>
+        Effect.sync(() => {
+          if (_tag === "Refused" || _tag === "Unauthorized") {
+            const since = this.refusal?.since ?? this.clock.currentTimeMillisUnsafe()
+            this.refusal = { since, reason: `dead letters are not stored: ${message}` }
+          }
           const times = (this.refused.get(key)?.times ?? 0) + 1
           this.refused.delete(key)
           this.refused.set(key, { cause, reason, attempts, times })
