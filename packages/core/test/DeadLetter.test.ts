@@ -199,6 +199,22 @@ describe("writing", () => {
       yield* adjust("1 minute")
       assert.strictEqual((yield* running.health).state, "consuming")
       assert.strictEqual((yield* running.counts).deadLettered, 1)
+      // On-receive no letter is tried again.
+      isFull = true
+      const careless = yield* Effect.provideService(
+        Pipeline.start(
+          Pipeline.from(Orders, { group: "shop", startFrom: "beginning" }).pipe(
+            Pipeline.tap(() => Effect.fail("no")),
+            Pipeline.ackPolicy("on-receive")
+          )
+        ),
+        Transport.Transport,
+        filling
+      )
+      yield* adjust("1 second")
+      assert.strictEqual((yield* careless.health).state, "impaired")
+      yield* adjust("3 minutes")
+      assert.strictEqual((yield* careless.health).state, "consuming")
     }).pipe(Effect.scoped, Effect.provide(MemoryTransport.layer())))
 
   it.effect("discard deletes what is selected", () =>
