@@ -72,7 +72,7 @@ const budgetsOf = Effect.fnUntraced(function*(options: {
   const context: Context = {
     urls,
     effort: options.effort,
-    fleet: yield* Fleet.make(urls),
+    fleet: yield* Fleet.make(urls, { keepsTopics: isQuick }),
     isQuick,
     messages,
     onResult(value) {

@@ -15,7 +15,7 @@ export interface Effort {
   readonly idleSeconds: number
 }
 
-export const quick: Effort = { seconds: 0.12, passes: 5, latencies: 3, lone: 120, starts: 3, idleSeconds: 3 }
+export const quick: Effort = { seconds: 0.12, passes: 4, latencies: 3, lone: 80, starts: 3, idleSeconds: 3 }
 export const thorough: Effort = { seconds: 1, passes: 10, latencies: 10, lone: 1000, starts: 5, idleSeconds: 10 }
 
 type Server = "redis" | "jetstream"
@@ -92,7 +92,7 @@ export const processes = (broker: Server, { seconds }: Effort): number => Math.r
 
 /** The rate rises until producer, broker and raw loop together do not keep up. */
 export const ramp = (broker: Server, { seconds }: Effort): Cell => {
-  const ramp: Ramp = { factor: 1.15, steps: 20, millis: Math.max(150, Math.min(400, seconds * 400)) }
+  const ramp: Ramp = { factor: 1.15, steps: 20, millis: Math.max(100, Math.min(400, seconds * 400)) }
   const rate = 12_000
   const count = stepsOf(rate, ramp).reduce((sum, count) => sum + count, 0)
   return { broker, arms: ["tuned"], passes: 1, concurrency: 64, size: 100, delay: 0, rate, ramp, count }
@@ -107,7 +107,7 @@ export const openLoop = (broker: Server, rate: number, { latencies, seconds }: E
   size: 100,
   delay: 0,
   rate,
-  count: Math.round(rate * Math.max(0.5, seconds * 2))
+  count: Math.round(rate * Math.max(0.3, seconds * 2))
 })
 
 /** Messages that come one by one. */
