@@ -51,7 +51,7 @@ const warmUpCount = (spec: Spec): number => {
 }
 
 /** Passes of a quick run are shorter than compiling takes; large bodies need fewer messages. */
-const warmUpOf = ({ count, size }: Spec): number => size > 1000 ? count : 2 * count
+const warmUpOf = ({ count, size }: Spec): number => size > 1000 ? count : 3 * count
 
 /** Names of topics differ between all runs on one broker. */
 let names = 0
