@@ -107,7 +107,10 @@ export const make = (options?: Options): Effect.Effect<MemoryTransport["Service"
     }))
   })
 
-const invalidIn = ({ maxBody, retention }: Options) => {
+const invalidIn = ({ maxBody, minIdle = 1, retention }: Options) => {
+  if (!Duration.isPositive(durationOf("minIdle", minIdle).duration)) {
+    return { option: "minIdle", value: minIdle, remedy: "give more than 0: an owner needs time to extend" }
+  }
   if (retention !== undefined && retention !== "keep" && retention !== "until-acked") {
     return { option: "retention", value: retention, remedy: "write \"keep\" or \"until-acked\"" }
   }
