@@ -407,7 +407,10 @@ export const settlement: ReadonlyArray<rig.Test> = [
     const other = yield* rig.subscribe(peer.transport, topic.name)
     const third = yield* rig.one(other)
     assert.equal(third.firstFailedAt, failedAt)
-    yield* rig.settle(other, third, ack)
+    yield* rig.settle(other, third, release)
+    const fourth = yield* rig.one(other)
+    assert.deepEqual([fourth.attempt, fourth.firstFailedAt], [3, failedAt])
+    yield* rig.settle(other, fourth, ack)
   }, { needs: ["connect"] }),
 
   test("S17", "law 3", "a release counts no attempt at attempt 2 either, here and at a peer", function*() {
