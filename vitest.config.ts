@@ -29,6 +29,7 @@ class LongestFirst extends BaseSequencer {
 
 export default defineConfig({
   test: {
+    globalSetup: "packages/testing/test/fetchServers.ts",
     include: ["packages/*/test/**/*.test.ts", "examples/test/**/*.test.ts", "stranger/test/*.test.ts"],
     // Each file starts its brokers and mostly waits for them: two cores take four files at a time.
     maxWorkers: 4,

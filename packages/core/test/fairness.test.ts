@@ -3,7 +3,7 @@ import { Pipeline, Publisher, Topic, type Transport } from "@millrace/core"
 import { JetStream } from "@millrace/nats-jetstream"
 import { RedisStreams } from "@millrace/redis-streams"
 import { Brokers } from "@millrace/testing"
-import { type Context, Effect, Layer, Schema, type Scope } from "effect"
+import { type Context, Deferred, Effect, Layer, Schema, type Scope } from "effect"
 
 const Tasks = Topic.make("tasks", { schema: Schema.Number })
 
@@ -11,6 +11,7 @@ const Tasks = Topic.make("tasks", { schema: Schema.Number })
 const share = <E>(connect: Effect.Effect<Context.Context<Transport.Transport>, E, Scope.Scope>) =>
   Effect.gen(function*() {
     const handled: Array<number> = []
+    const bothAreUp = yield* Deferred.make<void>()
     const worker = (first: boolean) =>
       Effect.gen(function*() {
         const context = yield* connect
@@ -23,12 +24,14 @@ const share = <E>(connect: Effect.Effect<Context.Context<Transport.Transport>, E
         }
         return yield* Pipeline.start(
           Pipeline.from(Tasks, { group: "workers" }).pipe(
+            Pipeline.tap(() => Deferred.await(bothAreUp)),
             Pipeline.tap((n) => Effect.andThen(Effect.sleep("300 millis"), Effect.sync(() => handled.push(n)))),
             Pipeline.concurrency(8)
           )
         ).pipe(Effect.provideContext(context))
       })
     const workers = [yield* worker(true), yield* worker(false)]
+    yield* Deferred.succeed(bothAreUp, undefined)
     while (handled.length < 200) yield* Effect.sleep(20)
     assert.strictEqual(new Set(handled).size, 200)
     for (const running of workers) {
