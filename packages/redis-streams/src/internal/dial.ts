@@ -26,7 +26,10 @@ const ours = {
 /** One class for all connections: `createClient` makes a class of every command for each, in about 20 ms. */
 const make = RedisClient.factory({ RESP: ours.RESP })
 
-const create = (options: DialOptions, address: Address, login: Login) =>
+type None = Record<never, never>
+type Client = RedisClient<None, None, None, typeof ours.RESP, typeof ours.commandOptions.typeMapping>
+
+const create = (options: DialOptions, address: Address, login: Login): Client =>
   make({
     ...ours,
     socket: {
@@ -55,8 +58,6 @@ const copy = (client: NonNullable<DialOptions["client"]>, within: number): Clien
   }
   return client.duplicate(overrides as never) as Client
 }
-
-type Client = ReturnType<typeof create>
 
 export interface DialOptions {
   /** Asked for each connection. */
