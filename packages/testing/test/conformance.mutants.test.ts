@@ -73,7 +73,11 @@ vi.setConfig({ maxConcurrency: 24, testTimeout: 180_000 })
 const isAlone = (id: string) => id === "L6"
 
 /** The tests whose runs on the transport end in this way. */
-const ending = async (mutant: Mutant, ids: ReadonlyArray<string>, how: (exit: Exit.Exit<unknown, unknown>) => boolean) => {
+const ending = async (
+  mutant: Mutant,
+  ids: ReadonlyArray<string>,
+  how: (exit: Exit.Exit<unknown, unknown>) => boolean
+) => {
   const exits = new Map<string, Exit.Exit<unknown, unknown>>()
   const note = async (id: string) => void exits.set(id, await run(mutant, testOf(id)))
   await Promise.all(ids.filter((id) => !isAlone(id)).map(note))
@@ -81,15 +85,19 @@ const ending = async (mutant: Mutant, ids: ReadonlyArray<string>, how: (exit: Ex
   return [...exits].filter(([, exit]) => how(exit)).map(([id, exit]) => Exit.isSuccess(exit) ? id : `${id}: ${exit}`)
 }
 
-const isCaught = async (mutant: Mutant) =>
-  assert.deepStrictEqual(await ending(mutant, mutant.caughtBy, Exit.isSuccess), [], `pass on one that ${mutant.name}`)
+/** The tests that should fail on the mutant, and pass. */
+const blind = (mutant: Mutant) => ending(mutant, mutant.caughtBy, Exit.isSuccess)
 
 describe("a broken transport does not pass the suite", () => {
   describe.concurrent("each mutant is caught, beside others", () => {
-    it.each(mutants.filter(({ caughtBy }) => !caughtBy.some(isAlone)))("$law: $name", isCaught)
+    it.each(mutants.filter(({ caughtBy }) => !caughtBy.some(isAlone)))("$law: $name", async (mutant) => {
+      assert.deepStrictEqual(await blind(mutant), [])
+    })
   })
 
-  it.each(mutants.filter(({ caughtBy }) => caughtBy.some(isAlone)))("$law: $name", isCaught)
+  it.each(mutants.filter(({ caughtBy }) => caughtBy.some(isAlone)))("$law: $name", async (mutant) => {
+    assert.deepStrictEqual(await blind(mutant), [])
+  })
 
   it("every law has a mutant", () => {
     const laws = new Set(mutants.map(({ law }) => law))
