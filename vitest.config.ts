@@ -66,7 +66,7 @@ export default defineConfig({
     // So a file leaves nothing behind in its process: no environment, no listener, no patched global.
     isolate: false,
     sequence: { sequencer: InOrder },
-    testTimeout: 60_000,
+    testTimeout: 120_000,
     hookTimeout: 120_000,
     // `.ci/run` counts from the second.
     reporters: ["default", ["json", { outputFile: ".cache/test.json" }]]

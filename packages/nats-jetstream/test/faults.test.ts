@@ -211,7 +211,7 @@ describe.each(versions)("on nats-server %s", (version) => {
         yield* settle(subscription, yield* take(subscription, 1), Settlement.ack)
         const next = yield* Effect.forkScoped(subscription.pull(demand(10)))
         yield* broker.pause
-        yield* until(subscription.health, ({ state }) => state === "reconnecting", "20 seconds")
+        yield* until(subscription.health, ({ state }) => state === "reconnecting")
         yield* broker.resume
         yield* until(subscription.health, ({ state }) => state === "consuming")
         yield* publishPatiently("orders", "b")
@@ -336,7 +336,7 @@ describe.each(versions)("on nats-server %s", (version) => {
         const jsm = yield* manager
         yield* Effect.promise(() => jsm.streams.delete("orders"))
         yield* publishPatiently("orders", "d")
-        const [given] = yield* Fiber.join(next).pipe(Effect.timeout("40 seconds"))
+        const [given] = yield* Fiber.join(next).pipe(Effect.timeout("1 minute"))
         assert.strictEqual(text(given!), "d")
         assert.deepStrictEqual([given!, held!].map(({ id }) => id.split("-")[1]), ["1", "1"])
         assert.notStrictEqual(given!.id, held!.id)
@@ -620,7 +620,7 @@ describe.each(versions)("on nats-server %s", (version) => {
             })
           )
         )
-        yield* until(running.owned, ({ waiting }) => waiting === 1, "10 seconds")
+        yield* until(running.owned, ({ waiting }) => waiting === 1)
         // The process stands still for longer than the server waits.
         Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 2000)
         const info = Effect.promise(() => jsm.consumers.info("orders", "group"))
