@@ -126,10 +126,7 @@ const several = (context: Context): Measuring =>
 const idle = (context: Context): Measuring =>
   Effect.gen(function*() {
     const { idleSeconds, starts } = context.effort
-    const measured = yield* Effect.forEach(
-      servers,
-      (broker) => subscriptions.measure(broker, 1000, starts, idleSeconds)
-    )
+    const measured = yield* subscriptions.measure(1000, starts, idleSeconds)
     for (const one of measured) context.onResult(one)
     return { rows: measured.flatMap(budget.idle), text: subscriptions.text(measured) }
   })

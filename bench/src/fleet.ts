@@ -33,6 +33,8 @@ export interface Options {
   readonly profileTo?: string
   /** Every pass has a topic of its own, as child programs of older commits need. */
   readonly ownTopics?: boolean
+  /** Topics stay until the brokers end, so that no pass waits for the one before to leave its topic. */
+  readonly keepsTopics?: boolean
 }
 
 export type Member = Child.Child<ToRound, FromRound>
@@ -43,11 +45,13 @@ const isSlow = (arm: string) => arm.startsWith("bullmq") || arm === "naive"
 /** Enough for everything to be compiled. */
 const maxWarmUp = (arm: string) => isSlow(arm) ? 3_000 : 40_000
 
-const warmUpCount = (spec: Spec): number =>
-  Math.min(
-    maxWarmUp(spec.arm),
-    Math.max(spec.concurrency, spec.delay === 0 && spec.rate === undefined ? spec.count : Math.floor(spec.count / 5))
-  )
+const warmUpCount = (spec: Spec): number => {
+  const wanted = spec.delay === 0 && spec.rate === undefined ? warmUpOf(spec) : Math.floor(spec.count / 5)
+  return Math.min(maxWarmUp(spec.arm), Math.max(spec.concurrency, wanted))
+}
+
+/** Passes of a quick run are shorter than compiling takes; large bodies need fewer messages. */
+const warmUpOf = ({ count, size }: Spec): number => size > 1000 ? count : 3 * count
 
 /** Names of topics differ between all runs on one broker. */
 let names = 0
@@ -138,6 +142,7 @@ export class Fleet {
   /** Removes a topic that no other pass uses, or what a pass has left beside a shared one. */
   private cleanUp(server: Server, topic: string, group: string): Effect.Effect<void> {
     const isShared = [...this.topics.values()].includes(topic)
+    if (this.options.keepsTopics === true) return Effect.void
     return Effect.promise(() => server.remove(isShared ? outputOf(topic, group) : topic))
   }
 
@@ -145,6 +150,7 @@ export class Fleet {
   readonly forgetTopics: Effect.Effect<void> = Effect.suspend(() => {
     const shared = [...this.topics]
     this.topics.clear()
+    if (this.options.keepsTopics === true) return Effect.void
     return Effect.forEach(shared, ([key, topic]) => {
       const server = this.servers.get(key.slice(0, key.indexOf("/")))
       return server === undefined ? Effect.void : Effect.promise(() => server.remove(topic))
@@ -168,7 +174,8 @@ export class Fleet {
         topics.topic = yield* this.topic(server, spec, spec.count)
       }
       const producer = spec.rate === undefined ? undefined : yield* this.producer(spec.broker)
-      yield* member.send({ _tag: "Go", ...topics, warmUpCount: warming, spec, group: consumers })
+      const saysEarly = this.options.keepsTopics === true
+      yield* member.send({ _tag: "Go", ...topics, warmUpCount: warming, spec, group: consumers, saysEarly })
       let message = yield* member.next
       if (message._tag === "Consuming") {
         yield* producer!.send({ spec, topic: topics.topic })

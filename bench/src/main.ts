@@ -72,7 +72,7 @@ const budgetsOf = Effect.fnUntraced(function*(options: {
   const context: Context = {
     urls,
     effort: options.effort,
-    fleet: yield* Fleet.make(urls),
+    fleet: yield* Fleet.make(urls, { keepsTopics: isQuick }),
     isQuick,
     messages,
     onResult(value) {
@@ -189,7 +189,12 @@ const bench = Command.make("bench", {
 }, (options) => {
   const only = options.only._tag === "Some" ? [options.only.value] : undefined
   const usual = options.quick ? plan.quick : plan.thorough
-  const effort = options.passes._tag === "Some" ? { ...usual, passes: options.passes.value } : usual
+  const effort = options.passes._tag === "Some"
+    ? { ...usual, passes: options.passes.value, latencies: options.passes.value }
+    : usual
+  if (options.compare._tag === "None" && (options.broker._tag === "Some" || options.arms._tag === "Some")) {
+    return Effect.die(new Error("--broker and --arms choose what --compare compares: give it too, or --only"))
+  }
   return Effect.scoped(
     options.compare._tag === "Some"
       ? compareWith({

@@ -6,6 +6,8 @@ export interface Effort {
   /** Of a pass, by the raw loop. */
   readonly seconds: number
   readonly passes: number
+  /** Passes of a latency, which are longer. */
+  readonly latencies: number
   /** Messages of a pass of lone messages. */
   readonly lone: number
   /** Processes of a subscription measurement. */
@@ -13,15 +15,15 @@ export interface Effort {
   readonly idleSeconds: number
 }
 
-export const quick: Effort = { seconds: 0.2, passes: 5, lone: 150, starts: 3, idleSeconds: 3 }
-export const thorough: Effort = { seconds: 1, passes: 10, lone: 1000, starts: 5, idleSeconds: 10 }
+export const quick: Effort = { seconds: 0.12, passes: 4, latencies: 3, lone: 80, starts: 3, idleSeconds: 3 }
+export const thorough: Effort = { seconds: 1, passes: 10, latencies: 10, lone: 1000, starts: 5, idleSeconds: 10 }
 
 type Server = "redis" | "jetstream"
 
 /** Roughly what raw loops do here, messages a second: so that a pass takes about as long as wanted. */
 const consumes = { redis: 260_000, jetstream: 190_000, memory: 700_000 } satisfies Record<BrokerName, number>
-const publishes = { redis: 100_000, jetstream: 30_000 } satisfies Record<Server, number>
-const publishesTo = { redis: 60_000, jetstream: 25_000 } satisfies Record<Server, number>
+const publishes = { redis: 100_000, jetstream: 50_000 } satisfies Record<Server, number>
+const publishesTo = { redis: 60_000, jetstream: 35_000 } satisfies Record<Server, number>
 const bytes = 300e6
 
 const cell = (
@@ -90,22 +92,22 @@ export const processes = (broker: Server, { seconds }: Effort): number => Math.r
 
 /** The rate rises until producer, broker and raw loop together do not keep up. */
 export const ramp = (broker: Server, { seconds }: Effort): Cell => {
-  const ramp: Ramp = { factor: 1.15, steps: 20, millis: Math.max(150, Math.min(400, seconds * 400)) }
+  const ramp: Ramp = { factor: 1.15, steps: 20, millis: Math.max(100, Math.min(400, seconds * 400)) }
   const rate = 12_000
   const count = stepsOf(rate, ramp).reduce((sum, count) => sum + count, 0)
   return { broker, arms: ["tuned"], passes: 1, concurrency: 64, size: 100, delay: 0, rate, ramp, count }
 }
 
 /** Messages that come at this rate. */
-export const openLoop = (broker: Server, rate: number, { passes, seconds }: Effort): Cell => ({
+export const openLoop = (broker: Server, rate: number, { latencies, seconds }: Effort): Cell => ({
   broker,
   arms: ["tuned", "plain"],
-  passes,
+  passes: latencies,
   concurrency: 64,
   size: 100,
   delay: 0,
   rate,
-  count: Math.round(rate * Math.max(0.5, seconds * 2))
+  count: Math.round(rate * Math.max(0.3, seconds * 2))
 })
 
 /** Messages that come one by one. */

@@ -31,7 +31,11 @@ const pass = (
   Effect.gen(function*() {
     const server = yield* fleet.server(spec.broker)
     const topic = yield* fleet.topic(server, spec, spec.count)
-    const members = yield* Effect.forEach(Array.from({ length: processes }, (_, n) => n), (n) => fleet.member(spec, n))
+    const members = yield* Effect.forEach(
+      Array.from({ length: processes }, (_, n) => n),
+      (n) => fleet.member(spec, n),
+      { concurrency: 2 }
+    )
     const group = `shared${groups++}`
     for (const member of members) yield* member.send({ _tag: "Join", topic, group, spec })
     for (const member of members) yield* member.next

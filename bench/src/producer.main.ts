@@ -3,6 +3,7 @@
  * come one by one, each carries the time at which it was sent.
  */
 import { connect as connectNats } from "@nats-io/transport-node"
+import { flushCompileCache } from "node:module"
 import { connect as connectRedis } from "./arms/redis.ts"
 import { bodyOf, contentType, monotonic, padding } from "./order.ts"
 import { type Spec, stepsOf } from "./spec.ts"
@@ -37,6 +38,7 @@ const schedule = ({ count, ramp, rate }: Spec): (index: number) => number => {
   return (index) => times[index]!
 }
 
+flushCompileCache()
 process.on("message", ({ spec, topic }: { readonly spec: Spec; readonly topic: string }) => {
   const dueAfter = schedule(spec)
   const isLone = spec.rate! < loneBelow

@@ -6,6 +6,7 @@
  */
 import * as fs from "node:fs"
 import { Session } from "node:inspector/promises"
+import { flushCompileCache } from "node:module"
 import { setImmediate as turn, setTimeout as wait } from "node:timers/promises"
 import { ordersOf } from "./order.ts"
 import { makeSide, type Side } from "./side.ts"
@@ -58,7 +59,14 @@ const reportsOf = async (side: Side, spec: Spec, topic: string, group: string, t
 /** It publishes for each message that it consumes. */
 const isPublishing = (arm: string) => arm === "to" || arm === "rawTo"
 
-const pass = async (side: Side, spec: Spec, topic: string, group: string): Promise<Measured> => {
+/** `done` gets what was measured, before the arm has stopped. */
+const pass = async (
+  side: Side,
+  spec: Spec,
+  topic: string,
+  group: string,
+  done: (measured: Measured) => Promise<void> = async () => {}
+): Promise<Measured> => {
   const { arm, server } = side
   const { count } = spec
   const work = workOf(spec.arm)
@@ -91,8 +99,7 @@ const pass = async (side: Side, spec: Spec, topic: string, group: string): Promi
     ...await reportsOf(side, spec, topic, group, tally),
     ...(isPending ? ["some are pending"] : [])
   ]
-  await stop()
-  return {
+  const measured = {
     rate: count / took * 1000,
     cpu: (cpu.user + cpu.system) / count,
     commands: commands === undefined ? undefined : commands / count,
@@ -102,6 +109,9 @@ const pass = async (side: Side, spec: Spec, topic: string, group: string): Promi
     steps: tally.steps(spec),
     void: reports.length === 0 ? undefined : reports.join(", ")
   }
+  await done(measured)
+  await stop()
+  return measured
 }
 
 const profiled = async (run: () => Promise<Measured>): Promise<Measured> => {
@@ -127,7 +137,11 @@ const measure = async (go: Extract<ToRound, { _tag: "Go" }>): Promise<void> => {
     await pass(side, { ...still, count: go.warmUpCount }, go.warmUp, consumers)
   }
   await side.prepare?.(go.topic, spec.count)
-  await say({ _tag: "Measured", measured: await profiled(() => pass(side, spec, go.topic, consumers)) })
+  const saying = (measured: Measured) => say({ _tag: "Measured", measured })
+  const measured = await profiled(() =>
+    pass(side, spec, go.topic, consumers, go.saysEarly === true ? saying : undefined)
+  )
+  if (go.saysEarly !== true) await saying(measured)
   await side.close()
 }
 
@@ -139,13 +153,14 @@ const join = async ({ group, spec, topic }: Extract<ToRound, { _tag: "Join" }>):
   await hear()
   const stop = await side.arm.consume!(topic, group, tally.handle)
   await hear()
-  await stop()
   await say({ _tag: "Stopped", received: tally.received, twice: tally.twice })
+  await stop()
   await side.close()
 }
 
 process.on("disconnect", () => process.exit())
 countSocketWrites()
+flushCompileCache()
 await say({ _tag: "Ready" })
 for (;;) {
   const message = await hear()

@@ -88,6 +88,8 @@ export type ToRound =
     /** Another spec than the one that the process was started with. */
     readonly spec?: Spec
     readonly group?: string
+    /** Says what was measured before it stops consuming, which takes its time. */
+    readonly saysEarly?: boolean
   }
   /** Consume the topic together with other processes: `Begin` starts, `Stop` ends. */
   | { readonly _tag: "Join"; readonly topic: string; readonly group: string; readonly spec: Spec }

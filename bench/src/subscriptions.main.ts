@@ -5,6 +5,7 @@ import { Pipeline } from "@millrace/core"
 import * as Effect from "effect/Effect"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Scope from "effect/Scope"
+import { flushCompileCache } from "node:module"
 import { setTimeout as wait } from "node:timers/promises"
 import { quietly, topicOf } from "./arms/millrace.ts"
 import { layerOf } from "./layers.ts"
@@ -29,6 +30,7 @@ const start = async () => {
   )
   return { took: performance.now() - since, scope }
 }
+flushCompileCache()
 const { took } = await start()
 // Starting has an aftermath, which is not idleness.
 if (Number(seconds) > 0) await wait(1500)

@@ -107,18 +107,28 @@ const program = Effect.fnUntraced(function*(
   }
 })
 
+const brokers = ["redis", "jetstream"] as const
+
 /** What `count` idle subscriptions in one process cost; `starts` processes are started, each on a new broker. */
 export const measure = Effect.fnUntraced(function*(
-  broker: "redis" | "jetstream",
   count: number,
   starts: number,
   seconds: number
-): Effect.fn.Return<Subscriptions, Child.ChildFailed | Brokers.BrokersError> {
-  const few = yield* Effect.scoped(program(broker, 10, 0))
-  const started: Array<number> = []
-  for (let n = 1; n < starts; n++) started.push(...(yield* Effect.scoped(program(broker, count, 0))).started)
-  const last = yield* Effect.scoped(program(broker, count, seconds))
-  return { ...last, started: [...started, ...last.started], connectionsOfTen: few.connections }
+): Effect.fn.Return<ReadonlyArray<Subscriptions>, Child.ChildFailed | Brokers.BrokersError> {
+  const few = yield* Effect.forEach(brokers, (broker) => Effect.scoped(program(broker, 10, 0)), { concurrency: 2 })
+  const started = yield* Effect.forEach(
+    brokers,
+    (broker) => Effect.replicateEffect(Effect.scoped(program(broker, count, 0)), starts)
+  )
+  // Idle, they do not disturb each other.
+  const idle = yield* Effect.forEach(brokers, (broker) => Effect.scoped(program(broker, count, seconds)), {
+    concurrency: 2
+  })
+  return idle.map((one, i) => ({
+    ...one,
+    started: started[i]!.flatMap((start) => start.started),
+    connectionsOfTen: few[i]!.connections
+  }))
 })
 
 export const text = (measured: ReadonlyArray<Subscriptions>): string =>

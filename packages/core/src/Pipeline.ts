@@ -152,7 +152,7 @@ export interface FromOptions {
   /** Where a group that does not exist yet begins; an existing group keeps its position. Default `"new"`. */
   readonly startFrom?: "new" | "beginning" | undefined
   /**
-   * How many messages may wait in this process. Default: about 200 ms of work at the pipeline's own rate, at most 512.
+   * How many messages may wait in this process. Default: about 200 ms of work at the pipeline's own rate, at most 1,024.
    */
   readonly prefetch?: number | undefined
   /**

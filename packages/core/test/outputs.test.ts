@@ -28,6 +28,19 @@ describe("outputs of a turn", () => {
       assert.deepStrictEqual(hand.said, ["1 Ack", "2 Ack", "3 Ack"])
     }).pipe(Effect.scoped))
 
+  it.effect("are published in two halves where they are many, in order", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const { publish } = hand
+      const sizes: Array<number> = []
+      hand.publish = (messages) => (sizes.push(messages.length), publish(messages))
+      yield* on(hand, (from) => from.pipe(Pipeline.to(Doubled), Pipeline.concurrency(100)))
+      const ids = Array.from({ length: 100 }, (_, i) => i)
+      yield* deliverAll(hand, ids)
+      assert.strictEqual(sizes[0], 50)
+      assert.deepStrictEqual(hand.published.map(({ body }) => new TextDecoder().decode(body)), ids.map(String))
+    }).pipe(Effect.scoped))
+
   it.effect("fail alone, and one that was not answered is published again alone, under the same id", () =>
     Effect.gen(function*() {
       const hand = FakeTransport.make()

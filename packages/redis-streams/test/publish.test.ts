@@ -93,6 +93,35 @@ eachServer((it) => {
       )
     }))
 
+  it.effect("of many with ids, each keeps its own headers and fields, also beside one that was there", () =>
+    Effect.gen(function*() {
+      const redis = yield* transport()
+      const topic = fresh("shapes")
+      const [plain, other] = [{ "content-type": "text/plain" }, { "content-type": "text/plain", tenant: "a" }]
+      const fields = new Map([["n", new TextEncoder().encode("1")]])
+      yield* redis.publish([outgoing(topic, "0", { id: "0" })])
+      yield* redis.publish([
+        outgoing(topic, "0", { id: "0", headers: plain }),
+        outgoing(topic, "1", { id: "1", headers: plain }),
+        outgoing(topic, "2", { id: "2", headers: other }),
+        outgoing(topic, "3", { id: "3", headers: other, fields }),
+        outgoing(topic, "4", { id: "4", headers: other }),
+        outgoing(topic, "5", { id: "5", headers: other }),
+        outgoing(topic, "6", { id: "6", headers: plain })
+      ])
+      const { run } = yield* Server
+      const entries = (yield* run("XRANGE", topic, "-", "+")) as ReadonlyArray<[string, ReadonlyArray<string>]>
+      const [first, second] = [["content-type", "text/plain"], ["content-type", "text/plain", "tenant", "a"]]
+      assert.deepStrictEqual(entries.slice(1).map(([, written]) => written), [
+        ["body", "1", ...first],
+        ["body", "2", ...second],
+        ["n", "1", ...second],
+        ["body", "4", ...second],
+        ["body", "5", ...second],
+        ["body", "6", ...first]
+      ])
+    }))
+
   it.effect("of many with ids for a key that is no stream, each is refused, and the next topic's are stored", () =>
     Effect.gen(function*() {
       const { run } = yield* Server

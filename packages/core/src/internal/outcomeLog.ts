@@ -30,6 +30,8 @@ export interface OutcomeLogOptions {
   /** `undefined`: discarded. */
   readonly deadLetter: string | undefined
   readonly perMinute: number
+  /** Whether lines at debug are written at all: each retry makes one. */
+  readonly isDebugging: boolean
   readonly errors: ErrorDetailOptions
   readonly run: (effect: Effect.Effect<void>) => unknown
 }
@@ -100,6 +102,7 @@ export class OutcomeLog {
             (error) => `${pipeline}: message ${delivery.id} has failed ${delivery.attempt} times: ${error}`
           )
         }
+        if (!this.options.isDebugging) return
         const { message, tag } = describe(outcome.cause, noDetail)
         return this.write(
           Effect.logDebug(

@@ -108,13 +108,24 @@ export const outgoingOf = <A, RD, RE>(
   options: PublishOptions | undefined,
   context: Context.Context<never>
 ): Effect.Effect<Outgoing, PublishError, RE> => {
+  const wrong = options === undefined || !isTopic(topic) ? undefined : invalidOptions(options)
+  return wrong === undefined
+    ? checkedOf(topic, value, options, context)
+    : Exit.fail(refused(topic.name, wrong))
+}
+
+/** The same with options that need no check. */
+export const checkedOf = <A, RD, RE>(
+  topic: Topic.Topic<A, RD, RE>,
+  value: A,
+  options: PublishOptions | undefined,
+  context: Context.Context<never>
+): Effect.Effect<Outgoing, PublishError, RE> => {
   const invalid = isTopic(topic)
     ? invalidOf(topic)
     : { option: "topic", value: topic, remedy: "give a topic: Topic.make(name, { schema })" }
   if (invalid !== undefined) return Exit.fail(refuse(invalid))
   const key = topic.key?.(value)
-  const wrong = options === undefined ? undefined : invalidOptions(options)
-  if (wrong !== undefined) return Exit.fail(refused(topic.name, wrong))
   const unencodable = (error: Schema.SchemaError) =>
     new PublishError({ topic: topic.name, reason: new Unencodable({ issue: error.message }) })
   const wrongKey = invalidKey(key)

@@ -8,7 +8,7 @@ import type * as Scheduler from "effect/Scheduler"
 import type { Outgoing, Transport } from "../Transport.ts"
 import type { Attempt } from "./attempt.ts"
 import { exitOf } from "./exit.ts"
-import { outgoingOf } from "./outgoing.ts"
+import { checkedOf } from "./outgoing.ts"
 import type { Source, Step } from "./program.ts"
 import { isUnanswered, publishAgain, publishUntilAnswered } from "./publish.ts"
 import type { PublishError } from "./publishError.ts"
@@ -44,6 +44,7 @@ export class Outputs {
   }
   private readonly isEachAlone: boolean
   private waiting: Array<Waiting> = []
+  private unanswered = 0
 
   constructor(options: Outputs["options"]) {
     this.options = options
@@ -55,7 +56,7 @@ export class Outputs {
     const { step, transport } = this.options
     return Effect.withFiber(({ context }) => {
       const one = (value: unknown, id: string): Effect.Effect<unknown, PublishError> =>
-        Effect.flatMapEager(outgoingOf(step.topic, value, { id }, context), (outgoing) =>
+        Effect.flatMapEager(checkedOf(step.topic, value, { id }, context), (outgoing) =>
           step.transport === undefined
             ? publishUntilAnswered(transport, outgoing, send)
             : Effect.flatMap(step.transport, (target) => publishUntilAnswered(target, outgoing, send)))
@@ -74,7 +75,7 @@ export class Outputs {
   ): Exit.Exit<Outgoing, PublishError> | undefined {
     try {
       if (this.isEachAlone || this.isSeveral(given)) return undefined
-      const outgoing = outgoingOf(this.options.step.topic, given, { id: this.idOf(attempt) }, context)
+      const outgoing = checkedOf(this.options.step.topic, given, { id: this.idOf(attempt) }, context)
       const exit = exitOf(outgoing)
       if (exit !== undefined) return exit
       const fiber = Effect.runForkWith(context)(outgoing)
@@ -99,10 +100,16 @@ export class Outputs {
   }
 
   private readonly flush = (): void => {
-    const waiting = this.waiting.filter(({ isStopped }) => !isStopped)
-    this.waiting = []
+    const all = this.waiting.filter(({ isStopped }) => !isStopped)
+    // Half of them at most: the broker stores one half while the other one is handled here.
+    const half = Math.max(minTogether, Math.ceil((all.length + this.unanswered) / 2))
+    const waiting = all.slice(0, half)
+    this.waiting = all.slice(half)
     if (!Arr.isArrayNonEmpty(waiting)) return
+    if (this.waiting.length > 0) this.options.scheduler.scheduleTask(this.flush, 0)
+    this.unanswered += waiting.length
     this.run(send(this.options.transport, Arr.map(waiting, ({ outgoing }) => outgoing))).addObserver((exit) => {
+      this.unanswered -= waiting.length
       waiting.forEach((one, i) => {
         if (Exit.isFailure(exit)) return one.resume(exit)
         const result = exit.value[i]!
@@ -130,3 +137,6 @@ export class Outputs {
     return `${delivery.origin}/${message!.topic}/${this.options.source.group}/${message!.id}/${this.options.path}`
   }
 }
+
+/** So few are not worth a command of their own. */
+const minTogether = 16

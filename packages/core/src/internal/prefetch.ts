@@ -3,10 +3,10 @@
  *
  * Prefetch is worth more than any other detail at full speed and is harm with slow handlers: a worker that hoards
  * starves its peers and outlives its claim. So it is measured in time. It may grow no faster than what was handled
- * since the window began doubles, so that one fast message does not fetch 512 slow ones.
+ * since the window began doubles, so that one fast message does not fetch 1,024 slow ones.
  */
 export class Prefetch {
-  static readonly max = 512
+  static readonly max = 1024
   private readonly fixed: number | undefined
   private handled = 0
   private busy = 0

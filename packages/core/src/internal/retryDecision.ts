@@ -75,8 +75,8 @@ const end = (reason: DeadLetter.DeadLetterReason): Effect.Effect<RetryDecision> 
 const delayed = (policy: Retry, attempt: number, error: unknown): Effect.Effect<RetryDecision> =>
   Effect.gen(function*() {
     const now = yield* Clock.currentTimeMillis
-    const earlier = yield* delays(policy, attempt - 1, 0, error)
-    const [delay] = (yield* delays(policy, attempt, now - sum(earlier), error)).slice(-1)
+    const earlier = attempt === 1 ? 0 : sum(yield* delays(policy, attempt - 1, 0, error))
+    const [delay] = (yield* delays(policy, attempt, now - earlier, error)).slice(-1)
     return { _tag: "Retry", delay: Duration.max(Duration.zero, delay!) } as RetryDecision
   }).pipe(Pull.catchDone(() => end("exhausted")))
 

@@ -5,6 +5,8 @@ import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
+import * as LogLevel from "effect/LogLevel"
+import * as References from "effect/References"
 import * as Telemetry from "../Telemetry.ts"
 import type { Delivery, GroupInfo, Subscription, Transport } from "../Transport.ts"
 import type { TransportError } from "../TransportError.ts"
@@ -111,6 +113,7 @@ export class Sight {
       group: source.group,
       deadLetter: deadLetterTopic(program),
       perMinute: logs.perMinute,
+      isDebugging: LogLevel.isGreaterThanOrEqualTo("Debug", Context.get(context, References.MinimumLogLevel)),
       errors: Context.get(context, Telemetry.ErrorDetails),
       run: view.run
     })

@@ -283,7 +283,7 @@ const bytes = (value: Uint8Array): Buffer =>
 const maxText = 16 * 1024
 
 /** The client writes each buffer apart, and joins texts: a text of ASCII is the same bytes. */
-const written = (value: Uint8Array): Argument => {
+export const written = (value: Uint8Array): Argument => {
   const buffer = bytes(value)
   return buffer.byteLength <= maxText && isAscii(buffer) ? buffer.toString("latin1") : buffer
 }

@@ -2,7 +2,7 @@ import type { Outgoing } from "@millrace/core/Transport"
 import type * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import type { Argument, Command } from "./command.ts"
-import { appendFields } from "./entry.ts"
+import { appendFields, written } from "./entry.ts"
 import * as keys from "./keys.ts"
 import { text } from "./reply.ts"
 import * as adds from "./scripts/add.ts"
@@ -75,11 +75,17 @@ export class PublishCommands {
     args.push(...(bound?.by === "age" ? [howOf(bound), String(bound.age)] : ["", ""]))
     const shared = lengthOf(bound)
     args.push(String(shared.length), ...shared)
+    let before: Outgoing["headers"] | undefined
     for (const message of messages) {
       args.push(message.id ?? "", "")
       const from = args.length
+      if (message.fields === undefined && message.headers === before) {
+        args.push(written(message.body))
+        continue
+      }
       appendFields(args, message)
       args[from - 1] = String(args.length - from)
+      before = message.fields === undefined ? message.headers : undefined
     }
     return evalsha(adds.addOnce, [key, ...keys], args)
   }

@@ -28,7 +28,8 @@ local id = redis.call('HGET', ids, ARGV[1]) or redis.call('HGET', before, ARGV[1
  * Adds entries, each unless its id was used in this period or the one before. KEYS: stream, ids of the periods -2 to +1.
  * ARGV: '', milliseconds to keep the ids, the period that the publisher believes in, its length, '~' or '=' where entries
  * older than an age are trimmed, that age, how many arguments of XADD are the same for all, those, then for each entry its
- * id, the count of its fields and values, and those. Replies for each: entry id, 1 if it was there, or an error and 2.
+ * id, the count of its fields and values, and those; or its id, '' and its body, where the rest is as before. Replies for
+ * each: entry id, 1 if it was there, or an error and 2.
  */
 export const addOnce = Script.make(`${hashes}
 ${needs("HMGET", "ids", "'a'")}${needs("HLEN", "ids")}${needs("XADD", "KEYS[1]", "'*'", "'a'", "'b'")}
@@ -48,18 +49,22 @@ local names, froms = {}, {}
 while at <= #ARGV do
   names[#names + 1] = ARGV[at]
   froms[#froms + 1] = at + 2
-  at = at + 2 + ARGV[at + 1]
+  at = at + 2 + (tonumber(ARGV[at + 1]) or 1)
 end
 local present, past = redis.call('HMGET', ids, unpack(names)), redis.call('HMGET', before, unpack(names))
 local added, notes, replies = {}, {}, {}
 for n, name in ipairs(names) do
+  local from, count = froms[n], tonumber(ARGV[froms[n] - 1])
+  if count then
+    for i = 1, count do add[shared + i] = ARGV[from + i - 1] end
+    for i = #add, shared + count + 1, -1 do add[i] = nil end
+  else
+    add[shared + 2] = ARGV[from]
+  end
   local id = added[name] or present[n] or past[n]
   if id then
     replies[n] = { id, 1 }
   else
-    local from, count = froms[n], tonumber(ARGV[froms[n] - 1])
-    for i = 1, count do add[shared + i] = ARGV[from + i - 1] end
-    for i = #add, shared + count + 1, -1 do add[i] = nil end
     id = redis.pcall(unpack(add))
     if type(id) == 'table' and id.err then
       if #names == 1 then return id end
