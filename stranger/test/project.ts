@@ -52,10 +52,10 @@ export const project = (manifest: object): Project => {
   return {
     folder,
     run: (command, args, env) => {
-      // Nothing of the pnpm and the vitest that run this test.
+      // Nothing of the pnpm and the vitest that run this test, and no cache of code for a folder that will be gone.
       const clean = Object.fromEntries(
         Object.entries(process.env).filter(([name]) =>
-          !/^(npm|pnpm|vitest|NODE_OPTIONS|VITE|NODE_ENV|TEST)/i.test(name)
+          !/^(npm|pnpm|vitest|NODE_OPTIONS|NODE_COMPILE_CACHE|VITE|NODE_ENV|TEST)/i.test(name)
         )
       )
       return new Promise((resolve, reject) => {

@@ -230,12 +230,12 @@ describe("the command", () => {
       const needed = ["cli", "core", "redis-streams", "nats-jetstream"].flatMap((
         name
       ) => ["--package", tarballs[`@millrace/${name}`]!])
-      const command = ["-y", ...needed, "millrace"]
-      const inspected = yield* run("npx", [...command, "inspect", "--redis", url, "--json"], cwd)
-      assert.deepInclude(JSON.parse(inspected.output), { topics: [] })
+      // One npx for both commands: it installs all packages each time.
+      const commands = `millrace inspect --redis ${url} --json > inspected.json && ` +
+        `exec millrace view --port 0 --redis ${url}`
       const child = yield* Effect.acquireRelease(
         Effect.sync(() =>
-          spawn("npx", [...command, "view", "--port", "0", "--redis", url], {
+          spawn("npx", ["-y", ...needed, "-c", commands], {
             cwd,
             env: environment(),
             // npx and its children are one process group, which one signal ends.
@@ -256,6 +256,8 @@ describe("the command", () => {
         child.stderr.on("data", take)
         child.once("exit", (code) => resume(Effect.die(new Error(`npx ended with ${code}: ${text}`))))
       })
+      const inspected = Fs.readFileSync(Path.join(cwd, "inspected.json"), "utf8")
+      assert.deepInclude(JSON.parse(inspected), { topics: [] })
       const paths = [
         "",
         "app.js",

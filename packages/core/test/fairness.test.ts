@@ -2,8 +2,8 @@ import { assert, it } from "@effect/vitest"
 import { Pipeline, Publisher, Topic, type Transport } from "@millrace/core"
 import { JetStream } from "@millrace/nats-jetstream"
 import { RedisStreams } from "@millrace/redis-streams"
-import { Brokers } from "@millrace/testing"
-import { type Context, Effect, Layer, Schema, type Scope } from "effect"
+import { Brokers, Wait } from "@millrace/testing"
+import { type Context, Effect, Latch, Layer, Schema, type Scope } from "effect"
 
 const Tasks = Topic.make("tasks", { schema: Schema.Number })
 
@@ -11,6 +11,7 @@ const Tasks = Topic.make("tasks", { schema: Schema.Number })
 const share = <E>(connect: Effect.Effect<Context.Context<Transport.Transport>, E, Scope.Scope>) =>
   Effect.gen(function*() {
     const handled: Array<number> = []
+    const ready = yield* Latch.make()
     const worker = (first: boolean) =>
       Effect.gen(function*() {
         const context = yield* connect
@@ -23,12 +24,22 @@ const share = <E>(connect: Effect.Effect<Context.Context<Transport.Transport>, E
         }
         return yield* Pipeline.start(
           Pipeline.from(Tasks, { group: "workers" }).pipe(
-            Pipeline.tap((n) => Effect.andThen(Effect.sleep("300 millis"), Effect.sync(() => handled.push(n)))),
+            Pipeline.tap((n) =>
+              ready.await.pipe(
+                Effect.andThen(Effect.sleep("300 millis")),
+                Effect.andThen(Effect.sync(() => handled.push(n)))
+              )
+            ),
             Pipeline.concurrency(8)
           )
         ).pipe(Effect.provideContext(context))
       })
     const workers = [yield* worker(true), yield* worker(false)]
+    // No worker is ahead because the other one took long to connect.
+    for (const running of workers) {
+      yield* Wait.until("eight handlers run", Effect.map(running.owned, ({ running }) => running === 8))
+    }
+    yield* ready.open
     while (handled.length < 200) yield* Effect.sleep(20)
     assert.strictEqual(new Set(handled).size, 200)
     for (const running of workers) {

@@ -81,12 +81,12 @@ describe.skipIf(await skipsInContainers("three nodes")).each(versions)("three no
             yield* until(
               patiently(Effect.tryPromise(() => jsm.streams.info("jobs"))),
               (info) => info.cluster?.replicas?.every((replica) => replica.current && !replica.offline) === true,
-              "60 seconds"
+              "2 minutes"
             )
           }
           const before = seen.size
           yield* node.kill
-          yield* until(Effect.sync(() => seen.size), (size) => size > before + 100, "30 seconds")
+          yield* until(Effect.sync(() => seen.size), (size) => size > before + 100, "1 minute")
           yield* node.start
         }
         // The leader gives way while messages flow.
@@ -99,13 +99,13 @@ describe.skipIf(await skipsInContainers("three nodes")).each(versions)("three no
           )
         )
         const before = seen.size
-        yield* until(Effect.sync(() => seen.size), (size) => size > before + 100, "30 seconds")
+        yield* until(Effect.sync(() => seen.size), (size) => size > before + 100, "1 minute")
         going = false
         yield* until(Effect.sync(() => producing.pollUnsafe()), (exit) => exit !== undefined)
-        yield* until(Effect.sync(() => seen.size), (size) => size === published, "30 seconds")
-        yield* until(patiently(JetStream.consumerInfo(Jobs, "workers")), (info) => info.lag === 0, "30 seconds")
+        yield* until(Effect.sync(() => seen.size), (size) => size === published, "1 minute")
+        yield* until(patiently(JetStream.consumerInfo(Jobs, "workers")), (info) => info.lag === 0, "1 minute")
         // The last requests may have gone to a leader that gave way.
-        yield* until(running.health, ({ state }) => state === "consuming", "30 seconds")
+        yield* until(running.health, ({ state }) => state === "consuming", "1 minute")
       }).pipe(
         Effect.scoped,
         Effect.provide(JetStream.layer({ url: nodes.map(({ url }) => url).join(","), stream: { replicas: 3 } }))
@@ -149,7 +149,7 @@ describe.skipIf(await skipsInContainers("three nodes")).each(versions)("three no
             held = yield* take(subscription, 1).pipe(Effect.timeout("20 seconds"))
             return held[0]!.attempt === before
           })
-          yield* until(released, (isUncounted) => isUncounted, "60 seconds")
+          yield* until(released, (isUncounted) => isUncounted, "2 minutes")
         }).pipe(Effect.scoped, Effect.provide(Layer.fresh(JetStream.layer({ url }))))
       }),
     120_000

@@ -122,7 +122,7 @@ export const settle = (
 export const until = <A, E, R>(
   effect: Effect.Effect<A, E, R>,
   right: (a: A) => boolean,
-  within: Duration.Input = "20 seconds"
+  within?: Duration.Input
 ) => Wait.eventually("the condition", effect, right, within)
 
 /** A way to a broker on which what a network does can be done to it. */

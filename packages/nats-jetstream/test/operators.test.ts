@@ -70,7 +70,7 @@ describe.each(versions)("on nats-server %s", (version) => {
             const jsm = yield* manager
             yield* Effect.promise(() => harm(jsm))
             const subscription = yield* subscribe("orders", wish)
-            const taken = yield* take(subscription, 20).pipe(Effect.timeout("10 seconds"))
+            const taken = yield* take(subscription, 20).pipe(Effect.timeout("1 minute"))
             assert.deepStrictEqual(
               new Set(taken.map(({ attempt, suspect }) => `${attempt} ${suspect}`)),
               new Set(["2 true"])
@@ -79,7 +79,7 @@ describe.each(versions)("on nats-server %s", (version) => {
             yield* publish("orders", ["new"])
             const [fresh] = yield* take(subscription, 1)
             yield* settle(subscription, [fresh!], Settlement.release)
-            const [again] = yield* take(subscription, 1).pipe(Effect.timeout("5 seconds"))
+            const [again] = yield* take(subscription, 1).pipe(Effect.timeout("1 minute"))
             assert.strictEqual(text(again!), "new")
           })
         ))
@@ -629,7 +629,7 @@ describe.each(versions)("on nats-server %s", (version) => {
               publish("orders", ["innocent"])
             ],
             { concurrency: "unbounded" }
-          ).pipe(Effect.timeout("10 seconds"))
+          ).pipe(Effect.timeout("1 minute"))
           const refused = results.flatMap((result) => Result.isFailure(result) ? [result.failure.message] : [])
           assert.strictEqual(refused.length, 2)
           assert.match(refused[0]!, /id is .*one line/)

@@ -127,9 +127,9 @@ eachServer((it) => {
       yield* Effect.sleep(50)
       const second = yield* redis.subscribe(subscribing(other))
       yield* redis.publish([outgoing(other, "other")])
-      assert.strictEqual(textOf((yield* second.pull(demand(10)).pipe(Effect.timeout("20 seconds")))[0]), "other")
+      assert.strictEqual(textOf((yield* second.pull(demand(10)).pipe(Effect.timeout("30 seconds")))[0]), "other")
       yield* redis.publish([outgoing(topic, "mine")])
-      assert.strictEqual(textOf((yield* Fiber.join(pulling).pipe(Effect.timeout("20 seconds")))[0]), "mine")
+      assert.strictEqual(textOf((yield* Fiber.join(pulling).pipe(Effect.timeout("30 seconds")))[0]), "mine")
     }))
 
   it.effect("reads a hundred streams of a group on one connection", () =>

@@ -337,8 +337,7 @@ describe("what a server does to a consumer", () => {
             yield* Wait.until("settled", Effect.map(run("XPENDING", topic, "g"), ([n]) => n === 0))
           }
         })
-      ),
-    60_000
+      )
   )
 
   it.live("may not acknowledge, or claim, or connect any more: that is logged once, shows in health, and ends when it may", () =>

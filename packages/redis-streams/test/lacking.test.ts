@@ -60,7 +60,7 @@ it.live("without CLIENT it connects, and no read is long", () =>
     yield* Effect.sleep(200)
     const second = yield* redis.subscribe(subscribing(two))
     yield* redis.publish([outgoing(two, "b")])
-    assert.strictEqual(textOf((yield* second.pull(demand(1)).pipe(Effect.timeout("20 seconds")))[0]), "b")
+    assert.strictEqual(textOf((yield* second.pull(demand(1)).pipe(Effect.timeout("30 seconds")))[0]), "b")
     yield* redis.publish([outgoing(one, "a")])
     yield* Wait.until("given", Effect.sync(() => pulling.pollUnsafe() !== undefined))
   }).pipe(Effect.scoped))

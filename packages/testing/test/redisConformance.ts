@@ -12,7 +12,12 @@ class Server
 {}
 
 const open = Server.use(({ proxy }) =>
-  RedisStreams.make({ url: `redis://127.0.0.1:${proxy.port}`, claim: { minIdle: "2 seconds" } })
+  RedisStreams.make({
+    url: `redis://127.0.0.1:${proxy.port}`,
+    claim: { minIdle: "2 seconds" },
+    // A server that syncs each write may answer late where others write much.
+    answerTimeout: "20 seconds"
+  })
 )
 
 /** The suite on one server. */

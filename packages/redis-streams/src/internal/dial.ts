@@ -4,7 +4,7 @@ import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import { isIP } from "node:net"
 import type { ConnectionOptions } from "node:tls"
-import { createClient, ErrorReply, RESP_TYPES } from "redis"
+import { ErrorReply, RedisClient, RESP_TYPES } from "redis"
 import type { Client as GivenClient } from "../Options.ts"
 import { type Address, nameOf } from "./address.ts"
 import { counting, type Received } from "./received.ts"
@@ -23,8 +23,14 @@ const ours = {
   commandOptions: { timeout: undefined as never, typeMapping: { [RESP_TYPES.BLOB_STRING]: Buffer } }
 } as const
 
-const create = (options: DialOptions, address: Address, login: Login) =>
-  createClient({
+/** One class for all connections: `createClient` makes a class of every command for each, in about 20 ms. */
+const make = RedisClient.factory({ RESP: ours.RESP })
+
+type None = Record<never, never>
+type Client = RedisClient<None, None, None, typeof ours.RESP, typeof ours.commandOptions.typeMapping>
+
+const create = (options: DialOptions, address: Address, login: Login): Client =>
+  make({
     ...ours,
     socket: {
       ...(address.path === undefined ? { host: address.host, port: address.port } : { path: address.path }),
@@ -52,8 +58,6 @@ const copy = (client: NonNullable<DialOptions["client"]>, within: number): Clien
   }
   return client.duplicate(overrides as never) as Client
 }
-
-type Client = ReturnType<typeof create>
 
 export interface DialOptions {
   /** Asked for each connection. */

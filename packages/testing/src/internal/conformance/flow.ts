@@ -324,11 +324,17 @@ export const flow: ReadonlyArray<rig.Test> = [
     const topic = rig.numbers("f11")
     yield* rig.publish(transport, topic, [1, 2])
     const subscription = yield* rig.subscribe(transport, topic.name)
-    yield* rig.settle(subscription, yield* rig.one(subscription), rig.retry(200))
-    const [again] = yield* rig.bounded("the retry comes", subscription.pull({ ...rig.demand(5), fresh: 0 }))
-    assert.deepEqual([rig.textOf(again), again.attempt], ["1", 2])
-    yield* rig.settle(subscription, again, { _tag: "Ack" })
-    assert.deepEqual(rig.texts(yield* rig.gather(subscription, 60_000, 1)), ["2"])
+    const first = yield* rig.one(subscription)
+    const since = yield* Clock.currentTimeMillis
+    yield* rig.settle(subscription, first, rig.retry(200))
+    const given = yield* rig.bounded("a message comes", subscription.pull({ ...rig.demand(5), fresh: 0 }))
+    assert.ok((yield* Clock.currentTimeMillis) >= since + 190, "a message came before the retry was due")
+    // A broker that chooses by itself may send another message for the retry.
+    assert.equal(given.length, 1)
+    yield* rig.settle(subscription, given, { _tag: "Ack" })
+    const [other] = yield* rig.gather(subscription, 60_000, 1)
+    const seen = [...given, other!].map((delivery) => `${rig.textOf(delivery)} at ${delivery.attempt}`)
+    assert.deepEqual(seen.toSorted(), ["1 at 2", "2 at 1"])
   }),
 
   test("F5", "contract", "a limit that is raised or lowered takes effect, and a drain under it ends", function*() {
