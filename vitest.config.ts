@@ -57,6 +57,7 @@ class InOrder extends BaseSequencer {
 
 export default defineConfig({
   test: {
+    globalSetup: "packages/testing/test/fetchServers.ts",
     include: ["packages/*/test/**/*.test.ts", "examples/test/**/*.test.ts", "stranger/test/*.test.ts"],
     // Each file starts its brokers and mostly waits for them: two cores take six files at a time.
     maxWorkers: 6,

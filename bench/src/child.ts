@@ -27,13 +27,14 @@ const compiled = path.join(import.meta.dirname, "../results/compiled")
 export const start = Effect.fnUntraced(function*<In extends Serializable, Out>(
   program: string,
   args: ReadonlyArray<string>,
-  folder: string = import.meta.dirname
+  folder: string = import.meta.dirname,
+  nodeOptions: ReadonlyArray<string> = []
 ): Effect.fn.Return<Child<In, Out>, never, Scope.Scope> {
   const said = yield* Queue.unbounded<Out, ChildFailed>()
   const child = yield* Effect.acquireRelease(
     Effect.sync(() =>
       fork(path.join(folder, program), args, {
-        execArgv: ["--expose-gc"],
+        execArgv: ["--expose-gc", ...nodeOptions],
         env: { ...process.env, NODE_COMPILE_CACHE: compiled },
         stdio: ["ignore", "inherit", "inherit", "ipc"]
       })

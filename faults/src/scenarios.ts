@@ -112,14 +112,21 @@ const poisoned = (limit: number, processes: number, killers: number): Scenario =
         Effect.all(Array.from({ length: processes }, () => stage.keep()), { discard: true })
       ),
     expect: ({ deadLetters, faults, handled }, stage) => {
+      const last = new Map<string, number>()
       const lines = stage.journal.lines()
-      const innocent = new Set(lines.flatMap((line) => line._tag === "Accepted" && !kills(line.n) ? [line.id] : []))
-      const attempts = lines.flatMap((line) => line._tag === "Begun" && innocent.has(line.id) ? [line.attempt] : [])
-      const most = Math.max(...attempts)
+      for (const line of lines) {
+        if (line._tag === "Begun") last.set(line.id, Math.max(line.attempt, last.get(line.id) ?? 0))
+      }
+      const lastOf = (killing: boolean) =>
+        lines.flatMap((line) => line._tag === "Accepted" && kills(line.n) === killing ? [last.get(line.id) ?? 0] : [])
+      const most = Math.max(...lastOf(false))
       return [
         ...(deadLetters === killers ? [] : [`${deadLetters} dead letters`]),
         ...(handled === 1_000 ? [] : [`${handled} handled`]),
         ...(faults <= limit * killers ? [] : [`${faults} processes died`]),
+        ...lastOf(true).filter((attempt) => attempt !== limit).map((attempt) =>
+          `a killer was last at attempt ${attempt}`
+        ),
         // One that was taken along once comes again, alone where the limit is two.
         ...(most <= Math.max(2, limit - 1) ? [] : [`an innocent message was at attempt ${most}`])
       ]

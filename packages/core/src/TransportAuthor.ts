@@ -7,13 +7,14 @@
  * into their types. Messages that it publishes for a user are made by {@link outgoing} and sent by {@link send},
  * which keeps their span and their metrics; the key of a delivery is read by {@link keyOf}. A service that holds a
  * connection is given to {@link showAs}, so that no log shows its password; {@link connectionDetail} says why a
- * connection failed.
+ * connection failed. A simulation runs a pipeline with {@link inOtherProcess}.
  *
  * @since 0.1.0
  */
 import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
+import { invalidIn, isLimit } from "./Concurrency.ts"
 import { addPolicy, addStep } from "./internal/compose.ts"
 import { inFlightOf, type Received } from "./internal/inFlight.ts"
 import { type Invalid, toError, unknownOption } from "./internal/invalid.ts"
@@ -110,6 +111,20 @@ export const withSetting: {
  * @since 0.1.0
  */
 export const received = (self: Message.Any): Received | undefined => inFlightOf(self)
+
+/**
+ * Gives the pipeline as another process runs it: a limit that it shares in this process is a bound of its own there, of
+ * the limit's ceiling. For simulations of several processes in one.
+ *
+ * @category running
+ * @since 0.1.0
+ */
+export const inOtherProcess = <P extends Pipeline.AnyPipeline>(self: P): P => {
+  const { concurrency } = programOf(self).policies
+  return isLimit(concurrency) && invalidIn(concurrency) === undefined
+    ? addPolicy(self, { concurrency: concurrency.ceiling })
+    : self
+}
 
 /**
  * Names the first option that `known` does not have, or that is `invalid`. The error never shows the value of an unknown

@@ -171,6 +171,52 @@ describe("writing", () => {
       assert.deepStrictEqual([runs, group!.pending.length + group!.delayed.length], [1, 1])
     }).pipe(Effect.provide(MemoryTransport.layer({ history: true, minIdle: "1 hour", maxBody: 400 })), Effect.scoped))
 
+  it.effect("dead letters that the broker refuses are in health, until it stores one", () =>
+    Effect.gen(function*() {
+      const transport = yield* Transport.Transport
+      const refusal = new Publisher.PublishError({
+        topic: "orders.dead",
+        reason: new Publisher.Refused({ detail: "full" })
+      })
+      let isFull = true
+      const filling = Transport.Transport.of({
+        ...transport,
+        publish: (messages) =>
+          isFull && messages[0].topic === "orders.dead"
+            ? Effect.succeed([Result.fail(refusal)])
+            : transport.publish(messages)
+      })
+      const running = yield* Effect.provideService(
+        Pipeline.start(charging("bank", { open: false })),
+        Transport.Transport,
+        filling
+      )
+      yield* Publisher.publish(Orders, { id: "o1", total: 50 })
+      yield* adjust("2 minutes")
+      const health = yield* running.health
+      assert.deepInclude(health, { state: "impaired", reason: `dead letters are not stored: ${refusal.message}` })
+      isFull = false
+      yield* adjust("1 minute")
+      assert.strictEqual((yield* running.health).state, "consuming")
+      assert.strictEqual((yield* running.counts).deadLettered, 1)
+      // On-receive no letter is tried again.
+      isFull = true
+      const careless = yield* Effect.provideService(
+        Pipeline.start(
+          Pipeline.from(Orders, { group: "shop", startFrom: "beginning" }).pipe(
+            Pipeline.tap(() => Effect.fail("no")),
+            Pipeline.ackPolicy("on-receive")
+          )
+        ),
+        Transport.Transport,
+        filling
+      )
+      yield* adjust("1 second")
+      assert.strictEqual((yield* careless.health).state, "impaired")
+      yield* adjust("3 minutes")
+      assert.strictEqual((yield* careless.health).state, "consuming")
+    }).pipe(Effect.scoped, Effect.provide(MemoryTransport.layer())))
+
   it.effect("discard deletes what is selected", () =>
     Effect.gen(function*() {
       yield* filled(6, { open: false })
@@ -360,6 +406,18 @@ describe("a letter says what happened, to everybody", () => {
         "millrace-dead-letter",
         "millrace-key"
       ])
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("a header may have a name that objects have too", () =>
+    Effect.gen(function*() {
+      const names = ["constructor", "__proto__", "tostring"]
+      const headers = Object.fromEntries(names.map((name) => [name, `of ${name}`]))
+      const { letter, publish } = yield* forge("orders.dead", {}, "{}", headers)
+      yield* publish(letter)
+      for (const part of letters.split({ ...letter, id: "another" })) yield* publish(part)
+      for (const { message } of yield* collect("orders.dead")) {
+        assert.deepStrictEqual(Object.keys(message.headers).filter((name) => names.includes(name)), names)
+      }
     }).pipe(Effect.provide(TestHarness.layer)))
 
   it.effect("the letter of a letter keeps the first record, and a redrive gives it back", () =>

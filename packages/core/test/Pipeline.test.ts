@@ -400,6 +400,8 @@ describe("bad input", () => {
         [from.pipe(Pipeline.concurrency(NaN)), "concurrency is NaN"],
         [from.pipe(Pipeline.retry({ times: -1 })), "retry.times is -1"],
         [Pipeline.from(Orders, { group: "g", prefetch: 0.5 }), "prefetch is 0.5"],
+        [Pipeline.from(Orders, { group: "g", waiting: 0 }), "waiting is 0"],
+        [Pipeline.from(Orders, { group: "g", maxBlocked: 0 }), "maxBlocked is 0"],
         [from.pipe(Pipeline.deadLetter("orders")), "deadLetter is \"orders\""]
       ] as const
       for (const [pipeline, text] of cases) {

@@ -122,7 +122,7 @@ describe("logs", () => {
       hand.publish = publish
       hand.deliver(delivery(1, { attempt: 2, redelivered: true }))
       yield* Wait.turns
-      const [, { annotations, text }] = of("Warn") as [Line, Line]
+      const [{ annotations, text }] = of("Warn") as [Line]
       assert.include(text, "(after 1 attempt, exhausted)")
       assert.strictEqual(annotations["attempts"], 1)
     }).pipe(Effect.provide(layer))

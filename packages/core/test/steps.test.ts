@@ -53,6 +53,18 @@ describe("a step that throws", () => {
           }))
         )
       }
+      const rejected = async (): Promise<any> => {
+        throw new Error("of an async function where none belongs")
+      }
+      const steps: ReadonlyArray<(from: any) => any> = [
+        (from) => from.pipe(Pipeline.tap(() => Effect.suspend(() => Effect.fail(rejected())))),
+        (from) => from.pipe(Pipeline.tap(() => Effect.die(rejected()))),
+        (from) => from.pipe(Pipeline.batch({ size: 1, within: 1 }, () => Effect.fail(rejected()))),
+        (from) => from.pipe(Pipeline.to(Numbers, rejected as any)),
+        (from) => from.pipe(Pipeline.branch(rejected as any, { never: (self: any) => self } as any)),
+        (from) => from.pipe(Pipeline.concurrency({ max: 2, key: rejected as any }))
+      ]
+      for (const step of steps) yield* survives(step, undefined, undefined, "1 Retry")
       yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
       process.off("unhandledRejection", listener)
       assert.deepStrictEqual(rejections, [])

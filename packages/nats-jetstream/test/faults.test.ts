@@ -288,6 +288,29 @@ describe.each(versions)("on nats-server %s", (version) => {
       })
     ))
 
+  it.live(
+    "a request that the server has forgotten with its consumer is noticed soon after it has expired",
+    () =>
+      on(() =>
+        Effect.gen(function*() {
+          yield* publish("orders", ["a"])
+          const subscription = yield* subscribe("orders")
+          yield* settle(subscription, yield* take(subscription, 1), Settlement.ack)
+          // As for a request that reaches the consumer while it is deleted: there is a receiver, and no answer.
+          const { client } = yield* JetStream.JetStream
+          client.subscribe("$JS.API.CONSUMER.MSG.NEXT.>", { callback: () => {} })
+          const jsm = yield* manager
+          yield* Effect.promise(() => jsm.consumers.delete("orders", "group"))
+          yield* publish("orders", ["b"])
+          const again = (yield* subscription.pull(demand(1))).map(text)
+          if (again[0] === "a") again.push(...(yield* subscription.pull(demand(1))).map(text))
+          assert.strictEqual(again.at(-1), "b")
+          // Without any look at requests that have expired, two heartbeats would tell: after ten seconds.
+        })
+      ),
+    9_000
+  )
+
   it.live("a consumer deleted while messages flow: none is lost", () =>
     on(() =>
       Effect.gen(function*() {

@@ -638,16 +638,19 @@ describe.each(versions)("on nats-server %s", (version) => {
         })
       ))
 
-    it.live("one id in two topics of a stream is two messages", () =>
+    it.live("one id in two topics of a stream is two messages, and so are ids that differ by white space", () =>
       on(() =>
         Effect.gen(function*() {
           const transport = yield* Transport
           const results = yield* transport.publish([
             outgoing("orders.a", "a", { id: "same" }),
             outgoing("orders.b", "b", { id: "same" }),
-            outgoing("orders.a", "a", { id: "same" })
+            ...["same", "same ", "same\t", "same/", "same /"].map((id) => outgoing("orders.a", "a", { id }))
           ])
-          assert.deepStrictEqual(results.map((result) => Result.getOrThrow(result).duplicate), [false, false, true])
+          assert.deepStrictEqual(
+            results.map((result) => Result.getOrThrow(result).duplicate),
+            [false, false, true, false, false, false, false]
+          )
         }), { layer: { stream: { name: "ORDERS", subjects: ["orders.>"] } } }))
 
     it.live("a header may have a name that objects have too", () =>

@@ -13,7 +13,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
-import { Broker, type Group, type Settled } from "./internal/memory/broker.ts"
+import { Broker, type Group, Origin, type Settled } from "./internal/memory/broker.ts"
 import { connect } from "./internal/memory/transport.ts"
 
 export type { Settled } from "./internal/memory/broker.ts"
@@ -84,16 +84,16 @@ export class MemoryTransport extends Context.Service<MemoryTransport, {
  * @since 0.1.0
  */
 export const make = (options?: Options): Effect.Effect<MemoryTransport["Service"]> =>
-  Effect.flatMap(Clock.clockWith(Effect.succeed), (clock) => {
+  Effect.flatMap(Effect.context<never>(), (context) => {
     const { duration: minIdle, invalid } = durationOf("minIdle", options?.minIdle ?? "30 seconds")
     const wrong = checkOptions("memory", "layer", options ?? {}, known, invalid, invalidIn(options ?? {}))
     if (wrong !== undefined) return Effect.die(wrong)
-    const broker = new Broker(clock, {
+    const broker = new Broker(Context.get(context, Clock.Clock), {
       minIdle: Duration.toMillis(minIdle),
       untilAcked: options?.retention === "until-acked",
       maxBody: options?.maxBody ?? 1_048_576,
       history: options?.history ?? false
-    })
+    }, Context.get(context, Origin))
     const limit = Concurrency.make(options?.concurrency ?? Infinity)
     return Effect.succeed(MemoryTransport.of({
       connect: connect(broker, limit),
@@ -107,7 +107,10 @@ export const make = (options?: Options): Effect.Effect<MemoryTransport["Service"
     }))
   })
 
-const invalidIn = ({ maxBody, retention }: Options) => {
+const invalidIn = ({ maxBody, minIdle = 1, retention }: Options) => {
+  if (!Duration.isPositive(durationOf("minIdle", minIdle).duration)) {
+    return { option: "minIdle", value: minIdle, remedy: "give more than 0: an owner needs time to extend" }
+  }
   if (retention !== undefined && retention !== "keep" && retention !== "until-acked") {
     return { option: "retention", value: retention, remedy: "write \"keep\" or \"until-acked\"" }
   }

@@ -27,7 +27,8 @@ import * as Result from "effect/Result"
 import * as Scheduler from "effect/Scheduler"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
-import { Faults, minimize } from "./internal/simulation/faults.ts"
+import { Origin } from "./internal/memory/broker.ts"
+import { Faults, madeOnce, minimize } from "./internal/simulation/faults.ts"
 import { Laws, type Violation } from "./internal/simulation/laws.ts"
 import { Line } from "./internal/simulation/network.ts"
 import { Process, World } from "./internal/simulation/world.ts"
@@ -148,6 +149,9 @@ const mostLines = 60
  */
 export class Trouble extends Schema.Error<Trouble>("@millrace/testing/Trouble")({ _tag: Schema.tag("Trouble") }) {}
 
+const fails = madeOnce(() => Effect.fail(new Trouble()))
+const throws = madeOnce(() => Effect.die(new Error("trouble")))
+
 const Troubles = Context.Reference<((message: Message.Any) => Effect.Effect<void, Trouble>) | undefined>(
   "@millrace/testing/Simulation/Troubles",
   { defaultValue: () => undefined }
@@ -180,31 +184,14 @@ interface Worker {
   isEnding: boolean
 }
 
-/** Pipelines that have run: schemas keep what they compile for their first values, and take other turns for it. */
-const warm = new WeakSet<object>()
-
 /**
- * Runs a pipeline once, as the seed has it; `topic` is its source. The first run of a pipeline in a process has a discarded
- * one before it, so that a seed gives the same run in every process.
+ * Runs a pipeline once, as the seed has it; `topic` is its source. A limit that the pipeline shares (`Concurrency.Limit`) is
+ * each process's own here, and as large as its ceiling.
  *
  * @category simulating
  * @since 0.1.0
  */
 export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
-  topic: Topic.Topic<A, RD, RE>,
-  pipeline: Pipeline.Pipeline<M, B, E, R>,
-  options: Options<NoInfer<A>> & { readonly seed: number | string }
-): Effect.Effect<Run, TransportError | Publisher.PublishError, Exclude<R, Transport | Scope.Scope> | RE> =>
-  Effect.suspend(() => {
-    if (warm.has(pipeline)) return once(topic, pipeline, options)
-    warm.add(pipeline)
-    return Effect.andThen(
-      once(topic, pipeline, { ...options, connect: undefined }),
-      once(topic, pipeline, options)
-    )
-  })
-
-const once = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
   topic: Topic.Topic<A, RD, RE>,
   pipeline: Pipeline.Pipeline<M, B, E, R>,
   options: Options<NoInfer<A>> & { readonly seed: number | string }
@@ -221,7 +208,10 @@ const once = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
         Context.add(Random.Random, random),
         Context.add(References.MinimumLogLevel, "None")
       )
-    const broker = Context.add(surroundings(new Process(world)), Scheduler.PreventSchedulerYield, true)
+    const broker = surroundings(new Process(world)).pipe(
+      Context.add(Scheduler.PreventSchedulerYield, true),
+      Context.add(Origin, "memory")
+    )
     const memory = yield* Effect.provideContext(MemoryTransport.make({ history: true, minIdle }), broker)
     const published = yield* memory.published
     const laws = new Laws(world, {
@@ -232,7 +222,10 @@ const once = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
       outputOf: options.outputOf ?? (({ id }) => id),
       published: () => published
     })
+    const atBroker = Effect.runForkWith(broker)
     const context = yield* Effect.context<any>()
+    const flat = (own: Context.Context<any>): Context.Context<any> =>
+      Context.makeUnsafe(new Map([...context.mapUnsafe, ...own.mapUnsafe]))
     const outgoing = yield* Effect.forEach(options.values, (value) => TransportAuthor.outgoing(topic, value))
 
     const workers = new Set<Worker>()
@@ -242,6 +235,7 @@ const once = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
     let isOver = false
     /** What has begun and is not over: faults, and messages to be published. */
     let open = 0
+    let beginSource = () => {}
     const later = (millis: number, f: () => void) => {
       open++
       world.after(millis, undefined, () => {
@@ -257,9 +251,9 @@ const once = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
       if (known !== undefined) return known
       const kills = options.kills === undefined ? kinds.has("crash") && world.chance(0.03) : options.kills(message)
       const fails = kinds.has("handler") && world.chance(0.05)
-      const fate = faults.happens(`kill ${id}`, kills, `${id} ends each process that handles it`)
+      const fate = faults.happens(kills, () => `kill ${id}`, () => `${id} ends each process that handles it`)
         ? "killer"
-        : faults.happens(`fail ${id}`, fails, `${id} always fails`)
+        : faults.happens(fails, () => `fail ${id}`, () => `${id} always fails`)
         ? "bad"
         : "fine"
       fates.set(id, fate)
@@ -279,17 +273,17 @@ const once = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
             crash(worker)
             return Effect.never
           }
-          if (fate === "bad") return Effect.fail(new Trouble())
+          if (fate === "bad") return fails
           const isTroubled = kinds.has("handler") && world.chance(0.15)
           const long = world.between(1, 100_000)
           const text = world.oneOf(["fails", "throws", "interrupts itself", "takes long"] as const)!
-          const name = `${delivery.id}#${delivery.attempt} in ${worker.name}`
-          if (!faults.happens(`trouble ${name}`, isTroubled, `${name} ${text}`)) return Effect.void
+          const name = () => `${delivery.id}#${delivery.attempt} in ${worker.name}`
+          if (!faults.happens(isTroubled, () => `trouble ${name()}`, () => `${name()} ${text}`)) return Effect.void
           switch (text) {
             case "fails":
-              return Effect.fail(new Trouble())
+              return fails
             case "throws":
-              return Effect.die(new Error("trouble"))
+              return throws
             case "interrupts itself": {
               isOwn = true
               return Effect.interrupt
@@ -316,7 +310,7 @@ const once = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
         world,
         process,
         laws,
-        atBroker: Effect.runForkWith(broker),
+        atBroker,
         faults,
         kinds: { settle: kinds.has("settle"), publish: kinds.has("publish"), delay: kinds.has("delay") }
       })
@@ -327,33 +321,43 @@ const once = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
         scope,
         running: undefined,
         isEnding: false,
-        context: Context.merge(context, surroundings(process)).pipe(
-          Context.add(Transport, line.transport(options.connect?.(bare) ?? bare)),
-          Context.add(Scope.Scope, scope),
-          Context.add(Telemetry.Observer, (outcome) => {
-            if (process.state === "dead") return
-            laws.outcome(name, outcome)
-            // A handler that is told has a moment to end.
-            if (outcome._tag === "Lost") world.after(1000, process, () => laws.stopped(name, outcome.delivery))
-          }),
-          Context.add(Telemetry.LookInterval, undefined),
-          Context.add(Telemetry.Logs, false),
-          Context.add(Troubles, (message) => troubles(worker)(message))
+        // Flat: each fiber looks up a dozen services.
+        context: flat(
+          surroundings(process).pipe(
+            Context.add(Transport, line.transport(options.connect?.(bare) ?? bare)),
+            Context.add(Scope.Scope, scope),
+            Context.add(Telemetry.Observer, (outcome) => {
+              if (process.state === "dead") return
+              laws.outcome(name, outcome)
+              // A handler that is told has a moment to end.
+              if (outcome._tag === "Lost") world.after(1000, process, () => laws.stopped(name, outcome.delivery))
+            }),
+            Context.add(Telemetry.LookInterval, undefined),
+            Context.add(Telemetry.Logs, false),
+            Context.add(Troubles, (message) => troubles(worker)(message))
+          )
         )
       }
       workers.add(worker)
-      laws.note(`${name} starts`)
-      const start = Pipeline.start(pipeline) as Effect.Effect<Pipeline.Running, TransportError>
+      laws.note(() => `${name} starts`)
+      const start = Pipeline.start(TransportAuthor.inOtherProcess(pipeline)) as Effect.Effect<
+        Pipeline.Running,
+        TransportError
+      >
       Effect.runForkWith(worker.context)(start).addObserver((exit) => {
         if (Exit.isFailure(exit)) failure = Exit.failCause(exit.cause)
-        else worker.running = exit.value
+        else {
+          worker.running = exit.value
+          beginSource()
+        }
       })
     }
     const crash = (worker: Worker) => {
-      laws.note(`${worker.name} is gone`)
+      laws.note(() => `${worker.name} is gone`)
       worker.process.state = "dead"
       worker.line.cut()
       workers.delete(worker)
+      beginSource()
       if (!isOver) later(world.between(0, 10_000), launch)
     }
     const drain = (worker: Worker) => {
@@ -374,8 +378,9 @@ const once = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
       const episode = world.oneOf(episodes.filter((episode) => kinds.has(episode)))
       const spell = world.chance(0.5) ? world.between(0, 5000) : world.between(5000, 120_000)
       if (worker === undefined || episode === undefined) return
-      if (!faults.happens(name, true, `${worker.name}: ${episode} at ${(world.now / 1000).toFixed(3)}`)) return
-      laws.note(`${worker.name}: ${episode}`)
+      const text = () => `${worker.name}: ${episode} at ${(world.now / 1000).toFixed(3)}`
+      if (!faults.happens(true, () => name, text)) return
+      laws.note(() => `${worker.name}: ${episode}`)
       const { line, process, running } = worker
       const tell = (effect: Effect.Effect<void>) =>
         void world.after(0, process, () => Effect.runForkWith(worker.context)(effect))
@@ -394,7 +399,7 @@ const once = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
         case "cut": {
           line.cut()
           return later(spell, () => {
-            laws.note(`${worker.name} is connected again`)
+            laws.note(() => `${worker.name} is connected again`)
             if (process.state !== "dead") line.restore()
           })
         }
@@ -425,36 +430,48 @@ const once = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
       for (const [n, message] of outgoing.entries()) {
         at += isBurst && world.chance(0.9) ? 0 : world.between(0, 2 * span / outgoing.length)
         const isPoison = kinds.has("poison") && world.chance(0.05)
-        if (faults.happens(`message ${n}`, true, `value ${n} is published`)) later(at, () => publish(message, false))
-        if (faults.happens(`poison ${n}`, isPoison, `bytes that cannot be decoded follow value ${n}`)) {
-          later(at, () => publish(poison(message), true))
-        }
+        const isPublished = faults.happens(true, () => `message ${n}`, () => `value ${n} is published`)
+        if (isPublished) later(at, () => publish(message, false))
+        const text = () => `bytes that cannot be decoded follow value ${n}`
+        if (faults.happens(isPoison, () => `poison ${n}`, text)) later(at, () => publish(poison(message), true))
       }
     }
-    const wait = () => workers.values().next().value?.running === undefined ? later(1, wait) : source()
-    wait()
+    open++
+    beginSource = () => {
+      if (workers.values().next().value?.running === undefined) return
+      beginSource = () => {}
+      open--
+      source()
+    }
+    beginSource()
     open++
     const struck = Math.floor(world.between(0, 8))
     for (let n = 0; n < struck; n++) later(world.between(0, span), () => strike(`episode ${n}`))
     world.after(span, undefined, () => open--)
 
+    let trace: ReadonlyArray<string> | undefined
     const result = (): Run => ({
       seed: options.seed,
       faults: faults.happened,
-      trace: laws.trace,
+      get trace() {
+        return trace ??= laws.trace
+      },
       violations: laws.violations
     })
+    const areIdle = () => {
+      for (const { isEnding, running } of workers) {
+        if (running === undefined || running.limit.inUse > 0 || isEnding) return false
+      }
+      return true
+    }
     let calmSince: number | undefined
     const patience = Duration.toMillis(Duration.fromInputUnsafe(options.restWithin ?? "1 hour"))
     yield* world.run(() => {
       if (failure !== undefined || laws.violations.length > 0) return true
       if (open > 0) return false
       calmSince ??= world.now
-      isIdle = Effect.runSync(memory.groups).every(({ delayed, lag, pending }) =>
-        lag + pending.length + delayed.length === 0
-      ) && [...workers].every(({ isEnding, running }) =>
-        running !== undefined && running.limit.inUse === 0 && !isEnding
-      )
+      isIdle = areIdle() &&
+        Effect.runSync(memory.groups).every(({ delayed, lag, pending }) => lag + pending.length + delayed.length === 0)
       return isIdle || world.now - calmSince > patience
     }, 1_000_000)
     if (failure !== undefined) return yield* failure

@@ -279,6 +279,12 @@ export const mutants: ReadonlyArray<Mutant> = [
     mutate: disguising(() => ({ suspect: false }))
   },
   {
+    name: "forgets by the third delivery that a message is a suspect",
+    law: "law 2",
+    caughtBy: ["S23"],
+    mutate: disguising(({ id, suspect }, count) => ({ suspect: count(id) < 3 && suspect }))
+  },
+  {
     name: "retries at once, whatever the delay",
     law: "law 2",
     caughtBy: ["S3", "R3", "L9"],

@@ -1,29 +1,14 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Message, Pipeline, Settlement, Topic, type Transport } from "@millrace/core"
+import { Message, Pipeline, Settlement } from "@millrace/core"
 import { Simulation } from "@millrace/testing"
-import { Clock, type Context, Effect, Schedule, Schema } from "effect"
+import { Clock, type Context, Effect, Schedule } from "effect"
+import { execFile } from "node:child_process"
+import * as crypto from "node:crypto"
+import * as path from "node:path"
+import { promisify } from "node:util"
 import { transitions, Watch } from "../../core/src/internal/attempt.ts"
 import { type Broker, type Mutant, mutants } from "./mutants.ts"
-
-const Event = Schema.Struct({ key: Schema.String, n: Schema.Number })
-const Events = Topic.make("events", { schema: Event, key: ({ key }) => key })
-const Done = Topic.make("done", { schema: Schema.Number })
-const values = Array.from({ length: 24 }, (_, n) => ({ key: `k${n % 4}`, n }))
-
-const troubled = Pipeline.from(Events, { group: "test" }).pipe(
-  Pipeline.tap((_, message) => Simulation.trouble(message)),
-  Pipeline.map(({ n }) => n),
-  Pipeline.to(Done)
-)
-const policy = { times: 4, schedule: Schedule.exponential("1 second", 3).pipe(Schedule.jittered) }
-const plain = troubled.pipe(Pipeline.retry(policy), Pipeline.concurrency(4))
-const keyed = troubled.pipe(
-  Pipeline.retry(policy),
-  Pipeline.concurrency({ max: 4, key: ({ value }) => value.key })
-)
-const outputOf = ({ body }: Transport.Outgoing) => new TextDecoder().decode(body)
-const ofAll = { values, attempts: 5, outputOf }
-const ofKeys = { ...ofAll, keepsKeys: true }
+import { type Event, Events, keyed, ofAll, ofKeys, plain, policy, runs, troubled, values } from "./simulated.ts"
 
 /** Holds every attempt of a run to the table of transitions, and to one permit while it works on its message. */
 const watched = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
@@ -47,6 +32,24 @@ describe("simulation", () => {
       assert.deepStrictEqual(yield* Simulation.run(Events, keyed, { ...ofKeys, seed: 7 }), run)
       assert.isAbove(run.trace.length, 100)
       assert.notDeepEqual((yield* Simulation.run(Events, keyed, { ...ofKeys, seed: 8 })).trace, run.trace)
+    }))
+
+  it.live("a seed is the same run in every process, whatever ran before it and whatever the clocks of the machine say", () =>
+    Effect.gen(function*() {
+      const seeds = [3, 5, 2]
+      const main = path.join(import.meta.dirname, "seeds.main.ts")
+      const { stdout } = yield* Effect.promise(() =>
+        promisify(execFile)(process.execPath, [main, "traces", ...seeds.map(String)])
+      )
+      const lines: Array<string> = []
+      for (const [kind, run] of Object.entries(runs)) {
+        for (const seed of [...seeds].reverse()) {
+          const { trace, violations } = yield* run(seed)
+          assert.deepStrictEqual(violations, [])
+          lines.push(`${kind} ${seed} ${crypto.createHash("sha256").update(trace.join("\n")).digest("hex")}`)
+        }
+      }
+      assert.sameMembers(stdout.trim().split("\n"), lines)
     }))
 
   it.live("no law is violated: many at once", () => watched(Simulation.check(Events, plain, { ...ofAll, seeds: 100 })))

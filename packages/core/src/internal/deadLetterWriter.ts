@@ -28,6 +28,7 @@ export class DeadLetterWriter {
   private readonly transport: Transport["Service"]
   private readonly clock: Clock.Clock
   private readonly errors: ErrorDetailOptions
+  private lastRefusal: { readonly since: number; readonly at: number; readonly reason: string } | undefined
   /** Of this process, by origin and id; a bound keeps a broker that refuses everything from filling the memory. */
   private readonly refused = new Map<string, Refused>()
 
@@ -95,9 +96,19 @@ export class DeadLetterWriter {
     })
     const key = keyOf(delivery)
     return this.publishFitting(forms(this.topic, delivery, record)).pipe(
-      Effect.tap(() => Effect.sync(() => this.refused.delete(key))),
-      Effect.tapError(() =>
+      Effect.tap(() =>
         Effect.sync(() => {
+          this.lastRefusal = undefined
+          this.refused.delete(key)
+        })
+      ),
+      Effect.tapError(({ message, reason: { _tag } }) =>
+        Effect.sync(() => {
+          if (_tag === "Refused" || _tag === "Unauthorized") {
+            const at = this.clock.currentTimeMillisUnsafe()
+            const since = this.refusal?.since ?? at
+            this.lastRefusal = { since, at, reason: `dead letters are not stored: ${message}` }
+          }
           const times = (this.refused.get(key)?.times ?? 0) + 1
           this.refused.delete(key)
           this.refused.set(key, { cause, reason, attempts, times })
@@ -128,13 +139,22 @@ export class DeadLetterWriter {
     return this.refused.size === 0 ? undefined : this.refused.get(keyOf(delivery))
   }
 
+  /** The broker refuses letters: since when, and in its words. Until it stores one, or none is tried again. */
+  get refusal(): { readonly since: number; readonly reason: string } | undefined {
+    const { at = -Infinity, reason = "", since = 0 } = this.lastRefusal ?? {}
+    return this.clock.currentTimeMillisUnsafe() - at > 2 * maxBackoff ? undefined : { since, reason }
+  }
+
   /** How long a message whose letter was refused waits until the letter is tried again. */
   backoff(delivery: Delivery): Duration.Duration {
     const times = this.pending(delivery)?.times ?? 1
-    return Duration.seconds(Math.min(60, 2 ** (times - 1)))
+    return Duration.millis(Math.min(maxBackoff, 1000 * 2 ** (times - 1)))
   }
 }
 
 const keyOf = ({ id, origin }: Delivery): string => `${origin}/${id}`
 
 const maxRefused = 10_000
+
+/** In milliseconds. */
+const maxBackoff = 60_000

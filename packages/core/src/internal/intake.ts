@@ -5,6 +5,7 @@ import { Attempt, type Shared } from "./attempt.ts"
 import { Deque } from "./deque.ts"
 import { Isolation } from "./isolation.ts"
 import { KeyedQueue } from "./keyedQueue.ts"
+import { answered } from "./promise.ts"
 import { Rest } from "./rest.ts"
 import { thrown } from "./steps.ts"
 
@@ -146,7 +147,7 @@ export class Intake {
     if (exit === undefined) return ""
     if (Exit.isFailure(exit)) return undefined
     try {
-      return key(attempt.message!)
+      return answered("concurrency.key", key(attempt.message!))
     } catch (error) {
       attempt.keyFailure = thrown(error)
       return undefined

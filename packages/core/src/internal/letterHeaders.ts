@@ -30,9 +30,12 @@ const depthOf = (name: string): number | undefined => {
 
 const nameOf = (depth: number): string => depth === 1 ? recordHeader : `${recordHeader}-${depth}`
 
+/** A header may have the name `__proto__`. */
+const none = (): Record<string, string> => Object.create(null)
+
 /** Moves each record by `by`; a record that would be above depth 1 and the headers of a redrive are left out. */
 const shifted = (headers: Message.Headers, by: number): Record<string, string> => {
-  const all: Record<string, string> = {}
+  const all = none()
   for (const [name, text] of Object.entries(headers)) {
     const depth = depthOf(name)
     if (depth === undefined && !added.has(name)) all[name] = text
@@ -45,8 +48,7 @@ const shifted = (headers: Message.Headers, by: number): Record<string, string> =
 export const separate = (
   headers: Message.Headers
 ): { readonly message: Message.Headers; readonly records: Message.Headers } => {
-  const message: Record<string, string> = {}
-  const records: Record<string, string> = {}
+  const [message, records] = [none(), none()]
   for (const [name, text] of Object.entries(headers)) (depthOf(name) === undefined ? message : records)[name] = text
   return { message, records }
 }

@@ -28,6 +28,7 @@ import type { DeadLetterWriter } from "./deadLetterWriter.ts"
 import { loggable } from "./errorDetail.ts"
 import type { End } from "./handler.ts"
 import type { Program, Retry } from "./program.ts"
+import { ignore } from "./promise.ts"
 import { Report } from "./report.ts"
 import { allowedAttempts, decideRetry, defaultRetry, requestedBy, type RetryDecision } from "./retryDecision.ts"
 import { Vanished } from "./vanished.ts"
@@ -126,6 +127,7 @@ export class Outcomes {
 
   private failed(attempt: Attempt, cause: Cause.Cause<unknown>): void {
     attempt.failure = cause
+    for (const reason of cause.reasons) ignore("error" in reason ? reason.error : "defect" in reason && reason.defect)
     if (this.around.program.policies.ackPolicy === "on-receive") {
       return this.conclude(attempt, this.deadLetter(attempt, cause, "exhausted"))
     }

@@ -34,12 +34,12 @@ export const ignore = (u: unknown): void => {
   }
 }
 
-/** The answer of a function that decides; a promise would count as true, whatever it resolves with. */
-export const answered = (option: string, answer: unknown): unknown => {
+/** The answer of a function that is not waited for; a promise would count as one, whatever it resolves with. */
+export const answered = <A>(option: string, answer: A): A => {
   if (!isThenable(answer)) return answer
   ignore(answer)
   const value = { toString: () => "an async function" }
-  throw invalidOption("core", option, value, "give a function that returns true or false, no promise of it")
+  throw invalidOption("core", option, value, "give a function that returns its answer, no promise of it")
 }
 
 /**

@@ -49,7 +49,7 @@ export class Failure extends Schema.Class<Failure>("@millrace/core/DeadLetter/Fa
  *
  * - `id`: of the message that failed; after a redrive a new one, `history` has the earlier ones
  * - `origin`: names the stream that held the message, and its life; `origin`, `group` and `id` are unique together
- * - `firstFailedAt`: absent when a later attempt ended with its process, or, on Redis, was released
+ * - `firstFailedAt`: absent when a later attempt ended with its process
  * - `error`: `tag` is its `_tag` or its class, `causes` its chain of causes, `fields` its own fields as far as they are
  *   plain data
  * - `trace`: the span of the last attempt, else of the publisher, as in the header `traceparent`

@@ -102,6 +102,7 @@ export class Run {
     const after = (millis: number, f: () => void) => this.after(millis, f)
     const lease = subscription.lease === undefined ? undefined : Duration.toMillis(subscription.lease)
 
+    const deadLetters = DeadLetterWriter.of(program, transport, clock, Context.get(context, Telemetry.ErrorDetails))
     this.sight = new Sight(program, transport, subscription, context, {
       now,
       run: this.run,
@@ -112,11 +113,12 @@ export class Run {
       isPulling: () => this.reader.isAskingForFresh,
       paused: () => this.paused,
       unconfirmed: () => this.settlements.settler.unconfirmed,
+      refusal: () => deadLetters?.refusal,
       counts: () => ({ ...this.outcomes.report.counts })
     })
     this.outcomes = new Outcomes({
       program,
-      deadLetters: DeadLetterWriter.of(program, transport, clock, Context.get(context, Telemetry.ErrorDetails)),
+      deadLetters,
       run: this.run,
       settle: (attempt, settlement) => this.settlements.settle(attempt, settlement),
       left: (attempt) => this.left(attempt),

@@ -39,6 +39,8 @@ export interface View {
   /** A handler has paused the pipeline. Milliseconds since the epoch. */
   readonly paused: () => { readonly since: number; readonly until: number } | undefined
   readonly unconfirmed: () => number
+  /** The broker refuses dead letters: since when, in milliseconds since the epoch, and why. */
+  readonly refusal: () => { readonly since: number; readonly reason: string } | undefined
   readonly counts: () => { readonly [name: string]: number }
 }
 
@@ -186,7 +188,7 @@ export class Sight {
     if (log === undefined) return
     // A broker that refuses all of them is one outage, whose line tells that.
     const logged = Effect.map(
-      this.subscription.health,
+      this.health,
       ({ state }) => this.guarded(() => log.refused(delivery, cause, after, this.view.now(), state !== "consuming"))
     )
     this.view.run(Effect.catchCause(logged, (cause) => this.failed(cause)))
@@ -253,11 +255,11 @@ export class Sight {
 
   // --- looking now and then
 
-  /** The subscription's health, unless the watchdog knows better, or a handler has paused the pipeline. */
+  /** The subscription's health, unless the dead letters or the watchdog know better, or a handler has paused the pipeline. */
   readonly health: Effect.Effect<Health> = Effect.suspend(() =>
     Effect.map(this.subscription.health, (health): Health => {
       if (health.state !== "consuming") return health
-      const verdict = this.watchdog?.verdict
+      const verdict = this.view.refusal() ?? this.watchdog?.verdict
       if (verdict !== undefined) {
         this.wasOtherwise = true
         return { state: "impaired", ...verdict }

@@ -10,9 +10,10 @@ import type { TransportError } from "../TransportError.ts"
 import { drain } from "./drain.ts"
 import { inspectedAs } from "./inspection.ts"
 import { isolateFrom } from "./isolation.ts"
+import { monotonicMillis } from "./monotonic.ts"
 import { Prefetch } from "./prefetch.ts"
 import type { Program } from "./program.ts"
-import { quietly } from "./quietly.ts"
+import { quietly, unlessQuiet } from "./quietly.ts"
 import { allowedAttempts, defaultRetry } from "./retryDecision.ts"
 import { Run } from "./run.ts"
 import type { Health, Running } from "./running.ts"
@@ -28,7 +29,7 @@ export const start = Effect.fnUntraced(function*(
   const bad = validate(program, transport)
   if (bad !== undefined) return yield* bad
   yield* claimGroup(program, transport)
-  yield* quietly(advise(program))
+  yield* unlessQuiet(advise(program))
   const { concurrency, key, settings } = policies
   const limit = isLimit(concurrency) ? concurrency.ceiling : concurrency
   const deadLetter = deadLetterTopic(program)
@@ -73,14 +74,15 @@ export const start = Effect.fnUntraced(function*(
       Effect.andThen(become("stopped"))
     )
   )
-  const startedAt = performance.now()
+  const now = monotonicMillis(clock)
+  const startedAt = now()
   yield* Effect.addFinalizer((exit) =>
-    quietly(
+    unlessQuiet(Effect.suspend(() =>
       warnIfStoppedAtOnce(program, exit, {
         messages: run.holding.buffered + run.holding.begun + sum(run.outcomes.report.counts),
-        startedAt
+        lasted: now() - startedAt
       })
-    )
+    ))
   )
   run.sight.started()
   yield* run.reader.start

@@ -70,9 +70,9 @@ const atOnce = 100
 export const warnIfStoppedAtOnce = (
   program: Program,
   exit: Exit.Exit<unknown, unknown>,
-  seen: { readonly messages: number; readonly startedAt: number }
+  seen: { readonly messages: number; readonly lasted: number }
 ): Effect.Effect<void> =>
-  Exit.isSuccess(exit) && seen.messages === 0 && performance.now() - seen.startedAt < atOnce
+  Exit.isSuccess(exit) && seen.messages === 0 && seen.lasted < atOnce
     ? Effect.logWarning(
       `${program.name} stopped as soon as it had started and handled nothing: Effect.scoped ends with the Effect inside ` +
         "it. Use Pipeline.run for a program, Pipeline.toLayer beside a server, or Millrace.run with promises"

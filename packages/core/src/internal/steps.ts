@@ -20,7 +20,7 @@ import {
   Run
 } from "./pending.ts"
 import type { Step } from "./program.ts"
-import { ignore, isThenable, misresolved, misreturned, misused, rejection, settledAs } from "./promise.ts"
+import { answered, ignore, isThenable, misresolved, misreturned, misused, rejection, settledAs } from "./promise.ts"
 import { skippingOf } from "./skipping.ts"
 
 /** A step, compiled. */
@@ -111,7 +111,10 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
     case "To": {
       const outputs = environment.publish(step, path)
       const { f } = step
-      return { run: (value, attempt) => new Output(outputs, f === undefined ? value : f(value, attempt.message!)) }
+      return {
+        run: (value, attempt) =>
+          new Output(outputs, f === undefined ? value : answered("to", f(value, attempt.message!)))
+      }
     }
     case "Batch": {
       const join = new Join(environment.batch(step))
@@ -127,7 +130,11 @@ const operation = (step: Step, environment: Environment, path: string): Operatio
           const name = by(value, attempt.message!)
           const operations = cases.get(name)
           return operations === undefined
-            ? new Failed(Cause.die(new TypeError(`a branch of the pipeline has no case ${JSON.stringify(name)}`)))
+            ? new Failed(
+              Cause.die(
+                new TypeError(`a branch of the pipeline has no case ${JSON.stringify(answered("branch", name))}`)
+              )
+            )
             : ofEffect(asEffect(operations, value, attempt), false, value, "branch")
         }
       }

@@ -39,8 +39,10 @@ export const validate = (
   if (prefetch !== undefined && !whole(prefetch, 0)) {
     return invalid("prefetch", prefetch, "give a whole number, or nothing for 200 ms of work")
   }
-  for (const option of ["waiting", "maxBlocked", "prefetchBytes"] as const) {
-    if (!whole(source[option], 0)) return invalid(option, source[option], "give a whole number")
+  for (const [option, least] of [["waiting", 1], ["maxBlocked", 1], ["prefetchBytes", 0]] as const) {
+    if (!whole(source[option], least)) {
+      return invalid(option, source[option], `give a whole number of at least ${least}`)
+    }
   }
   if (retry !== undefined && !(whole(retry.times, 0) || retry.times === Infinity)) {
     return invalid("retry.times", retry.times, "give a whole number of retries, 0 for none")

@@ -39,6 +39,9 @@ export interface PullLoopOptions {
 /** How long a request stays open while messages come. */
 const shortest = 250
 
+/** How late the answer to a request may be that has expired, in milliseconds. */
+const lateAfter = 1000
+
 /**
  * Asks the consumer for messages, on credit.
  *
@@ -73,7 +76,7 @@ export class PullLoop {
     const { expires } = options.bounds()
     this.heartbeat = Math.min(5000, Math.floor(expires / 2.5))
     this.expires = Math.min(shortest, expires)
-    this.watchdog = setInterval(this.listen, this.heartbeat)
+    this.watchdog = setInterval(this.listen, Math.min(lateAfter, this.heartbeat))
     this.watchdog.unref()
   }
 
@@ -254,7 +257,10 @@ export class PullLoop {
     this.options.onTrouble({ _tag, detail: `${description} (${code})` })
   }
 
-  /** Two heartbeats that did not come: nobody serves the requests any more. */
+  /**
+   * Two heartbeats did not come, or no answer to a request that has expired: the server has no such consumer any more, or
+   * forgot the request. (A request that reaches a consumer while that is being deleted is never answered.)
+   */
   private readonly listen = (): void => {
     if (this.epoch === undefined || this.asked === 0 || this.options.connection.state() !== "connected") {
       this.silentSince = 0n
@@ -262,9 +268,15 @@ export class PullLoop {
     }
     const now = this.options.clock.monotonicTimeNanosUnsafe()
     if (this.silentSince === 0n) this.silentSince = now
-    else if (now - this.silentSince > BigInt(2 * this.heartbeat) * 1_000_000n) {
+    const since = this.silentSince
+    const isLate = now - this.openUntil > BigInt(lateAfter) * 1_000_000n
+    const patience = isLate ? lateAfter : 2 * this.heartbeat
+    if (now - since <= BigInt(patience) * 1_000_000n) return
+    // The answer may be in the socket of a process that stood still.
+    setImmediate(() => {
+      if (this.silentSince !== since || this.epoch === undefined) return
       this.silentSince = now
       this.options.onTrouble({ _tag: "silent", detail: "the server does not answer requests for messages" })
-    }
+    })
   }
 }

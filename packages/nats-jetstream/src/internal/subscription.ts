@@ -25,7 +25,6 @@ import { settling } from "./settling.ts"
 import { hearGivenUp, withBody } from "./storedDelivery.ts"
 import { type Declaring, ensureStream, warnOfMirror } from "./streams.ts"
 import { specOf } from "./subscriptionSpec.ts"
-import type { Targets } from "./targets.ts"
 
 /** A request of an idle pull loop stays open this long unless the consumer allows less. */
 const requestExpires = 30_000
@@ -38,7 +37,6 @@ export const subscribe = Effect.fnUntraced(function*(
   connection: Connection,
   declaring: Declaring,
   ledger: AttemptLedger,
-  targets: Targets,
   options: Transport.SubscribeOptions
 ): Effect.fn.Return<Transport.Subscription, TransportError, Scope.Scope> {
   const asked = yield* specOf(declaring, options)
@@ -265,10 +263,6 @@ export const subscribe = Effect.fnUntraced(function*(
       if (healing.isHealing && !healing.isImpaired) {
         return Effect.succeed(condition.reconnecting("what the pipeline reads is being created again"))
       }
-      const { deadLetter } = options
-      const refusal = deadLetter === undefined ? undefined : targets.refusal(deadLetter)
-      if (refusal === undefined) condition.clear("deadLetter")
-      else condition.impair("deadLetter", `dead letters are not stored: ${refusal}`)
       return Effect.match(Effect.timeout(connection.flush, answersWithin), {
         onFailure: () => condition.reconnecting("the server does not answer"),
         onSuccess: () => condition.connected()

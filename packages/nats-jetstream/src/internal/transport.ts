@@ -26,7 +26,6 @@ import { atLeast } from "./server.ts"
 import { type JetStream, makeService } from "./service.ts"
 import { type Declaring, ensureStream, findStream } from "./streams.ts"
 import { subscribe } from "./subscription.ts"
-import { Targets } from "./targets.ts"
 
 const limitOf = (
   concurrency: CommonOptions["concurrency"]
@@ -96,7 +95,6 @@ export const make = Effect.fnUntraced(function*(
     (ledger) => Effect.sync(() => ledger.close())
   )
   const declared = new Map<string, "output" | "deadLetter">()
-  const targets = new Targets()
   const declare = Effect.fnUntraced(function*(
     topic: string,
     purpose: "output" | "deadLetter"
@@ -113,10 +111,10 @@ export const make = Effect.fnUntraced(function*(
   })
   /** Makes the stream that a message lacks: a publisher need not know whether a consumer has been started before. */
   const publish = (messages: Arr.NonEmptyReadonlyArray<PendingMessage>): Effect.Effect<ReadonlyArray<Answer>> => {
-    const sent = Effect.flatMap(send(messages), (answers) => {
-      targets.note(messages, answers)
-      return answers.every(Result.isSuccess) ? Exit.succeed(answers) : publishUnheard(messages, answers)
-    })
+    const sent = Effect.flatMap(
+      send(messages),
+      (answers) => answers.every(Result.isSuccess) ? Exit.succeed(answers) : publishUnheard(messages, answers)
+    )
     return messages.some(({ message }) => message.delay !== undefined)
       ? Effect.andThen(measureSkew(messages[0].message.topic), sent)
       : sent
@@ -232,7 +230,7 @@ export const make = Effect.fnUntraced(function*(
     },
     limit,
     nameRemedy: names.remedy,
-    subscribe: (wish) => subscribe(connection, declaring, ledger, targets, wish),
+    subscribe: (wish) => subscribe(connection, declaring, ledger, wish),
     declare,
     publish: (messages) => Effect.flatMap(publishOnce(messages), identified),
     browse: (topic, options) => browsing.browse(connection, topic, options),

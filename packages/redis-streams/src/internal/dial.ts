@@ -170,7 +170,7 @@ export const dial = (options: DialOptions, address: Address): Effect.Effect<Sess
             error: new Error(
               options.tls === undefined
                 ? `no answer within ${options.within} ms`
-                : "the server accepts connections and does not begin TLS: write redis:// if this port has none, or give the TLS port"
+                : `no answer within ${options.within} ms: the server is busy, or it does not begin TLS: write redis:// if this port has none, or give the TLS port`
             )
           })
         )

@@ -84,17 +84,18 @@ export class Leases {
     return ["extend", delivery.id, String(RedisDelivery.state(delivery).count), this.of(delivery), ""]
   }
 
-  /** A release keeps what is known of a suspect, and when a retry is due. */
+  /** A release keeps what is known of a suspect, and of a retry when it is due and when its message failed first. */
   release(delivery: RedisDelivery, lease: Lease = this.of(delivery)): Operation {
     const { attempt, due, firstFailedAt, id, suspect } = delivery
     const now = this.clock.currentTimeMillisUnsafe()
-    const isEarly = due !== undefined && due > now
+    const wait = Math.max(0, Math.ceil((due ?? now) - now))
+    const isRetry = wait > 0 || firstFailedAt !== undefined && !suspect
     return [
-      isEarly ? "releaseRetry" : suspect ? "releaseSuspect" : "release",
+      isRetry ? "releaseRetry" : suspect ? "releaseSuspect" : "release",
       id,
       String(RedisDelivery.state(delivery).count),
       lease,
-      isEarly ? `${attempt - 1} ${Math.ceil(due - now)} ${firstFailedAt ?? ""}` : String(attempt - 1)
+      isRetry ? `${attempt - 1} ${wait} ${firstFailedAt ?? ""}` : String(attempt - 1)
     ]
   }
 

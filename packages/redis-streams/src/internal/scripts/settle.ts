@@ -28,6 +28,12 @@ end
 if retries then ${needs("HSET", "dues", "'a'", "'b'")}end
 if ends then ${needs("XACK", "stream", "group", "'0-1'")}end
 
+local function keepDue(id, delay, failed)
+  local due = now + delay
+  if due > last then last = due end
+  redis.call('HSET', dues, id, string.format('%.0f %s', due, failed))
+end
+
 local function apply(op, id, count, lease, arg)
   lease = leased(lease)
   local held = redis.call('XPENDING', stream, group, id, id, 1)[1]
@@ -62,7 +68,7 @@ local function apply(op, id, count, lease, arg)
   elseif op == 'releaseRetry' then
     local attempts, delay, failed = string.match(arg, '^(%d+) (%d+) ?(%d*)$')
     if #redis.call('XCLAIM', stream, group, '${released}', 0, id, 'TIME', ${releasedAt}, 'RETRYCOUNT', attempts, 'JUSTID') == 0 then return 2 end
-    redis.call('HSET', dues, id, string.format('%.0f %s', now + delay, failed))
+    keepDue(id, delay, failed)
   elseif op == 'leave' then
     if #redis.call('XCLAIM', stream, group, '${released}', 0, id, 'TIME', ${releasedAt}, 'JUSTID') == 0 then return 2 end
   elseif op == 'begin' then
@@ -71,9 +77,7 @@ local function apply(op, id, count, lease, arg)
     return 2
   elseif op == 'retry' then
     local delay, failed = string.match(arg, '^(%d+) ?(%d*)$')
-    local due = now + delay
-    if due > last then last = due end
-    redis.call('HSET', dues, id, string.format('%.0f %s', due, failed ~= '' and failed or string.format('%.0f', now)))
+    keepDue(id, delay, failed ~= '' and failed or string.format('%.0f', now))
   end
   return 0
 end

@@ -407,7 +407,10 @@ export const settlement: ReadonlyArray<rig.Test> = [
     const other = yield* rig.subscribe(peer.transport, topic.name)
     const third = yield* rig.one(other)
     assert.equal(third.firstFailedAt, failedAt)
-    yield* rig.settle(other, third, ack)
+    yield* rig.settle(other, third, release)
+    const fourth = yield* rig.one(other)
+    assert.deepEqual([fourth.attempt, fourth.firstFailedAt], [3, failedAt])
+    yield* rig.settle(other, fourth, ack)
   }, { needs: ["connect"] }),
 
   test("S17", "law 3", "a release counts no attempt at attempt 2 either, here and at a peer", function*() {
@@ -544,12 +547,13 @@ export const settlement: ReadonlyArray<rig.Test> = [
       yield* rig.publish(transport, topic, [1])
       const subscription = yield* rig.subscribe(transport, topic.name)
       const neglected = yield* rig.one(subscription)
+      const suspect = { value: "1", attempt: 2, redelivered: true, id: neglected.id, suspect: true }
       const again = yield* rig.one(subscription)
-      assert.deepEqual(
-        { ...shown(again), id: again.id, suspect: again.suspect },
-        { value: "1", attempt: 2, redelivered: true, id: neglected.id, suspect: true }
-      )
-      assert.deepEqual(idsOf(yield* rig.settle(subscription, again, ack)), [])
+      assert.deepEqual({ ...shown(again), id: again.id, suspect: again.suspect }, suspect)
+      yield* rig.settle(subscription, again, release)
+      const released = yield* rig.one(subscription)
+      assert.deepEqual({ ...shown(released), id: released.id, suspect: released.suspect }, suspect, "a release")
+      assert.deepEqual(idsOf(yield* rig.settle(subscription, released, ack)), [])
       assert.deepEqual(rig.texts(yield* rig.gather(subscription, 2 * claimAfter)), [])
     }
   ),

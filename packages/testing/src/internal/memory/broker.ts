@@ -2,6 +2,7 @@ import type * as Message from "@millrace/core/Message"
 import type * as Settlement from "@millrace/core/Settlement"
 import type * as Transport from "@millrace/core/Transport"
 import type * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 
 /**
@@ -444,6 +445,11 @@ export interface BrokerOptions {
 
 let brokers = 0
 
+/** What names a broker in place of its number in this process: the ids of what a pipeline publishes derive from it. */
+export const Origin = Context.Reference<string | undefined>("@millrace/testing/internal/memory/Origin", {
+  defaultValue: () => undefined
+})
+
 export class Broker {
   readonly clock: Clock.Clock
   readonly options: BrokerOptions
@@ -453,15 +459,16 @@ export class Broker {
   /** Milliseconds since the epoch. */
   readonly startedAt: number
   /** Two brokers in one process must not be confused: see `Transport.Delivery.origin`. */
-  readonly origin = `memory-${++brokers}`
+  readonly origin: string
   consumers = 0
   activity = 0
   /** How many topics were deleted. */
   private deleted = 0
   private readonly seen = new Map<string, { readonly id: string; readonly until: number }>()
 
-  constructor(clock: Clock.Clock, options: BrokerOptions) {
+  constructor(clock: Clock.Clock, options: BrokerOptions, origin = `memory-${++brokers}`) {
     this.clock = clock
+    this.origin = origin
     this.options = options
     this.startedAt = clock.currentTimeMillisUnsafe()
   }

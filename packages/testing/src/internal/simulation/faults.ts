@@ -14,11 +14,27 @@ export class Faults {
     this.only = only === undefined ? undefined : new Set(only)
   }
 
-  /** `name` tells this decision from all others of the run. */
-  happens(name: string, isChosen: boolean, text = name): boolean {
-    if (!isChosen || this.only?.has(name) === false) return false
-    this.happened.set(name, text)
+  /** `name` tells this decision from all others of the run, and `text` says what the fault was: both only of one that is chosen. */
+  happens(isChosen: boolean, name: () => string, text: () => string): boolean {
+    if (!isChosen) return false
+    const known = name()
+    if (this.only?.has(known) === false) return false
+    this.happened.set(known, text())
     return true
+  }
+}
+
+/**
+ * Makes an error, without a stack, for all faults of its kind: it would cost more than the rest of the fault, and its place is
+ * always here.
+ */
+export const madeOnce = <A>(make: () => A): A => {
+  const { stackTraceLimit } = Error
+  Error.stackTraceLimit = 0
+  try {
+    return make()
+  } finally {
+    Error.stackTraceLimit = stackTraceLimit
   }
 }
 

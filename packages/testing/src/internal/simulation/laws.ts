@@ -83,7 +83,7 @@ export interface LawOptions {
 
 /** Watches what passes between processes and their broker, and holds it against the laws. */
 export class Laws {
-  readonly trace: Array<string> = []
+  private readonly notes: Array<{ readonly at: number; readonly text: () => string }> = []
   readonly violations: Array<Violation> = []
   private readonly world: World
   private readonly options: LawOptions
@@ -103,15 +103,20 @@ export class Laws {
     this.options = options
   }
 
-  note(text: string): void {
-    this.trace.push(`${(this.world.now / 1000).toFixed(3)} ${text}`)
+  /** What has happened, one line for each event: written when it is read, and most runs are never read. */
+  get trace(): ReadonlyArray<string> {
+    return this.notes.map(({ at, text }) => `${(at / 1000).toFixed(3)} ${text()}`)
+  }
+
+  note(text: () => string): void {
+    this.notes.push({ at: this.world.now, text })
   }
 
   private hold(law: string, holds: boolean, text: () => string): void {
     if (holds) return
     const violation = { law, at: this.world.now, text: text() }
     this.violations.push(violation)
-    this.note(`VIOLATION of ${law}: ${violation.text}`)
+    this.note(() => `VIOLATION of ${law}: ${violation.text}`)
   }
 
   /** What the broker gives out while it is told something is noted afterwards. */
@@ -125,7 +130,7 @@ export class Laws {
   }
 
   published(id: string, outgoing: Outgoing, isPoison: boolean): void {
-    this.note(`${id} is published`)
+    this.note(() => `${id} is published`)
     this.passages.set(id, {
       id,
       outgoing,
@@ -149,7 +154,7 @@ export class Laws {
       return void this.afterwards.push(() => this.delivered(worker, demand, isolateFrom, deliveries))
     }
     const { now } = this.world
-    this.note(`${worker} is given ${deliveries.map(({ attempt, id }) => `${id}#${attempt}`).join(" ")}`)
+    this.note(() => `${worker} is given ${deliveries.map(({ attempt, id }) => `${id}#${attempt}`).join(" ")}`)
     const isIsolated = ({ attempt, suspect }: Delivery) => suspect && attempt >= isolateFrom
     const holds = (most: number, counted: ReadonlyArray<Delivery>, name: string) =>
       this.hold(
@@ -172,8 +177,10 @@ export class Laws {
         released.said++
         released.arrived++
       }
-      const isWhole = delivery.key === outgoing.key && Buffer.compare(delivery.body, outgoing.body) === 0 &&
-        JSON.stringify(delivery.headers) === JSON.stringify(outgoing.headers)
+      const { body, headers, key } = delivery
+      const isWhole = key === outgoing.key &&
+        (body === outgoing.body || Buffer.compare(body, outgoing.body) === 0) &&
+        (headers === outgoing.headers || JSON.stringify(headers) === JSON.stringify(outgoing.headers))
       this.hold("contract", isWhole, () => `${id} is not what was published`)
       this.hold("law 5", !passage.isSettled, () => `${worker} was given ${id} after it was settled for good`)
       const most = 1 + passage.deliveries - released.arrived
@@ -248,7 +255,7 @@ export class Laws {
 
   /** The engine settles, or does so again. */
   said(worker: string, batch: ReadonlyArray<Settling>): void {
-    this.note(
+    this.note(() =>
       `${worker} says ${batch.map(({ delivery, settlement }) => `${delivery.id} ${short(settlement._tag)}`).join(", ")}`
     )
     for (const { delivery, settlement: { _tag } } of batch) {
@@ -318,7 +325,7 @@ export class Laws {
   /** A handler begins; gives what is to be called when it has ended. */
   begun(worker: string, delivery: Delivery): (isStopped: boolean) => void {
     const { attempt, id, key } = delivery
-    this.note(`${worker} begins ${id}#${attempt}`)
+    this.note(() => `${worker} begins ${id}#${attempt}`)
     const running = this.running.get(worker) ?? new Set()
     this.running.set(worker, running)
     const holding = this.holdings.get(delivery)
@@ -350,7 +357,7 @@ export class Laws {
     return (isStopped) => {
       running.delete(holding)
       holding.isStopped = isStopped && this.stoppingWorkers.has(worker)
-      this.note(`${worker} ends ${id}#${attempt}`)
+      this.note(() => `${worker} ends ${id}#${attempt}`)
     }
   }
 
@@ -376,12 +383,12 @@ export class Laws {
   private readonly stoppingWorkers = new Set<string>()
 
   stopping(worker: string): void {
-    this.note(`${worker} is told to stop`)
+    this.note(() => `${worker} is told to stop`)
     this.stoppingWorkers.add(worker)
   }
 
   outcome(worker: string, { _tag, delivery }: Telemetry.Outcome): void {
-    this.note(`${worker} reports ${delivery.id} ${_tag}`)
+    this.note(() => `${worker} reports ${delivery.id} ${_tag}`)
     const holding = this.holdings.get(delivery)
     if (holding === undefined) return
     holding.outcome = _tag
@@ -390,7 +397,7 @@ export class Laws {
 
   /** A handler has ended its process, and all that it owned is left behind. */
   killed(worker: string, killer: Delivery): void {
-    this.note(`${worker} is killed by ${killer.id}`)
+    this.note(() => `${worker} is killed by ${killer.id}`)
     for (const passage of this.passages.values()) {
       const { holding } = passage
       if (passage.isSettled || holding?.worker !== worker || holding.arrived !== undefined) continue
@@ -406,7 +413,7 @@ export class Laws {
 
   /** A process has ended in peace. */
   drained(worker: string, wasDisturbed: boolean): void {
-    this.note(`${worker} has drained`)
+    this.note(() => `${worker} has drained`)
     for (const { holding, id } of this.passages.values()) {
       const isLeft = holding?.worker === worker && holding.place !== undefined && holding.said === undefined &&
         holding.outcome !== "Lost"
@@ -435,7 +442,7 @@ export class Laws {
       }
       const passage = letter?.topic === this.options.topic ? this.passages.get(letter.id) : undefined
       if (letter === undefined || passage === undefined) continue
-      this.note(`${letter.id} is dead-lettered: ${letter.reason}`)
+      this.note(() => `${letter.id} is dead-lettered: ${letter.reason}`)
       this.letters.set(letter.id, letter)
       this.hold(
         "law 2",

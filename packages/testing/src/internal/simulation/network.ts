@@ -8,7 +8,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Result from "effect/Result"
 import * as Scope from "effect/Scope"
-import type { Faults } from "./faults.ts"
+import { type Faults, madeOnce } from "./faults.ts"
 import type { Laws } from "./laws.ts"
 import type { Process, World } from "./world.ts"
 
@@ -23,6 +23,20 @@ interface Ends {
   readonly faults: Faults
   readonly kinds: { readonly settle: boolean; readonly publish: boolean; readonly delay: boolean }
 }
+
+const failures = new Map<string, Exit.Exit<never, TransportError>>()
+const broken = (operation: string) => (): Exit.Exit<never, TransportError> => {
+  let failure = failures.get(operation)
+  if (failure === undefined) {
+    const reason = madeOnce(() => new OperationFailed({ operation }))
+    failure = Exit.fail(madeOnce(() => new TransportError({ transport: "memory", reason })))
+    failures.set(operation, failure)
+  }
+  return failure
+}
+const detail = "the simulated connection was lost"
+const outcomeUnknown = madeOnce(() => new Publisher.OutcomeUnknown({ detail }))
+const notSent = madeOnce(() => new Publisher.NotSent({ detail }))
 
 /** What stands between one process and its broker. */
 export class Line {
@@ -59,20 +73,23 @@ export class Line {
     if (!this.at.kinds.delay || world.chance(0.6)) return world.between(0, 1)
     if (world.chance(0.9)) return world.between(0, 50)
     const delay = world.between(0, slow)
-    if (!this.happens("delay", true, `the network of ${this.at.worker} takes ${delay.toFixed(0)} ms`)) return 1
+    const n = ++this.delays
+    const { worker } = this.at
+    if (!this.happens(true, "delay", n, () => `the network of ${worker} takes ${delay.toFixed(0)} ms`)) return 1
     this.disturbed(slow)
     return delay
   }
 
-  private readonly decisions = new Map<string, number>()
+  /** How many decisions there were so far: of delays, of parts of batches, and of each operation. */
+  private delays = 0
+  private parts = 0
+  private readonly asked = new Map<string, number>()
 
-  /** Whether the fault of this decision happens: see {@link Faults}. */
-  private happens(kind: string, isChosen: boolean, text: string): boolean {
-    const n = (this.decisions.get(kind) ?? 0) + 1
-    this.decisions.set(kind, n)
+  /** Whether the fault of the nth decision of a kind happens: see {@link Faults}. */
+  private happens(isChosen: boolean, kind: string, n: number, text: () => string): boolean {
     if (!isChosen) return false
     const { faults, world, worker } = this.at
-    return faults.happens(`${worker} ${kind} ${n}`, true, `${text} at ${(world.now / 1000).toFixed(3)}`)
+    return faults.happens(true, () => `${worker} ${kind} ${n}`, () => `${text()} at ${(world.now / 1000).toFixed(3)}`)
   }
 
   private disturbed(millis: number): void {
@@ -91,15 +108,19 @@ export class Line {
     return Effect.callback<A, E>((resume) => {
       const answer = (exit: Exit.Exit<A, E>) => void world.after(this.delay, process, () => resume(exit))
       const { worker } = this.at
+      const n = (this.asked.get(operation) ?? 0) + 1
+      this.asked.set(operation, n)
       const isUnsent = this.happens(
-        `${operation} unsent`,
         mayBeLost && world.chance(0.05),
-        `${operation} of ${worker} is not sent`
+        `${operation} unsent`,
+        n,
+        () => `${operation} of ${worker} is not sent`
       )
       const isUnanswered = this.happens(
-        `${operation} unanswered`,
         mayBeLost && world.chance(0.05),
-        `the answer to ${operation} of ${worker} is lost`
+        `${operation} unanswered`,
+        n,
+        () => `the answer to ${operation} of ${worker} is lost`
       )
       if (isUnsent || isUnanswered) this.disturbed(slow)
       if (this.isCut || isUnsent) return answer(lost(false))
@@ -116,14 +137,10 @@ export class Line {
     })
   }
 
-  private readonly broken = (operation: string) => () =>
-    Exit.fail(new TransportError({ transport: "memory", reason: new OperationFailed({ operation }) }))
-
   transport(inner: Service): Service {
     return {
       ...inner,
-      declare: (topic, purpose) =>
-        this.ask("declare", () => inner.declare(topic, purpose), false, this.broken("declare")),
+      declare: (topic, purpose) => this.ask("declare", () => inner.declare(topic, purpose), false, broken("declare")),
       publish: (messages) => this.publish(inner, messages),
       subscribe: (options) =>
         Effect.gen({ self: this }, function*() {
@@ -132,7 +149,7 @@ export class Line {
             "subscribe",
             () => Scope.provide(inner.subscribe(options), scope),
             false,
-            this.broken("subscribe")
+            broken("subscribe")
           )
           const inbox = new Inbox(this, subscription, options.isolateFrom)
           this.inboxes.add(inbox)
@@ -159,12 +176,10 @@ export class Line {
         this.at.laws.look()
         return results
       })
-    return this.ask("publish", question, this.at.kinds.publish, (wasSent) =>
-      Exit.succeed(messages.map(({ topic }) => {
-        const detail = "the simulated connection was lost"
-        const reason = wasSent ? new Publisher.OutcomeUnknown({ detail }) : new Publisher.NotSent({ detail })
-        return Result.fail(new Publisher.PublishError({ topic, reason }))
-      })))
+    return this.ask("publish", question, this.at.kinds.publish, (wasSent) => {
+      const reason = wasSent ? outcomeUnknown : notSent
+      return Exit.succeed(messages.map(({ topic }) => Result.fail(new Publisher.PublishError({ topic, reason }))))
+    })
   }
 
   private settle(
@@ -195,23 +210,24 @@ export class Line {
       laws.said(worker, batch)
       const part = batch.slice(0, Math.floor(world.between(1, batch.length)))
       const isPart = this.happens(
-        "settle part",
         this.at.kinds.settle && part.length < batch.length && world.chance(0.1),
-        `only a part of what ${worker} settles arrives`
+        "settle part",
+        ++this.parts,
+        () => `only a part of what ${worker} settles arrives`
       )
       if (isPart && Arr.isArrayNonEmpty(part)) {
         this.disturbed(slow)
         const question = () => Effect.map(subscription.settle(part), arrived(part))
         return this.ask(
           "settle",
-          () => Effect.andThen(question(), this.broken("settle")()),
+          () => Effect.andThen(question(), broken("settle")()),
           true,
-          this.broken("settle"),
+          broken("settle"),
           true
         )
       }
       const question = () => Effect.map(subscription.settle(batch), arrived(batch))
-      return Effect.map(this.ask("settle", question, this.at.kinds.settle, this.broken("settle"), true), confirmed)
+      return Effect.map(this.ask("settle", question, this.at.kinds.settle, broken("settle"), true), confirmed)
     })
   }
 
@@ -224,7 +240,7 @@ export class Line {
         this.at.laws.extended(deliveries, lost)
         return lost
       })
-    return this.ask("extend", question, this.at.kinds.settle, this.broken("extend"))
+    return this.ask("extend", question, this.at.kinds.settle, broken("extend"))
   }
 
   private begin(subscription: Subscription, delivery: Delivery): Effect.Effect<boolean, TransportError> {
@@ -233,7 +249,7 @@ export class Line {
         if (isOwned) this.at.laws.recorded(delivery)
         return isOwned
       })
-    return this.ask("begin", question, this.at.kinds.settle, this.broken("begin"))
+    return this.ask("begin", question, this.at.kinds.settle, broken("begin"))
   }
 }
 

@@ -2,6 +2,7 @@ import type * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scheduler from "effect/Scheduler"
+import { promiseHooks } from "node:v8"
 
 interface Alarm {
   readonly due: number
@@ -18,11 +19,25 @@ export class World {
   now = 0
   steps = 0
   readonly random: () => number
+  /** Steps of fibers until one gives way. */
+  private untilYield: number
   readonly ready: Array<Dispatcher> = []
   private readonly alarms: Array<Alarm> = []
 
   constructor(random: () => number) {
     this.random = random
+    this.untilYield = this.stepsToYield()
+  }
+
+  /** Whether a fiber gives way at this step: at one of a hundred, with one draw for all steps in between. */
+  givesWay(): boolean {
+    if (--this.untilYield > 0) return false
+    this.untilYield = this.stepsToYield()
+    return true
+  }
+
+  private stepsToYield(): number {
+    return Math.log(1 - this.random()) / Math.log(1 - 0.01)
   }
 
   chance(probability: number): boolean {
@@ -53,29 +68,44 @@ export class World {
     this.alarms.splice(this.alarms.findLastIndex(({ due }) => due <= alarm.due) + 1, 0, alarm)
   }
 
-  /** Runs until `isDone`, which is asked whenever nothing is ready; `false` when that does not come. */
+  /**
+   * Runs until `isDone`, which is asked whenever nothing is ready; `false` when that does not come. Time goes on when no
+   * promise has anything to run either: promises run in a turn of the event loop, which is taken after any of them was
+   * made or settled.
+   */
   run(isDone: () => boolean, mostSteps: number): Effect.Effect<boolean> {
     return Effect.callback<boolean>((resume) => {
+      let hasPromises = false
+      const promised = () => {
+        hasPromises = true
+      }
+      const unhook = promiseHooks.createHook({ init: promised, settled: promised })
+      const end = (isDone: boolean) => {
+        unhook()
+        resume(Effect.succeed(isDone))
+      }
       const turn = () => {
-        if (!this.stepAll()) {
-          if (isDone()) return resume(Effect.succeed(true))
-          if (this.alarms.length === 0 || this.steps > mostSteps) return resume(Effect.succeed(false))
-          this.ring()
+        hasPromises = false
+        for (let left = mostInTurn; left > 0; left--) {
           this.stepAll()
+          if (hasPromises) break
+          if (isDone()) return end(true)
+          if (this.alarms.length === 0 || this.steps > mostSteps) return end(false)
+          this.ring()
         }
-        // A turn of the loop for promises: what they make ready runs before time goes on.
         next = setImmediate(turn)
       }
       let next = setImmediate(turn)
-      return Effect.sync(() => clearImmediate(next))
+      return Effect.sync(() => {
+        clearImmediate(next)
+        unhook()
+      })
     })
   }
 
-  /** Runs what is ready, and what that makes ready; `false` when nothing was. */
-  private stepAll(): boolean {
-    const before = this.steps
+  /** Runs what is ready, and what that makes ready. */
+  private stepAll(): void {
     while (this.step()) this.steps++
-    return this.steps > before
   }
 
   private step(): boolean {
@@ -118,7 +148,7 @@ export class Process {
     this.world = world
     this.scheduler = {
       executionMode: "async",
-      shouldYield: (fiber) => fiber.currentOpCount >= 2048 || world.chance(0.01),
+      shouldYield: (fiber) => fiber.currentOpCount >= 2048 || world.givesWay(),
       makeDispatcher: () => new Dispatcher(this)
     }
     const millis = () => Math.floor(epoch + world.now + this.skew)
@@ -163,14 +193,18 @@ class Dispatcher implements Scheduler.SchedulerDispatcher {
   }
   run(): void {
     if (this.process.state === "frozen") return void this.process.held.push(this)
-    const tasks = this.tasks.sort((a, b) => a.priority - b.priority)
+    const { tasks } = this
     this.tasks = []
+    if (tasks.length > 1) tasks.sort((a, b) => a.priority - b.priority)
     for (const { task } of tasks) if (this.process.state !== "dead") task()
   }
   flush(): void {
     while (this.tasks.length > 0) this.run()
   }
 }
+
+/** The event loop gets a turn after this many alarms: timeouts of tests count on it. */
+const mostInTurn = 1000
 
 /** 1 January 2026: an epoch of 0 would hide what counts from there. */
 const epoch = Date.UTC(2026, 0, 1)
