@@ -58,8 +58,9 @@ describe("a shared limit", () => {
       assert.deepStrictEqual([(yield* a.running.counts).handled, limit.inUse], [3, 0])
     }))
 
-  it.effect("of a layer is one pool for all its pipelines", () =>
-    Effect.gen(function*() {
+  it.effect("of a layer is one pool for all its pipelines, and changes while it is in use", () => {
+    const pool = Concurrency.make(1)
+    return Effect.gen(function*() {
       let running = 0
       let most = 0
       const busy = Pipeline.tap(() =>
@@ -74,11 +75,15 @@ describe("a shared limit", () => {
         const a = yield* Pipeline.start(from.pipe(busy, Pipeline.concurrency(5)))
         const b = yield* Pipeline.start(other.pipe(busy, Pipeline.concurrency(5)))
         for (let n = 0; n < 12; n++) yield* Publisher.publish(Numbers, n)
+        yield* TestClock.adjust("1500 millis")
+        assert.strictEqual(most, 1)
+        yield* pool.resize(3)
         yield* TestClock.adjust("20 seconds")
         assert.strictEqual((yield* a.counts).handled + (yield* b.counts).handled, 24)
       }))
       assert.strictEqual(most, 3)
-    }).pipe(Effect.provide(MemoryTransport.layer({ concurrency: 3 }))))
+    }).pipe(Effect.provide(MemoryTransport.layer({ concurrency: pool })))
+  })
 })
 
 describe("a limit", () => {

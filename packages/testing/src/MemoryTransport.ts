@@ -30,7 +30,7 @@ export interface Options {
   /** `"until-acked"` deletes a message once every group has acknowledged it; default `"keep"`. */
   readonly retention?: "keep" | "until-acked" | undefined
   /** Handlers that run at once on this broker, all pipelines together; default unbounded. */
-  readonly concurrency?: number | undefined
+  readonly concurrency?: number | Concurrency.Limit | undefined
   /** The largest message in bytes, headers included; default 1 MiB, as NATS has it. */
   readonly maxBody?: number | undefined
   /** Keeps published messages and settlements, for {@link MemoryTransport}; default `false`. */
@@ -94,7 +94,8 @@ export const make = (options?: Options): Effect.Effect<MemoryTransport["Service"
       maxBody: options?.maxBody ?? 1_048_576,
       history: options?.history ?? false
     }, Context.get(context, Origin))
-    const limit = Concurrency.make(options?.concurrency ?? Infinity)
+    const { concurrency = Infinity } = options ?? {}
+    const limit = Concurrency.isLimit(concurrency) ? concurrency : Concurrency.make(concurrency)
     return Effect.succeed(MemoryTransport.of({
       connect: connect(broker, limit),
       groups: Effect.sync(() => [...broker.topics.values()].flatMap((topic) => [...topic.groups.values()].map(state))),
