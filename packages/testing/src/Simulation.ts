@@ -224,8 +224,6 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
     })
     const atBroker = Effect.runForkWith(broker)
     const context = yield* Effect.context<any>()
-    const flat = (own: Context.Context<any>): Context.Context<any> =>
-      Context.makeUnsafe(new Map([...context.mapUnsafe, ...own.mapUnsafe]))
     const outgoing = yield* Effect.forEach(options.values, (value) => TransportAuthor.outgoing(topic, value))
 
     const workers = new Set<Worker>()
@@ -321,29 +319,24 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
         scope,
         running: undefined,
         isEnding: false,
-        // Flat: each fiber looks up a dozen services.
-        context: flat(
-          surroundings(process).pipe(
-            Context.add(Transport, line.transport(options.connect?.(bare) ?? bare)),
-            Context.add(Scope.Scope, scope),
-            Context.add(Telemetry.Observer, (outcome) => {
-              if (process.state === "dead") return
-              laws.outcome(name, outcome)
-              // A handler that is told has a moment to end.
-              if (outcome._tag === "Lost") world.after(1000, process, () => laws.stopped(name, outcome.delivery))
-            }),
-            Context.add(Telemetry.LookInterval, undefined),
-            Context.add(Telemetry.Logs, false),
-            Context.add(Troubles, (message) => troubles(worker)(message))
-          )
+        context: Context.merge(context, surroundings(process)).pipe(
+          Context.add(Transport, line.transport(options.connect?.(bare) ?? bare)),
+          Context.add(Scope.Scope, scope),
+          Context.add(Telemetry.Observer, (outcome) => {
+            if (process.state === "dead") return
+            laws.outcome(name, outcome)
+            // A handler that is told has a moment to end.
+            if (outcome._tag === "Lost") world.after(1000, process, () => laws.stopped(name, outcome.delivery))
+          }),
+          Context.add(Telemetry.LookInterval, undefined),
+          Context.add(Telemetry.Logs, false),
+          Context.add(Troubles, (message) => troubles(worker)(message))
         )
       }
       workers.add(worker)
       laws.note(() => `${name} starts`)
-      const start = Pipeline.start(TransportAuthor.inOtherProcess(pipeline)) as Effect.Effect<
-        Pipeline.Running,
-        TransportError
-      >
+      const own = TransportAuthor.inOtherProcess(pipeline)
+      const start = Pipeline.start(own) as Effect.Effect<Pipeline.Running, TransportError>
       Effect.runForkWith(worker.context)(start).addObserver((exit) => {
         if (Exit.isFailure(exit)) failure = Exit.failCause(exit.cause)
         else {

@@ -55,7 +55,7 @@ else if (mode === "measure") {
     const millis = performance.now() - since
     const cost = costs.reduce((sum, each) => sum + each, 0) / costs.length
     console.log(
-      `${kind}: ${Math.round(2 * seeds / millis * 60_000)} seeds a minute, started anew; ` +
+      `${kind}: ${Math.round(2 * seeds / millis * 60_000)} seeds a minute by the clock; ` +
         `${cost.toFixed(1)} ms of CPU a seed, ${Math.round(2 * 60_000 / cost)} a minute of two whole cores`
     )
   }

@@ -5,6 +5,7 @@ import * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
@@ -168,13 +169,23 @@ const groupInfo = (group: Group): Transport.GroupInfo => {
 }
 
 /** Ends when a message may have become available: at `due`, which may have passed since the last look, or by an event. */
-const somethingHappens = (broker: Broker, group: Group, due: number | undefined): Effect.Effect<void> => {
-  const signal = Effect.callback<void>((resume) => {
-    const wake = () => resume(Effect.void)
-    group.waiters.add(wake)
-    return Effect.sync(() => group.waiters.delete(wake))
-  })
-  if (due === undefined) return signal
-  const millis = Math.max(1, due - broker.clock.currentTimeMillisUnsafe())
-  return Effect.asVoid(Effect.timeoutOption(signal, millis))
-}
+const somethingHappens = (broker: Broker, group: Group, due: number | undefined): Effect.Effect<void> =>
+  Effect.flatMap(Effect.context<never>(), (context) =>
+    Effect.callback<void>((resume) => {
+      let alarm: Fiber.Fiber<void> | undefined
+      const stop = () => {
+        group.waiters.delete(wake)
+        alarm?.interruptUnsafe()
+      }
+      const wake = () => {
+        resume(Effect.void)
+        stop()
+      }
+      group.waiters.add(wake)
+      if (due !== undefined) {
+        const millis = Math.max(1, due - broker.clock.currentTimeMillisUnsafe())
+        alarm = Effect.runForkWith(context)(broker.clock.sleep(Duration.millis(millis)))
+        alarm.addObserver(wake)
+      }
+      return Effect.sync(stop)
+    }))

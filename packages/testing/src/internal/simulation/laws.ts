@@ -36,7 +36,7 @@ interface Passage {
   isSettled: boolean
   /** A handler, or a dead letter, has done with it. */
   isDone: boolean
-  /** The place that it had in a process which waits for its retry, whoever else has had it since. */
+  /** The place that it had in a process which waits for its retry, or has lost it, whoever else has had it since. */
   readonly awaited: Map<string, number>
   /** It has ended a process. */
   isKiller: boolean
@@ -392,6 +392,8 @@ export class Laws {
     const holding = this.holdings.get(delivery)
     if (holding === undefined) return
     holding.outcome = _tag
+    const { awaited } = holding.passage
+    if (_tag === "Lost" && holding.place !== undefined) awaited.set(worker, awaited.get(worker) ?? holding.place)
     if (_tag === "Handled" || _tag === "Filtered" || _tag === "Discarded") holding.passage.isDone = true
   }
 
