@@ -1,6 +1,8 @@
 import { Brokers } from "@millrace/testing"
 import { connect as connectNats } from "@nats-io/transport-node"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
 import * as redis from "./arms/redis.ts"
 import * as Child from "./child.ts"
@@ -68,11 +70,12 @@ const watchNats = Effect.fnUntraced(function*(url: string): Effect.fn.Return<Wat
   }
 })
 
-/** One process, until it has been idle for so many seconds. */
+/** One process, until it has been idle for so many seconds. `onIdle` runs when that time begins. */
 const program = Effect.fnUntraced(function*(
   broker: "redis" | "jetstream",
   count: number,
-  seconds: number
+  seconds: number,
+  onIdle: Effect.Effect<unknown> = Effect.void
 ): Effect.fn.Return<Omit<Subscriptions, "connectionsOfTen">, Child.ChildFailed | Brokers.BrokersError, Scope.Scope> {
   const { url } = yield* broker === "redis" ? Brokers.redis() : Brokers.nats({ config: accounts })
   const watch = yield* broker === "redis" ? watchRedis(url) : watchNats(url)
@@ -84,6 +87,7 @@ const program = Effect.fnUntraced(function*(
   >("subscriptions.main.ts", [broker, url, String(count), String(seconds)])
   const idle = yield* child.next
   const connections = (yield* watch.connections) - before
+  yield* onIdle
   const commandsBefore = yield* watch.commands
   const counted = yield* child.next
   const commandsAfter = yield* watch.commands
@@ -107,28 +111,35 @@ const program = Effect.fnUntraced(function*(
   }
 })
 
+/** Starts `starts` processes, each on a new broker. While the last one is idle, the caller goes on. */
+const begin = Effect.fnUntraced(function*(
+  broker: "redis" | "jetstream",
+  count: number,
+  starts: number,
+  seconds: number
+) {
+  const started: Array<number> = []
+  for (let n = 1; n < starts; n++) started.push(...(yield* Effect.scoped(program(broker, count, 0))).started)
+  const idle = yield* Deferred.make<void>()
+  const last = yield* Effect.forkChild(
+    Effect.scoped(program(broker, count, seconds, Deferred.succeed(idle, undefined)))
+  )
+  yield* Effect.race(Deferred.await(idle), Fiber.join(last))
+  return Effect.map(Fiber.join(last), (one) => ({ ...one, started: [...started, ...one.started] }))
+})
+
 const brokers = ["redis", "jetstream"] as const
 
-/** What `count` idle subscriptions in one process cost; `starts` processes are started, each on a new broker. */
+/** What `count` idle subscriptions in one process cost. */
 export const measure = Effect.fnUntraced(function*(
   count: number,
   starts: number,
   seconds: number
 ): Effect.fn.Return<ReadonlyArray<Subscriptions>, Child.ChildFailed | Brokers.BrokersError> {
   const few = yield* Effect.forEach(brokers, (broker) => Effect.scoped(program(broker, 10, 0)), { concurrency: 2 })
-  const started = yield* Effect.forEach(
-    brokers,
-    (broker) => Effect.replicateEffect(Effect.scoped(program(broker, count, 0)), starts)
-  )
-  // Idle, they do not disturb each other.
-  const idle = yield* Effect.forEach(brokers, (broker) => Effect.scoped(program(broker, count, seconds)), {
-    concurrency: 2
-  })
-  return idle.map((one, i) => ({
-    ...one,
-    started: started[i]!.flatMap((start) => start.started),
-    connectionsOfTen: few[i]!.connections
-  }))
+  const begun = yield* Effect.forEach(brokers, (broker) => begin(broker, count, starts, seconds))
+  const measured = yield* Effect.all(begun)
+  return measured.map((one, i) => ({ ...one, connectionsOfTen: few[i]!.connections }))
 })
 
 export const text = (measured: ReadonlyArray<Subscriptions>): string =>
