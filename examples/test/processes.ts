@@ -33,7 +33,7 @@ export const start = (
 
 /** Runs a script to its end; one that does not come to it fails with what it wrote. */
 export const run = Effect.fnUntraced(
-  function*(script: string, args: ReadonlyArray<string>, within: Duration.Input = "50 seconds") {
+  function*(script: string, args: ReadonlyArray<string>, within: Duration.Input = "100 seconds") {
     const child = yield* start(script, args, { stderr: "pipe" })
     const written = { stdout: "", stderr: "" }
     const collect = (from: "stdout" | "stderr") =>

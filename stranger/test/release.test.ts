@@ -9,8 +9,13 @@ const release = (...args: ReadonlyArray<string>) => {
   const { status, stderr, stdout } = spawnSync(process.execPath, ["scripts/release.ts", ...args], {
     cwd: root,
     encoding: "utf8",
-    // `npm` runs on the node that is first on PATH.
-    env: { ...process.env, CI: undefined, PATH: `${path.dirname(process.execPath)}:${process.env["PATH"]}` }
+    // `npm` runs on the node that is first on PATH. No code is cached for a folder that will be gone.
+    env: {
+      ...process.env,
+      CI: undefined,
+      NODE_COMPILE_CACHE: undefined,
+      PATH: `${path.dirname(process.execPath)}:${process.env["PATH"]}`
+    }
   })
   return { status, output: stdout + stderr }
 }

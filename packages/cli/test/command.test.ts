@@ -237,7 +237,8 @@ describe("the command", () => {
         Effect.sync(() =>
           spawn("npx", ["-y", ...needed, "-c", commands], {
             cwd,
-            env: environment(),
+            // The folder that npx installs into is another one for each state of the sources.
+            env: { ...environment(), NODE_COMPILE_CACHE: undefined },
             // npx and its children are one process group, which one signal ends.
             detached: true,
             stdio: ["ignore", "pipe", "pipe"]

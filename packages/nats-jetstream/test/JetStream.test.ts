@@ -197,7 +197,8 @@ describe.each(versions)("on nats-server %s", (version) => {
                 began.push(message.attempt)
                 return Effect.andThen(broker.pause, JetStream.ackSync(message))
               }),
-              Pipeline.timeout("300 millis"),
+              // Long enough for the pause on a busy machine.
+              Pipeline.timeout("2 seconds"),
               Pipeline.retry({ times: 3, schedule: Schedule.spaced("100 millis") })
             )
           )

@@ -72,10 +72,10 @@ describe.each(versions)("on nats-server %s", (version) => {
           const { file, lines } = yield* journal
           const worker = yield* keepWorking([broker.url, file])
           for (const count of [200, 700, 1300]) {
-            yield* until(lines, (lines) => lines.length > count, "60 seconds")
+            yield* until(lines, (lines) => lines.length > count, "2 minutes")
             yield* worker.kill
           }
-          yield* until(JetStream.consumerInfo("jobs", "workers"), (info) => info.lag === 0, "60 seconds")
+          yield* until(JetStream.consumerInfo("jobs", "workers"), (info) => info.lag === 0, "2 minutes")
           assert.strictEqual(new Set(yield* lines).size, 2000)
           assert.deepStrictEqual(yield* Stream.runCollect(transport.browse("jobs.dead")), [])
         }), { version }),
@@ -96,7 +96,7 @@ describe.each(versions)("on nats-server %s", (version) => {
             (dead) => dead.length > 0,
             "120 seconds"
           )
-          yield* until(JetStream.consumerInfo("jobs", "workers"), (info) => info.lag === 0, "60 seconds")
+          yield* until(JetStream.consumerInfo("jobs", "workers"), (info) => info.lag === 0, "2 minutes")
           const dead = yield* Stream.runCollect(transport.browse("jobs.dead"))
           assert.deepStrictEqual(dead.map((delivery) => new TextDecoder().decode(delivery.body)), ["{\"n\":500}"])
           const killed = (yield* lines).filter((line) => line.startsWith("killed"))
@@ -120,7 +120,7 @@ describe.each(versions)("on nats-server %s", (version) => {
           yield* until(
             Effect.option(consumer),
             (info) => info._tag === "Some" && info.value.openPulls >= 2,
-            "60 seconds"
+            "2 minutes"
           )
           yield* zombie.pause
           yield* jobs(200)

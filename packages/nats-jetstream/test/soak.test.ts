@@ -15,7 +15,7 @@ import * as JetStream from "../src/JetStream.ts"
 import { onNats, outgoing, proxied, publish, until } from "./nats.ts"
 
 const seconds = Number(process.env["MILLRACE_SOAK"] ?? 12)
-const patience = 60_000 + seconds * 4000
+const patience = 180_000 + seconds * 4000
 
 const Job = Schema.Struct({ n: Schema.Number })
 const Jobs = Topic.make("jobs", { schema: Job })
@@ -118,7 +118,7 @@ describe("soak", () => {
             }),
             "2 millis"
           )))
-          yield* until(Effect.sync(() => most), (most) => most >= 500, "60 seconds")
+          yield* until(Effect.sync(() => most), (most) => most >= 500, "2 minutes")
           for (let round = 0; round < Math.max(1, seconds / 6); round++) {
             yield* Effect.sleep("1 second")
             yield* broker.kill
@@ -183,7 +183,7 @@ describe("soak", () => {
 })
 
 const settled = <E, R>(info: Effect.Effect<JetStream.ConsumerInfo, E, R>) =>
-  until(patiently(info), (info) => info.lag === 0, "60 seconds")
+  until(patiently(info), (info) => info.lag === 0, "2 minutes")
 
 /** Each piece, but for the first unlucky one, may be the connection's last. A fixed sequence, so that runs are alike. */
 const dropping = (probability: number) => {

@@ -57,6 +57,33 @@ const consuming = Effect.fnUntraced(function*(topic: string, options?: Partial<R
   return { running, handled, suspects, redis: Context.get(context, Transport) }
 })
 
+it.live("pipelines that close while the server is away wait for it together", () =>
+  onServer(
+    {},
+    Effect.gen(function*() {
+      const { broker } = yield* Server
+      const { proxy, url } = yield* watched(broker)
+      const context = yield* connect({ ...quick, url })
+      const scope = yield* Scope.make()
+      const closed: Array<number> = []
+      for (const n of [1, 2, 3, 4]) {
+        yield* Scope.addFinalizer(scope, Effect.sync(() => closed.push(performance.now())))
+        yield* Pipeline.from(Topic.make(fresh("away"), { schema: Schema.String }), { group: `g${n}` }).pipe(
+          Pipeline.map(() => {}),
+          Pipeline.start,
+          Scope.provide(scope),
+          Effect.provide(context)
+        )
+      }
+      // Nothing gets through any more, and no new connection answers.
+      yield* proxy.hang
+      const since = performance.now()
+      yield* Scope.close(scope, Exit.void)
+      const first = closed[0]! - since
+      assert.isBelow(closed[3]! - closed[0]!, first)
+    })
+  ))
+
 /** Stands before the server, and knows what each connection is for. */
 const watched = Effect.fnUntraced(function*(broker: Brokers.Broker) {
   const uses = new Map<Proxy.Connection, { reads: boolean; publishes: boolean; isMute: boolean }>()

@@ -119,12 +119,15 @@ export class ReadLoop {
       return this.asked.has(subscription) ? this.done.await : Effect.void
     }).pipe(
       Effect.andThen(subscription.nothingUnderWay.await),
-      Effect.timeoutOption(1_000),
-      Effect.andThen(subscription.close),
-      Effect.timeoutOption(3_000),
+      this.within(1_000),
+      Effect.andThen(this.within(3_000)(subscription.close)),
       Effect.andThen(Effect.sync(() => this.subscriptions.delete(subscription.options.key))),
       Effect.asVoid
     )
+  }
+
+  private within(millis: number): (effect: Effect.Effect<void>) => Effect.Effect<unknown> {
+    return (effect) => Effect.suspend(() => Effect.timeoutOption(effect, this.server.closing.left(millis)))
   }
 
   /** The subscription wants something that the read of this moment may not bring. */

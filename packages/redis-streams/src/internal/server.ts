@@ -5,6 +5,7 @@ import * as Scope from "effect/Scope"
 import { ErrorReply } from "redis"
 import { type Address, nameOf } from "./address.ts"
 import { BulkLimit } from "./bulkLimit.ts"
+import { Closing } from "./closing.ts"
 import { redirection, SlotMap, slotOf } from "./cluster.ts"
 import type { Command } from "./command.ts"
 import { backoff, type Connection, make as makeConnection } from "./connection.ts"
@@ -223,6 +224,7 @@ export interface Server {
   readonly refusals: Refusals
   readonly bulkLimit: BulkLimit
   readonly delayedMoves: DelayedMoves
+  readonly closing: Closing
   /** Whether this user may end a blocking read by `CLIENT UNBLOCK`. */
   readonly canUnblock: boolean
   /** XACKDEL: asked, not read from a version, and given up when it turns out otherwise. */
@@ -275,6 +277,7 @@ export const make = Effect.fnUntraced(
       refusals: new Refusals(),
       bulkLimit: new BulkLimit((setting) => control.one("", ["CONFIG", "GET", setting])),
       delayedMoves,
+      closing: new Closing(() => control.isUp),
       canUnblock,
       hasRemoval
     }
