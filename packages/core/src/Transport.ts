@@ -95,7 +95,10 @@ export interface SubscribeOptions {
   readonly group: string
   /** Applies when the group is created; an existing group keeps its position. */
   readonly startFrom: "new" | "beginning"
-  /** The most deliveries the engine expects to own at once (limits such as `max_ack_pending` follow from it). */
+  /**
+   * For how many deliveries at once a limit of the broker, such as `max_ack_pending`, must have room. The engine may ask for
+   * more where the prefetch is not fixed.
+   */
   readonly maxOwned: number
   /** A suspect whose attempt is this or higher counts against `Demand.suspects`; `Infinity`: none does. */
   readonly isolateFrom: number

@@ -408,6 +408,23 @@ describe.each(versions)("on nats-server %s", (version) => {
       })
     ))
 
+  it.live("a consumer with the bound that the server gives by default is read", () =>
+    on(() =>
+      Effect.gen(function*() {
+        const jsm = yield* manager
+        yield* Publisher.publishAll(Receipts, orders(1))
+        yield* Effect.promise(() =>
+          jsm.consumers.add("receipts", { durable_name: "g", ack_policy: "explicit", filter_subject: "receipts" })
+        )
+        const { config } = yield* Effect.promise(() => jsm.consumers.info("receipts", "g"))
+        assert.strictEqual(config.max_ack_pending, 1000)
+        const running = yield* Pipeline.start(
+          Pipeline.from(Receipts, { group: "g" }).pipe(Pipeline.concurrency(64))
+        )
+        yield* until(running.counts, (counts) => counts.handled === 1)
+      })
+    ))
+
   it.live("what a group has left to do can be asked", () =>
     on(() =>
       Effect.gen(function*() {

@@ -26,8 +26,8 @@ interface Waiting {
 }
 
 /**
- * The step `to`. Outputs of several messages are published together, once in a turn of the event loop, by one fiber. Where
- * each needs a span, or its encoding an Effect, each is published by the fiber of its message.
+ * The step `to`. Outputs of several messages are published together, in one or more batches, by one fiber each. Where
+ * each output needs a span, or its encoding an Effect, each is published by the fiber of its message.
  *
  * An id derives from the origin and id of the source message and from the step's place in the pipeline, so that a retry
  * publishes under the same id.
@@ -44,6 +44,7 @@ export class Outputs {
   }
   private readonly isEachAlone: boolean
   private waiting: Array<Waiting> = []
+  /** How many outputs were sent and have no answer yet. */
   private unanswered = 0
 
   constructor(options: Outputs["options"]) {
@@ -101,7 +102,7 @@ export class Outputs {
 
   private readonly flush = (): void => {
     const all = this.waiting.filter(({ isStopped }) => !isStopped)
-    // Half of them at most: the broker stores one half while the other one is handled here.
+    // At most half of the outputs: the broker stores one half while this process works on the other one.
     const half = Math.max(minTogether, Math.ceil((all.length + this.unanswered) / 2))
     const waiting = all.slice(0, half)
     this.waiting = all.slice(half)
@@ -138,5 +139,5 @@ export class Outputs {
   }
 }
 
-/** So few are not worth a command of their own. */
+/** A batch of fewer outputs is not split. */
 const minTogether = 16

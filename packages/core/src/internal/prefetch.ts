@@ -7,6 +7,8 @@
  */
 export class Prefetch {
   static readonly max = 1024
+  /** What a limit of the broker must have room for where the number is not fixed. A limit below `max` makes fewer wait. */
+  static readonly expected = 512
   private readonly fixed: number | undefined
   private handled = 0
   private busy = 0

@@ -39,7 +39,7 @@ export const answered = <A>(option: string, answer: A): A => {
   if (!isThenable(answer)) return answer
   ignore(answer)
   const value = { toString: () => "an async function" }
-  throw invalidOption("core", option, value, "give a function that returns its answer, no promise of it")
+  throw invalidOption("core", option, value, "give a function that returns the answer itself, not a promise")
 }
 
 /**

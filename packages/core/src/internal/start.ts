@@ -38,7 +38,7 @@ export const start = Effect.fnUntraced(function*(
     topic: source.topic.name,
     group: source.group,
     startFrom: source.startFrom,
-    maxOwned: limit * batchSize(program) + (source.prefetch ?? Prefetch.max) +
+    maxOwned: limit * batchSize(program) + (source.prefetch ?? Prefetch.expected) +
       (key === undefined ? 0 : source.maxBlocked),
     isolateFrom: isolateFrom(allowedAttempts(policies.retry ?? defaultRetry)),
     ordered: key !== undefined,

@@ -273,7 +273,7 @@ export const consumerDifferences = (
   else if (ackWait < minAckWait) add("ack_wait", `at least ${minAckWait} ms, to be extended in time`, `${ackWait} ms`)
   const maxAckPending = config.max_ack_pending ?? 0
   if (maxAckPending > 0 && maxAckPending < spec.maxOwned) {
-    add("max_ack_pending", `-1, or at least ${spec.maxOwned}: what this process alone may own at once`, maxAckPending)
+    add("max_ack_pending", `-1, or at least ${spec.maxOwned}: this process alone needs as much room`, maxAckPending)
   }
   return found.map((difference) => ({
     ...difference,
