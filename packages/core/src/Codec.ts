@@ -69,7 +69,7 @@ export interface Codec<in out A, out RD = never, out RE = never> {
 
 const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true })
 
-/** Of the memory that buffers share: an array of its own costs four times as much. */
+/** Allocates from the pool that small buffers share: an array with memory of its own costs four times as much. */
 const bytesOf = (text: string): Uint8Array => Buffer.from(text)
 
 const reject = (message: string) => Exit.fail(new Schema.SchemaError(new SchemaIssue.InvalidValue({ message })))

@@ -113,8 +113,8 @@ export const withSetting: {
 export const received = (self: Message.Any): Received | undefined => inFlightOf(self)
 
 /**
- * Gives the pipeline as another process runs it: a limit that it shares in this process is a bound of its own there, of
- * the limit's ceiling. For simulations of several processes in one.
+ * Returns the pipeline as another process would run it: a `Concurrency.Limit`, which pipelines of this process share,
+ * becomes a limit of the pipeline's own, as high as the ceiling. For simulations of several processes in one.
  *
  * @category running
  * @since 0.1.0

@@ -139,7 +139,10 @@ export class DeadLetterWriter {
     return this.refused.size === 0 ? undefined : this.refused.get(keyOf(delivery))
   }
 
-  /** The broker refuses letters: since when, and in its words. Until it stores one, or none is tried again. */
+  /**
+   * Since when the broker refuses letters, and its words. `undefined` when it has stored one since, or when no letter was
+   * refused for two minutes.
+   */
   get refusal(): { readonly since: number; readonly reason: string } | undefined {
     const { at = -Infinity, reason = "", since = 0 } = this.lastRefusal ?? {}
     return this.clock.currentTimeMillisUnsafe() - at > 2 * maxBackoff ? undefined : { since, reason }

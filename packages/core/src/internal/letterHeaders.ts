@@ -30,7 +30,7 @@ const depthOf = (name: string): number | undefined => {
 
 const nameOf = (depth: number): string => depth === 1 ? recordHeader : `${recordHeader}-${depth}`
 
-/** A header may have the name `__proto__`. */
+/** Has no prototype: a header may have the name `__proto__`. */
 const none = (): Record<string, string> => Object.create(null)
 
 /** Moves each record by `by`; a record that would be above depth 1 and the headers of a redrive are left out. */

@@ -15,6 +15,6 @@ export const quietly = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<
     (logs) => logs === false ? Effect.provideService(effect, References.MinimumLogLevel, "None") : effect
   )
 
-/** Runs an Effect that does nothing but log, unless the lines of pipelines are off: then not even what it looks at is read. */
+/** Runs an Effect that only logs, unless the log lines of pipelines are off: then the Effect does not run. */
 export const unlessQuiet = (effect: Effect.Effect<void>): Effect.Effect<void> =>
   Effect.flatMap(Logs, (logs) => logs === false ? Effect.void : effect)

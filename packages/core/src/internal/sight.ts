@@ -255,7 +255,10 @@ export class Sight {
 
   // --- looking now and then
 
-  /** The subscription's health, unless the dead letters or the watchdog know better, or a handler has paused the pipeline. */
+  /**
+   * The subscription's health, unless dead letters are refused, the watchdog found the pipeline stuck, or a handler has
+   * paused it.
+   */
   readonly health: Effect.Effect<Health> = Effect.suspend(() =>
     Effect.map(this.subscription.health, (health): Health => {
       if (health.state !== "consuming") return health

@@ -29,8 +29,8 @@ export const fromTraceparent = (traceparent: string | undefined): Tracer.Externa
 const isFlagged = (traceparent: string): boolean => (Number.parseInt(traceparent[54]!, 16) & 1) === 1
 
 /**
- * A decision of the publisher's holds; else a part of the traces, the same for all messages of one, or of the messages that have
- * none, the same for all attempts at one. Builds nothing.
+ * A trace that its publisher does not sample is not sampled here. Of the others a share is, with all their messages; a message
+ * without a trace is sampled at all its attempts or at none. Allocates nothing.
  */
 export const isSampled = (message: { readonly headers: Headers; readonly id: string }, ratio: number): boolean => {
   // Headers may be decoded when they are first read.
@@ -40,7 +40,7 @@ export const isSampled = (message: { readonly headers: Headers; readonly id: str
   return isFlagged(traceparent) && (ratio >= 1 || Number.parseInt(traceparent.slice(22, 35), 16) / 2 ** 52 < ratio)
 }
 
-/** A number from 0 to 1 for an id. Ids that follow each other differ in few bits, which are spread over all of it. */
+/** Hashes an id to a number from 0 to 1: FNV-1a, and a mixing step, because consecutive ids differ in few bits. */
 const shareOf = (id: string): number => {
   let hash = 0x811c9dc5
   for (let i = 0; i < id.length; i++) hash = Math.imul(hash ^ id.charCodeAt(i), 0x01000193)

@@ -141,8 +141,8 @@ const addExpectations = (block: HeaderBlock, topic: string, expectations: Expect
 }
 
 /**
- * The server knows ids for a whole stream; ours belong to a topic. It cuts white space off the end of a header: an id that
- * ends so gets one more sign, and so does one that ends with that sign.
+ * The server knows ids for a whole stream; ours belong to a topic. The server removes white space at the end of a header:
+ * an id that ends with white space or a slash gets one more slash, so that different ids stay different.
  */
 const messageId = (topic: string, id: string): string => `${topic}/${id}${/[\s/]$/.test(id) ? "/" : ""}`
 

@@ -39,7 +39,7 @@ export interface PullLoopOptions {
 /** How long a request stays open while messages come. */
 const shortest = 250
 
-/** How late the answer to a request may be that has expired, in milliseconds. */
+/** How long after the expiry of a request its answer may come, in milliseconds. */
 const lateAfter = 1000
 
 /**

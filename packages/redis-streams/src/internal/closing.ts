@@ -7,7 +7,7 @@ export class Closing {
     this.isUp = isUp
   }
 
-  /** What is left of so many milliseconds. */
+  /** How many of `millis` a closing subscription may still wait. */
   left(millis: number): number {
     if (this.isUp()) return millis
     const now = performance.now()
@@ -16,5 +16,5 @@ export class Closing {
   }
 }
 
-/** Those that close later wait anew. Milliseconds. */
+/** In milliseconds. A subscription that closes later than that after the first one waits anew. */
 const together = 10_000

@@ -84,7 +84,7 @@ export class Leases {
     return ["extend", delivery.id, String(RedisDelivery.state(delivery).count), this.of(delivery), ""]
   }
 
-  /** A release keeps what is known of a suspect, and of a retry when it is due and when its message failed first. */
+  /** A release keeps a suspect a suspect. Of a retry it keeps the due time and the time of the first failure. */
   release(delivery: RedisDelivery, lease: Lease = this.of(delivery)): Operation {
     const { attempt, due, firstFailedAt, id, suspect } = delivery
     const now = this.clock.currentTimeMillisUnsafe()
