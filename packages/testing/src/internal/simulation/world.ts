@@ -2,12 +2,24 @@ import type * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scheduler from "effect/Scheduler"
-import { promiseHooks } from "node:v8"
+import * as v8 from "node:v8"
 
 interface Alarm {
   readonly due: number
   readonly process: Process | undefined
   readonly ring: () => void
+}
+
+/** Calls `f` when a promise is made or settled, until its result is called; `undefined` where the runtime cannot tell. */
+const onPromise = (f: () => void): (() => void) | undefined => {
+  // Deno has no hooks, and Bun throws.
+  const hooks: typeof v8.promiseHooks | undefined = v8.promiseHooks
+  try {
+    const unhook = hooks?.createHook({ init: f, settled: f })
+    return unhook === undefined ? undefined : () => unhook()
+  } catch {
+    return undefined
+  }
 }
 
 /**
@@ -71,7 +83,7 @@ export class World {
   /**
    * Runs until `isDone`, which is asked whenever nothing is ready; `false` when that does not come. Time goes on when no
    * promise has anything to run either: promises run in a turn of the event loop, which is taken after any of them was
-   * made or settled.
+   * made or settled, or after each alarm where the runtime does not tell.
    */
   run(isDone: () => boolean, mostSteps: number): Effect.Effect<boolean> {
     return Effect.callback<boolean>((resume) => {
@@ -79,13 +91,13 @@ export class World {
       const promised = () => {
         hasPromises = true
       }
-      const unhook = promiseHooks.createHook({ init: promised, settled: promised })
+      const unhook = onPromise(promised)
       const end = (isDone: boolean) => {
-        unhook()
+        unhook?.()
         resume(Effect.succeed(isDone))
       }
       const turn = () => {
-        hasPromises = false
+        hasPromises = unhook === undefined
         for (let left = mostInTurn; left > 0; left--) {
           this.stepAll()
           if (hasPromises) break
@@ -98,7 +110,7 @@ export class World {
       let next = setImmediate(turn)
       return Effect.sync(() => {
         clearImmediate(next)
-        unhook()
+        unhook?.()
       })
     })
   }
