@@ -8,6 +8,8 @@ export class Tally {
   readonly done: Promise<void>
   received = 0
   twice = 0
+  /** Called by the first message. */
+  onFirst = () => {}
   private readonly seen: Uint8Array
   private readonly latencies: Float64Array | undefined
   private resolve!: () => void
@@ -25,7 +27,8 @@ export class Tally {
     }
     this.seen[order.amount] = 1
     if (this.latencies !== undefined) this.latencies[order.amount] = monotonic() - order.at
-    if (++this.received === this.seen.length) this.resolve()
+    if (++this.received === 1) this.onFirst()
+    if (this.received === this.seen.length) this.resolve()
   }
 
   /** The first fifth of an open loop finds everything cold. */
