@@ -56,7 +56,7 @@ export class PullLoop {
   private epoch: Subscription | undefined
   private chunk: Array<JetStreamDelivery> = []
   private silentSince = 0n
-  private readonly watchdog: NodeJS.Timeout
+  private watchdog: NodeJS.Timeout | undefined
   private closing: Promise<void> | undefined
   private closed: (() => void) | undefined
   private looking: NodeJS.Timeout | undefined
@@ -76,7 +76,16 @@ export class PullLoop {
     const { expires } = options.bounds()
     this.heartbeat = Math.min(5000, Math.floor(expires / 2.5))
     this.expires = Math.min(shortest, expires)
-    this.watchdog = setInterval(this.listen, Math.min(lateAfter, this.heartbeat))
+    this.watch()
+  }
+
+  /** An idle loop, whose requests stay open for long, listens seldom: a process may have a thousand of them. */
+  private watch(): void {
+    const after = this.expires > lateAfter ? this.heartbeat : Math.min(lateAfter, this.heartbeat)
+    this.watchdog = setTimeout(() => {
+      this.listen()
+      this.watch()
+    }, after)
     this.watchdog.unref()
   }
 
@@ -217,7 +226,7 @@ export class PullLoop {
   }
 
   close(): void {
-    clearInterval(this.watchdog)
+    clearTimeout(this.watchdog)
   }
 
   private receive(msg: Msg, epoch: Subscription): void {
