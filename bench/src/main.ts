@@ -166,7 +166,7 @@ const arms = Flag.String("arms").pipe(Flag.withDescription("Only these, with com
 
 const bench = Command.make("bench", {
   quick: Flag.Boolean("quick").pipe(
-    Flag.withDescription("Shorter and fewer passes: all budgets in about four minutes"),
+    Flag.withDescription("Shorter and fewer passes: all budgets in about three minutes"),
     Flag.withDefault(false)
   ),
   only: Flag.Literals("only", Object.keys(all)).pipe(Flag.withDescription("Only this chapter"), Flag.optional),

@@ -15,7 +15,7 @@ export interface Effort {
   readonly idleSeconds: number
 }
 
-export const quick: Effort = { seconds: 0.12, passes: 4, latencies: 3, lone: 80, starts: 3, idleSeconds: 3 }
+export const quick: Effort = { seconds: 0.2, passes: 4, latencies: 3, lone: 80, starts: 3, idleSeconds: 3 }
 export const thorough: Effort = { seconds: 1, passes: 10, latencies: 10, lone: 1000, starts: 5, idleSeconds: 10 }
 
 type Server = "redis" | "jetstream"
