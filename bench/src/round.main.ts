@@ -59,7 +59,7 @@ const reportsOf = async (side: Side, spec: Spec, topic: string, group: string, t
 /** It publishes for each message that it consumes. */
 const isPublishing = (arm: string) => arm === "to" || arm === "rawTo"
 
-/** `done` gets what was measured, before the arm has stopped. */
+/** `done` gets the result before the arm stops. */
 const pass = async (
   side: Side,
   spec: Spec,

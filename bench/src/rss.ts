@@ -81,8 +81,8 @@ const produce = (feeder: Feeder, total: number) =>
   })
 
 /**
- * Bounds of V8's heap, in megabytes. Without them its peaks rise as long as the machine has memory, and what was resident
- * stays so: a program that holds nothing looks as if it grew. A program that holds what it should not comes to the bound.
+ * Bounds of V8's heap, in megabytes. Without them its peaks rise as long as the machine has memory, and freed pages
+ * stay resident: a program that holds nothing seems to grow. A program that leaks reaches the bound.
  */
 const heapOf = (broker: BrokerName): ReadonlyArray<string> => [
   // The backlog of the memory broker is in the process.

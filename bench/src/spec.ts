@@ -88,7 +88,7 @@ export type ToRound =
     /** Another spec than the one that the process was started with. */
     readonly spec?: Spec
     readonly group?: string
-    /** Says what was measured before it stops consuming, which takes its time. */
+    /** The result comes before the process stops consuming, which takes its time. */
     readonly saysEarly?: boolean
   }
   /** Consume the topic together with other processes: `Begin` starts, `Stop` ends. */

@@ -103,7 +103,7 @@ export class Laws {
     this.options = options
   }
 
-  /** What has happened, one line for each event: written when it is read, and most runs are never read. */
+  /** One line for each event, written when it is read: most runs are never read. */
   get trace(): ReadonlyArray<string> {
     return this.notes.map(({ at, text }) => `${(at / 1000).toFixed(3)} ${text()}`)
   }

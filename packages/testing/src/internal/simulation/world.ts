@@ -115,7 +115,7 @@ export class World {
     })
   }
 
-  /** Runs what is ready, and what that makes ready. */
+  /** Runs the tasks that are ready, and those that become ready meanwhile. */
   private stepAll(): void {
     while (this.step()) this.steps++
   }
