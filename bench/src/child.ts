@@ -42,6 +42,8 @@ export const start = Effect.fnUntraced(function*<In extends Serializable, Out>(
     (child) => Effect.sync(() => child.kill("SIGKILL"))
   )
   child.on("message", (message) => Queue.offerUnsafe(said, message as Out))
+  // Sent to a process that has ended: its exit says more.
+  child.on("error", () => {})
   child.on(
     "exit",
     (code, signal) =>

@@ -49,6 +49,10 @@ const createGroup = (client: Client, topic: string, group: string) =>
 /** A read that was under way when its connection was closed. */
 const untilClosed = (loop: Promise<void>): Promise<void> => loop.catch(() => {})
 
+/** The connection may be closed before the last answer, when the server has the acknowledgement. */
+const acknowledge = (writer: Client, topic: string, group: string, entries: ReadonlyArray<Entry>): Promise<unknown> =>
+  writer.xAck(topic, group, entries.map(({ id }) => id)).catch(() => {})
+
 /**
  * Two connections; the next read is on its way while a batch is handled. `each` gets the entries of one read and calls
  * its second argument when they may be acknowledged, by one command; at most 1024 acknowledgements are unanswered.
@@ -66,7 +70,7 @@ const readAhead = async (
   let full: Promise<void> | undefined
   const ack = (entries: ReadonlyArray<Entry>) => {
     full = unacked.enter(entries.length)
-    void writer.xAck(topic, group, entries.map(({ id }) => id)).then(() => unacked.leave(entries.length))
+    void acknowledge(writer, topic, group, entries).then(() => unacked.leave(entries.length))
   }
   const loop = async () => {
     let next = read(reader, topic, group, 256)
@@ -103,7 +107,7 @@ const pooled = async (
     concurrency,
     prefetch,
     work,
-    settle: (entries) => void writer.xAck(topic, group, entries.map(({ id }) => id)),
+    settle: (entries) => void acknowledge(writer, topic, group, entries),
     refill: () => wake?.()
   })
   const loop = async () => {
