@@ -217,6 +217,37 @@ describe("writing", () => {
       assert.strictEqual((yield* careless.health).state, "consuming")
     }).pipe(Effect.scoped, Effect.provide(MemoryTransport.layer())))
 
+  it.effect("a dead letter that is refused for what it holds is no trouble of the pipeline while others are stored", () =>
+    Effect.gen(function*() {
+      const transport = yield* Transport.Transport
+      const reason = new Publisher.Refused({ detail: "not this one" })
+      const refusal = Result.fail(new Publisher.PublishError({ topic: "orders.dead", reason }))
+      const picky = Transport.Transport.of({
+        ...transport,
+        publish: (messages) =>
+          messages[0].topic === "orders.dead" && new TextDecoder().decode(messages[0].body).includes("odd")
+            ? Effect.succeed([refusal])
+            : transport.publish(messages)
+      })
+      const running = yield* Effect.provideService(
+        Pipeline.start(charging("bank", { open: false })),
+        Transport.Transport,
+        picky
+      )
+      yield* Publisher.publish(Orders, { id: "odd", total: 50 })
+      yield* adjust("2 minutes")
+      // Nothing tells whether the next one would be stored.
+      assert.strictEqual((yield* running.health).state, "impaired")
+      yield* Publisher.publish(Orders, { id: "o1", total: 50 })
+      for (let minute = 0; minute < 5; minute++) {
+        yield* adjust("65 seconds")
+        assert.strictEqual((yield* running.health).state, "consuming", `minute ${minute}`)
+      }
+      const counts = yield* running.counts
+      assert.strictEqual(counts.deadLettered, 1)
+      assert.isAbove(counts.unsettled, 5)
+    }).pipe(Effect.scoped, Effect.provide(MemoryTransport.layer())))
+
   it.effect("discard deletes what is selected", () =>
     Effect.gen(function*() {
       yield* filled(6, { open: false })

@@ -19,6 +19,8 @@ export interface Refused {
   readonly reason: DeadLetter.DeadLetterReason
   readonly attempts: number
   readonly times: number
+  /** How many letters had been stored when this one was refused first. */
+  readonly storedBefore: number
 }
 
 /** Writes the dead letters of one pipeline. */
@@ -28,6 +30,7 @@ export class DeadLetterWriter {
   private readonly transport: Transport["Service"]
   private readonly clock: Clock.Clock
   private readonly errors: ErrorDetailOptions
+  private stored = 0
   private lastRefusal: { readonly since: number; readonly at: number; readonly reason: string } | undefined
   /** Of this process, by origin and id; a bound keeps a broker that refuses everything from filling the memory. */
   private readonly refused = new Map<string, Refused>()
@@ -98,20 +101,23 @@ export class DeadLetterWriter {
     return this.publishFitting(forms(this.topic, delivery, record)).pipe(
       Effect.tap(() =>
         Effect.sync(() => {
+          this.stored++
           this.lastRefusal = undefined
           this.refused.delete(key)
         })
       ),
       Effect.tapError(({ message, reason: { _tag } }) =>
         Effect.sync(() => {
-          if (_tag === "Refused" || _tag === "Unauthorized") {
+          const { storedBefore, times } = this.refused.get(key) ?? { storedBefore: this.stored, times: 0 }
+          // Where others were stored since, the letter is refused for what it is: that says nothing of the next ones.
+          const isAlone = this.stored > storedBefore
+          if (!isAlone && (_tag === "Refused" || _tag === "Unauthorized")) {
             const at = this.clock.currentTimeMillisUnsafe()
             const since = this.refusal?.since ?? at
             this.lastRefusal = { since, at, reason: `dead letters are not stored: ${message}` }
           }
-          const times = (this.refused.get(key)?.times ?? 0) + 1
           this.refused.delete(key)
-          this.refused.set(key, { cause, reason, attempts, times })
+          this.refused.set(key, { cause, reason, attempts, times: times + 1, storedBefore })
           if (this.refused.size > maxRefused) this.refused.delete(this.refused.keys().next().value!)
         })
       )
@@ -141,7 +147,7 @@ export class DeadLetterWriter {
 
   /**
    * Since when the broker refuses letters, and its words. `undefined` when it has stored one since, or when no letter was
-   * refused for two minutes.
+   * refused for two minutes. A letter that is refused again after others were stored does not count.
    */
   get refusal(): { readonly since: number; readonly reason: string } | undefined {
     const { at = -Infinity, reason = "", since = 0 } = this.lastRefusal ?? {}
