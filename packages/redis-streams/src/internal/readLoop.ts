@@ -127,7 +127,7 @@ export class ReadLoop {
   }
 
   private within(millis: number): (effect: Effect.Effect<void>) => Effect.Effect<unknown> {
-    return (effect) => Effect.suspend(() => Effect.timeoutOption(effect, this.server.closing.left(millis)))
+    return (effect) => this.server.closing.within(effect, millis)
   }
 
   /** The subscription wants something that the read of this moment may not bring. */
