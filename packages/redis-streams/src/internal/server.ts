@@ -12,7 +12,7 @@ import { backoff, type Connection, make as makeConnection } from "./connection.t
 import { DelayedMoves } from "./delayedMoves.ts"
 import { DialError, type Session } from "./dial.ts"
 import { Refusals } from "./health.ts"
-import { codeOf, isRefusal, millisOfTime } from "./reply.ts"
+import { asError, codeOf, isRedirect, isRefusal, millisOfTime } from "./reply.ts"
 import { asEval } from "./scripts/script.ts"
 import { ServerClock } from "./serverClock.ts"
 import type { Settings } from "./settings.ts"
@@ -175,7 +175,8 @@ export class ConnectionPool {
         connection.drop(connected, reply)
       }
     }
-    if (again.length === 0 || hops === 0) return Effect.succeed(replies)
+    if (again.length === 0) return Effect.succeed(replies)
+    if (hops === 0) return Effect.succeed(replies.map((reply) => isRedirect(reply) ? unsettled(reply) : reply))
     return Effect.gen({ self: this }, function*() {
       if (target !== undefined) {
         const known = this.connections.get(nameOf(target))
@@ -204,6 +205,10 @@ export class ConnectionPool {
     )
   }
 }
+
+/** A cluster whose nodes do not agree yet on who serves a slot: that passes. */
+const unsettled = (redirect: unknown): Error =>
+  new ErrorReply(`TRYAGAIN the nodes of the cluster do not agree: ${asError(redirect).message}`)
 
 const close = (connected: Session) => Effect.sync(() => connected.client.destroy())
 
