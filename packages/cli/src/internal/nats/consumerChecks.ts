@@ -1,6 +1,7 @@
 import type { ConsumerConfig, ConsumerInfo } from "@nats-io/jetstream"
 import { bad, type Finding, type Given, ok } from "../findings.ts"
 import { count, duration } from "../text.ts"
+import { isFull } from "./facts.ts"
 
 const millis = (nanos: number | undefined): number => (nanos ?? 0) / 1e6
 
@@ -213,10 +214,9 @@ const waits = ({ config }: ConsumerInfo, { handlerTimeout, owned }: Given, at: s
   return findings
 }
 
-const progress = (info: ConsumerInfo, at: string, now: number): ReadonlyArray<Finding> => {
+const progress = (info: ConsumerInfo, at: string, now: number, isMoving: boolean): ReadonlyArray<Finding> => {
   const { config, num_ack_pending, num_pending, num_redelivered, num_waiting } = info
   const findings: Array<Finding> = []
-  const most = config.max_ack_pending ?? 0
   if (info.paused === true) {
     findings.push(
       bad(
@@ -229,12 +229,16 @@ const progress = (info: ConsumerInfo, at: string, now: number): ReadonlyArray<Fi
       )
     )
   }
-  if (most > 0 && num_ack_pending >= most) {
+  const most = config.max_ack_pending ?? 0
+  const taken = `${count(num_ack_pending)} of max_ack_pending ${count(most)} are taken`
+  if (isFull(info) && isMoving) {
+    findings.push(ok("nats/max-ack-pending", `${taken}, and others take their place within two seconds`, at))
+  } else if (isFull(info)) {
     findings.push(
       bad(
         "error",
         "nats/max-ack-pending",
-        `${count(num_ack_pending)} of max_ack_pending ${count(most)} are taken`,
+        `${taken}, and none was settled in two seconds`,
         "the server sends this group nothing more until some are settled",
         `look for handlers that hang and for long retry delays; ${edit(at, `--max-pending=${most * 2}`)}`,
         at
@@ -274,8 +278,16 @@ const progress = (info: ConsumerInfo, at: string, now: number): ReadonlyArray<Fi
   return findings
 }
 
-/** Every check of a consumer that a group may use: a durable one. Others belong to tools, and vanish by themselves. */
-export const consumerChecks = (info: ConsumerInfo, given: Given, now: number): ReadonlyArray<Finding> => {
+/**
+ * Every check of a consumer that a group may use: a durable one. Others belong to tools, and vanish by themselves.
+ * `isMoving`: it was seen to settle.
+ */
+export const consumerChecks = (
+  info: ConsumerInfo,
+  given: Given,
+  now: number,
+  isMoving: boolean
+): ReadonlyArray<Finding> => {
   if (info.config.durable_name === undefined) return []
   const at = `${info.stream_name}/${info.name}`
   return [
@@ -283,6 +295,6 @@ export const consumerChecks = (info: ConsumerInfo, given: Given, now: number): R
     ...life(info, at),
     ...requests(info, at),
     ...waits(info, given, at),
-    ...progress(info, at, now)
+    ...progress(info, at, now, isMoving)
   ]
 }

@@ -40,7 +40,7 @@ export const examine = Effect.fnUntraced(
       ...programChecks("nats", given, undefined),
       ...found.streams.flatMap((stream) => [
         ...streamChecks(stream, found, given),
-        ...stream.consumers.flatMap((info) => consumerChecks(info, given, now))
+        ...stream.consumers.flatMap((info) => consumerChecks(info, given, now, found.moving.has(info)))
       ])
     ]
   }

@@ -25,6 +25,8 @@ export interface Facts {
   /** Milliseconds that the server's clock is ahead of ours. */
   readonly skew: number | undefined
   readonly streams: ReadonlyArray<StreamFacts>
+  /** Consumers that were seen to settle, though all that they may own was taken. */
+  readonly moving: ReadonlySet<ConsumerInfo>
   /** Whether this user may list and examine streams. */
   readonly mayList: boolean
   /** `undefined`: the bucket of Millrace's attempt records is not there. */
@@ -57,6 +59,35 @@ const consumersOf = async (jsm: JetStreamManager, stream: string): Promise<Reado
   for await (const info of jsm.consumers.list(stream)) all.push(info)
   return all
 }
+
+/** All that the consumer may own is taken. */
+export const isFull = ({ config, num_ack_pending }: ConsumerInfo): boolean =>
+  (config.max_ack_pending ?? 0) > 0 && num_ack_pending >= config.max_ack_pending!
+
+/** Which of the full consumers go on: a busy pipeline takes again at once what it has settled. */
+const movingOf = async (
+  jsm: JetStreamManager,
+  full: ReadonlyArray<ConsumerInfo>
+): Promise<ReadonlySet<ConsumerInfo>> => {
+  const moving = new Set<ConsumerInfo>()
+  for (let look = 0; look < looks && moving.size < full.length; look++) {
+    await new Promise((resolve) => setTimeout(resolve, lookEvery))
+    for (const before of full) {
+      if (moving.has(before)) continue
+      const now = await jsm.consumers.info(before.stream_name, before.name).catch(() => undefined)
+      // What is delivered again to somebody has not been settled.
+      if (now !== undefined && (!isFull(now) || now.delivered.stream_seq > before.delivered.stream_seq)) {
+        moving.add(before)
+      }
+    }
+  }
+  return moving
+}
+
+const looks = 4
+
+/** In milliseconds. */
+const lookEvery = 500
 
 /** `"denied"` where this user may not ask. */
 const allowed = async <A>(asked: () => Promise<A>): Promise<A | "denied"> => {
@@ -133,6 +164,7 @@ export const facts = async (
     syncInterval: await syncInterval(monitor),
     skew: any === undefined ? undefined : await skewOf(() => jsm.streams.info(any)),
     streams: found,
+    moving: await movingOf(jsm, found.flatMap(({ consumers }) => consumers.filter(isFull))),
     mayList: streams !== "denied",
     bucket
   }
