@@ -2,14 +2,16 @@ import { assert, describe, it } from "@effect/vitest"
 import { Pipeline, Publisher, Topic } from "@millrace/core"
 import { RedisStreams } from "@millrace/redis-streams"
 import { Brokers, Proxy } from "@millrace/testing"
-import { Effect, Layer, Schema } from "effect"
+import { Deferred, Effect, Layer, Redacted, Schema } from "effect"
 import { spawn } from "node:child_process"
 import * as Fs from "node:fs"
+import { createServer, type Server } from "node:net"
 import * as Os from "node:os"
 import * as Path from "node:path"
 import { createClient } from "redis"
 import { skipsInContainers } from "../../redis-streams/test/redis.ts"
 import type { Finding } from "../src/internal/findings.ts"
+import { make as admin } from "../src/internal/redis/admin.ts"
 import { commands } from "../src/internal/redis/facts.ts"
 import { Command, freePort, json, millrace, shiftClock, until } from "./cli.ts"
 
@@ -451,6 +453,42 @@ describe.skipIf(skips)("cluster and Sentinel", () => {
       }),
     120_000
   )
+
+  it.live("a URL of Valkey is taken, and options of NATS are refused", () =>
+    Effect.gen(function*() {
+      const { port } = yield* Brokers.redis({ args: safe })
+      const url = `valkey://127.0.0.1:${port}`
+      assert.deepStrictEqual(troubles(yield* doctor(url, ...given)), {})
+      const { code, error } = yield* Effect.provide(
+        millrace("doctor", "--owned", "500", "--monitor", "http://127.0.0.1:8222"),
+        Layer.succeed(Command, { name: "redis", flags: ["--redis", url], open: undefined })
+      )
+      assert.strictEqual(code, 2)
+      assert.match(error, /--monitor and --owned: not for Redis/)
+    }), 60_000)
+
+  it.live("--sentinel with rediss:// speaks TLS to the Sentinel", () =>
+    Effect.gen(function*() {
+      const port = yield* freePort
+      const first = yield* Deferred.make<number>()
+      yield* Effect.acquireRelease(
+        Effect.callback<Server>((resume) => {
+          const server: Server = createServer((socket) => {
+            socket.on("error", () => {})
+            socket.once("data", (data) => {
+              Deferred.doneUnsafe(first, Effect.succeed(data[0]!))
+              socket.destroy()
+            })
+          }).listen(port, "127.0.0.1", () => resume(Effect.succeed(server)))
+        }),
+        (server) => Effect.sync(() => server.close())
+      )
+      const url = Redacted.make(`rediss://127.0.0.1:${port}`)
+      // The client tries for a while, and cannot be stopped meanwhile.
+      yield* Effect.forkDetach(Effect.scoped(admin({ url, cluster: false, sentinel: "orders", keyPrefix: "" })))
+      // The first byte of a TLS handshake.
+      assert.strictEqual(yield* Deferred.await(first), 0x16)
+    }))
 
   it.live("--sentinel finds the master", () =>
     Effect.gen(function*() {

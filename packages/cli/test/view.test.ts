@@ -105,6 +105,11 @@ describe("what the page's server refuses", () => {
           assert.strictEqual(status, 404, path)
         }
         assert.strictEqual((yield* request(address, "/api/nothing")).status, 404)
+        for (const [query, why] of [["before=nonsense", /before is \\"nonsense\\": give the id/], ["reason=bored", /one of/]] as const) {
+          const { body, status } = yield* request(address, `/api/dead?topic=orders.dead&${query}`)
+          assert.strictEqual(status, 400, body)
+          assert.match(body, why)
+        }
         assert.strictEqual((yield* request(address, "/api/overview", { method: "DELETE" })).status, 405)
         const body = JSON.stringify({ topic: "orders.dead", ids: ["1-0"] })
         const good = { origin: `http://${host}`, "content-type": "application/json", "x-millrace-token": token }

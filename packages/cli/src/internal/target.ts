@@ -42,7 +42,7 @@ export const Open: Context.Reference<(target: Target) => Layer.Layer<Broker | Tr
 const flags = {
   redis: Flag.Redacted("redis").pipe(
     Flag.withMetavar("URL"),
-    Flag.withDescription("Redis or Valkey: redis://user:password@host:6379/0, rediss:// for TLS [MILLRACE_REDIS_URL]"),
+    Flag.withDescription("Redis or Valkey: redis://user:password@host:6379/0, or valkey://; rediss:// or valkeys:// for TLS [MILLRACE_REDIS_URL]"),
     Flag.optional
   ),
   nats: Flag.Redacted("nats").pipe(
@@ -93,8 +93,12 @@ const misplaced = (kind: Target["kind"], flags: Flags): Effect.Effect<void, Fail
     ]
   return given.length === 0
     ? Effect.void
-    : Effect.fail(new Failure(`${given.join(" and ")}: not for ${kind === "nats" ? "NATS" : "Redis"}, leave it out`))
+    : Effect.fail(notFor(kind, given))
 }
+
+/** The refusal of flags that the other broker has. */
+export const notFor = (kind: Target["kind"], given: ReadonlyArray<string>): Failure =>
+  new Failure(`${given.join(" and ")}: not for ${kind === "nats" ? "NATS" : "Redis"}, leave it out`)
 
 const targetOf = Effect.fnUntraced(function*(flags: Flags, mayCreate: boolean): Effect.fn.Return<Target, Failure> {
   if (Option.isSome(flags.redis) && Option.isSome(flags.nats)) {

@@ -2,11 +2,12 @@ import * as Command from "effect/cli/Command"
 import * as Flag from "effect/cli/Flag"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
+import * as Struct from "effect/Struct"
 import { Broker } from "../Broker.ts"
 import type { Finding, Given, Level } from "../findings.ts"
 import { Failure, json as print, lines, Output } from "../Output.ts"
 import { noTopic } from "../overview.ts"
-import { connected } from "../target.ts"
+import { connected, notFor } from "../target.ts"
 import { clean, type Color, count, many, paint, wrap } from "../text.ts"
 import * as shared from "./shared.ts"
 
@@ -36,14 +37,38 @@ const counts = (findings: ReadonlyArray<Finding>): Record<Level, number> => {
   return of
 }
 
-interface Options extends Given {
+interface Options extends Omit<Given, "minIdle"> {
+  readonly minIdle: number | undefined
   readonly json: boolean
   readonly verbose: boolean
   readonly failOn: "error" | "warning"
 }
 
-const doctor = Effect.fnUntraced(function*({ failOn, json, verbose, ...given }: Options) {
-  const { examine, server, stored, transport } = yield* Broker
+/** Options that one broker only has. */
+const ownFlags = {
+  redis: { minIdle: "--min-idle" },
+  nats: {
+    monitor: "--monitor",
+    owned: "--owned",
+    retryHorizon: "--retry-horizon",
+    largest: "--largest",
+    longestDelay: "--longest-delay"
+  }
+} as const
+
+/** Options of the other broker, which would be ignored in silence. */
+const misplaced = (kind: "redis" | "nats", given: Omit<Options, "json" | "verbose" | "failOn">): ReadonlyArray<string> =>
+  kind === "redis"
+    ? Struct.keys(ownFlags.nats).flatMap((name) => given[name] === undefined ? [] : [ownFlags.nats[name]])
+    : given.minIdle === undefined
+    ? []
+    : [ownFlags.redis.minIdle]
+
+const doctor = Effect.fnUntraced(function*({ failOn, json, verbose, ...options }: Options) {
+  const { examine, name, server, stored, transport } = yield* Broker
+  const others = name === "memory" ? [] : misplaced(name, options)
+  if (name !== "memory" && others.length > 0) return yield* Effect.fail(notFor(name, others))
+  const given: Given = { ...options, minIdle: options.minIdle ?? 30_000 }
   const { hasColor } = yield* Output
   // A key of another type is a finding.
   const { topic } = given
@@ -89,17 +114,14 @@ export const command = Command.make(
       Flag.withDefault(30_000)
     ),
     gracePeriod: optional(shared.duration("grace-period"), "What the platform allows between SIGTERM and SIGKILL"),
-    minIdle: shared.duration("min-idle").pipe(
-      Flag.withDescription("Redis: claim.minIdle of the layer; default 30s"),
-      Flag.withDefault(30_000)
-    ),
+    minIdle: optional(shared.duration("min-idle"), "Redis: claim.minIdle of the layer; default 30s"),
     owned: optional(shared.whole("owned", 1), "NATS: processes times (concurrency + prefetch) of a group"),
     retryHorizon: optional(
       shared.duration("retry-horizon"),
-      "How long publishers repeat a publish that was not answered"
+      "NATS: how long publishers repeat a publish that was not answered"
     ),
-    largest: optional(shared.whole("largest", 1), "Bytes of the largest message"),
-    longestDelay: optional(shared.duration("longest-delay"), "Longest delay of retries and delayed messages"),
+    largest: optional(shared.whole("largest", 1), "NATS: bytes of the largest message"),
+    longestDelay: optional(shared.duration("longest-delay"), "NATS: longest delay of retries and delayed messages"),
     failOn: Flag.Literals("fail-on", ["error", "warning"]).pipe(
       Flag.withDescription("Exit with 1 from this level on; default error"),
       Flag.withDefault("error" as const)

@@ -58,20 +58,32 @@ const lasting = () => {
   }
 }
 
+/** A URL that the layer has taken: its schemes are more than the client's, which knows `redis:` and `rediss:` only. */
+const read = (given: string) => {
+  const { hostname, password, pathname, port, protocol, username } = new URL(given)
+  const isSocket = protocol === "unix:"
+  return {
+    host: hostname.replace(/^\[(.*)\]$/, "$1"),
+    port: port === "" ? undefined : Number(port),
+    path: isSocket ? decodeURIComponent(pathname) : undefined,
+    tls: protocol === "rediss:" || protocol === "valkeys:" ? { tls: true as const } : {},
+    database: isSocket ? 0 : Number(pathname.slice(1) || 0),
+    login: {
+      ...(username === "" ? {} : { username: decodeURIComponent(username) }),
+      ...(password === "" ? {} : { password: decodeURIComponent(password) })
+    }
+  }
+}
+
 const open = async (target: Target): Promise<{ readonly admin: Admin; readonly close: () => void }> => {
   const url = Redacted.value(target.url)
   const name = redactUrl(url)
+  const { database, host, login, path, port, tls } = read(url)
   if (target.cluster) {
-    const { password, protocol, username } = new URL(url)
     const cluster = createCluster({
       RESP: options.RESP,
-      rootNodes: [{ url }],
-      defaults: {
-        ...options,
-        socket: protocol === "rediss:" ? { ...socket, tls: true } : socket,
-        ...(username === "" ? {} : { username: decodeURIComponent(username) }),
-        ...(password === "" ? {} : { password: decodeURIComponent(password) })
-      }
+      rootNodes: [{ socket: { host, port: port ?? 6379 } }],
+      defaults: { ...options, ...login, socket: { ...socket, ...tls } }
     })
     cluster.on("error", () => {})
     await cluster.connect()
@@ -90,16 +102,17 @@ const open = async (target: Target): Promise<{ readonly admin: Admin; readonly c
     }
   }
   if (target.sentinel !== undefined) {
-    const { hostname, password, pathname, port, username } = new URL(url)
     const sentinel = createSentinel({
       RESP: options.RESP,
       name: target.sentinel,
-      sentinelRootNodes: [{ host: hostname, port: Number(port || 26379) }],
+      sentinelRootNodes: [{ host, port: port ?? 26379 }],
+      // As in the layer: TLS is for the Sentinels and for the master, the login for the master.
+      sentinelClientOptions: { socket: { connectTimeout: socket.connectTimeout, ...tls } },
       nodeClientOptions: {
         ...options,
-        database: Number(pathname.slice(1) || 0),
-        ...(username === "" ? {} : { username: decodeURIComponent(username) }),
-        ...(password === "" ? {} : { password: decodeURIComponent(password) })
+        ...login,
+        database,
+        socket: { connectTimeout: socket.connectTimeout, ...tls }
       }
     })
     sentinel.on("error", () => {})
@@ -111,13 +124,13 @@ const open = async (target: Target): Promise<{ readonly admin: Admin; readonly c
     }
   }
   const connection = lasting()
-  const client = createClient({ url, socket: connection.socket, ...options })
+  const place = path === undefined ? { host, port: port ?? 6379, ...tls } : { path }
+  const client = createClient({ ...options, ...login, database, socket: { ...connection.socket, ...place } })
   client.on("error", () => {})
   await client.connect()
   connection.connected()
   const send = (args: Args) => attempt(() => client.sendCommand([...args]))
-  const { hostname, port } = new URL(url)
-  const dialled = hostname === "" ? undefined : `${hostname}:${port || 6379}`
+  const dialled = path === undefined ? `${host}:${port ?? 6379}` : undefined
   return {
     admin: { nodes: [{ name, dialled, send }], send: (_, args) => send(args) },
     close: () => client.destroy()

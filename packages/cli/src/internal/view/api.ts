@@ -122,7 +122,9 @@ export const read = (
   if (path === "/api/topic") return topicDetail(topic)
   if (path === "/api/reasons") return reasons(topic)
   if (path === "/api/dead") {
-    return dead({ topic, before: given("before"), text: given("text"), reason: isReason(reason) ? reason : undefined })
+    return reason !== undefined && !isReason(reason)
+      ? Effect.succeed(new Refusal(400, `reason: give one of ${DeadLetter.DeadLetterReason.literals.join(", ")}`))
+      : dead({ topic, before: given("before"), text: given("text"), reason })
   }
   return undefined
 }

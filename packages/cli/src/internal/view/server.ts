@@ -1,4 +1,5 @@
 import type { Transport } from "@millrace/core/Transport"
+import { TransportError } from "@millrace/core/TransportError"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Crypto from "node:crypto"
@@ -106,7 +107,9 @@ export const serve = Effect.fnUntraced(function*(
     if (exit._tag === "Failure") {
       const [reason] = exit.cause.reasons
       const error = reason?._tag === "Fail" ? reason.error : reason?._tag === "Die" ? reason.defect : undefined
-      return refuse(response, 502, error instanceof Error ? error.message : "interrupted")
+      // What was asked for is wrong, or the broker has not answered.
+      const status = error instanceof TransportError && error.reason._tag === "InvalidOption" ? 400 : 502
+      return refuse(response, status, error instanceof Error ? error.message : "interrupted")
     }
     if (exit.value instanceof api.Refusal) return refuse(response, exit.value.status, exit.value.message)
     send(response, 200, "application/json", JSON.stringify(exit.value))
