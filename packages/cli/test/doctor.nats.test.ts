@@ -157,33 +157,37 @@ describe("doctor on NATS", () => {
       }
     }))
 
-  it.live("a consumer that is full and goes on is no trouble; options of Redis are refused", () =>
-    Effect.gen(function*() {
-      const { url } = yield* Brokers.nats()
-      const { js, jsm } = yield* manager(url)
-      yield* stream(jsm, "orders")
-      yield* consumer(jsm, "orders", "busy", { max_ack_pending: 2 })
-      const reader = yield* Effect.promise(() => js.consumers.get("orders", "busy"))
-      const next = Effect.promise(async () => {
-        await js.publish("orders", "a")
-        return (await reader.next({ expires: 5000 }))!
-      })
-      let held = [yield* next, yield* next]
-      // One is settled, and the next one taken in its place.
-      yield* Effect.forkScoped(Effect.forever(Effect.gen(function*() {
-        yield* Effect.sleep("50 millis")
-        held.shift()!.ack()
-        held = [...held, yield* next]
-      })))
-      const found = yield* doctor(url, ...given)
-      assert.deepStrictEqual(found.filter(({ id, level }) => id === "nats/max-ack-pending" && level !== "ok"), [])
-      const { code, error } = yield* Effect.provide(
-        millrace("doctor", "--min-idle", "10s"),
-        Layer.succeed(Command, { name: "nats", flags: ["--nats", url], open: undefined })
-      )
-      assert.strictEqual(code, 2)
-      assert.match(error, /--min-idle: not for NATS/)
-    }), 60_000)
+  it.live(
+    "a consumer that is full and goes on is no trouble; options of Redis are refused",
+    () =>
+      Effect.gen(function*() {
+        const { url } = yield* Brokers.nats()
+        const { js, jsm } = yield* manager(url)
+        yield* stream(jsm, "orders")
+        yield* consumer(jsm, "orders", "busy", { max_ack_pending: 2 })
+        const reader = yield* Effect.promise(() => js.consumers.get("orders", "busy"))
+        const next = Effect.promise(async () => {
+          await js.publish("orders", "a")
+          return (await reader.next({ expires: 5000 }))!
+        })
+        let held = [yield* next, yield* next]
+        // One is settled, and the next one taken in its place.
+        yield* Effect.forkScoped(Effect.forever(Effect.gen(function*() {
+          yield* Effect.sleep("50 millis")
+          held.shift()!.ack()
+          held = [...held, yield* next]
+        })))
+        const found = yield* doctor(url, ...given)
+        assert.deepStrictEqual(found.filter(({ id, level }) => id === "nats/max-ack-pending" && level !== "ok"), [])
+        const { code, error } = yield* Effect.provide(
+          millrace("doctor", "--min-idle", "10s"),
+          Layer.succeed(Command, { name: "nats", flags: ["--nats", url], open: undefined })
+        )
+        assert.strictEqual(code, 2)
+        assert.match(error, /--min-idle: not for NATS/)
+      }),
+    60_000
+  )
 
   it.live("consumers that fight with the pipeline, starve it, vanish, or stand still", () =>
     Effect.gen(function*() {

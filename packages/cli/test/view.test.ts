@@ -105,7 +105,12 @@ describe("what the page's server refuses", () => {
           assert.strictEqual(status, 404, path)
         }
         assert.strictEqual((yield* request(address, "/api/nothing")).status, 404)
-        for (const [query, why] of [["before=nonsense", /before is \\"nonsense\\": give the id/], ["reason=bored", /one of/]] as const) {
+        for (
+          const [query, why] of [["before=nonsense", /before is \\"nonsense\\": give the id/], [
+            "reason=bored",
+            /one of/
+          ]] as const
+        ) {
           const { body, status } = yield* request(address, `/api/dead?topic=orders.dead&${query}`)
           assert.strictEqual(status, 400, body)
           assert.match(body, why)

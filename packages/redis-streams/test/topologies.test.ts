@@ -138,104 +138,112 @@ describe.skipIf(skips)("cluster", () => {
       yield* Wait.until("all handled", Effect.sync(() => [...confirmed].every((value) => handled.has(value))))
     }).pipe(Effect.scoped), 120_000)
 
-  it.live("keys moved one by one, then a failover, under load: each key in order, nothing lost, nothing held", () =>
-    Effect.gen(function*() {
-      const { brokers, ids, ownerOf, runs } = yield* nodes
-      const topic = fresh("resharded")
-      const results = `${topic}-results`
-      const slot = slotOf(topic)
-      const from = ownerOf(slot)
-      const to = (from + 1) % 3
-      const replica = yield* admin(
-        (yield* Effect.tap(
-          Brokers.redis({ args: ["--cluster-enabled", "yes", "--repl-diskless-sync-delay", "0"] }),
-          ({ port }) => runs[to]!("CLUSTER", "MEET", "127.0.0.1", String(port))
-        )).url
-      )
-      const follows = replica("CLUSTER", "REPLICATE", ids[to]!)
-      yield* Wait.until("known as a replica", Effect.map(follows, (reply) => String(reply) === "OK"))
-      const replication = Effect.map(replica("INFO", "replication"), String)
-      yield* Wait.until("replicating", Effect.map(replication, (info) => info.includes("master_link_status:up")))
+  it.live(
+    "keys moved one by one, then a failover, under load: each key in order, nothing lost, nothing held",
+    () =>
+      Effect.gen(function*() {
+        const { brokers, ids, ownerOf, runs } = yield* nodes
+        const topic = fresh("resharded")
+        const results = `${topic}-results`
+        const slot = slotOf(topic)
+        const from = ownerOf(slot)
+        const to = (from + 1) % 3
+        const replica = yield* admin(
+          (yield* Effect.tap(
+            Brokers.redis({ args: ["--cluster-enabled", "yes", "--repl-diskless-sync-delay", "0"] }),
+            ({ port }) => runs[to]!("CLUSTER", "MEET", "127.0.0.1", String(port))
+          )).url
+        )
+        const follows = replica("CLUSTER", "REPLICATE", ids[to]!)
+        yield* Wait.until("known as a replica", Effect.map(follows, (reply) => String(reply) === "OK"))
+        const replication = Effect.map(replica("INFO", "replication"), String)
+        yield* Wait.until("replicating", Effect.map(replication, (info) => info.includes("master_link_status:up")))
 
-      const url = brokers[(from + 2) % 3]!.url
-      const context = yield* RedisStreams.make({ url, cluster: true, claim: { minIdle: "5 seconds" } })
-      const redis = Context.get(context, Transport)
-      const handled: Record<string, Array<number>> = {}
-      const keys = ["a", "b", "c", "d"]
-      const Jobs = Topic.make(topic, {
-        schema: Schema.Struct({ key: Schema.String, n: Schema.Number }),
-        key: ({ key }) => key
-      })
-      const running = yield* Pipeline.from(Jobs, { group: "g", startFrom: "beginning" }).pipe(
-        Pipeline.mapEffect((job, { attempt }) => {
-          // Some come twice: their key waits for them.
-          if (job.n % 10 === 0 && attempt === 1) return Effect.fail("again")
-          ;(handled[job.key] ??= []).push(job.n)
-          return Effect.succeed(job)
-        }),
-        Pipeline.to(Topic.make(results, { schema: Schema.Struct({ key: Schema.String, n: Schema.Number }) })),
-        Pipeline.retry({ times: 8, schedule: Schedule.spaced("20 millis") }),
-        Pipeline.concurrency({ max: 16, key: ({ value }) => value.key }),
-        Pipeline.start,
-        Effect.provide(context)
-      )
-      let n = 0
-      /** An id of their own lets messages be published until they are confirmed. */
-      const publishing = yield* Effect.forkChild(Effect.forever(Effect.gen(function*() {
-        n++
-        const job = (key: string) => outgoing(topic, JSON.stringify({ key, n }), { id: `${key}-${n}` })
-        const [first, ...rest] = keys.map(job)
-        yield* Effect.repeat(redis.publish([first!, ...rest]), {
-          until: (outcomes) => outcomes.every(Result.isSuccess),
-          schedule: Schedule.spaced("20 millis")
+        const url = brokers[(from + 2) % 3]!.url
+        const context = yield* RedisStreams.make({ url, cluster: true, claim: { minIdle: "5 seconds" } })
+        const redis = Context.get(context, Transport)
+        const handled: Record<string, Array<number>> = {}
+        const keys = ["a", "b", "c", "d"]
+        const Jobs = Topic.make(topic, {
+          schema: Schema.Struct({ key: Schema.String, n: Schema.Number }),
+          key: ({ key }) => key
         })
-        yield* Effect.sleep(2)
-      })))
-      const goesOn = (what: string) =>
-        Effect.suspend(() => {
-          const before = handled["a"]?.length ?? 0
-          return Wait.until(what, Effect.sync(() => (handled["a"]?.length ?? 0) > before + 30), "1 minute")
-        })
-      yield* goesOn("before")
+        const running = yield* Pipeline.from(Jobs, { group: "g", startFrom: "beginning" }).pipe(
+          Pipeline.mapEffect((job, { attempt }) => {
+            // Some come twice: their key waits for them.
+            if (job.n % 10 === 0 && attempt === 1) return Effect.fail("again")
+            ;(handled[job.key] ??= []).push(job.n)
+            return Effect.succeed(job)
+          }),
+          Pipeline.to(Topic.make(results, { schema: Schema.Struct({ key: Schema.String, n: Schema.Number }) })),
+          Pipeline.retry({ times: 8, schedule: Schedule.spaced("20 millis") }),
+          Pipeline.concurrency({ max: 16, key: ({ value }) => value.key }),
+          Pipeline.start,
+          Effect.provide(context)
+        )
+        let n = 0
+        /** An id of their own lets messages be published until they are confirmed. */
+        const publishing = yield* Effect.forkChild(Effect.forever(Effect.gen(function*() {
+          n++
+          const job = (key: string) => outgoing(topic, JSON.stringify({ key, n }), { id: `${key}-${n}` })
+          const [first, ...rest] = keys.map(job)
+          yield* Effect.repeat(redis.publish([first!, ...rest]), {
+            until: (outcomes) => outcomes.every(Result.isSuccess),
+            schedule: Schedule.spaced("20 millis")
+          })
+          yield* Effect.sleep(2)
+        })))
+        const goesOn = (what: string) =>
+          Effect.suspend(() => {
+            const before = handled["a"]?.length ?? 0
+            return Wait.until(what, Effect.sync(() => (handled["a"]?.length ?? 0) > before + 30), "1 minute")
+          })
+        yield* goesOn("before")
 
-      yield* runs[to]!("CLUSTER", "SETSLOT", String(slot), "IMPORTING", ids[from]!)
-      yield* runs[from]!("CLUSTER", "SETSLOT", String(slot), "MIGRATING", ids[to]!)
-      const move = (...names: ReadonlyArray<string>) =>
-        runs[from]!("MIGRATE", "127.0.0.1", String(brokers[to]!.port), "", "0", "5000", "KEYS", ...names)
-      // Scripts name several keys of the slot: while some are here and some there, both nodes say TRYAGAIN.
-      const stored = (yield* runs[from]!("CLUSTER", "GETKEYSINSLOT", String(slot), "100")) as ReadonlyArray<string>
-      assert.isAbove(stored.length, 1)
-      for (const name of stored) {
-        yield* move(String(name))
-        yield* Effect.sleep(100)
-      }
-      // Keys that were made meanwhile.
-      const left = (yield* runs[from]!("CLUSTER", "GETKEYSINSLOT", String(slot), "100")) as ReadonlyArray<string>
-      if (left.length > 0) yield* move(...left.map(String))
-      for (const run of [runs[to]!, runs[from]!, runs[3 - from - to]!]) {
-        yield* run("CLUSTER", "SETSLOT", String(slot), "NODE", ids[to]!)
-      }
-      yield* goesOn("after the move")
+        yield* runs[to]!("CLUSTER", "SETSLOT", String(slot), "IMPORTING", ids[from]!)
+        yield* runs[from]!("CLUSTER", "SETSLOT", String(slot), "MIGRATING", ids[to]!)
+        const move = (...names: ReadonlyArray<string>) =>
+          runs[from]!("MIGRATE", "127.0.0.1", String(brokers[to]!.port), "", "0", "5000", "KEYS", ...names)
+        // Scripts name several keys of the slot: while some are here and some there, both nodes say TRYAGAIN.
+        const stored = (yield* runs[from]!("CLUSTER", "GETKEYSINSLOT", String(slot), "100")) as ReadonlyArray<string>
+        assert.isAbove(stored.length, 1)
+        for (const name of stored) {
+          yield* move(String(name))
+          yield* Effect.sleep(100)
+        }
+        // Keys that were made meanwhile.
+        const left = (yield* runs[from]!("CLUSTER", "GETKEYSINSLOT", String(slot), "100")) as ReadonlyArray<string>
+        if (left.length > 0) yield* move(...left.map(String))
+        for (const run of [runs[to]!, runs[from]!, runs[3 - from - to]!]) {
+          yield* run("CLUSTER", "SETSLOT", String(slot), "NODE", ids[to]!)
+        }
+        yield* goesOn("after the move")
 
-      assert.strictEqual(String(yield* replica("CLUSTER", "FAILOVER")), "OK")
-      yield* Wait.until("failed over", Effect.map(replication, (info) => info.includes("role:master")), "1 minute")
-      yield* goesOn("after the failover")
-      yield* Fiber.interrupt(publishing)
-      yield* Wait.until("all handled", Effect.sync(() => keys.every((key) => new Set(handled[key]).size >= n)), "1 minute")
-      for (const key of keys) {
-        const firsts = [...new Set(handled[key])]
-        assert.deepStrictEqual(firsts, Arr.makeBy(firsts.length, (i) => i + 1))
-      }
-      yield* Wait.until(
-        "nothing held",
-        Effect.map(Effect.provide(RedisStreams.groupInfo(topic, "g"), context), (info) => info?.pending === 0),
-        "1 minute"
-      )
-      yield* Wait.until("consuming", Effect.map(running.health, ({ state }) => state === "consuming"))
-      const stream = yield* Stream.runCollect(redis.browse(results, {}))
-      assert.strictEqual(new Set(stream.map(({ body }) => new TextDecoder().decode(body))).size, keys.length * n)
-      assert.strictEqual((yield* running.counts).deadLettered, 0)
-    }).pipe(Effect.scoped), 240_000)
+        assert.strictEqual(String(yield* replica("CLUSTER", "FAILOVER")), "OK")
+        yield* Wait.until("failed over", Effect.map(replication, (info) => info.includes("role:master")), "1 minute")
+        yield* goesOn("after the failover")
+        yield* Fiber.interrupt(publishing)
+        yield* Wait.until(
+          "all handled",
+          Effect.sync(() => keys.every((key) => new Set(handled[key]).size >= n)),
+          "1 minute"
+        )
+        for (const key of keys) {
+          const firsts = [...new Set(handled[key])]
+          assert.deepStrictEqual(firsts, Arr.makeBy(firsts.length, (i) => i + 1))
+        }
+        yield* Wait.until(
+          "nothing held",
+          Effect.map(Effect.provide(RedisStreams.groupInfo(topic, "g"), context), (info) => info?.pending === 0),
+          "1 minute"
+        )
+        yield* Wait.until("consuming", Effect.map(running.health, ({ state }) => state === "consuming"))
+        const stream = yield* Stream.runCollect(redis.browse(results, {}))
+        assert.strictEqual(new Set(stream.map(({ body }) => new TextDecoder().decode(body))).size, keys.length * n)
+        assert.strictEqual((yield* running.counts).deadLettered, 0)
+      }).pipe(Effect.scoped),
+    240_000
+  )
 })
 
 describe("sentinel", () => {

@@ -42,7 +42,9 @@ export const Open: Context.Reference<(target: Target) => Layer.Layer<Broker | Tr
 const flags = {
   redis: Flag.Redacted("redis").pipe(
     Flag.withMetavar("URL"),
-    Flag.withDescription("Redis or Valkey: redis://user:password@host:6379/0, or valkey://; rediss:// or valkeys:// for TLS [MILLRACE_REDIS_URL]"),
+    Flag.withDescription(
+      "Redis or Valkey: redis://user:password@host:6379/0, or valkey://; rediss:// or valkeys:// for TLS [MILLRACE_REDIS_URL]"
+    ),
     Flag.optional
   ),
   nats: Flag.Redacted("nats").pipe(

@@ -57,7 +57,10 @@ const ownFlags = {
 } as const
 
 /** Options of the other broker, which would be ignored in silence. */
-const misplaced = (kind: "redis" | "nats", given: Omit<Options, "json" | "verbose" | "failOn">): ReadonlyArray<string> =>
+const misplaced = (
+  kind: "redis" | "nats",
+  given: Omit<Options, "json" | "verbose" | "failOn">
+): ReadonlyArray<string> =>
   kind === "redis"
     ? Struct.keys(ownFlags.nats).flatMap((name) => given[name] === undefined ? [] : [ownFlags.nats[name]])
     : given.minIdle === undefined
