@@ -90,18 +90,20 @@ const survivors = (stage: Stage.Stage): ReadonlyArray<readonly [before: number, 
   })
 }
 
+const counted = (count: number, one: string, plural = "s"): string => `${count} ${one}${count === 1 ? "" : plural}`
+
 /** Some of a thousand messages end each process that handles them. */
 const poisoned = (limit: number, processes: number, killers: number): Scenario => {
   const kills = (n: number) => n === 300 || (killers > 1 && n === 330)
   const job = (n: number) => Stage.job(n, { failures: 0, work: 5, kills: kills(n) })
   const isUsual = limit === 3 && processes === 1 && killers === 1
   return {
-    name: isUsual ? "killer message" : `killer message: ${limit} attempts, ${processes} processes, ${killers} of them`,
+    name: isUsual
+      ? "killer message"
+      : `killer message: ${counted(limit, "attempt")}, ${counted(processes, "process", "es")}, ${killers} of them`,
     does: () =>
-      `${killers} of ${
-        1_000 + killers
-      } call process.exit, ${processes} at a time with concurrency 64, ${limit} attempts: ` +
-      `${killers} dead letters`,
+      `${killers} of ${1_000 + killers} ${killers === 1 ? "calls" : "call"} process.exit, ` +
+      `${processes} at a time with concurrency 64, ${counted(limit, "attempt")}: ${counted(killers, "dead letter")}`,
     times: { quick: isUsual ? 1 : 0, full: 1 },
     targets: [newestRedis, oldestRedis, newestValkey, newestNats],
     worker: { concurrency: 64, keyed: false, retries: limit - 1 },
@@ -123,7 +125,7 @@ const poisoned = (limit: number, processes: number, killers: number): Scenario =
       return [
         ...(deadLetters === killers ? [] : [`${deadLetters} dead letters`]),
         ...(handled === 1_000 ? [] : [`${handled} handled`]),
-        ...(faults <= limit * killers ? [] : [`${faults} processes died`]),
+        ...(faults <= limit * killers ? [] : [`${counted(faults, "process", "es")} died`]),
         ...lastOf(true).filter((attempt) => attempt !== limit).map((attempt) =>
           `a killer was last at attempt ${attempt}`
         ),
