@@ -418,6 +418,26 @@ describe.each(versions)("on nats-server %s", (version) => {
         })
       ))
 
+    it.live("that no consumer reads any more refuse dead letters, until one reads them again", () =>
+      on(() =>
+        Effect.gen(function*() {
+          const transport = yield* Transport
+          const jsm = yield* manager
+          yield* made({ retention: "interest" })
+          const reader = { durable_name: "reader", ack_policy: "explicit" as const }
+          yield* Effect.promise(() => jsm.consumers.add("made", reader))
+          yield* transport.declare("made.dead", "deadLetter")
+          const letter = transport.publish([outgoing("made.dead", "a", { id: "a" })])
+          yield* Effect.promise(() => jsm.consumers.delete("made", "reader"))
+          const [refused] = yield* letter
+          const why = Result.isFailure(refused!) ? refused.failure.message : "stored"
+          assert.match(why, /made has interest retention: .* no consumer reads them/)
+          yield* Effect.promise(() => jsm.consumers.add("made", reader))
+          assert.isFalse(Result.getOrThrow((yield* letter)[0]!).duplicate)
+          assert.strictEqual((yield* JetStream.streamInfo("made.dead")).messages, 1)
+        })
+      ))
+
     it.live("that remove dead letters are named at start; a sealed one is refused", () =>
       logged((lines) =>
         on(() =>

@@ -12,9 +12,10 @@ const minDeadLetterAge = Duration.days(1)
 /** Refuses a target that does not keep what it confirms, and names bounds that remove dead letters. */
 export const verifyKeeps = Effect.fnUntraced(function*(
   connection: Connection,
-  { config, state }: StreamInfo,
+  info: StreamInfo,
   { purpose, topic }: { readonly purpose: "source" | "output" | "deadLetter"; readonly topic: string }
 ): Effect.fn.Return<void, TransportError.TransportError> {
+  const { config } = info
   const refuse = (option: string, expected: string, found: unknown) =>
     mismatch(`${option} of stream ${config.name}`, expected, JSON.stringify(found) ?? "absent")
   if (purpose === "source") return
@@ -24,14 +25,11 @@ export const verifyKeeps = Effect.fnUntraced(function*(
   if (config.allow_msg_counter) {
     return yield* refuse("allow_msg_counter", `false, because a counter takes increments only, no ${what}`, true)
   }
-  if (config.retention === RetentionPolicy.Interest) {
-    const isRead = state.consumer_count > 0 && (yield* isConsumed(connection, config.name, topic))
-    const lost = `it removes messages on ${topic} at once, because no consumer reads them`
-    if (!isRead && purpose === "deadLetter") {
-      return yield* refuse("retention", `"limits" or "workqueue": ${lost}`, config.retention)
-    }
-    if (!isRead) yield* Effect.logWarning(`stream ${config.name} has interest retention: ${lost}`)
+  const lost = yield* lostAtOnce(connection, info, topic)
+  if (lost !== undefined && purpose === "deadLetter") {
+    return yield* refuse("retention", `"limits" or "workqueue": ${lost}`, config.retention)
   }
+  if (lost !== undefined) yield* Effect.logWarning(`stream ${config.name} has interest retention: ${lost}`)
   if (purpose === "output") return
   if (config.max_msgs_per_subject === 1) {
     return yield* refuse("max_msgs_per_subject", "absent, because each dead letter would replace the one before", 1)
@@ -48,6 +46,22 @@ export const verifyKeeps = Effect.fnUntraced(function*(
     yield* Effect.logWarning(`stream ${config.name} removes dead letters of ${topic} beyond ${bounds.join(", ")}`)
   }
 })
+
+/** Whether the stream stores messages only for consumers that there are. */
+export const isByInterest = ({ retention }: StreamConfig): boolean => retention === RetentionPolicy.Interest
+
+/** Why the stream confirms messages of the topic and keeps none of them now; `undefined`: it keeps them. */
+export const lostAtOnce = (
+  connection: Connection,
+  { config, state }: StreamInfo,
+  topic: string
+): Effect.Effect<string | undefined, TransportError.TransportError> =>
+  isByInterest(config)
+    ? Effect.map(
+      state.consumer_count > 0 ? isConsumed(connection, config.name, topic) : Effect.succeed(false),
+      (isRead) => isRead ? undefined : `it removes messages on ${topic} at once, because no consumer reads them`
+    )
+    : Effect.succeed(undefined)
 
 const isConsumed = (connection: Connection, stream: string, topic: string) =>
   connection.call(`listing the consumers of ${stream}`, async (jsm) => {

@@ -17,6 +17,7 @@ import { failure, transport as transportName, watch } from "./connection.ts"
 import type { PendingMessage } from "./encoding.ts"
 import { groups } from "./groups.ts"
 import { Condition } from "./health.ts"
+import { isByInterest, lostAtOnce } from "./keeping.ts"
 import { AttemptLedger } from "./ledger.ts"
 import { idOf, type Life } from "./life.ts"
 import * as names from "./names.ts"
@@ -95,6 +96,8 @@ export const make = Effect.fnUntraced(function*(
     (ledger) => Effect.sync(() => ledger.close())
   )
   const declared = new Map<string, "output" | "deadLetter">()
+  /** Dead-letter topics whose streams store only what consumers read. */
+  const byInterest = new Set<string>()
   const declare = Effect.fnUntraced(function*(
     topic: string,
     purpose: "output" | "deadLetter"
@@ -102,12 +105,34 @@ export const make = Effect.fnUntraced(function*(
     const badName = names.validateTopic(topic)
     if (badName !== undefined) return yield* badName
     const ensured = whenReady(ensureStream(connection, declaring, { topic, subjects: [topic], purpose }))
-    yield* Effect.catchIf(
+    const { config } = yield* Effect.catchIf(
       ensured,
       isPlaceMissing,
       (error) => Effect.flatMap(ledger.giveWay, (hasGivenWay) => hasGivenWay ? ensured : Effect.fail(error))
     )
     declared.set(topic, purpose)
+    if (purpose === "deadLetter" && isByInterest(config)) byInterest.add(topic)
+    else byInterest.delete(topic)
+  })
+  /**
+   * Refuses dead letters that their stream would confirm and drop. That is looked at before: the server takes the id of a
+   * message that it drops, and answers a second one as a duplicate.
+   */
+  const publishKept = Effect.fnUntraced(function*(messages: Parameters<Transport["Service"]["publish"]>[0]) {
+    const refused = new Map<string, Answer>()
+    for (const topic of new Set(messages.map(({ topic }) => topic))) {
+      if (!byInterest.has(topic)) continue
+      const info = yield* Effect.orElseSucceed(findStream(connection, topic), () => undefined)
+      if (info === undefined) continue
+      const lost = yield* Effect.orElseSucceed(lostAtOnce(connection, info, topic), () => undefined)
+      if (lost === undefined) continue
+      const detail = `stream ${info.config.name} has interest retention: ${lost}`
+      refused.set(topic, Result.fail(new Publisher.PublishError({ topic, reason: new Publisher.Refused({ detail }) })))
+    }
+    const kept = messages.filter(({ topic }) => !refused.has(topic))
+    const answers = Arr.isArrayNonEmpty(kept) ? yield* publishOnce(kept) : []
+    let next = 0
+    return messages.map(({ topic }) => refused.get(topic) ?? answers[next++]!)
   })
   /** Makes the stream that a message lacks: a publisher need not know whether a consumer has been started before. */
   const publish = (messages: Arr.NonEmptyReadonlyArray<PendingMessage>): Effect.Effect<ReadonlyArray<Answer>> => {
@@ -232,7 +257,8 @@ export const make = Effect.fnUntraced(function*(
     nameRemedy: names.remedy,
     subscribe: (wish) => subscribe(connection, declaring, ledger, wish),
     declare,
-    publish: (messages) => Effect.flatMap(publishOnce(messages), identified),
+    publish: (messages) =>
+      Effect.flatMap(byInterest.size === 0 ? publishOnce(messages) : publishKept(messages), identified),
     browse: (topic, options) => browsing.browse(connection, topic, options),
     get: (topic, id) => browsing.get(connection, topic, id),
     groups: (topic) => groups(connection, topic),
