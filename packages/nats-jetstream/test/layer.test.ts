@@ -18,10 +18,11 @@ import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
+import * as Stream from "effect/Stream"
 import { createServer as createHttpServer } from "node:http"
 import { createServer, type Server } from "node:net"
 import * as JetStream from "../src/JetStream.ts"
-import { before, demand, logged, onNats, outgoing, publish, subscribe, take, until, versions } from "./nats.ts"
+import { before, demand, logged, onNats, outgoing, proxied, publish, subscribe, take, until, versions } from "./nats.ts"
 
 const failing = (options: JetStream.Options) =>
   Effect.flip(Effect.scoped(Layer.build(JetStream.layer(options)))) as Effect.Effect<TransportError>
@@ -275,6 +276,43 @@ describe("connecting", () => {
       assert.isFalse(client.isClosed())
       yield* Effect.promise(() => client.flush())
     }))
+
+  it.live("a bound of a listing that is no id is refused by name", () =>
+    onNats(() =>
+      Effect.gen(function*() {
+        const { browse } = yield* Transport
+        for (const bound of [{ before: "nonsense" }, { after: "0" }]) {
+          const { message } = yield* Effect.flip(Stream.runCollect(browse("orders", bound)))
+          assert.match(message, /^nats: (before is "nonsense"|after is "0"): give the id of a message/)
+        }
+      })
+    ))
+
+  it.live("a message that is long on its way is waited for: its bytes are a sign of life", () =>
+    onNats((broker) =>
+      Effect.gen(function*() {
+        yield* publish("orders", ["x".repeat(250_000)])
+        let isUnderWay = false
+        let ended = 0
+        const proxy = yield* proxied(broker, (piece, to) => {
+          if (isUnderWay && to === "broker" && piece.includes("UNSUB")) ended++
+          return piece
+        })
+        const client = yield* Effect.acquireRelease(
+          // Answers to pings come behind the message, too.
+          Effect.promise(() => connect({ servers: `${proxy.host}:${proxy.port}`, pingInterval: 300, maxPingOut: 2 })),
+          (client) => Effect.promise(() => client.close())
+        )
+        yield* Effect.gen(function*() {
+          const subscription = yield* subscribe("orders")
+          yield* proxy.shape({ latency: 0, bandwidth: 100_000 })
+          isUnderWay = true
+          const [delivery] = yield* take(subscription, 1)
+          isUnderWay = false
+          assert.deepStrictEqual([delivery!.attempt, delivery!.body.length, ended], [1, 250_000, 0])
+        }).pipe(Effect.scoped, Effect.provide(Layer.fresh(JetStream.layerFromConnection(client))))
+      })
+    ))
 
   it.effect.each<readonly [string, unknown]>([
     ["no connection", undefined],

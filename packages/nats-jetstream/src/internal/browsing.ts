@@ -1,6 +1,6 @@
 import type * as Transport from "@millrace/core/Transport"
 import * as TransportAuthor from "@millrace/core/TransportAuthor"
-import type * as TransportError from "@millrace/core/TransportError"
+import * as TransportError from "@millrace/core/TransportError"
 import { type ApiError, JetStreamApiError, type StreamInfo } from "@nats-io/jetstream"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
@@ -9,7 +9,7 @@ import * as Stream from "effect/Stream"
 import { type Connection, interrupted, unexpected } from "./connection.ts"
 import { getBatch, type Stored } from "./directGet.ts"
 import { headersIn } from "./headers.ts"
-import { idOf, isEarlier, type Life, sequenceIn } from "./life.ts"
+import { idOf, isEarlier, type Life, parseId, sequenceIn } from "./life.ts"
 import { atLeast } from "./server.ts"
 import { findStream } from "./streams.ts"
 
@@ -42,8 +42,12 @@ export const browse = (
   connection: Connection,
   topic: string,
   options: Transport.BrowseOptions = {}
-): Stream.Stream<Transport.Delivery, TransportError.TransportError> =>
-  Stream.unwrap(Effect.map(findStream(connection, topic), (info) => {
+): Stream.Stream<Transport.Delivery, TransportError.TransportError> => {
+  for (const name of ["after", "before"] as const) {
+    const id = options[name]
+    if (id !== undefined && parseId(id) === undefined) return Stream.fail(notAnId(name, id))
+  }
+  return Stream.unwrap(Effect.map(findStream(connection, topic), (info) => {
     if (info === undefined) return Stream.empty
     const life = connection.lives.note(info)
     const source = sourceOf(connection, info, topic)
@@ -56,6 +60,15 @@ export const browse = (
     const pages = options.reverse === true ? backward(source, first, last, limit) : forward(source, first, last, limit)
     return Stream.map(Stream.take(pages, limit), (message) => toDelivery(life, message))
   }))
+}
+
+const notAnId = (name: string, id: string): TransportError.TransportError =>
+  TransportError.invalidOption(
+    "nats",
+    name,
+    id,
+    "give the id of a message, such as m4x1z9k2-17, or its sequence in the stream"
+  )
 
 /** An id of an earlier life of the stream is before everything, one of a later life behind it. */
 const bound = (life: Life, id: string | undefined, absent: number): number =>

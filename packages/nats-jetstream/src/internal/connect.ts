@@ -10,7 +10,7 @@ import type * as Scope from "effect/Scope"
 import { isIP } from "node:net"
 import { checkServerIdentity as checkIdentity, type PeerCertificate } from "node:tls"
 import type { Options } from "../Options.ts"
-import { failure, fromCause, transport } from "./connection.ts"
+import { failure, fromCause, pingEvery, transport } from "./connection.ts"
 import { checkOptions } from "./options.ts"
 import { probe, probeAfter } from "./probing.ts"
 
@@ -157,7 +157,7 @@ export const connect = Effect.fnUntraced(function*(
     maxReconnectAttempts: -1,
     ignoreAuthErrorAbort: true,
     // A server that is frozen, or a network that swallows, is noticed after four to six seconds.
-    pingInterval: 2000,
+    pingInterval: pingEvery,
     maxPingOut: 2,
     noAsyncTraces: true,
     reconnectDelayHandler() {

@@ -27,6 +27,9 @@ const minSkew = 50
 /** How long a measured difference between clocks is good, in milliseconds. */
 const skewAge = 60_000
 
+/** How often our connections ask the server for a sign of life, in milliseconds. */
+export const pingEvery = 2000
+
 /** How often a process shows that it does not stand still, in milliseconds. */
 const beatEvery = 250
 
@@ -55,6 +58,10 @@ export interface Connection {
   readonly noteServerTime: (serverTime: number, tookMillis: number) => void
   /** When, in monotonic milliseconds, what is read now was sent at the earliest. */
   readonly sentSince: () => number
+  /** When bytes of the server were last seen to arrive, in monotonic milliseconds: also those of a message under way. */
+  readonly heardAt: () => number
+  /** Suspends until nothing has arrived for so many milliseconds, counted from now at the earliest. */
+  readonly untilSilent: (millis: number) => Effect.Effect<void>
   /** One call of the JetStream API. What the server answers stays what it is, the rest is a `TransportError`. */
   readonly call: <A>(
     operation: string,
@@ -231,6 +238,15 @@ export const watch = Effect.fnUntraced(function*(
   let beat = now()
   let stoodStillSince = Infinity
   let answers = 0
+  let bytes = bytesRead(nc)
+  let bytesAt = beat
+  const heardAt = () => {
+    const last = bytes
+    bytes = bytesRead(nc)
+    if (bytes !== last) bytesAt = now()
+    return bytesAt
+  }
+  keepWhileHeard(nc, () => now() - heardAt() < pingEvery)
   const sentSince = () => {
     const last = beat
     beat = now()
@@ -253,7 +269,12 @@ export const watch = Effect.fnUntraced(function*(
     skew = Math.abs(measured) <= tookMillis + minSkew ? 0 : measured
   }
   yield* Effect.acquireRelease(
-    Effect.sync(() => setInterval(sentSince, beatEvery).unref()),
+    Effect.sync(() =>
+      setInterval(() => {
+        sentSince()
+        heardAt()
+      }, beatEvery).unref()
+    ),
     (timer) => Effect.sync(() => clearInterval(timer))
   )
 
@@ -287,6 +308,16 @@ export const watch = Effect.fnUntraced(function*(
     complaint: () => complaint,
     listen,
     sentSince,
+    heardAt,
+    untilSilent: (millis) =>
+      Effect.suspend(() => {
+        const since = now()
+        const left = () => Math.max(since, heardAt()) + millis - now()
+        const wait: Effect.Effect<void> = Effect.suspend(() =>
+          left() <= 0 ? Effect.void : Effect.andThen(Effect.sleep(Math.min(beatEvery, left())), wait)
+        )
+        return wait
+      }),
     clockSkew: () => skew,
     isSkewKnown: () => now() - skewAt < skewAge,
     noteServerTime,
@@ -355,6 +386,30 @@ const endHandshake = (nc: NatsConnection): void => {
   ) {
     connectError(notConnected)
   }
+}
+
+/** Bytes that have arrived on the present socket; where the client has none, bytes of whole messages. */
+const bytesRead = (nc: NatsConnection): number => {
+  if (Predicate.hasProperty(nc, "protocol") && Predicate.hasProperty(nc.protocol, "transport")) {
+    const { transport } = nc.protocol
+    if (Predicate.hasProperty(transport, "socket") && Predicate.hasProperty(transport.socket, "bytesRead")) {
+      return Number(transport.socket.bytesRead)
+    }
+  }
+  return nc.stats().inBytes
+}
+
+/** The client gives up a connection whose answers to its pings wait behind one long message: not while that arrives. */
+const keepWhileHeard = (nc: NatsConnection, isHeard: () => boolean): void => {
+  if (!Predicate.hasProperty(nc, "protocol") || !Predicate.hasProperty(nc.protocol, "heartbeats")) return
+  const { heartbeats } = nc.protocol
+  if (
+    !Predicate.hasProperty(heartbeats, "cancel") || typeof heartbeats.cancel !== "function" ||
+    !Predicate.hasProperty(heartbeats, "start") || typeof heartbeats.start !== "function"
+  ) return
+  const cancel = heartbeats.cancel.bind(heartbeats)
+  const start = heartbeats.start.bind(heartbeats)
+  heartbeats.cancel = (isStale?: boolean) => isStale === true && isHeard() ? start() : cancel(isStale)
 }
 
 export const notConnected = new Error("the connection was lost")

@@ -1,5 +1,5 @@
 import type * as TransportError from "@millrace/core/TransportError"
-import { createInbox, type Msg, type Subscription } from "@nats-io/nats-core"
+import { createInbox, errors, type Msg, type Subscription } from "@nats-io/nats-core"
 import type * as Clock from "effect/Clock"
 import type { Connection } from "./connection.ts"
 import { fromCause } from "./connection.ts"
@@ -39,6 +39,12 @@ export interface PullLoopOptions {
 /** How long a request stays open while messages come. */
 const shortest = 250
 
+/** A server that has sent nothing for so long, in milliseconds, is away. */
+const silentAfter = 3000
+
+/** How long `retire` waits for a server that is slow, in milliseconds. */
+const maxRetire = 10_000
+
 /** How long after the expiry of a request its answer may come, in milliseconds. */
 const lateAfter = 1000
 
@@ -56,6 +62,8 @@ export class PullLoop {
   private epoch: Subscription | undefined
   private chunk: Array<JetStreamDelivery> = []
   private silentSince = 0n
+  /** The silence whose end a flush will tell. */
+  private askedAbout = 0n
   private watchdog: NodeJS.Timeout | undefined
   private closing: Promise<void> | undefined
   private closed: (() => void) | undefined
@@ -159,31 +167,44 @@ export class PullLoop {
 
   /**
    * Calls back when nothing is open and nothing has come for five looks. Requests that are spent are taken back; others
-   * only to stop `forGood`, after 80 looks or 3 seconds. Before each look the server has told the state of the consumer,
-   * for which it waits as its deliveries do (for a disk, say), and the socket has been read.
+   * only to stop `forGood`, after 80 looks. Before each look the server has told the state of the consumer, for which it
+   * waits as its deliveries do (for a disk, say), and the socket has been read. A server that tells nothing is waited for
+   * as long as `silentAfter`, one that is slow for `maxRetire`.
    */
   retire(forGood: () => boolean, onEnd: () => void): void {
     if (this.looking !== undefined) return
     const { clock, connection, infoSubject } = this.options
-    const until = clock.monotonicTimeNanosUnsafe() + 3_000_000_000n
+    const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
+    const since = now()
+    let toldAt = since
     let { asked } = this
     let looks = 0
     let silent = 0
-    const look = () => {
-      silent = this.asked === asked ? silent + 1 : 0
+    const look = (isTold: boolean) => {
+      const time = now()
+      if (isTold) {
+        looks++
+        toldAt = time
+        silent = this.asked === asked ? silent + 1 : 0
+      }
       asked = this.asked
       const { isSpent } = this
-      const isOver = ++looks >= 80 || clock.monotonicTimeNanosUnsafe() > until
+      const isAway = time - Math.max(toldAt, connection.heardAt()) > silentAfter
+      const isOver = looks >= 80 || isAway || time - since > maxRetire
       if ((silent < 5 || asked > 0 && !isSpent) && !isOver) return wait()
       this.stay()
       void (asked > 0 && (isSpent || forGood()) ? this.end() : Promise.resolve()).then(onEnd)
     }
     const wait = () => {
       const looking = this.looking = setTimeout(() => {
-        const answered = () => {
-          if (this.looking === looking) look()
+        const answered = (isTold: boolean) => {
+          if (this.looking === looking) look(isTold)
         }
-        connection.nc.request(infoSubject, "", { timeout: 1000 }).then(answered, answered)
+        connection.nc.request(infoSubject, "", { timeout: silentAfter }).then(
+          () => answered(true),
+          // A refusal is an answer, too.
+          (error) => answered(!(error instanceof errors.TimeoutError))
+        )
       }, 10)
     }
     wait()
@@ -281,11 +302,14 @@ export class PullLoop {
     const isLate = now - this.openUntil > BigInt(lateAfter) * 1_000_000n
     const patience = isLate ? lateAfter : 2 * this.heartbeat
     if (now - since <= BigInt(patience) * 1_000_000n) return
-    // The answer may be in the socket of a process that stood still.
-    setImmediate(() => {
+    if (this.askedAbout === since) return
+    this.askedAbout = since
+    // An answer may be on its way, or in the socket of a process that stood still: that to a flush comes behind it.
+    const flushed = () => {
       if (this.silentSince !== since || this.epoch === undefined) return
-      this.silentSince = now
+      this.silentSince = this.options.clock.monotonicTimeNanosUnsafe()
       this.options.onTrouble({ _tag: "silent", detail: "the server does not answer requests for messages" })
-    })
+    }
+    this.options.connection.nc.flush().then(() => setImmediate(flushed), () => undefined)
   }
 }

@@ -71,6 +71,8 @@ export const settling = (options: SettlingOptions) => {
   /** Releases of an ordered subscription: the server delivers again in the order in which they are written. */
   let held: Array<JetStreamDelivery> = []
   let holding: NodeJS.Timeout | undefined
+  /** The release that was written last. */
+  let lastWritten: Addressed | undefined
 
   /** The lease has not ended, and nothing was said about the delivery that returns it. */
   const isOurs = (delivery: JetStreamDelivery, time: number) =>
@@ -173,7 +175,7 @@ export const settling = (options: SettlingOptions) => {
     held = []
     if (connection.state() !== "connected") return undefined
     const final = last === undefined ? undefined : all.pop()
-    for (const delivery of all) write(delivery, payload)
+    for (const delivery of all) write(lastWritten = delivery, payload)
     return final === undefined ? undefined : { reply: final.reply, payload }
   }
 
@@ -183,7 +185,8 @@ export const settling = (options: SettlingOptions) => {
    */
   const confirmReleases = (last: ReadonlyArray<Addressed>) =>
     Effect.suspend(() => {
-      const final = writeReleases(last)
+      // Without a last one, the answer about a release that was written before comes behind all of them.
+      const final = writeReleases(last) ?? (lastWritten && { reply: lastWritten.reply, payload: working })
       return final === undefined
         ? connection.flush
         : connection.call("releasing", () =>

@@ -29,8 +29,14 @@ import { specOf } from "./subscriptionSpec.ts"
 /** A request of an idle pull loop stays open this long unless the consumer allows less. */
 const requestExpires = 30_000
 
-/** A server that takes longer is not there. */
-const answersWithin = Duration.seconds(1)
+/** A server that sends nothing for so long is not there. Milliseconds. */
+const answersWithin = 1000
+
+/**
+ * Closing waits for a server that has sent something within that time, in milliseconds, and four times as long at most:
+ * what is not released goes to a peer only when its ack wait has ended.
+ */
+const closesWithin = 5000
 
 /** Reads one consumer: the only room that knows all those a subscription is made of. */
 export const subscribe = Effect.fnUntraced(function*(
@@ -226,7 +232,8 @@ export const subscribe = Effect.fnUntraced(function*(
       yield* settle.close(yield* Effect.promise(() => inbox.close()), inbox.waitingRetries)
       yield* position.close
     }).pipe(
-      Effect.timeoutOption(Duration.seconds(5)),
+      Effect.raceFirst(connection.untilSilent(closesWithin)),
+      Effect.timeoutOption(4 * closesWithin),
       Effect.ignore,
       Effect.ensuring(Effect.sync(() => clearInterval(keeping)))
     )
@@ -263,8 +270,10 @@ export const subscribe = Effect.fnUntraced(function*(
       if (healing.isHealing && !healing.isImpaired) {
         return Effect.succeed(condition.reconnecting("what the pipeline reads is being created again"))
       }
+      // The answer may come behind a long message.
+      const isHeard = () => now() - connection.heardAt() < answersWithin
       return Effect.match(Effect.timeout(connection.flush, answersWithin), {
-        onFailure: () => condition.reconnecting("the server does not answer"),
+        onFailure: () => isHeard() ? condition.connected() : condition.reconnecting("the server does not answer"),
         onSuccess: () => condition.connected()
       })
     })
