@@ -43,13 +43,14 @@ describe.skipIf(await skipsInContainers("three nodes")).each(versions)("three no
       const nodes = yield* cluster(version)
       yield* Effect.gen(function*() {
         const seen = new Set<number>()
-        const running = yield* Pipeline.start(
+        // Nodes that have just been started have no peers yet.
+        const running = yield* patiently(Pipeline.start(
           JetStream.from(Jobs, { group: "workers", startFrom: "beginning", ackWait: "5 seconds" }).pipe(
             Pipeline.map((job) => seen.add(job.n)),
             Pipeline.discard,
             Pipeline.concurrency(16)
           )
-        )
+        ))
         const { client } = yield* JetStream.JetStream
         const jsm = yield* Effect.promise(() => jetstreamManager(client, { checkAPI: false }))
         assert.strictEqual((yield* Effect.promise(() => jsm.streams.info("jobs"))).config.num_replicas, 3)
