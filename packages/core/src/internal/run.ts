@@ -102,7 +102,12 @@ export class Run {
     const after = (millis: number, f: () => void) => this.after(millis, f)
     const lease = subscription.lease === undefined ? undefined : Duration.toMillis(subscription.lease)
 
-    const deadLetters = DeadLetterWriter.of(program, transport, clock, Context.get(context, Telemetry.ErrorDetails))
+    const deadLetters = DeadLetterWriter.of({
+      program,
+      transport,
+      clock,
+      errors: Context.get(context, Telemetry.ErrorDetails)
+    })
     this.sight = new Sight(program, transport, subscription, context, {
       now,
       run: this.run,
