@@ -28,6 +28,7 @@ import {
   durationOf,
   type Invalid,
   invalidFunction,
+  invalidOf,
   invalidPipelines,
   toError,
   unknownOption
@@ -889,9 +890,12 @@ const addBatch = (self: AnyPipeline, options: BatchOptions, each: boolean, f: an
     each,
     f: typeof options?.middleware === "function" && typeof f === "function" ? wrapBatch(options.middleware, f) : f
   }
-  const middleware = unknown === undefined ? invalidFunction("batch.middleware", options.middleware) : undefined
+  const middleware = unknown === undefined ? invalidMiddleware(options.middleware) : undefined
   return addStep(self, step, unknown ?? invalid ?? middleware ?? wrong)
 }
+
+const invalidMiddleware = (middleware: BatchOptions["middleware"]): Invalid | undefined =>
+  middleware === undefined ? undefined : invalidFunction("batch.middleware", middleware) ?? invalidOf(middleware)
 
 const wrapBatch = (middleware: NonNullable<BatchOptions["middleware"]>, f: BatchFunction): BatchFunction => {
   const wrapped: BatchFunction = (values, messages) => middleware(Effect.suspend(() => f(values, messages)), messages)

@@ -3,7 +3,9 @@ import type * as Message from "../Message.ts"
 import type { Delivery } from "../Transport.ts"
 import { Attempt, type Shared } from "./attempt.ts"
 import { Deque } from "./deque.ts"
+import { toError } from "./invalid.ts"
 import { Isolation } from "./isolation.ts"
+import { invalidKeyType } from "./key.ts"
 import { KeyedQueue } from "./keyedQueue.ts"
 import { answered } from "./promise.ts"
 import { Rest } from "./rest.ts"
@@ -147,7 +149,10 @@ export class Intake {
     if (exit === undefined) return ""
     if (Exit.isFailure(exit)) return undefined
     try {
-      return answered("concurrency.key", key(attempt.message!))
+      const chosen = answered("concurrency.key", key(attempt.message!))
+      const invalid = invalidKeyType("concurrency.key", chosen)
+      if (invalid !== undefined) throw toError("core", invalid)
+      return chosen
     } catch (error) {
       attempt.keyFailure = thrown(error)
       return undefined

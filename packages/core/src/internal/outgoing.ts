@@ -9,12 +9,14 @@ import type * as Topic from "../Topic.ts"
 import type { Outgoing } from "../Transport.ts"
 import { InvalidOption } from "../TransportError.ts"
 import type { Headers } from "./headers.ts"
-import { type Invalid, unknownOption } from "./invalid.ts"
+import { type Invalid, invalidOf, unknownOption } from "./invalid.ts"
+import { invalidKeyType } from "./key.ts"
 import { isOurs } from "./letterHeaders.ts"
+import { effectOfCodec, ignore } from "./promise.ts"
 import { PublishError, Unencodable } from "./publishError.ts"
 import type { PublishOptions } from "./publishOptions.ts"
 import { shownValue } from "./shownValue.ts"
-import { invalidOf, isTopic } from "./topic.ts"
+import { isTopic } from "./topic.ts"
 import { hasTrace, inject } from "./traceContext.ts"
 
 export const refuse = (invalid: Invalid) =>
@@ -75,14 +77,11 @@ const headersOf = (
   return headers
 }
 
-const invalidKey = (key: unknown): Invalid | undefined =>
-  key === undefined || (typeof key === "string" && key.isWellFormed()) ? undefined : {
-    option: "key",
-    value: key,
-    remedy: typeof key === "string"
-      ? "half of a character cannot be encoded"
-      : "a key is a text, or undefined for none: convert it with String(…)"
-  }
+const invalidKey = (key: unknown): Invalid | undefined => {
+  const mistyped = invalidKeyType("key", key)
+  if (mistyped !== undefined || key === undefined || (key as string).isWellFormed()) return mistyped
+  return { option: "key", value: key, remedy: "half of a character cannot be encoded" }
+}
 
 const invalidOptions = (options: PublishOptions): Invalid | undefined => {
   const unknown = unknownOption("publish", options, ["headers", "id", "delay"])
@@ -100,6 +99,11 @@ const invalidOptions = (options: PublishOptions): Invalid | undefined => {
     ? undefined
     : { option: "delay", value: delay, remedy: "write a duration as \"5 seconds\" or as a number of milliseconds" }
 }
+
+const encode = <A, RD, RE>(
+  { codec }: Topic.Topic<A, RD, RE>,
+  value: A
+): Effect.Effect<Wire, Schema.SchemaError, RE> => effectOfCodec("encode", codec.encode(value))
 
 /** Makes what is sent of a value, in the context of its publisher: an `Exit` where encoding needs no Effect. */
 export const outgoingOf = <A, RD, RE>(
@@ -131,7 +135,8 @@ export const checkedOf = <A, RD, RE>(
   const wrongKey = invalidKey(key)
   // A value that does not fit is the cause of its key.
   if (wrongKey !== undefined) {
-    const encoded = Effect.mapError(topic.codec.encode(value), unencodable)
+    ignore(key)
+    const encoded = Effect.mapError(encode(topic, value), unencodable)
     return Effect.andThen(encoded, Exit.fail(refused(topic.name, wrongKey)))
   }
   const headers = headersOf(topic, options?.headers, key, context)
@@ -148,7 +153,7 @@ export const checkedOf = <A, RD, RE>(
     id,
     delay: delay === undefined ? undefined : Duration.max(Duration.zero, delay)
   })
-  return Effect.mapBothEager(topic.codec.encode(value), { onFailure: unencodable, onSuccess: made })
+  return Effect.mapBothEager(encode(topic, value), { onFailure: unencodable, onSuccess: made })
 }
 
 /** Makes what `publish` sends, without sending it. */

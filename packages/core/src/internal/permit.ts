@@ -9,12 +9,13 @@ export class Permits implements Permit {
   private readonly on: {
     readonly onFree: () => void
     readonly onResize: () => void
-    /** The algorithm of the limit has thrown. */
+    /** The algorithm of the limit has thrown; told once. */
     readonly onFailure: (cause: Cause.Cause<never>) => void
   }
   private awaited: Limit | undefined
   private cancelWait: (() => void) | undefined
   private readonly cancelResize: () => void
+  private hasFailed = false
 
   constructor(own: Limit, common: Limit, on: Permits["on"]) {
     this.own = own
@@ -53,7 +54,8 @@ export class Permits implements Permit {
     try {
       this.own.sampleUnsafe?.({ endedAt, latency: endedAt - startedAt, failed: failure !== undefined })
     } catch (error) {
-      this.on.onFailure(Cause.die(error))
+      if (!this.hasFailed) this.on.onFailure(Cause.die(error))
+      this.hasFailed = true
     }
   }
 
