@@ -75,6 +75,17 @@ export const durationOf = (
   }
 }
 
+/** Reads a delay, which ends; a negative one means now. `undefined`: the input is none. */
+export const delayOf = (input: unknown): Duration.Duration | undefined => {
+  try {
+    const duration = Duration.fromInputUnsafe(input as Duration.Input)
+    if (isNothing(input) || !Number.isFinite(Duration.toMillis(duration))) return undefined
+    return Duration.max(Duration.zero, duration)
+  } catch {
+    return undefined
+  }
+}
+
 /** What is wrong with a list of pipelines: one that runs nothing is a mistake of the program that made it. */
 export const invalidPipelines = (pipelines: unknown): Invalid | undefined =>
   Array.isArray(pipelines) && pipelines.length > 0

@@ -1,15 +1,13 @@
 import type * as Context from "effect/Context"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Option from "effect/Option"
 import type * as Schema from "effect/Schema"
 import type { Wire } from "../Codec.ts"
 import type * as Topic from "../Topic.ts"
 import type { Outgoing } from "../Transport.ts"
 import { InvalidOption } from "../TransportError.ts"
 import type { Headers } from "./headers.ts"
-import { type Invalid, invalidOf, unknownOption } from "./invalid.ts"
+import { delayOf, type Invalid, invalidOf, unknownOption } from "./invalid.ts"
 import { invalidKeyType } from "./key.ts"
 import { isOurs } from "./letterHeaders.ts"
 import { effectOfCodec, ignore } from "./promise.ts"
@@ -93,9 +91,7 @@ const invalidOptions = (options: PublishOptions): Invalid | undefined => {
   if (id !== undefined && !(typeof id === "string" && id.isWellFormed() && !/[\r\n]/.test(id))) {
     return { option: "id", value: id, remedy: "an id is one line of text" }
   }
-  const duration = delay === undefined ? undefined : Option.getOrUndefined(Duration.fromInput(delay as Duration.Input))
-  return delay === undefined ||
-      (duration !== undefined && !Number.isNaN(delay) && Number.isFinite(Duration.toMillis(duration)))
+  return delay === undefined || delayOf(delay) !== undefined
     ? undefined
     : { option: "delay", value: delay, remedy: "write a duration as \"5 seconds\" or as a number of milliseconds" }
 }
@@ -143,7 +139,7 @@ export const checkedOf = <A, RD, RE>(
   if (headers instanceof PublishError) return Exit.fail(headers)
   const id = options?.id
   const given = options?.delay
-  const delay = given === undefined ? undefined : Duration.fromInputUnsafe(given as Duration.Input)
+  const delay = given === undefined ? undefined : delayOf(given)
   const made = ({ body, fields }: Wire): Outgoing => ({
     topic: topic.name,
     body,
@@ -151,7 +147,7 @@ export const checkedOf = <A, RD, RE>(
     headers,
     key,
     id,
-    delay: delay === undefined ? undefined : Duration.max(Duration.zero, delay)
+    delay
   })
   return Effect.mapBothEager(encode(topic, value), { onFailure: unencodable, onSuccess: made })
 }
