@@ -194,7 +194,9 @@ const joined = (first: Delivery, rest: Delivery): Delivery => {
   body.set(first.body)
   body.set(second, first.body.byteLength)
   const decoded = decodeHeaders(new TextDecoder().decode(rest.body.subarray(0, headerBytes)))
-  const headers = Exit.isSuccess(decoded) ? { ...first.headers, ...decoded.value } : first.headers
+  const headers = Exit.isSuccess(decoded)
+    ? { ...first.headers, ...letters.withoutRecords(decoded.value) }
+    : first.headers
   return { ...first, body, headers, key: keyOf(headers) }
 }
 
