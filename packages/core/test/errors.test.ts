@@ -152,6 +152,19 @@ describe("the error of a dead letter", () => {
       }
     }))
 
+  it.live("has no secret in the path of a webhook", () =>
+    Effect.gen(function*() {
+      const addresses = [
+        "https://hooks.slack.com/services/T00/B00/s3cr3t",
+        "https://discord.com/api/webhooks/1/s3cr3t",
+        "https://api.telegram.org/bot1:s3cr3t/sendMessage"
+      ]
+      for (const address of addresses) {
+        const { message } = yield* rejected(() => Promise.reject(new Error(`POST ${address} failed`)))
+        assert.match(message, /^POST https:\/\/[\w./]+<redacted> failed$/)
+      }
+    }))
+
   it.live("has no secret in its name, its tag or the names of its fields", () =>
     Effect.gen(function*() {
       const address = "redis://app:s3cr3t@localhost"
