@@ -1,10 +1,9 @@
 import * as Message from "@millrace/core/Message"
 import * as Settlement from "@millrace/core/Settlement"
 import { durationOf, type Hints, received as receivedOf } from "@millrace/core/TransportAuthor"
-import { invalidOption } from "@millrace/core/TransportError"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import { transport } from "./connection.ts"
+import { invalidOption } from "./connection.ts"
 import { JetStreamDelivery } from "./delivery.ts"
 import { backoff } from "./recovery.ts"
 import { JetStream, partsOf } from "./service.ts"
@@ -32,7 +31,7 @@ export const ackSync = Effect.fnUntraced(function*(
   const { duration: timeout, invalid } = durationOf("timeout of ackSync", options?.timeout ?? "5 seconds")
   if (invalid !== undefined || !Duration.isPositive(timeout)) {
     const remedy = "give more than 0, such as 5 seconds: nothing is confirmed in no time"
-    const cause = invalidOption(transport, "timeout of ackSync", options?.timeout, invalid?.remedy ?? remedy)
+    const cause = invalidOption("timeout of ackSync", options?.timeout, invalid?.remedy ?? remedy)
     return yield* new Settlement.SettleError({ id: message.id, cause })
   }
   if (isStandIn(yield* JetStream)) return yield* Message.settle(message, Settlement.ack)
