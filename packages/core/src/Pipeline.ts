@@ -162,7 +162,10 @@ export interface FromOptions {
   readonly prefetchBytes?: number | undefined
   /** How many retries may wait in this process before pulling stops. Default 10,000. */
   readonly waiting?: number | undefined
-  /** How many messages may wait behind another one of their key before pulling stops. Default 10,000. */
+  /**
+   * How many messages may wait behind another one of their key before pulling stops, and in open batches of keys beyond
+   * those of the permits. Default 10,000.
+   */
   readonly maxBlocked?: number | undefined
   /** How long running handlers may finish when the pipeline stops. Default 30 seconds. */
   readonly drainTimeout?: Duration.Input | Hints["duration"] | undefined
