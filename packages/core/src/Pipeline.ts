@@ -980,7 +980,7 @@ const addBranch = (
  *
  * **Gotchas**
  *
- * A message that a filter above rejects passes through as a failure that is not in `E`: recover by tag, not from everything.
+ * A message that a filter above rejects passes through as a defect: recover from failures, not from every cause.
  *
  * @category steps
  * @since 0.1.0
@@ -991,7 +991,7 @@ export const middleware: {
    *
    * **Gotchas**
    *
-   * A message that a filter above rejects passes through as a failure that is not in `E`: recover by tag, not from everything.
+   * A message that a filter above rejects passes through as a defect: recover from failures, not from every cause.
    */
   <M extends Any, A, E, R, B, E2, R2>(
     f: (handler: Effect.Effect<A, E, R>, message: NoInfer<M>) => Effect.Effect<B, E2, R2>
@@ -1001,7 +1001,7 @@ export const middleware: {
    *
    * **Gotchas**
    *
-   * A message that a filter above rejects passes through as a failure that is not in `E`: recover by tag, not from everything.
+   * A message that a filter above rejects passes through as a defect: recover from failures, not from every cause.
    */
   <M extends Any, A, E, R, B, E2, R2>(
     self: Open<M, A, E, R>,
