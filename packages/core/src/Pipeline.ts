@@ -489,7 +489,8 @@ export const filterMap: {
  * **Details**
  *
  * The message id derives from topic, group, source id and step, so that a retry does not duplicate where the broker
- * deduplicates. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
+ * deduplicates. Messages of one array are told apart by their places in it: a retry must give the same ones in the same
+ * order. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
  *
  * @category steps
  * @since 0.1.0
@@ -501,7 +502,8 @@ export const to: {
    * **Details**
    *
    * The message id derives from topic, group, source id and step, so that a retry does not duplicate where the broker
-   * deduplicates. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
+   * deduplicates. Messages of one array are told apart by their places in it: a retry must give the same ones in the same
+   * order. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
    */
   <B, RD, RE>(
     topic: Topic.Topic<B, RD, RE>
@@ -512,7 +514,8 @@ export const to: {
    * **Details**
    *
    * The message id derives from topic, group, source id and step, so that a retry does not duplicate where the broker
-   * deduplicates. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
+   * deduplicates. Messages of one array are told apart by their places in it: a retry must give the same ones in the same
+   * order. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
    */
   <M extends Any, A, B, RD, RE>(
     topic: Topic.Topic<B, RD, RE>,
@@ -524,7 +527,8 @@ export const to: {
    * **Details**
    *
    * The message id derives from topic, group, source id and step, so that a retry does not duplicate where the broker
-   * deduplicates. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
+   * deduplicates. Messages of one array are told apart by their places in it: a retry must give the same ones in the same
+   * order. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
    */
   <M extends Any, A extends B, E, R, B, RD, RE>(
     self: Open<M, A, E, R>,
@@ -536,7 +540,8 @@ export const to: {
    * **Details**
    *
    * The message id derives from topic, group, source id and step, so that a retry does not duplicate where the broker
-   * deduplicates. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
+   * deduplicates. Messages of one array are told apart by their places in it: a retry must give the same ones in the same
+   * order. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
    */
   <M extends Any, A, E, R, B, RD, RE>(
     self: Open<M, A, E, R>,
@@ -1244,7 +1249,8 @@ export type AckPolicy = "on-success" | "on-receive" | "manual"
 
 /**
  * Chooses when messages are acknowledged. With `manual`, a message that is unsettled `settleWithin` (default 30 seconds) after its
- * handler succeeded is reported with its id and will be redelivered.
+ * handler succeeded is reported with its id and will be redelivered. The next message of its key begins when the handler has
+ * ended: where the order must hold through a retry by hand, settle inside the handler.
  *
  * @category policies
  * @since 0.1.0
@@ -1252,12 +1258,14 @@ export type AckPolicy = "on-success" | "on-receive" | "manual"
 export const ackPolicy: {
   /**
    * Chooses when messages are acknowledged. With `manual`, a message that is unsettled `settleWithin` (default 30 seconds) after its
-   * handler succeeded is reported with its id and will be redelivered.
+   * handler succeeded is reported with its id and will be redelivered. The next message of its key begins when the handler has
+   * ended: where the order must hold through a retry by hand, settle inside the handler.
    */
   (policy: AckPolicy, options?: AckPolicyOptions): Policy
   /**
    * Chooses when messages are acknowledged. With `manual`, a message that is unsettled `settleWithin` (default 30 seconds) after its
-   * handler succeeded is reported with its id and will be redelivered.
+   * handler succeeded is reported with its id and will be redelivered. The next message of its key begins when the handler has
+   * ended: where the order must hold through a retry by hand, settle inside the handler.
    */
   <M extends Any, A, E, R>(
     self: Pipeline<M, A, E, R>,
