@@ -177,6 +177,7 @@ const bench = Command.make("bench", {
   broker,
   arms,
   passes: Flag.Int("passes").pipe(Flag.withDescription("Passes of each arm"), Flag.optional),
+  seconds: Flag.Int("seconds").pipe(Flag.withDescription("How long a pass takes, about"), Flag.optional),
   messages: Flag.Int("messages").pipe(
     Flag.withDescription("Over how many messages the resident memory is watched"),
     Flag.withDefault(10_000_000)
@@ -189,9 +190,11 @@ const bench = Command.make("bench", {
 }, (options) => {
   const only = options.only._tag === "Some" ? [options.only.value] : undefined
   const usual = options.quick ? plan.quick : plan.thorough
-  const effort = options.passes._tag === "Some"
-    ? { ...usual, passes: options.passes.value, latencies: options.passes.value }
-    : usual
+  const effort = {
+    ...usual,
+    ...(options.seconds._tag === "Some" ? { seconds: options.seconds.value } : {}),
+    ...(options.passes._tag === "Some" ? { passes: options.passes.value, latencies: options.passes.value } : {})
+  }
   if (options.compare._tag === "None" && (options.broker._tag === "Some" || options.arms._tag === "Some")) {
     return Effect.die(new Error("--broker and --arms choose what --compare compares: give it too, or --only"))
   }

@@ -14,9 +14,9 @@ export const drain = (run: Run): Effect.Effect<void> =>
     run.isDraining = true
     yield* run.reader.stop
     // 2. Release what has not begun: a peer may have it while our handlers finish.
-    run.releaseUnbegun()
+    run.intake.releaseAll()
     // 3. Hand open batches over: they are work that was begun. A batch that has to wait for the end of a pause is released.
-    run.releaseResting()
+    releaseResting(run)
     run.flushBatches()
     // 4. Let running handlers finish.
     if (!(yield* within(run.holding.idle.wait, source.drainTimeout))) {
@@ -26,7 +26,7 @@ export const drain = (run: Run): Effect.Effect<void> =>
           Duration.format(Duration.fromInputUnsafe(source.drainTimeout))
         }; interrupting`
       )
-      yield* run.interruptHandlers
+      interruptHandlers(run)
       if (!(yield* within(run.holding.idle.wait, grace))) {
         yield* Effect.logError(
           `${name}: ${counted(run.holding.begun, "handler")} cannot be interrupted; the messages stay unsettled`
@@ -47,6 +47,26 @@ export const drain = (run: Run): Effect.Effect<void> =>
     }
     run.close()
   })
+
+const stopping = () => new Error("the pipeline is stopping")
+
+const releaseResting = ({ handler, rest }: Run): void => {
+  if (rest.isOver) return
+  for (const attempt of handler.waiting.all()) {
+    // Without a permit it waits in a batch that has not begun.
+    if (attempt.permit === undefined) handler.interrupt(attempt, stopping())
+  }
+}
+
+const interruptHandlers = (run: Run): void => {
+  const { handler, outcomes } = run
+  run.isInterrupting = true
+  for (const attempt of handler.waiting.all()) {
+    if (attempt.state === "confirming") outcomes.ended(attempt, "interrupted", undefined)
+    else handler.interrupt(attempt, stopping())
+  }
+  outcomes.interrupt()
+}
 
 const within = (wait: Effect.Effect<void>, duration: Duration.Input): Effect.Effect<boolean> =>
   Effect.map(Effect.timeoutOption(wait, duration), Option.isSome)

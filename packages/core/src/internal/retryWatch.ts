@@ -1,7 +1,8 @@
 import * as Arr from "effect/Array"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Exit from "effect/Exit"
-import type { Located } from "../Transport.ts"
+import type { Located, Subscription } from "../Transport.ts"
 
 interface Entry {
   readonly id: string
@@ -28,22 +29,23 @@ export class RetryWatch {
   private readonly options: {
     readonly now: () => number
     readonly after: (millis: number, f: () => void) => () => void
-    /** Milliseconds after which a due retry would have come. */
-    readonly giveUpAfter: number
-    /** Whether, in the last `millis`, a due retry could have come. */
-    readonly couldCome: (millis: number) => Effect.Effect<boolean>
-    /** As in `Subscription.locate`. */
-    readonly locate: (ids: Arr.NonEmptyReadonlyArray<string>) => Effect.Effect<Located>
+    readonly subscription: Pick<Subscription, "health" | "lease" | "locate">
+    /** As `Reader.wasOpen`. */
+    readonly wasOpen: (millis: number) => boolean
     /** Called when a retry has become due or was given up. */
     readonly onChange: () => void
     readonly run: <A>(effect: Effect.Effect<A>) => { readonly addObserver: (f: (exit: Exit.Exit<A>) => void) => void }
   }
+  /** Milliseconds after which a due retry would have come. */
+  private readonly giveUpAfter: number
   private cancelDue: (() => void) | undefined
   private cancelMiss: (() => void) | undefined
   private isClosed = false
 
   constructor(options: RetryWatch["options"]) {
     this.options = options
+    const { lease } = options.subscription
+    this.giveUpAfter = lease === undefined ? giveUpWithoutLease : Duration.toMillis(lease) * 1.25 + 1000
   }
 
   get size(): number {
@@ -110,15 +112,15 @@ export class RetryWatch {
   /** Counts, a tenth of `giveUpAfter` at a time, how long due retries have not come. */
   private watchDue(): void {
     if (this.cancelMiss !== undefined || this.dueNow.size === 0 || this.isClosed) return
-    const { after, couldCome, giveUpAfter, locate, run } = this.options
-    const step = giveUpAfter / steps
+    const { after, run } = this.options
+    const step = this.giveUpAfter / steps
     const watched = [...this.dueNow]
     this.cancelMiss = after(step, () => {
       const missed = watched.filter((entry) => this.dueNow.has(entry))
       const ids = missed.map(({ id }) => id)
       const looked = Effect.flatMap(
-        couldCome(step),
-        (could) => could && Arr.isArrayNonEmpty(ids) ? Effect.asSome(locate(ids)) : Effect.succeedNone
+        this.couldCome(step),
+        (could) => could && Arr.isArrayNonEmpty(ids) ? Effect.asSome(this.locate(ids)) : Effect.succeedNone
       )
       run(looked).addObserver((exit) => {
         this.cancelMiss = undefined
@@ -138,6 +140,19 @@ export class RetryWatch {
     })
   }
 
+  /** Whether, in the last `millis`, a due retry could have come. */
+  private couldCome(millis: number): Effect.Effect<boolean> {
+    const { subscription, wasOpen } = this.options
+    return wasOpen(millis)
+      ? Effect.map(subscription.health, ({ state }) => state === "consuming")
+      : Effect.succeed(false)
+  }
+
+  private locate(ids: Arr.NonEmptyReadonlyArray<string>): Effect.Effect<Located> {
+    const { locate } = this.options.subscription
+    return locate === undefined ? Effect.succeed(unlocated) : Effect.orElseSucceed(locate(ids), () => unlocated)
+  }
+
   close(): void {
     this.isClosed = true
     this.cancelDue?.()
@@ -146,3 +161,8 @@ export class RetryWatch {
 }
 
 const steps = 10
+
+const unlocated: Located = { settled: [], held: [] }
+
+/** How long a key waits for a retry that is due, where ownership does not end. Milliseconds. */
+const giveUpWithoutLease = 30_000

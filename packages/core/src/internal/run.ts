@@ -1,9 +1,7 @@
-import type * as Arr from "effect/Array"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
@@ -12,12 +10,13 @@ import * as Scheduler from "effect/Scheduler"
 import type * as Concurrency from "../Concurrency.ts"
 import { isLimit, make as makeLimit } from "../Concurrency.ts"
 import * as Telemetry from "../Telemetry.ts"
-import type { Delivery, Located, Subscription, Transport } from "../Transport.ts"
+import type { Subscription, Transport } from "../Transport.ts"
 import type { TransportError } from "../TransportError.ts"
 import { type Attempt, type Shared, Watch } from "./attempt.ts"
 import { Batcher } from "./batcher.ts"
 import { Beginning } from "./beginning.ts"
 import { DeadLetterWriter } from "./deadLetterWriter.ts"
+import { Deliveries } from "./deliveries.ts"
 import { Dispatcher } from "./dispatcher.ts"
 import { loggable, plainText } from "./errorDetail.ts"
 import { Handler } from "./handler.ts"
@@ -54,6 +53,8 @@ export class Run {
   readonly ownership: Ownership
   readonly sight: Sight
   readonly holding: Holding
+  readonly intake: Intake
+  readonly handler: Handler
   /** Ends only when the pipeline can no longer run. */
   readonly failure = Deferred.makeUnsafe<never, TransportError>()
   /** When the pipeline could no longer run. Milliseconds since the epoch. */
@@ -67,14 +68,13 @@ export class Run {
   private readonly clock: Clock.Clock
   private readonly permits: Permits
   private readonly dispatcher: Dispatcher
-  private readonly handler: Handler
+  private readonly deliveries: Deliveries
   private readonly beginning: Beginning
   private readonly batchers: Array<Batcher> = []
-  private readonly intake: Intake
   private readonly retries: RetryWatch
   private readonly prefetch: Prefetch
   /** A handler has paused the pipeline: nothing begins and nothing is asked for. */
-  private readonly rest: Rest
+  readonly rest: Rest
   private restsSince = 0
   /** Something wants to know how long handlers take. */
   private readonly isTimed: boolean
@@ -100,7 +100,6 @@ export class Run {
     const { group, topic } = source
     const now = this.now = monotonicMillis(clock)
     const after = (millis: number, f: () => void) => this.after(millis, f)
-    const lease = subscription.lease === undefined ? undefined : Duration.toMillis(subscription.lease)
 
     const deadLetters = DeadLetterWriter.of(program, transport, clock, Context.get(context, Telemetry.ErrorDetails))
     this.sight = new Sight(program, transport, subscription, context, {
@@ -171,15 +170,8 @@ export class Run {
     this.retries = new RetryWatch({
       now,
       after,
-      giveUpAfter: lease === undefined ? giveUpWithoutLease : lease * 1.25 + 1000,
-      couldCome: (millis) =>
-        this.reader.wasOpen(millis)
-          ? Effect.map(subscription.health, ({ state }) => state === "consuming")
-          : Effect.succeed(false),
-      locate: (ids) =>
-        subscription.locate === undefined
-          ? Effect.succeed(unlocated)
-          : Effect.orElseSucceed(subscription.locate(ids), () => unlocated),
+      subscription,
+      wasOpen: (millis) => this.reader.wasOpen(millis),
       onChange: () => this.demandChanged(),
       run: this.run
     })
@@ -194,7 +186,7 @@ export class Run {
       retries,
       sight,
       onHandedOver: () => this.handedOver(),
-      onLost: (attempt) => this.lost(attempt)
+      onLost: (attempt) => this.deliveries.lost(attempt)
     })
     const { settler } = this.settlements
     this.dispatcher = new Dispatcher({
@@ -260,14 +252,14 @@ export class Run {
       subscription,
       held: () => this.holding.unsettled(),
       run: this.run,
-      onLost: (attempt) => this.lost(attempt),
+      onLost: (attempt) => this.deliveries.lost(attempt),
       // Answered at once, the pump that asked is still running.
       onSure: () => this.dispatcher.isIdle ? this.dispatcher.pump() : this.dispatcher.pumpLater()
     })
     this.reader = new Reader({
       subscription,
       demand: () => this.isDraining || !this.rest.isOver ? undefined : this.holding.demand(),
-      take: (deliveries) => this.take(deliveries),
+      take: (deliveries) => this.deliveries.take(deliveries),
       now,
       run: this.run,
       onFailure: (cause) => this.fail(cause)
@@ -296,7 +288,19 @@ export class Run {
       now,
       goodFor: this.ownership.goodFor,
       run: this.run,
-      onLost: (attempt) => this.lost(attempt)
+      onLost: (attempt) => this.deliveries.lost(attempt)
+    })
+    this.deliveries = new Deliveries({
+      now,
+      sight,
+      holding: this.holding,
+      prefetch,
+      ownership: this.ownership,
+      retries,
+      intake,
+      outcomes,
+      handler,
+      pump: this.dispatcher.pump
     })
   }
 
@@ -331,38 +335,6 @@ export class Run {
   private resized(): void {
     this.dispatcher.pump()
     this.reader.replace()
-  }
-
-  // --- taking
-
-  private take(deliveries: Arr.NonEmptyReadonlyArray<Delivery>): void {
-    this.sight.delivered(deliveries)
-    if (this.holding.owned === 0) this.prefetch.began(this.now())
-    this.ownership.pulled(this.holding.buffered === 0)
-    this.prefetch.sampled(deliveries[0].body.byteLength)
-    for (const delivery of deliveries) {
-      // A broker that was killed may have forgotten that it delivered the message before.
-      if (delivery.redelivered || this.retries.size > 0) this.arrivedAgain(delivery)
-      if (!this.intake.take(delivery)) this.awaitReturn(delivery.id)
-    }
-    this.dispatcher.pump()
-  }
-
-  /** A message is delivered again some time: its key waits for it where it has a place. */
-  private awaitReturn(id: string): void {
-    const { keys } = this.intake
-    if (keys?.awaits(id) === true) this.retries.add(id, 0, () => keys.gaveUp(id))
-  }
-
-  private arrivedAgain({ id, origin, redelivered }: Delivery): void {
-    if (this.retries.seen(id) || !redelivered) return
-    // The lease of an attempt that is still here has ended, and no peer has taken the message.
-    for (const attempt of this.holding.unsettled()) {
-      if (attempt.delivery.id !== id || attempt.delivery.origin !== origin) continue
-      this.lost(attempt, true)
-      // Its place in its key is for this delivery.
-      return void this.retries.seen(id)
-    }
   }
 
   // --- isolation
@@ -427,62 +399,11 @@ export class Run {
     else this.demandChanged()
   }
 
-  /**
-   * A peer owns the message, or may own it: wherever it is here, it leaves, and nothing is said about it. Its key keeps the
-   * place of one that may return.
-   */
-  private lost(attempt: Attempt, mayReturn = attempt.delivery.mayReturn === true): void {
-    if (attempt.isLost) return
-    const { keys } = this.intake
-    const returns = mayReturn && keys !== undefined && !attempt.isSettled
-    if (returns) {
-      keys.retried(attempt)
-      this.awaitReturn(attempt.delivery.id)
-    }
-    this.outcomes.lost(attempt)
-    switch (attempt.state) {
-      case "buffered": {
-        attempt.delivery.neverBegan?.()
-        this.intake.lost(attempt, returns)
-        attempt.to("left")
-        this.intake.leftIsolation(attempt)
-        return this.dispatcher.pump()
-      }
-      case "confirming":
-        return this.outcomes.ended(attempt, "interrupted", undefined)
-      case "running":
-        return this.handler.interrupt(attempt, new Error("another consumer owns this message"))
-    }
-  }
-
   // --- stopping: the order is in drain.ts
-
-  /** Releases everything that has not begun. */
-  releaseUnbegun(): void {
-    this.intake.releaseAll()
-  }
 
   flushBatches(): void {
     for (const batcher of this.batchers) batcher.flushAll()
   }
-
-  /** Releases messages whose batch may not begin before the rest ends. */
-  releaseResting(): void {
-    if (this.rest.isOver) return
-    for (const attempt of this.handler.waiting.all()) {
-      // Without a permit it waits in a batch that has not begun.
-      if (attempt.permit === undefined) this.handler.interrupt(attempt, new Error("the pipeline is stopping"))
-    }
-  }
-
-  readonly interruptHandlers: Effect.Effect<void> = Effect.sync(() => {
-    this.isInterrupting = true
-    for (const attempt of this.handler.waiting.all()) {
-      if (attempt.state === "confirming") this.outcomes.ended(attempt, "interrupted", undefined)
-      else this.handler.interrupt(attempt, new Error("the pipeline is stopping"))
-    }
-    this.outcomes.interrupt()
-  })
 
   close(): void {
     this.sight.close()
@@ -494,8 +415,3 @@ export class Run {
     this.settlements.settler.close()
   }
 }
-
-const unlocated: Located = { settled: [], held: [] }
-
-/** How long a key waits for a retry that is due, where ownership does not end. Milliseconds. */
-const giveUpWithoutLease = 30_000

@@ -178,13 +178,13 @@ export class Inbox implements Owner {
     // The server chooses what it sends: for a due retry, another message may have come.
     let fresh = demand.fresh >= demand.total ? Infinity : demand.fresh + this.due()
     let bytes = given.reduce((left, { body }) => left - body.length, demand.bytes)
-    if (given.length === 0 && fresh === Infinity && bytes === Infinity && demand.total >= this.queue.length) {
+    if (given.length === 0 && fresh === Infinity && demand.total >= this.queue.length && bytes >= this.bytes) {
       given = this.queue
       this.queue = []
     } else {
       const rest: Array<JetStreamDelivery> = []
       for (const delivery of this.queue) {
-        const isRetry = delivery.isOwnRetry || this.expected.has(delivery.id)
+        const isRetry = delivery.isOwnRetry || this.expected.size > 0 && this.expected.has(delivery.id)
         const isAllowed = given.length < demand.total && (bytes > 0 || given.length === 0) && (isRetry || fresh > 0)
         if (!isAllowed) {
           rest.push(delivery)
