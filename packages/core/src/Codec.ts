@@ -120,7 +120,7 @@ export const json = <S extends Schema.Constraint>(
     encode: (value) =>
       isPlain?.(value) === true
         ? Exit.succeed({ body: bytesOf(JSON.stringify(value)) })
-        : mapSync(encode(value), (text) => ({ body: bytesOf(text) }))
+        : Effect.mapEager(encode(value), (text) => ({ body: bytesOf(text) }))
   }
 }
 
@@ -177,7 +177,7 @@ export const standard = <S extends StandardSchemaV1<unknown, unknown>>(
         return reject(`Expected a value that JSON can hold: ${String(error)}`)
       }
       if (text === undefined) return reject("Expected a value that JSON can hold")
-      const encoded = mapSync(read(text), () => ({ body: bytesOf(text) }))
+      const encoded = Effect.mapEager(read(text), () => ({ body: bytesOf(text) }))
       // A check that breaks is tried again by a consumer, and said to a publisher.
       return exitOf(encoded) === undefined ? Effect.catchDefect(encoded, broken) : encoded
     }
@@ -267,8 +267,8 @@ export const fields = <S extends Schema.Constraint>(
       return decode(record)
     },
     encode: (value) =>
-      flatMapSync(encode(value), (tree) =>
-        flatMapSync(flat(tree), (record) => {
+      Effect.flatMapEager(encode(value), (tree) =>
+        Effect.flatMapEager(flat(tree), (record) => {
           const reserved = Object.keys(record).find(isHeader)
           if (reserved !== undefined) {
             return reject(`a field named ${reserved} would be taken for a header: give it another name`)
@@ -297,7 +297,7 @@ export const fromBytes = <A, RD, RE>(
   return {
     contentType: "application/octet-stream",
     decode: (wire) => decode(wire.body),
-    encode: (value) => mapSync(encode(value), (body) => ({ body }))
+    encode: (value) => Effect.mapEager(encode(value), (body) => ({ body }))
   }
 }
 
@@ -329,19 +329,4 @@ export const text: Codec<string> = {
     }
   },
   encode: (value) => Exit.succeed({ body: bytesOf(value) })
-}
-
-// Keep an Exit an Exit: the engine calls such codecs without a fiber.
-const mapSync = <A, B, E, R>(self: Effect.Effect<A, E, R>, f: (a: A) => B): Effect.Effect<B, E, R> => {
-  const exit = exitOf(self)
-  return exit === undefined ? Effect.map(self, f) : Exit.map(exit, f)
-}
-
-const flatMapSync = <A, B, E, R, E2, R2>(
-  self: Effect.Effect<A, E, R>,
-  f: (a: A) => Effect.Effect<B, E2, R2>
-): Effect.Effect<B, E | E2, R | R2> => {
-  const exit = exitOf(self)
-  if (exit === undefined) return Effect.flatMap(self, f)
-  return Exit.isSuccess(exit) ? f(exit.value) : Exit.failCause(exit.cause)
 }

@@ -345,7 +345,7 @@ export const redrive = Effect.fnUntraced(function*(
   const { cap = 3, dryRun = false, group, onProgress, rate, to } = options ?? {}
   yield* check(transport, topic, options, ["cap", "group", "rate", "to"])
   let capped = 0
-  const run = redriving.make(transport, topic, { group, to, dryRun })
+  const run = new redriving.Redrive(transport, topic, { group, to, dryRun })
   const sofar = (): Redriven => ({ redriven: run.redriven, capped, ...run.refused })
   const selected = select(topic, options, (letter) => {
     if (letter.record.history.length < cap) return true

@@ -10,7 +10,7 @@ import type * as Arr from "effect/Array"
 import type * as Cause from "effect/Cause"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import { dual } from "effect/Function"
+import { dual, flow } from "effect/Function"
 import * as Layer from "effect/Layer"
 import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
@@ -94,6 +94,14 @@ export interface Open<out M extends Message.Any, out A, out E = never, out R = n
 type Any = Message.Any
 type Step<M extends Any, A, B, E2 = never, R2 = never> = <E, R>(self: Open<M, A, E, R>) => Open<M, B, E | E2, R | R2>
 type Policy = <M extends Any, A, E, R>(self: Pipeline<M, A, E, R>) => Pipeline<M, A, E, R>
+type BatchHandler<A, M extends Any, B> = (
+  values: Arr.NonEmptyReadonlyArray<A>,
+  messages: Arr.NonEmptyReadonlyArray<M>
+) => B
+interface TryCatch<A, M extends Any, B, E> {
+  readonly try: (value: A, message: M) => PromiseLike<B>
+  readonly catch: (cause: unknown) => E
+}
 type MustBeEffect<B, PromiseForm extends string> = B extends Effect.Effect<unknown, unknown, unknown> ? unknown
   : B extends PromiseLike<unknown> ? `this returns a Promise: use Pipeline.${PromiseForm}`
   : Hint<"this returns no Effect: return one, such as Effect.sync(() => …)">
@@ -303,10 +311,7 @@ export const mapPromise: {
    * Pass `message.signal` on: it aborts on timeout, on shutdown and when another consumer has taken the message over. A
    * `Settlement.retry` or `Settlement.terminate` may be thrown.
    */
-  <M extends Any, A, B, E2>(options: {
-    readonly try: (value: A, message: NoInfer<M>) => PromiseLike<B & NoEffect<B>>
-    readonly catch: (cause: unknown) => E2
-  }): Step<M, A, B, E2>
+  <M extends Any, A, B, E2>(options: TryCatch<A, NoInfer<M>, B & NoEffect<B>, E2>): Step<M, A, B, E2>
   /**
    * Transforms the value with a function that returns a Promise; `catch` gives its rejections a type.
    *
@@ -326,10 +331,10 @@ export const mapPromise: {
    * Pass `message.signal` on: it aborts on timeout, on shutdown and when another consumer has taken the message over. A
    * `Settlement.retry` or `Settlement.terminate` may be thrown.
    */
-  <M extends Any, A, E, R, B, E2>(self: Open<M, A, E, R>, options: {
-    readonly try: (value: A, message: M) => PromiseLike<B & NoEffect<B>>
-    readonly catch: (cause: unknown) => E2
-  }): Open<M, B, E | E2, R>
+  <M extends Any, A, E, R, B, E2>(
+    self: Open<M, A, E, R>,
+    options: TryCatch<A, M, B & NoEffect<B>, E2>
+  ): Open<M, B, E | E2, R>
   /**
    * Transforms the value with a function that returns a Promise; `catch` gives its rejections a type.
    *
@@ -387,10 +392,7 @@ export const tapPromise: {
    *
    * Without `catch` a rejection is a `Cause.UnknownError`. See {@link mapPromise} for the signal and for settlements.
    */
-  <M extends Any, A, E2>(options: {
-    readonly try: (value: NoInfer<A>, message: NoInfer<M>) => PromiseLike<unknown>
-    readonly catch: (cause: unknown) => E2
-  }): Step<M, A, A, E2>
+  <M extends Any, A, E2>(options: TryCatch<NoInfer<A>, NoInfer<M>, unknown, E2>): Step<M, A, A, E2>
   /**
    * Runs an `async` function for each value and passes the value on unchanged; `catch` gives its rejections a type.
    *
@@ -408,10 +410,7 @@ export const tapPromise: {
    *
    * Without `catch` a rejection is a `Cause.UnknownError`. See {@link mapPromise} for the signal and for settlements.
    */
-  <M extends Any, A, E, R, E2>(self: Open<M, A, E, R>, options: {
-    readonly try: (value: A, message: M) => PromiseLike<unknown>
-    readonly catch: (cause: unknown) => E2
-  }): Open<M, A, E | E2, R>
+  <M extends Any, A, E, R, E2>(self: Open<M, A, E, R>, options: TryCatch<A, M, unknown, E2>): Open<M, A, E | E2, R>
   /**
    * Runs an `async` function for each value and passes the value on unchanged; `catch` gives its rejections a type.
    *
@@ -660,11 +659,8 @@ export const catchTagPromise: {
   ): Open<M, A | B, Cause.UnknownError | Types.ExcludeTag<E, TagOf<K>>, R>
 } = dual(3, (self: AnyPipeline, tag: string | ReadonlyArray<string>, f: any) => {
   const form = promiseForm("catchTagPromise", f)
-  return addStep(self, {
-    _tag: "Catch",
-    ...tagged(tag),
-    f: (error, message) => fromPromise(() => form.try(error, message), form.catch)
-  }, invalidTag("catchTagPromise", tag) ?? form.invalid)
+  const step: ProgramStep = { _tag: "Catch", ...tagged(tag), f: fromPromise(form) }
+  return addStep(self, step, invalidTag("catchTagPromise", tag) ?? form.invalid)
 })
 
 /**
@@ -709,10 +705,7 @@ export const batch: {
    */
   <M extends Any, A, B>(
     options: BatchOptions,
-    f: (
-      values: Arr.NonEmptyReadonlyArray<A>,
-      messages: Arr.NonEmptyReadonlyArray<NoInfer<M>>
-    ) => B & MustBeEffect<B, "batchPromise">
+    f: BatchHandler<A, NoInfer<M>, B & MustBeEffect<B, "batchPromise">>
   ): Step<M, A, A, Effect.Error<B>, Effect.Services<B>>
   /**
    * Handles messages together, all or nothing; each value then goes on alone and each message is settled alone.
@@ -725,10 +718,7 @@ export const batch: {
   <M extends Any, A, E, R, B>(
     self: Open<M, A, E, R>,
     options: BatchOptions,
-    f: (
-      values: Arr.NonEmptyReadonlyArray<A>,
-      messages: Arr.NonEmptyReadonlyArray<M>
-    ) => B & MustBeEffect<B, "batchPromise">
+    f: BatchHandler<A, M, B & MustBeEffect<B, "batchPromise">>
   ): Open<M, A, E | Effect.Error<B>, R | Effect.Services<B>>
 } = dual(3, (self: AnyPipeline, options: BatchOptions, f: any) => addBatch(self, options, false, f))
 
@@ -746,10 +736,7 @@ export const batchPromise: {
    */
   <M extends Any, A>(
     options: BatchOptions,
-    f: (
-      values: Arr.NonEmptyReadonlyArray<A>,
-      messages: Arr.NonEmptyReadonlyArray<NoInfer<M>>
-    ) => PromiseLike<unknown>
+    f: BatchHandler<A, NoInfer<M>, PromiseLike<unknown>>
   ): Step<M, A, A, Cause.UnknownError>
   /**
    * Handles messages together with an `async` function, all or nothing, as {@link batch} does. A rejection is a
@@ -758,17 +745,11 @@ export const batchPromise: {
   <M extends Any, A, E, R>(
     self: Open<M, A, E, R>,
     options: BatchOptions,
-    f: (values: Arr.NonEmptyReadonlyArray<A>, messages: Arr.NonEmptyReadonlyArray<M>) => PromiseLike<unknown>
+    f: BatchHandler<A, M, PromiseLike<unknown>>
   ): Open<M, A, E | Cause.UnknownError, R>
 } = dual(3, (self: AnyPipeline, options: BatchOptions, f: any) => {
   const form = promiseForm("batchPromise", f)
-  return addBatch(
-    self,
-    options,
-    false,
-    (values: any, messages: any) => fromPromise(() => form.try(values, messages), form.catch),
-    form.invalid
-  )
+  return addBatch(self, options, false, fromPromise(form), form.invalid)
 })
 
 /**
@@ -793,10 +774,7 @@ export const batchEach: {
    */
   <M extends Any, A, B>(
     options: BatchOptions,
-    f: (
-      values: Arr.NonEmptyReadonlyArray<A>,
-      messages: Arr.NonEmptyReadonlyArray<NoInfer<M>>
-    ) => B & MustBeResults<B>
+    f: BatchHandler<A, NoInfer<M>, B & MustBeResults<B>>
   ): Step<M, A, Results<B, 0>, Results<B, 1> | Effect.Error<B>, Effect.Services<B>>
   /**
    * Handles messages together and answers for each: one `Result` per value, in the same order. A failed item is retried or
@@ -809,10 +787,7 @@ export const batchEach: {
   <M extends Any, A, E, R, B>(
     self: Open<M, A, E, R>,
     options: BatchOptions,
-    f: (
-      values: Arr.NonEmptyReadonlyArray<A>,
-      messages: Arr.NonEmptyReadonlyArray<M>
-    ) => B & MustBeResults<B>
+    f: BatchHandler<A, M, B & MustBeResults<B>>
   ): Open<M, Results<B, 0>, E | Results<B, 1> | Effect.Error<B>, R | Effect.Services<B>>
 } = dual(3, (self: AnyPipeline, options: BatchOptions, f: any) => addBatch(self, options, true, f))
 
@@ -852,10 +827,7 @@ export const batchEachPromise: {
    */
   <M extends Any, A, B>(
     options: BatchOptions,
-    f: (
-      values: Arr.NonEmptyReadonlyArray<A>,
-      messages: Arr.NonEmptyReadonlyArray<NoInfer<M>>
-    ) => PromiseLike<ReadonlyArray<PromiseSettledResult<B>>>
+    f: BatchHandler<A, NoInfer<M>, PromiseLike<ReadonlyArray<PromiseSettledResult<B>>>>
   ): Step<M, A, B, Cause.UnknownError>
   /**
    * Handles messages together with an `async` function that answers for each, as `Promise.allSettled` does: one settled
@@ -868,21 +840,12 @@ export const batchEachPromise: {
   <M extends Any, A, E, R, B>(
     self: Open<M, A, E, R>,
     options: BatchOptions,
-    f: (
-      values: Arr.NonEmptyReadonlyArray<A>,
-      messages: Arr.NonEmptyReadonlyArray<M>
-    ) => PromiseLike<ReadonlyArray<PromiseSettledResult<B>>>
+    f: BatchHandler<A, M, PromiseLike<ReadonlyArray<PromiseSettledResult<B>>>>
   ): Open<M, B, E | Cause.UnknownError, R>
 } = dual(3, (self: AnyPipeline, options: BatchOptions, f: any) => {
   const form = promiseForm("batchEachPromise", f)
-  return addBatch(
-    self,
-    options,
-    true,
-    (values: any, messages: any) =>
-      Effect.flatMap(fromPromise(() => form.try(values, messages), form.catch), settledResults(form.catch)),
-    form.invalid
-  )
+  const results = flow(fromPromise(form), Effect.flatMap(settledResults(form.catch)))
+  return addBatch(self, options, true, results, form.invalid)
 })
 
 type BatchFunction = Extract<ProgramStep, { _tag: "Batch" }>["f"]

@@ -9,7 +9,7 @@ import type * as Pipeline from "@millrace/core/Pipeline"
 import type * as Topic from "@millrace/core/Topic"
 import * as Transport from "@millrace/core/Transport"
 import { durationOf, fromTransport, type Hints, quietly, withSetting } from "@millrace/core/TransportAuthor"
-import { invalidOption, Mismatch, TransportError } from "@millrace/core/TransportError"
+import { invalidOption, type TransportError } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
 import * as Config from "effect/Config"
 import * as Context from "effect/Context"
@@ -79,85 +79,76 @@ export const make = (
 ): Effect.Effect<Context.Context<RedisStreams | Transport.Transport>, TransportError, Scope.Scope> =>
   quietly(makeService(Settings.check(options), options?.concurrency))
 
-const makeService: (
+const makeService = Effect.fnUntraced(function*(
   checked: Result.Result<Settings.Settings, TransportError>,
   concurrency: Options["concurrency"]
-) => Effect.Effect<Context.Context<RedisStreams | Transport.Transport>, TransportError, Scope.Scope> = Effect
-  .fnUntraced(
-    function*(checked, concurrency) {
-      const isWhole = typeof concurrency === "number" && Number.isInteger(concurrency) && concurrency >= 1
-      if (concurrency !== undefined && !Concurrency.isLimit(concurrency) && !isWhole) {
-        return yield* invalidOption("redis", "concurrency", concurrency, "give a whole number of at least 1")
-      }
-      const settings = yield* Effect.fromResult(checked)
-      const server = yield* server_.make(settings)
-      const keyOf = (topic: string) => settings.keyPrefix + topic
-      const failing = (operation: string) => (error: Error) => transportError(operation, settings.label, error)
-      const record = new HealthRecord()
-      const unbounded = new Set<string>()
-      const maintenance = yield* Maintenance.make(server)
-      const transport = Transport.Transport.of({
-        name: "redis",
-        address: settings.label.replace(/^\w+:\/\//, ""),
-        capabilities: {
-          deduplication: true,
-          delayedPublish: true,
-          uncountedRelease: true,
-          orderedRelease: true,
-          ownership: true,
-          maxBody: undefined
-        },
-        limit: Concurrency.isLimit(concurrency) ? concurrency : Concurrency.make(concurrency ?? Infinity),
-        subscribe: yield* subscribe.make(server, maintenance),
-        nameRemedy: Settings.nameRemedy(settings),
-        declare: (topic, purpose) => {
-          if (purpose === "deadLetter") unbounded.add(topic)
-          return groups.verify(server, keyOf(topic))
-        },
-        publish: publish.make(server, unbounded),
-        browse: (topic, options) => browsing.browse(server, topic, options),
-        get: (topic, id) => browsing.get(server, topic, id),
-        groups: (topic) =>
-          Effect.mapError(groups.all(server, keyOf(topic)), failing(`looking at the groups of ${keyOf(topic)}`)),
-        remove: (topic, ids) =>
-          Effect.mapBoth(server.write.one(keyOf(topic), ["XDEL", keyOf(topic), ...ids]), {
-            onFailure: failing(`removing from ${keyOf(topic)}`),
-            onSuccess: Number
-          }),
-        health: Effect.clockWith((clock) =>
-          Effect.sync(() => {
-            const trouble = server.write.trouble ?? server.control.trouble
-            const { reason } = server.refusals
-            const state = trouble !== undefined ? "reconnecting" : reason !== undefined ? "impaired" : "consuming"
-            return record.note(state, trouble ?? reason, clock.currentTimeMillisUnsafe())
-          })
-        )
+): Effect.fn.Return<Context.Context<RedisStreams | Transport.Transport>, TransportError, Scope.Scope> {
+  const isWhole = typeof concurrency === "number" && Number.isInteger(concurrency) && concurrency >= 1
+  if (concurrency !== undefined && !Concurrency.isLimit(concurrency) && !isWhole) {
+    return yield* invalidOption("redis", "concurrency", concurrency, "give a whole number of at least 1")
+  }
+  const settings = yield* Effect.fromResult(checked)
+  const server = yield* server_.make(settings)
+  const keyOf = (topic: string) => settings.keyPrefix + topic
+  const failing = (operation: string) => (error: Error) => transportError(operation, settings.label, error)
+  const record = new HealthRecord()
+  const unbounded = new Set<string>()
+  const maintain = yield* Maintenance.make(server)
+  const transport = Transport.Transport.of({
+    name: "redis",
+    address: settings.label.replace(/^\w+:\/\//, ""),
+    capabilities: {
+      deduplication: true,
+      delayedPublish: true,
+      uncountedRelease: true,
+      orderedRelease: true,
+      ownership: true,
+      maxBody: undefined
+    },
+    limit: Concurrency.isLimit(concurrency) ? concurrency : Concurrency.make(concurrency ?? Infinity),
+    subscribe: yield* subscribe.make(server, maintain),
+    nameRemedy: Settings.nameRemedy(settings),
+    declare: (topic, purpose) => {
+      if (purpose === "deadLetter") unbounded.add(topic)
+      return groups.verify(server, keyOf(topic))
+    },
+    publish: publish.make(server, unbounded),
+    browse: (topic, options) => browsing.browse(server, topic, options),
+    get: (topic, id) => browsing.get(server, topic, id),
+    groups: (topic) =>
+      Effect.mapError(groups.all(server, keyOf(topic)), failing(`looking at the groups of ${keyOf(topic)}`)),
+    remove: (topic, ids) =>
+      Effect.mapBoth(server.write.one(keyOf(topic), ["XDEL", keyOf(topic), ...ids]), {
+        onFailure: failing(`removing from ${keyOf(topic)}`),
+        onSuccess: Number
+      }),
+    health: Effect.clockWith((clock) =>
+      Effect.sync(() => {
+        const trouble = server.write.trouble ?? server.control.trouble
+        const { reason } = server.refusals
+        const state = trouble !== undefined ? "reconnecting" : reason !== undefined ? "impaired" : "consuming"
+        return record.note(state, trouble ?? reason, clock.currentTimeMillisUnsafe())
       })
-      return Context.make(Transport.Transport, transport).pipe(Context.add(
-        RedisStreams,
-        RedisStreams.of({
-          transport,
-          read: (topic, options) => browsing.read(server, topic, options),
-          groupInfo: (topic, group) =>
-            Effect.flatMap(
-              Effect.mapError(
-                groups.info(server, keyOf(topic), group),
-                failing(`looking at group ${group} of ${keyOf(topic)}`)
-              ),
-              (info) => info === undefined ? noGroup(keyOf(topic), group) : Effect.succeed(info)
-            ),
-          trim: (topic) => Effect.mapError(Maintenance.trim(server, keyOf(topic)), failing(`trimming ${keyOf(topic)}`)),
-          remove: removal.make(server, transport)
-        })
-      ))
-    }
-  )
-
-const noGroup = (stream: string, group: string): TransportError =>
-  new TransportError({
-    transport: "redis",
-    reason: new Mismatch({ name: `group ${group} of stream ${stream}`, expected: "there", found: "absent" })
+    )
   })
+  return Context.make(Transport.Transport, transport).pipe(Context.add(
+    RedisStreams,
+    RedisStreams.of({
+      transport,
+      read: (topic, options) => browsing.read(server, topic, options),
+      groupInfo: (topic, group) =>
+        Effect.flatMap(
+          Effect.mapError(
+            groups.info(server, keyOf(topic), group),
+            failing(`looking at group ${group} of ${keyOf(topic)}`)
+          ),
+          (info) => info === undefined ? groups.noGroup(keyOf(topic), group) : Effect.succeed(info)
+        ),
+      trim: (topic) => Effect.mapError(Maintenance.trim(server, keyOf(topic)), failing(`trimming ${keyOf(topic)}`)),
+      remove: removal.make(server, transport)
+    })
+  ))
+})
 
 /**
  * Provides Redis, or Valkey, as the broker of pipelines.

@@ -24,7 +24,7 @@ import { flow } from "./internal/conformance/flow.ts"
 import { lifecycle } from "./internal/conformance/lifecycle.ts"
 import { poison } from "./internal/conformance/poison.ts"
 import { retry } from "./internal/conformance/retry.ts"
-import { conduct, Rig, type Test as RigTest } from "./internal/conformance/rig.ts"
+import { conduct, type Need, Rig, type Test as RigTest } from "./internal/conformance/rig.ts"
 import { settlement } from "./internal/conformance/settlement.ts"
 import type * as Proxy from "./Proxy.ts"
 
@@ -45,31 +45,7 @@ export interface Test {
   readonly alone: boolean
 }
 
-/**
- * A need of a test: a part of {@link Target}, or a capability that the transport declares.
- *
- * @category models
- * @since 0.1.0
- */
-export type Need =
-  | "connect"
-  | "restart"
-  | "cut"
-  | "halfOpen"
-  | "shape"
-  | "refuse"
-  | "changeLeader"
-  | "deleteTopic"
-  | "deleteGroup"
-  | "deleteConsumers"
-  | "unreachable"
-  | "testClock"
-  | "deduplication"
-  | "delayedPublish"
-  | "uncountedRelease"
-  | "orderedRelease"
-  | "ownership"
-  | "maxBody"
+export type { Need }
 
 /**
  * A transport to be tested.

@@ -1,3 +1,5 @@
+import { property } from "./errorDetail.ts"
+
 /**
  * Why a connection failed, in a few words and without a secret: from the code or the text of an error and of its causes.
  * `undefined` when the error says nothing that is known.
@@ -7,14 +9,14 @@
  */
 export const connectionDetail = (cause: unknown): string | undefined => {
   for (const error of chain(cause)) {
-    const code = read(error, "code")
+    const code = property(error, "code")
     const known = typeof code === "string" ? byCode[code] : undefined
     if (known !== undefined) return `${known} (${String(code)})`
     if (typeof code === "string" && (code.startsWith("CERT_") || code.startsWith("ERR_TLS_"))) {
       return `TLS: the server's certificate is not accepted (${code})`
     }
     if (typeof code === "string" && code.startsWith("ERR_SSL_")) return `${notTls} (${code})`
-    const message = read(error, "message")
+    const message = property(error, "message")
     const text = typeof message === "string" ? message : typeof error === "string" ? error : ""
     const found = byText.find(([pattern]) => pattern.test(text))
     if (found !== undefined) return found[1]
@@ -63,7 +65,7 @@ const byText: ReadonlyArray<readonly [pattern: RegExp, detail: string]> = [
   [/certificate/i, "TLS: the server's certificate is not accepted"],
   [/tls is required by the server/i, "TLS: the server expects it; write the address with rediss:// or tls://"],
   [/tls.*(required|handshake)|wrong version number/i, "TLS: one side expects it and the other does not speak it"],
-  [/does not support 'tls'/i, "TLS: the server does not speak it here; use the address without TLS, or the TLS port"],
+  [/does not support 'tls'/i, notTls],
   [/unknown command '?SENTINEL/i, "the server is no Sentinel; give the address of one, or connect without `sentinel`"],
   [/unknown RESP type/i, "the server does not speak the Redis protocol; correct the host and the port"],
   [
@@ -78,15 +80,7 @@ const byText: ReadonlyArray<readonly [pattern: RegExp, detail: string]> = [
 function* chain(error: unknown, depth = 0): Iterable<unknown> {
   if (error === undefined || error === null || depth > 4) return
   yield error
-  const errors = read(error, "errors")
+  const errors = property(error, "errors")
   if (Array.isArray(errors)) { for (const each of errors.slice(0, 4)) yield* chain(each, depth + 1) }
-  yield* chain(read(error, "cause"), depth + 1)
-}
-
-const read = (u: unknown, name: string): unknown => {
-  try {
-    return typeof u === "object" && u !== null ? Reflect.get(u, name) : undefined
-  } catch {
-    return undefined
-  }
+  yield* chain(property(error, "cause"), depth + 1)
 }

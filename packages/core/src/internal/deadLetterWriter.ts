@@ -23,37 +23,25 @@ export interface Refused {
 
 /** Writes the dead letters of one pipeline. */
 export class DeadLetterWriter {
-  private readonly program: Program
-  private readonly topic: string
-  private readonly transport: Transport["Service"]
-  private readonly clock: Clock.Clock
-  private readonly errors: ErrorDetailOptions
+  private readonly options: {
+    readonly program: Program
+    readonly topic: string
+    readonly transport: Transport["Service"]
+    readonly clock: Clock.Clock
+    readonly errors: ErrorDetailOptions
+  }
   private lastRefusal: { readonly since: number; readonly at: number; readonly reason: string } | undefined
   /** Of this process, by origin and id; a bound keeps a broker that refuses everything from filling the memory. */
   private readonly refused = new Map<string, Refused>()
 
-  static of(
-    program: Program,
-    transport: Transport["Service"],
-    clock: Clock.Clock,
-    errors: ErrorDetailOptions
-  ): DeadLetterWriter | undefined {
-    const topic = deadLetterTopic(program)
-    return topic === undefined ? undefined : new DeadLetterWriter(program, topic, transport, clock, errors)
+  /** `undefined` where the pipeline discards. */
+  static of(options: Omit<DeadLetterWriter["options"], "topic">): DeadLetterWriter | undefined {
+    const topic = deadLetterTopic(options.program)
+    return topic === undefined ? undefined : new DeadLetterWriter({ ...options, topic })
   }
 
-  private constructor(
-    program: Program,
-    topic: string,
-    transport: Transport["Service"],
-    clock: Clock.Clock,
-    errors: ErrorDetailOptions
-  ) {
-    this.errors = errors
-    this.program = program
-    this.topic = topic
-    this.transport = transport
-    this.clock = clock
+  private constructor(options: DeadLetterWriter["options"]) {
+    this.options = options
   }
 
   /**
@@ -66,63 +54,57 @@ export class DeadLetterWriter {
     reason: DeadLetter.DeadLetterReason,
     attempts: number
   ): Effect.Effect<void, PublishError> {
-    return Effect.suspend(() => this.writing(delivery, cause, reason, attempts))
-  }
-
-  private writing(
-    delivery: Delivery,
-    cause: Cause.Cause<unknown>,
-    reason: DeadLetter.DeadLetterReason,
-    attempts: number
-  ): Effect.Effect<void, PublishError> {
-    const failedAt = this.clock.currentTimeMillisUnsafe()
-    const firstFailedAt = delivery.firstFailedAt ?? (delivery.attempt === 1 ? failedAt : undefined)
-    const trace = traceOf(delivery)
-    const record = new DeadLetter.Record({
-      version: 1,
-      sdk,
-      topic: delivery.topic,
-      id: delivery.id,
-      group: this.program.source.group,
-      pipeline: this.program.name,
-      reason,
-      attempts,
-      publishedAt: delivery.publishedAt,
-      ...(firstFailedAt === undefined ? {} : { firstFailedAt }),
-      failedAt,
-      error: describe(cause, this.errors),
-      ...(trace === undefined ? {} : { trace }),
-      history: historyOf(delivery.headers)
-    })
-    const key = keyOf(delivery)
-    return this.publishFitting(forms(this.topic, delivery, record)).pipe(
-      Effect.tap(() =>
-        Effect.sync(() => {
-          this.lastRefusal = undefined
-          this.refused.delete(key)
-        })
-      ),
-      Effect.tapError(({ message, reason: { _tag } }) =>
-        Effect.sync(() => {
-          if (_tag === "Refused" || _tag === "Unauthorized") {
-            const at = this.clock.currentTimeMillisUnsafe()
-            const since = this.refusal?.since ?? at
-            this.lastRefusal = { since, at, reason: `dead letters are not stored: ${message}` }
-          }
-          const times = (this.refused.get(key)?.times ?? 0) + 1
-          this.refused.delete(key)
-          this.refused.set(key, { cause, reason, attempts, times })
-          if (this.refused.size > maxRefused) this.refused.delete(this.refused.keys().next().value!)
-        })
+    return Effect.suspend(() => {
+      const { clock, errors, program, topic } = this.options
+      const failedAt = clock.currentTimeMillisUnsafe()
+      const firstFailedAt = delivery.firstFailedAt ?? (delivery.attempt === 1 ? failedAt : undefined)
+      const trace = traceOf(delivery)
+      const record = new DeadLetter.Record({
+        version: 1,
+        sdk,
+        topic: delivery.topic,
+        id: delivery.id,
+        group: program.source.group,
+        pipeline: program.name,
+        reason,
+        attempts,
+        publishedAt: delivery.publishedAt,
+        ...(firstFailedAt === undefined ? {} : { firstFailedAt }),
+        failedAt,
+        error: describe(cause, errors),
+        ...(trace === undefined ? {} : { trace }),
+        history: historyOf(delivery.headers)
+      })
+      const key = keyOf(delivery)
+      return this.publishFitting(forms(topic, delivery, record)).pipe(
+        Effect.tap(() =>
+          Effect.sync(() => {
+            this.lastRefusal = undefined
+            this.refused.delete(key)
+          })
+        ),
+        Effect.tapError(({ message, reason: { _tag } }) =>
+          Effect.sync(() => {
+            if (_tag === "Refused" || _tag === "Unauthorized") {
+              const at = clock.currentTimeMillisUnsafe()
+              const since = this.refusal?.since ?? at
+              this.lastRefusal = { since, at, reason: `dead letters are not stored: ${message}` }
+            }
+            const times = (this.refused.get(key)?.times ?? 0) + 1
+            this.refused.delete(key)
+            this.refused.set(key, { cause, reason, attempts, times })
+            if (this.refused.size > maxRefused) this.refused.delete(this.refused.keys().next().value!)
+          })
+        )
       )
-    )
+    })
   }
 
   /** Publishes the first form that the broker takes; a limit on headers shows as a refusal. */
   private publishFitting(
     [form, ...smaller]: ReadonlyArray<ReadonlyArray<Outgoing>>
   ): Effect.Effect<void, PublishError> {
-    const published = Effect.forEach(form ?? [], (part) => publishUntilAnswered(this.transport, part), {
+    const published = Effect.forEach(form ?? [], (part) => publishUntilAnswered(this.options.transport, part), {
       discard: true
     })
     if (smaller.length === 0) return published
@@ -145,7 +127,7 @@ export class DeadLetterWriter {
    */
   get refusal(): { readonly since: number; readonly reason: string } | undefined {
     const { at = -Infinity, reason = "", since = 0 } = this.lastRefusal ?? {}
-    return this.clock.currentTimeMillisUnsafe() - at > 2 * maxBackoff ? undefined : { since, reason }
+    return this.options.clock.currentTimeMillisUnsafe() - at > 2 * maxBackoff ? undefined : { since, reason }
   }
 
   /** How long a message whose letter was refused waits until the letter is tried again. */

@@ -90,7 +90,8 @@ const isEmpty = (error: unknown): boolean =>
 const isError = (u: unknown): u is Error =>
   safely(() => u instanceof Error || Object.prototype.toString.call(u) === "[object Error]", false)
 
-const property = (u: unknown, name: string): unknown =>
+/** `undefined` also where reading it throws. */
+export const property = (u: unknown, name: string): unknown =>
   safely(
     () => (typeof u === "object" && u !== null) || typeof u === "function" ? Reflect.get(u, name) : undefined,
     undefined

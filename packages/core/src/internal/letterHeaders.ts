@@ -19,7 +19,9 @@ const added: ReadonlySet<string> = new Set([groupHeader, historyHeader, splitHea
 
 /** Written by this package or a transport of it, and of no use on another message. */
 export const isOurs = (name: string): boolean =>
-  added.has(name) || depthOf(name) !== undefined || name === "millrace-key" || name === "millrace-subject"
+  isOfLetter(name) || name === "millrace-key" || name === "millrace-subject"
+
+const isOfLetter = (name: string): boolean => added.has(name) || depthOf(name) !== undefined
 
 /** A record's depth: 1 for the letter itself, 2 for the dead letter that the message was before, and so on. */
 const depthOf = (name: string): number | undefined => {
@@ -90,10 +92,9 @@ export const withoutOurs = (
   fields: ReadonlyMap<string, Uint8Array> | undefined
 ): ReadonlyMap<string, Uint8Array> | undefined => {
   if (fields === undefined) return undefined
-  const isOurs = (name: string) => added.has(name) || depthOf(name) !== undefined
-  if (isFieldMap(fields)) return fields.without(isOurs)
+  if (isFieldMap(fields)) return fields.without(isOfLetter)
   const kept = new Map<string, Uint8Array>()
-  for (const [name, value] of fields) if (!isOurs(name)) kept.set(name, value)
+  for (const [name, value] of fields) if (!isOfLetter(name)) kept.set(name, value)
   return kept
 }
 

@@ -15,6 +15,16 @@ type Kind =
   | "failing again and again"
   | "whose dead letters were refused"
 
+interface Failure {
+  readonly delivery: Delivery
+  readonly cause: Cause.Cause<unknown>
+}
+
+interface Details {
+  readonly reason?: string
+  readonly attempts?: number
+}
+
 interface Window {
   written: number
   omitted: number
@@ -85,22 +95,10 @@ export class OutcomeLog {
       case "Discarded":
         return this.unhandled("discarded", "discarded", outcome, now)
       case "FailedAfterSettle":
-        return this.failed(
-          "failed after they were settled",
-          delivery,
-          outcome.cause,
-          now,
-          (error) => `${pipeline}: message ${delivery.id} failed after it was settled: ${error}`
-        )
+        return this.failed("failed after they were settled", "failed after it was settled", outcome, now)
       case "Retried": {
         if (isPowerOfTen(delivery.attempt)) {
-          return this.failed(
-            "failing again and again",
-            delivery,
-            outcome.cause,
-            now,
-            (error) => `${pipeline}: message ${delivery.id} has failed ${delivery.attempt} times: ${error}`
-          )
+          return this.failed("failing again and again", `has failed ${delivery.attempt} times`, outcome, now)
         }
         if (!this.options.isDebugging) return
         const { message, tag } = describe(outcome.cause, noDetail)
@@ -125,23 +123,17 @@ export class OutcomeLog {
     isOutage: boolean
   ): void {
     const { deadLetter, pipeline } = this.options
+    const letter = `${pipeline}: the dead letter of message ${delivery.id} cannot be written`
     if (after !== undefined && isOutage) {
-      const text = `${pipeline}: the dead letter of message ${delivery.id} cannot be written, tried again in ${
-        Duration.format(after)
-      }`
-      return this.write(Effect.logDebug(text), this.annotations(delivery))
+      return this.write(
+        Effect.logDebug(`${letter}, tried again in ${Duration.format(after)}`),
+        this.annotations(delivery)
+      )
     }
     const then = after === undefined
       ? "the message is discarded"
       : `the message stays, the dead letter is tried again in ${Duration.format(after)}`
-    this.failed(
-      "whose dead letters were refused",
-      delivery,
-      cause,
-      now,
-      (error) =>
-        `${pipeline}: the dead letter of message ${delivery.id} cannot be written to ${deadLetter}, ${then}: ${error}`
-    )
+    this.warn("whose dead letters were refused", `${letter} to ${deadLetter}, ${then}`, { delivery, cause }, now)
   }
 
   /** A handler is still running. */
@@ -178,38 +170,30 @@ export class OutcomeLog {
   private unhandled(
     kind: Kind,
     what: string,
-    { attempts, cause, delivery, reason }: Extract<Telemetry.Outcome, { readonly attempts: number }>,
+    outcome: Extract<Telemetry.Outcome, { readonly attempts: number }>,
     now: number
   ): void {
+    const { attempts, reason } = outcome
     const times = attempts === 1 ? "1 attempt" : `${attempts} attempts`
     const after = reason === "undecodable"
       ? "it cannot be decoded"
       : reason === "vanished"
       ? `after ${times}, the broker stores it no longer`
       : `after ${times}, ${reason}`
-    this.failed(
-      kind,
-      delivery,
-      cause,
-      now,
-      (error) => `${this.options.pipeline}: message ${delivery.id} is ${what} (${after}): ${error}`,
-      { reason, attempts }
-    )
+    this.failed(kind, `is ${what} (${after})`, outcome, now, { reason, attempts })
   }
 
-  private failed(
-    kind: Kind,
-    delivery: Delivery,
-    cause: Cause.Cause<unknown>,
-    now: number,
-    text: (error: string) => string,
-    more: { readonly reason?: string; readonly attempts?: number } = {}
-  ): void {
+  /** `what`: what has become of the message. */
+  private failed(kind: Kind, what: string, failure: Failure, now: number, more?: Details): void {
+    this.warn(kind, `${this.options.pipeline}: message ${failure.delivery.id} ${what}`, failure, now, more)
+  }
+
+  private warn(kind: Kind, text: string, { cause, delivery }: Failure, now: number, more: Details = {}): void {
     const { message, stack, tag, ...detail } = describe(cause, this.options.errors)
     if (!this.mayWrite(kind, tag, now, more.reason)) return
     const isFirst = !this.shown.has(tag)
     this.shown.add(tag)
-    this.write(Effect.logWarning(text(line(tag, message))), {
+    this.write(Effect.logWarning(`${text}: ${line(tag, message)}`), {
       ...this.annotations(delivery),
       ...more,
       "error.type": oneLine(tag),

@@ -25,11 +25,7 @@ const isReserved = (name: string) => name === "body" || name.startsWith("millrac
 export const refused = (topic: string, { option, remedy, value }: Invalid) =>
   new PublishError({
     topic,
-    reason: new InvalidOption({
-      option,
-      value: shownValue(value),
-      remedy
-    })
+    reason: new InvalidOption({ option, value: shownValue(value), remedy })
   })
 
 const noHeaders = new Map<string, Headers>()

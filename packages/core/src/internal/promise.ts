@@ -132,28 +132,29 @@ export const tapped = (f: PromiseForm["try"]) => async (value: unknown, message:
   return value
 }
 
-/** The Effect of a promise that `catch` explains. A throw is a rejection. */
-export const fromPromise = (
-  evaluate: () => PromiseLike<any>,
-  onRejected: (cause: unknown) => unknown
-): Effect.Effect<any, unknown> =>
-  Effect.callback((resume) => {
-    const fail = (error: unknown) => resume(Effect.failCause(rejection(onRejected, error)))
+/** The same function with an Effect of the promise, whose rejections `catch` explains. */
+export const fromPromise = (form: PromiseForm) => (value: unknown, message: unknown): Effect.Effect<any, unknown> =>
+  awaited(() => form.try(value, message), (error) => rejection(form.catch, error))
+
+/** As `await` does: what is no promise is its own value, and a throw is a rejection. */
+const awaited = <A, E>(
+  evaluate: () => PromiseLike<A>,
+  causeOf: (error: unknown) => Cause.Cause<E>
+): Effect.Effect<A, E> =>
+  Effect.callback<A, E>((resume) => {
+    const succeed = (value: any) => resume(exitOfResolved(value))
+    const fail = (error: unknown) => resume(Exit.failCause(causeOf(error)))
     try {
-      whenSettled(evaluate(), (value) => resume(exitOfResolved(value)), fail)
+      const returned: unknown = evaluate()
+      if (isThenable(returned)) settledAs(returned, succeed, fail)
+      else succeed(returned)
     } catch (error) {
       fail(error)
     }
   })
 
-/** As `await` does: what is no promise is its own value. */
-const whenSettled = (
-  returned: unknown,
-  onFulfilled: (value: any) => void,
-  onRejected: (error: unknown) => void
-): void => isThenable(returned) ? settledAs(returned, onFulfilled, onRejected) : onFulfilled(returned)
-
-const exitOfResolved = (value: unknown): Exit.Exit<any> => {
+/** The value of a promise, or the error of one that nothing would wait for. */
+export const exitOfResolved = (value: unknown): Exit.Exit<any> => {
   const cause = misresolved(value)
   return cause === undefined ? Exit.succeed(value) : Exit.failCause(cause)
 }
@@ -190,16 +191,8 @@ export const wrapPromise = <A, E, R, B>(
       causes.set(error, exit.cause)
       throw error
     }
-    return Effect.onInterrupt(
-      Effect.callback<B, E | Cause.UnknownError>((resume) => {
-        const fail = (error: unknown) =>
-          resume(Effect.failCause(causes.get(error) ?? rejection(unknownRejection, error) as Cause.Cause<never>))
-        try {
-          whenSettled(f(next), (value) => resume(exitOfResolved(value)), fail)
-        } catch (error) {
-          fail(error)
-        }
-      }),
-      () => Effect.sync(() => controller.abort())
-    )
+    const causeOf = (error: unknown) =>
+      causes.get(error) ?? rejection(unknownRejection, error) as Cause.Cause<Cause.UnknownError>
+    return Effect.onInterrupt(awaited<B, E | Cause.UnknownError>(() => f(next), causeOf), () =>
+      Effect.sync(() => controller.abort()))
   })

@@ -30,7 +30,7 @@ const maxRefusals = 20
 const maxTopics = 1_000
 
 /** One redrive: publishes and deletes letters, and counts them. */
-class Redrive {
+export class Redrive {
   redriven = 0
   private refusals = 0
   private readonly first: Array<{ readonly id: string; readonly detail: string }> = []
@@ -140,10 +140,6 @@ class Redrive {
     )
   }
 }
-
-/** Starts a redrive. */
-export const make = (transport: Transport["Service"], topic: string, options: Options): Redrive =>
-  new Redrive(transport, topic, options)
 
 /** A limit on headers shows as a refusal. */
 const mayFit = ({ reason }: PublishError): boolean => reason._tag === "TooLarge" || reason._tag === "Refused"

@@ -101,7 +101,12 @@ export class Run {
     const now = this.now = monotonicMillis(clock)
     const after = (millis: number, f: () => void) => this.after(millis, f)
 
-    const deadLetters = DeadLetterWriter.of(program, transport, clock, Context.get(context, Telemetry.ErrorDetails))
+    const deadLetters = DeadLetterWriter.of({
+      program,
+      transport,
+      clock,
+      errors: Context.get(context, Telemetry.ErrorDetails)
+    })
     this.sight = new Sight(program, transport, subscription, context, {
       now,
       run: this.run,

@@ -102,21 +102,21 @@ export class Registry {
   }
 
   counter(instrument: Instrument, attributes: Attributes): Counter {
-    return this.series(instrument, attributes, () => new Counter(), (given, series) =>
-      Metric.registerUnsafe(
-        withUnit(Metric.counter(instrument.name, { ...given, incremental: true }), instrument),
-        this.context,
-        hooks(() => series.state())
-      ))
+    return this.series(
+      instrument,
+      attributes,
+      () => new Counter(),
+      (given) => Metric.counter(instrument.name, { ...given, incremental: true })
+    )
   }
 
   histogram(instrument: Instrument, attributes: Attributes): Histogram {
-    return this.series(instrument, attributes, () => new Histogram(), (given, series) =>
-      Metric.registerUnsafe(
-        withUnit(Metric.histogram(instrument.name, { ...given, boundaries: bounds }), instrument),
-        this.context,
-        hooks(() => series.state())
-      ))
+    return this.series(
+      instrument,
+      attributes,
+      () => new Histogram(),
+      (given) => Metric.histogram(instrument.name, { ...given, boundaries: bounds })
+    )
   }
 
   /** Adds a reader to a gauge; gives a function that removes the reader, and the series with the last one. */
@@ -125,12 +125,7 @@ export class Registry {
       instrument,
       attributes,
       () => new Gauge(instrument.combine ?? "sum"),
-      (given, series) =>
-        Metric.registerUnsafe(
-          withUnit(Metric.gauge(instrument.name, given), instrument),
-          this.context,
-          hooks(() => series.state())
-        )
+      (given) => Metric.gauge(instrument.name, given)
     )
     gauge.readers.add(read)
     return () => {
@@ -145,17 +140,20 @@ export class Registry {
     instrument: Instrument,
     attributes: Attributes,
     make: () => S,
-    register: (
-      given: { readonly description: string; readonly attributes: Attributes },
-      series: S
-    ) => Metric.Registration
+    metric: (
+      given: { readonly description: string; readonly attributes: Attributes }
+    ) => Metric.Metric<number, ReturnType<S["state"]>>
   ): S {
     const all = { ...this.extra, ...attributes }
     const key = keyOf(instrument, all)
     const known = this.known.get(key)
     if (known !== undefined) return known.series as S
     const series = make()
-    const { remove } = register({ description: instrument.description, attributes: all }, series)
+    const { remove } = Metric.registerUnsafe(
+      withUnit(metric({ description: instrument.description, attributes: all }), instrument),
+      this.context,
+      { get: () => series.state() as ReturnType<S["state"]>, update: ignore, modify: ignore }
+    )
     this.known.set(key, { series, remove })
     return series
   }
@@ -165,8 +163,6 @@ const keyOf = (instrument: Instrument, attributes: Attributes): string =>
   JSON.stringify([instrument.name, ...Object.entries(attributes).sort(([a], [b]) => a < b ? -1 : 1)])
 
 const ignore = () => {}
-
-const hooks = <State>(get: () => State): Metric.Metric.Hooks<number, State> => ({ get, update: ignore, modify: ignore })
 
 /**
  * Effect's OTLP exporter reads the unit from an attribute, which it then writes to each point. An attribute that is not

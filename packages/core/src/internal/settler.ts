@@ -21,18 +21,20 @@ import { Idle } from "./idle.ts"
  * may be under way at a time; one that fails is sent again, after a backoff, until the pipeline closes.
  */
 export class Settler<E extends Settling> {
-  readonly subscription: Subscription
-  readonly clock: Clock.Clock
-  readonly run: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
-  readonly dispatcher: Scheduler.SchedulerDispatcher
-  /** Called when settlements have been handed to the transport. */
-  readonly onHandedOver: () => void
-  /** The broker has answered; `owned: false`: this consumer no longer owned the delivery. */
-  readonly onSettled: (entry: E, owned: boolean) => void
-  /** Settlements were confirmed, so many milliseconds after they had been handed over. */
-  readonly onConfirmed: (millis: number) => void
-  /** Settlements did not reach the broker, and are sent again. */
-  readonly onResend: (size: number, cause: Cause.Cause<unknown>) => void
+  private readonly options: {
+    readonly subscription: Subscription
+    readonly clock: Clock.Clock
+    readonly context: Context.Context<never>
+    readonly dispatcher: Scheduler.SchedulerDispatcher
+    /** Called when settlements have been handed to the transport. */
+    readonly onHandedOver: () => void
+    /** The broker has answered; `owned: false`: this consumer no longer owned the delivery. */
+    readonly onSettled: (entry: E, owned: boolean) => void
+    /** Settlements were confirmed, so many milliseconds after they had been handed over. */
+    readonly onConfirmed: (millis: number) => void
+    /** Settlements did not reach the broker, and are sent again. */
+    readonly onResend: (size: number, cause: Cause.Cause<unknown>) => void
+  }
   pending: Array<E> = []
   /** Handed to the transport and not yet confirmed. */
   unconfirmed = 0
@@ -43,24 +45,8 @@ export class Settler<E extends Settling> {
   /** All settlements are confirmed. */
   readonly idle = new Idle(() => this.isIdle)
 
-  constructor(options: {
-    readonly subscription: Subscription
-    readonly clock: Clock.Clock
-    readonly context: Context.Context<never>
-    readonly dispatcher: Scheduler.SchedulerDispatcher
-    readonly onHandedOver: () => void
-    readonly onSettled: (entry: E, owned: boolean) => void
-    readonly onConfirmed: (millis: number) => void
-    readonly onResend: (size: number, cause: Cause.Cause<unknown>) => void
-  }) {
-    this.subscription = options.subscription
-    this.clock = options.clock
-    this.run = Effect.runForkWith(options.context)
-    this.dispatcher = options.dispatcher
-    this.onHandedOver = options.onHandedOver
-    this.onSettled = options.onSettled
-    this.onConfirmed = options.onConfirmed
-    this.onResend = options.onResend
+  constructor(options: Settler<E>["options"]) {
+    this.options = options
   }
 
   get isIdle(): boolean {
@@ -80,13 +66,14 @@ export class Settler<E extends Settling> {
   private schedule(): void {
     if (this.scheduled || this.flushing.size === maxFlushes) return
     this.scheduled = true
-    this.turns = this.clock.monotonicTimeNanosUnsafe() - this.lastFlush < 1_000_000n ? gate : 0
-    this.dispatcher.scheduleTask(this.turn, 0)
+    const { clock, dispatcher } = this.options
+    this.turns = clock.monotonicTimeNanosUnsafe() - this.lastFlush < 1_000_000n ? gate : 0
+    dispatcher.scheduleTask(this.turn, 0)
   }
 
   private readonly turn = (): void => {
     if (--this.turns > 0 && this.pending.length > 0 && this.pending.length < gate) {
-      return this.dispatcher.scheduleTask(this.turn, 0)
+      return this.options.dispatcher.scheduleTask(this.turn, 0)
     }
     this.scheduled = false
     this.flush()
@@ -95,28 +82,29 @@ export class Settler<E extends Settling> {
   private flush(): void {
     const batch = this.pending
     if (!Arr.isArrayNonEmpty(batch) || this.flushing.size === maxFlushes) return
+    const { clock, context, onHandedOver } = this.options
     this.pending = []
     this.unconfirmed += batch.length
-    this.lastFlush = this.clock.monotonicTimeNanosUnsafe()
+    this.lastFlush = clock.monotonicTimeNanosUnsafe()
     const exit = exitOf(this.settle(batch))
     // An Exit at once is how a transport that only writes to a socket answers: no fiber is started for it.
     if (exit !== undefined && Exit.isSuccess(exit)) {
       this.flushed(batch, exit.value, this.lastFlush)
     } else {
       const since = this.lastFlush
-      const flush = this.run(this.untilSettled(batch, exit))
+      const flush = Effect.runForkWith(context)(this.untilSettled(batch, exit))
       this.flushing.add(flush)
       flush.addObserver((exit) => {
         this.flushing.delete(flush)
         if (Exit.isSuccess(exit)) this.flushed(batch, exit.value, since)
       })
     }
-    this.onHandedOver()
+    onHandedOver()
   }
 
   private settle(batch: Arr.NonEmptyArray<E>): Effect.Effect<ReadonlyArray<Delivery>, unknown> {
     try {
-      return this.subscription.settle(batch)
+      return this.options.subscription.settle(batch)
     } catch (defect) {
       return Exit.die(defect)
     }
@@ -133,20 +121,21 @@ export class Settler<E extends Settling> {
       return settle
     }).pipe(
       Effect.sandbox,
-      Effect.tapError((cause) => Effect.sync(() => this.onResend(batch.length, cause))),
+      Effect.tapError((cause) => Effect.sync(() => this.options.onResend(batch.length, cause))),
       Effect.retry(settleBackoff),
       Effect.orDie
     )
   }
 
   private flushed(batch: Arr.NonEmptyArray<E>, lost: ReadonlyArray<Delivery>, since: bigint): void {
+    const { clock, onConfirmed, onHandedOver, onSettled } = this.options
     this.unconfirmed -= batch.length
-    this.onConfirmed(Number(this.clock.monotonicTimeNanosUnsafe() - since) / 1e6)
+    onConfirmed(Number(clock.monotonicTimeNanosUnsafe() - since) / 1e6)
     const notOurs = lost.length === 0 ? undefined : new Set(lost)
-    for (const entry of batch) this.onSettled(entry, notOurs === undefined || !notOurs.has(entry.delivery))
+    for (const entry of batch) onSettled(entry, notOurs === undefined || !notOurs.has(entry.delivery))
     if (this.pending.length > 0) this.schedule()
     else this.idle.check()
-    this.onHandedOver()
+    onHandedOver()
   }
 
   /** Settlements that are not confirmed by now end in redelivery. */

@@ -295,8 +295,13 @@ export class Sight {
       const poll = GroupPoll.of(this.transport)
       const ask = this.subscription.group
       const groups = ask === undefined
-        ? poll.groups(topic.name, maxAge, now)
-        : poll.group(topic.name, group, ask, maxAge, now)
+        ? poll.answer(topic.name, this.transport.groups(topic.name), maxAge, now)
+        : poll.answer(
+          JSON.stringify([topic.name, group]),
+          Effect.map(ask, (info) => info === undefined ? [] : [info]),
+          maxAge,
+          now
+        )
       return Effect.map(groups, (groups) => groups.find((info) => info.group === group))
     })
   }

@@ -10,6 +10,10 @@ import { isFiltered } from "./steps.ts"
 import { fromTraceparent, isSampled, setTraceOf } from "./traceContext.ts"
 import { inSpan, isTraced } from "./traced.ts"
 
+type Given = Message.Any | ReadonlyArray<Message.Any>
+
+type Spanned<A, E, R> = Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>>
+
 /**
  * Options of {@link spans}.
  *
@@ -48,18 +52,9 @@ export const spans = (options?: SpanOptions): <A, E, R>(
   const ratio = options?.sampleRatio ?? 1
   const isParent = options?.relation === "parent"
   /** The span, where the message is sampled. */
-  const wrap = <A, E, R>(
-    handler: Effect.Effect<A, E, R>,
-    given: Message.Any | ReadonlyArray<Message.Any>
-  ): Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>> => {
-    type Spanned = Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>>
-    return Effect.withFiber(({ context }) => isTraced(context) ? spanned(handler, given) : handler) as Spanned
-  }
-  const spanned = <A, E, R>(
-    handler: Effect.Effect<A, E, R>,
-    given: Message.Any | ReadonlyArray<Message.Any>
-  ): Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>> => {
-    type Spanned = Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>>
+  const wrap = <A, E, R>(handler: Effect.Effect<A, E, R>, given: Given): Spanned<A, E, R> =>
+    Effect.withFiber(({ context }) => isTraced(context) ? spanned(handler, given) : handler as Spanned<A, E, R>)
+  const spanned = <A, E, R>(handler: Effect.Effect<A, E, R>, given: Given): Spanned<A, E, R> => {
     const isBatch = Array.isArray(given)
     const messages: ReadonlyArray<Message.Any> = isBatch ? given : [given as Message.Any]
     const message = messages[0]!
@@ -82,16 +77,13 @@ export const spans = (options?: SpanOptions): <A, E, R>(
       },
       (exit) =>
         Exit.isSuccess(exit) || isFiltered(exit.cause) ? undefined : { type: typeOf(exit.cause), cause: exit.cause }
-    ) as Spanned
+    )
   }
-  const middleware = <A, E, R>(
-    handler: Effect.Effect<A, E, R>,
-    given: Message.Any | ReadonlyArray<Message.Any>
-  ): Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>> => {
+  const middleware = <A, E, R>(handler: Effect.Effect<A, E, R>, given: Given): Spanned<A, E, R> => {
     const messages: ReadonlyArray<Message.Any> = Array.isArray(given) ? given : [given as Message.Any]
     if (messages.some((message) => isSampled(message, ratio))) return wrap(handler, given)
-    for (const message of messages) unsample(message)
-    return handler as Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>>
+    for (const message of messages) inFlightOf(message)?.unsample()
+    return handler as Spanned<A, E, R>
   }
   return skipping(middleware, {
     wrap,
@@ -101,10 +93,6 @@ export const spans = (options?: SpanOptions): <A, E, R>(
       return true
     }
   })
-}
-
-const unsample = (message: Message.Any): void => {
-  inFlightOf(message)?.unsample()
 }
 
 const links = (

@@ -19,7 +19,17 @@ import {
   Run
 } from "./pending.ts"
 import type { Step } from "./program.ts"
-import { answered, ignore, isThenable, misresolved, misreturned, misused, rejection, settledAs } from "./promise.ts"
+import {
+  answered,
+  exitOfResolved,
+  ignore,
+  isThenable,
+  misresolved,
+  misreturned,
+  misused,
+  rejection,
+  settledAs
+} from "./promise.ts"
 import { skippingOf } from "./skipping.ts"
 
 /** A step, compiled. */
@@ -319,9 +329,7 @@ const continued = (
       : onward(operations, index + 1, pending, attempt)
   }
   const onSuccess = (result: unknown) => onward(operations, from, keep ? value : result, attempt)
-  const exit = exitOf(effect)
-  if (exit !== undefined) return Exit.isSuccess(exit) ? onSuccess(exit.value) : onFailure(exit.cause)
-  return Effect.matchCauseEffect(effect, { onFailure, onSuccess })
+  return Effect.matchCauseEffectEager(effect, { onFailure, onSuccess })
 }
 
 const effectOf = (pending: Pending, value: unknown, attempt: Attempt): Effect.Effect<unknown, unknown> => {
@@ -338,10 +346,7 @@ const effectOf = (pending: Pending, value: unknown, attempt: Attempt): Effect.Ef
       return Effect.callback((resume) => {
         settledAs(
           pending.promise,
-          (result) => {
-            const wrong = misresolved(result)
-            resume(wrong === undefined ? Exit.succeed(result) : Exit.failCause(wrong))
-          },
+          (result) => resume(exitOfResolved(result)),
           (error) => resume(Exit.failCause(pending.onRejected(error)))
         )
       })

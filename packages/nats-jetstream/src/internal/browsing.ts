@@ -6,7 +6,8 @@ import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
-import { type Connection, interrupted, unexpected } from "./connection.ts"
+import { isCode, noMessage } from "./comparison.ts"
+import { ask, type Connection, interrupted, unexpected } from "./connection.ts"
 import { getBatch, type Stored } from "./directGet.ts"
 import { headersIn } from "./headers.ts"
 import { idOf, isEarlier, type Life, sequenceIn } from "./life.ts"
@@ -131,12 +132,13 @@ const range = (
 }
 
 const batched = ({ connection, stream, topic, ...rest }: Source, from: number, to: number, most: number) =>
-  connection.call(
-    `reading ${topic}`,
-    () => getBatch(connection, stream, { seq: from, batch: most, next_by_subj: topic })
-  ).pipe(
-    Effect.mapError(unexpected(`reading ${topic}`)),
-    Effect.flatMap((found) => {
+  Effect.flatMap(
+    ask(
+      connection,
+      `reading ${topic}`,
+      () => getBatch(connection, stream, { seq: from, batch: most, next_by_subj: topic })
+    ),
+    (found) => {
       const messages = found.filter(({ seq }) => seq <= to)
       if (messages.length < found.length) return Effect.succeed({ messages, next: undefined })
       if (found.length === most) return Effect.succeed({ messages, next: found.at(-1)!.seq + 1 })
@@ -150,7 +152,7 @@ const batched = ({ connection, stream, topic, ...rest }: Source, from: number, t
             ? { messages, next: undefined }
             : { messages: [...messages, more], next: more.seq + 1 }
       )
-    })
+    }
   )
 
 const bySequence = (source: Source, from: number, until: number, to: number) =>
@@ -181,16 +183,12 @@ export const stored = (
   { connection, stream, topic }: Pick<Source, "connection" | "stream" | "topic">,
   query: { readonly seq: number; readonly next_by_subj?: string }
 ): Effect.Effect<Stored | undefined, TransportError.TransportError> =>
-  connection.call(
-    `reading ${topic}`,
-    () =>
-      connection.nc.request(`${connection.apiPrefix}.STREAM.MSG.GET.${stream}`, JSON.stringify(query), {
-        timeout: 5000
-      })
-        .then((msg) => msg.json<Answer>())
-  ).pipe(
-    Effect.mapError(unexpected(`reading ${topic}`)),
-    Effect.flatMap(({ error, message }) => {
+  Effect.flatMap(
+    ask(connection, `reading ${topic}`, () => {
+      const subject = `${connection.apiPrefix}.STREAM.MSG.GET.${stream}`
+      return connection.nc.request(subject, JSON.stringify(query), { timeout: 5000 }).then((msg) => msg.json<Answer>())
+    }),
+    ({ error, message }) => {
       if (error !== undefined && error.err_code !== noMessage) {
         return Effect.fail(interrupted(`reading ${topic}`, new JetStreamApiError(error)))
       }
@@ -203,10 +201,8 @@ export const stored = (
         body: Buffer.from(data ?? "", "base64"),
         headers: headersIn(Buffer.from(hdrs ?? "", "base64"))
       })
-    })
+    }
   )
-
-const noMessage = 10037
 
 const toDelivery = (life: Life, { body, headers, seq, subject, time }: Stored): Transport.Delivery => ({
   id: idOf(life, seq),
@@ -263,8 +259,7 @@ export const remove = Effect.fnUntraced(function*(
         .pipe(
           Effect.catch((error) =>
             // 10043 as 2.9 says it, 10057: there is no such message.
-            error instanceof JetStreamApiError &&
-              (error.code === noMessage || error.code === 10043 || error.code === 10057)
+            isCode(error, noMessage, 10043, 10057)
               ? Effect.succeed(false)
               : Effect.fail(unexpected(`deleting from ${topic}`)(error))
           )

@@ -45,6 +45,11 @@ export const beside = (found: object, allowed: ReadonlySet<string>): ReadonlyArr
     allowed.has(name) || isDefault(value) ? [] : [{ name, expected: "absent", found: JSON.stringify(value) }]
   )
 
+/** Codes of refusals that several rooms know. */
+export const streamNotFound = 10059
+export const noMessage = 10037
+export const maxBytesRequired = 10113
+
 export const isCode = (error: unknown, ...codes: ReadonlyArray<number>): boolean =>
   error instanceof JetStreamApiError && codes.includes(error.code)
 

@@ -10,7 +10,7 @@ import type * as Scope from "effect/Scope"
 import { isIP } from "node:net"
 import { checkServerIdentity as checkIdentity, type PeerCertificate } from "node:tls"
 import type { Options } from "../Options.ts"
-import { failure, fromCause, transport } from "./connection.ts"
+import { failure, fromCause, invalidOption } from "./connection.ts"
 import { checkOptions } from "./options.ts"
 import { probe, probeAfter } from "./probing.ts"
 
@@ -27,16 +27,14 @@ const parse = (text: string) => {
     const url = URL.canParse(given) ? new URL(given) : undefined
     // A password with an unescaped / ? or # ends the host: the rest of it would be looked up, and shown.
     if (/[/?#].*@/.test(given.replace(/^\w+:\/\//, ""))) {
-      return TransportError.invalidOption(
-        transport,
+      return invalidOption(
         "url",
         "<redacted>",
         "percent-encode the user and the password, or give a token, credentials or an nkey beside the URL"
       )
     }
     if (url === undefined || !schemes.has(url.protocol) || url.hostname === "") {
-      return TransportError.invalidOption(
-        transport,
+      return invalidOption(
         "url",
         url === undefined ? "not a URL" : TransportError.redactUrl(given),
         url !== undefined && /^wss?:$/.test(url.protocol)
@@ -45,8 +43,7 @@ const parse = (text: string) => {
       )
     }
     if (!["", "/"].includes(url.pathname) || url.search !== "" || url.hash !== "") {
-      return TransportError.invalidOption(
-        transport,
+      return invalidOption(
         "url",
         TransportError.redactUrl(given),
         "an address ends with its port: percent-encode / ? # in a user or password, and give a token as an option"
@@ -57,12 +54,7 @@ const parse = (text: string) => {
       if (url.username !== "") user = decodeURIComponent(url.username)
       if (url.password !== "") pass = decodeURIComponent(url.password)
     } catch {
-      return TransportError.invalidOption(
-        transport,
-        "url",
-        TransportError.redactUrl(given),
-        "write a percent sign in a user or password as %25"
-      )
+      return invalidOption("url", TransportError.redactUrl(given), "write a percent sign in a user or password as %25")
     }
     tls ||= url.protocol === "tls:"
   }
@@ -83,13 +75,8 @@ const authenticatorOf = ({ credentials, nkey }: Options) => {
     return authenticator
   } catch {
     return credentials === undefined
-      ? TransportError.invalidOption(
-        transport,
-        "nkey",
-        "<redacted>",
-        "give the seed of a user: SU and 56 more characters"
-      )
-      : TransportError.invalidOption(transport, "credentials", "<redacted>", "give the text of a credentials file")
+      ? invalidOption("nkey", "<redacted>", "give the seed of a user: SU and 56 more characters")
+      : invalidOption("credentials", "<redacted>", "give the text of a credentials file")
   }
 }
 
@@ -132,15 +119,14 @@ export const connect = Effect.fnUntraced(function*(
   if (wrong !== undefined) return yield* wrong
   if (typeof options.url !== "string" && !Redacted.isRedacted(options.url)) {
     const shown = options.url === undefined ? undefined : { toString: () => "of another type" }
-    return yield* TransportError.invalidOption(transport, "url", shown, "give nats://host:port")
+    return yield* invalidOption("url", shown, "give nats://host:port")
   }
   const parsed = parse(secretOf(options.url))
   if (parsed instanceof TransportError.TransportError) return yield* parsed
   const address = addressOf(options.url)
   const timeout = durationOf("connectTimeout", options.connectTimeout ?? "10 seconds").duration
   if (!(Duration.toMillis(timeout) > 0)) {
-    return yield* TransportError.invalidOption(
-      transport,
+    return yield* invalidOption(
       "connectTimeout",
       Duration.format(timeout),
       "give a duration longer than zero, such as 10 seconds"

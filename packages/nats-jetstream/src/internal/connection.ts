@@ -77,6 +77,9 @@ export class NoAnswer extends Error {
 export const failure = (reason: TransportError.TransportErrorReason) =>
   new TransportError.TransportError({ transport, reason })
 
+export const invalidOption = (option: string, value: unknown, remedy: string): TransportError.TransportError =>
+  TransportError.invalidOption(transport, option, value, remedy)
+
 export const interrupted = (operation: string, cause?: unknown) =>
   failure(new TransportError.OperationFailed(cause === undefined ? { operation } : { operation, cause }))
 
@@ -142,6 +145,14 @@ export const unauthorized = (connection: { readonly nc: NatsConnection }, operat
 export const unexpected =
   (operation: string) => (error: TransportError.TransportError | JetStreamApiError): TransportError.TransportError =>
     error instanceof JetStreamApiError ? interrupted(operation, error) : error
+
+/** One call of the JetStream API, whose refusals have no meaning of their own. */
+export const ask = <A>(
+  connection: Pick<Connection, "call">,
+  operation: string,
+  f: (jsm: JetStreamManager) => Promise<A>
+): Effect.Effect<A, TransportError.TransportError> =>
+  Effect.mapError(connection.call(operation, f), unexpected(operation))
 
 /** Watches a client's connection for as long as the scope is open. Closing it is its owner's business. */
 export const watch = Effect.fnUntraced(function*(

@@ -1,8 +1,8 @@
 import type { TransportError } from "@millrace/core/TransportError"
-import type { ConsumerInfo, ConsumerUpdateConfig, StreamInfo } from "@nats-io/jetstream"
+import type { ConsumerInfo, ConsumerUpdateConfig, JetStreamManager, StreamInfo } from "@nats-io/jetstream"
 import * as Effect from "effect/Effect"
 import { differences } from "./comparison.ts"
-import { type Connection, unexpected } from "./connection.ts"
+import { ask, type Connection } from "./connection.ts"
 import { consumerDifferences, consumerInfo, type ConsumerSpec } from "./consumers.ts"
 import type { Condition } from "./health.ts"
 import * as names from "./names.ts"
@@ -154,9 +154,8 @@ export class ConsumerWatch {
 
   private repair(info: ConsumerInfo, options: Partial<ConsumerUpdateConfig>) {
     const { connection } = this.options
-    const operation = `restoring consumer ${info.name}`
-    return connection.call(operation, (jsm) => jsm.consumers.update(info.stream_name, info.name, options)).pipe(
-      Effect.mapError(unexpected(operation)),
+    const update = (jsm: JetStreamManager) => jsm.consumers.update(info.stream_name, info.name, options)
+    return ask(connection, `restoring consumer ${info.name}`, update).pipe(
       Effect.tap(() =>
         Effect.logWarning(
           `${

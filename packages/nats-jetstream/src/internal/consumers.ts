@@ -13,8 +13,8 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Predicate from "effect/Predicate"
 import type { StartFrom } from "../Options.ts"
-import { beside, type Difference, differences, isCode, mismatch } from "./comparison.ts"
-import { type Connection, failure, transport, unexpected } from "./connection.ts"
+import { beside, type Difference, differences, isCode, mismatch, streamNotFound } from "./comparison.ts"
+import { type Connection, failure, invalidOption, unexpected } from "./connection.ts"
 import * as names from "./names.ts"
 import { atLeast } from "./server.ts"
 import type { Declaring } from "./streams.ts"
@@ -34,7 +34,6 @@ export interface ConsumerSpec {
 }
 
 const consumerNotFound = 10014
-const streamNotFound = 10059
 const consumerExists = 10148
 const workQueueNotUnique = 10100
 const workQueueMultipleUnfiltered = 10099
@@ -52,12 +51,7 @@ const topicKey = "millrace.topic"
 export const validateAckWait = (millis: number): TransportError.TransportError | undefined =>
   millis >= minAckWait && millis <= 24 * 3600_000
     ? undefined
-    : TransportError.invalidOption(
-      transport,
-      "ackWait",
-      `${millis} ms`,
-      "give 0.5 seconds to 24 hours; long handlers are kept alive"
-    )
+    : invalidOption("ackWait", `${millis} ms`, "give 0.5 seconds to 24 hours; long handlers are kept alive")
 
 /** What JavaScript, or a cast, may give instead of a position. */
 export const invalidStart = (startFrom: unknown) =>
@@ -83,15 +77,12 @@ export const start = (startFrom: StartFrom): Partial<ConsumerConfig> =>
 /** `undefined`: there is no such consumer, or no such stream. */
 export const consumerInfo = (connection: Connection, stream: string, name: string) =>
   connection.call(`looking for consumer ${name}`, (jsm) => jsm.consumers.info(stream, name)).pipe(
-    Effect.catch((error) =>
-      isCode(error, consumerNotFound, streamNotFound)
-        ? Effect.succeed(undefined)
-        : Effect.fail(unexpected(`looking for consumer ${name}`)(error))
-    )
+    Effect.catchIf((error) => isCode(error, consumerNotFound, streamNotFound), () => Effect.succeed(undefined)),
+    Effect.mapError(unexpected(`looking for consumer ${name}`))
   )
 
 /** What a consumer reads; without a filter, all that its stream takes. */
-const filterOf = (config: ConsumerConfig, stream: StreamInfo): ReadonlyArray<string> =>
+export const filterOf = (config: ConsumerConfig, stream: StreamInfo): ReadonlyArray<string> =>
   config.filter_subjects ?? (config.filter_subject ? [config.filter_subject] : stream.config.subjects ?? [])
 
 const sameSubjects = (one: ReadonlyArray<string>, other: ReadonlyArray<string>) =>

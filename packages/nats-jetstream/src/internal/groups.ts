@@ -3,8 +3,8 @@ import type * as TransportError from "@millrace/core/TransportError"
 import type { ConsumerInfo } from "@nats-io/jetstream"
 import * as Effect from "effect/Effect"
 import { firstFrom } from "./browsing.ts"
-import { type Connection, unexpected } from "./connection.ts"
-import { groupKey } from "./consumers.ts"
+import { ask, type Connection } from "./connection.ts"
+import { filterOf, groupKey } from "./consumers.ts"
 import * as names from "./names.ts"
 import { findStream } from "./streams.ts"
 
@@ -16,15 +16,13 @@ export const groups = Effect.fnUntraced(function*(
   const info = yield* findStream(connection, topic)
   if (info === undefined) return []
   const stream = info.config.name
-  const all = yield* connection.call(`listing the consumers of ${stream}`, async (jsm) => {
+  const all = yield* ask(connection, `listing the consumers of ${stream}`, async (jsm) => {
     const found: Array<ConsumerInfo> = []
     for await (const consumer of jsm.consumers.list(stream)) found.push(consumer)
     return found
-  }).pipe(Effect.mapError(unexpected(`listing the consumers of ${stream}`)))
-  const subjects = info.config.subjects ?? []
+  })
   const reading = all.filter(({ config }) =>
-    config.durable_name !== undefined &&
-    filterOf(config.filter_subjects, config.filter_subject, subjects).some((filter) => names.covers(filter, topic))
+    config.durable_name !== undefined && filterOf(config, info).some((filter) => names.covers(filter, topic))
   )
   return yield* Effect.forEach(
     reading,
@@ -54,9 +52,3 @@ export const left = (
       }
     }
   )
-
-const filterOf = (
-  several: ReadonlyArray<string> | undefined,
-  one: string | undefined,
-  all: ReadonlyArray<string>
-): ReadonlyArray<string> => several ?? (one ? [one] : all)

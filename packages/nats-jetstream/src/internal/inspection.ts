@@ -1,12 +1,13 @@
 import type * as Topic from "@millrace/core/Topic"
-import * as TransportError from "@millrace/core/TransportError"
+import type * as TransportError from "@millrace/core/TransportError"
 import * as Arr from "effect/Array"
 import * as DateTime from "effect/DateTime"
 import * as Effect from "effect/Effect"
 import type * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import type { ConsumerInfo, Read, ReadOptions, StartFrom, StreamInfo } from "../Options.ts"
-import { type Connection, failure, interrupted, transport, unexpected } from "./connection.ts"
+import { mismatch } from "./comparison.ts"
+import { ask, type Connection, interrupted, invalidOption } from "./connection.ts"
 import { findConsumer, invalidStart, start } from "./consumers.ts"
 import { JetStreamDelivery } from "./delivery.ts"
 import type { Life } from "./life.ts"
@@ -31,7 +32,7 @@ export const read = <A, RD, RE>(
     const { stream: name, subject } = options
     const bad = invalidStart(options.startFrom)
     if (bad !== undefined) {
-      return Stream.fail(TransportError.invalidOption(transport, bad.option, bad.value, bad.remedy))
+      return Stream.fail(invalidOption(bad.option, bad.value, bad.remedy))
     }
     /** Where to go on, and in which life of the stream. */
     let next: { readonly life: Life | undefined; readonly startFrom: StartFrom } = {
@@ -52,11 +53,11 @@ export const read = <A, RD, RE>(
       const life = connection.lives.note(stream)
       const startFrom = next.life === undefined || next.life.origin === life.origin ? next.startFrom : "beginning"
       next = { life, startFrom }
-      const messages = yield* connection.call(operation, (jsm) =>
+      const messages = yield* ask(connection, operation, (jsm) =>
         jsm.jetstream().consumers.get(stream.config.name, {
           ...filter === undefined ? {} : { filter_subjects: filter },
           ...start(startFrom)
-        }).then((consumer) => consumer.consume())).pipe(Effect.mapError(unexpected(operation)))
+        }).then((consumer) => consumer.consume()))
       yield* Effect.addFinalizer(() => Effect.ignore(Effect.promise(() => messages.close())))
       // The client goes on where it was, whatever has become of the stream.
       const isReplaced = connection.whenConnected.pipe(
@@ -92,9 +93,7 @@ const lookAgainAfter = "1 second"
 const streamFor = (connection: Connection, topic: string) =>
   Effect.flatMap(findStream(connection, topic), (info) =>
     info === undefined
-      ? Effect.fail(failure(
-        new TransportError.Mismatch({ name: `the stream of ${topic}`, expected: "there", found: "absent" })
-      ))
+      ? Effect.fail(mismatch(`the stream of ${topic}`, "there", "absent"))
       : Effect.succeed(info))
 
 /**
@@ -112,13 +111,7 @@ export const consumerInfo = Effect.fnUntraced(function*(
   const stream = yield* streamFor(connection, name)
   const info = yield* findConsumer(connection, stream, { topic: name, group, subjects: [name] })
   if (info === undefined) {
-    return yield* failure(
-      new TransportError.Mismatch({
-        name: `consumer ${group} of stream ${stream.config.name}`,
-        expected: "there",
-        found: "absent"
-      })
-    )
+    return yield* mismatch(`consumer ${group} of stream ${stream.config.name}`, "there", "absent")
   }
   const position = (sequence: { readonly stream_seq: number; readonly last_active?: unknown }) => ({
     sequence: sequence.stream_seq,

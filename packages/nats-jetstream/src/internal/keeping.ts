@@ -3,7 +3,7 @@ import { DiscardPolicy, RetentionPolicy, type StreamConfig, type StreamInfo } fr
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { mismatch } from "./comparison.ts"
-import { type Connection, unexpected } from "./connection.ts"
+import { ask, type Connection } from "./connection.ts"
 import * as names from "./names.ts"
 
 /** A shorter time is no place for dead letters. */
@@ -50,13 +50,13 @@ export const verifyKeeps = Effect.fnUntraced(function*(
 })
 
 const isConsumed = (connection: Connection, stream: string, topic: string) =>
-  connection.call(`listing the consumers of ${stream}`, async (jsm) => {
+  ask(connection, `listing the consumers of ${stream}`, async (jsm) => {
     for await (const { config } of jsm.consumers.list(stream)) {
       const filters = config.filter_subjects ?? [config.filter_subject || ">"]
       if (filters.some((filter) => names.covers(filter, topic))) return true
     }
     return false
-  }).pipe(Effect.mapError(unexpected(`listing the consumers of ${stream}`)))
+  })
 
 /** Whether nothing is ever removed from a stream. */
 export const isUnbounded = (config: StreamConfig): boolean =>

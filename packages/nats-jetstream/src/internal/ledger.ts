@@ -2,6 +2,7 @@ import { type ApiError, DiscardPolicy, JetStreamApiError, StorageType, type Stre
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Semaphore from "effect/Semaphore"
+import { isCode, maxBytesRequired, noMessage, streamNotFound } from "./comparison.ts"
 import type { Connection } from "./connection.ts"
 import type { JetStreamDelivery } from "./delivery.ts"
 import type { Life } from "./life.ts"
@@ -173,14 +174,12 @@ export class AttemptLedger {
 
   /** `undefined`: the bucket is out of reach from now on. A lost connection says nothing of it: then it is asked again. */
   private ask<A>(operation: string, f: () => Promise<A>): Promise<A | undefined> {
-    return this.options.runPromise(Effect.matchEffect(this.whileConnected(this.#connection.call(operation, f)), {
-      onFailure: (error) =>
-        Effect.sync(() => {
-          this.trip(error)
-          return undefined
-        }),
-      onSuccess: Effect.succeed
-    }))
+    const asked = this.whileConnected(this.#connection.call(operation, f))
+    return this.options.runPromise(Effect.catch(asked, (error) =>
+      Effect.sync(() => {
+        this.trip(error)
+        return undefined
+      })))
   }
 
   private whileConnected<A>(effect: Effect.Effect<A, unknown>): Effect.Effect<A, unknown> {
@@ -295,11 +294,7 @@ export class AttemptLedger {
     const { manage } = this.options
     const mayCreate = manage === "create"
     const info = call("looking for the bucket millrace", (jsm) => jsm.streams.info(bucket)).pipe(
-      Effect.catch((error) =>
-        mayCreate && error instanceof JetStreamApiError && error.code === streamNotFound
-          ? this.create
-          : Effect.fail(error)
-      )
+      Effect.catch((error) => mayCreate && isCode(error, streamNotFound) ? this.create : Effect.fail(error))
     )
     return info.pipe(
       Effect.flatMap(({ config }) =>
@@ -336,7 +331,7 @@ export class AttemptLedger {
       this.#connection.call("creating the bucket millrace", (jsm) => jsm.streams.add(config))
     return add(config).pipe(
       Effect.catchIf(
-        (error) => error instanceof JetStreamApiError && error.code === maxBytesRequired,
+        (error) => isCode(error, maxBytesRequired),
         () => add({ ...config, max_bytes: boundedBytes })
       )
     )
@@ -350,10 +345,6 @@ interface FloorRecord {
 }
 
 const floorSubject = ({ stream }: Life, consumer: string): string => `$KV.millrace.${stream}.${consumer}.floor`
-
-const streamNotFound = 10059
-const noMessage = 10037
-const maxBytesRequired = 10113
 
 interface Stored {
   readonly message?: { readonly data?: string }

@@ -20,7 +20,7 @@ export const lifeOf = (info: { readonly config: { readonly name: string }; reado
 export const idOf = (life: Life, sequence: number | string): string => `${life.token}-${sequence}`
 
 /** A bare sequence is of whatever life the stream has now; `undefined`: no id of ours. */
-export const parseId = (id: string): { readonly token: string | undefined; readonly sequence: number } | undefined => {
+const parseId = (id: string): { readonly token: string | undefined; readonly sequence: number } | undefined => {
   const match = /^(?:([0-9a-z]+)-)?([1-9][0-9]{0,15})$/.exec(id)
   return match === null ? undefined : { token: match[1], sequence: Number(match[2]) }
 }

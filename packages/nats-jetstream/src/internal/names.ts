@@ -1,5 +1,5 @@
-import * as TransportError from "@millrace/core/TransportError"
-import { transport } from "./connection.ts"
+import type { TransportError } from "@millrace/core/TransportError"
+import { invalidOption } from "./connection.ts"
 
 /** The stream of a topic that no stream captures yet. A stream's name cannot hold a dot. */
 export const streamOf = (topic: string): string => topic.replaceAll(".", "_")
@@ -32,9 +32,9 @@ export const remedy = (kind: "topic" | "group", name: string): string | undefine
     : undefined
 }
 
-const validate = (kind: "topic" | "group", name: string): TransportError.TransportError | undefined => {
+const validate = (kind: "topic" | "group", name: string): TransportError | undefined => {
   const mended = remedy(kind, name)
-  return mended === undefined ? undefined : TransportError.invalidOption(transport, kind, name, mended)
+  return mended === undefined ? undefined : invalidOption(kind, name, mended)
 }
 
 /** A topic is a subject without wildcards: no empty token, none of the server's own. */
@@ -42,22 +42,16 @@ export const validateTopic = (topic: string) => validate("topic", topic)
 
 export const validateGroup = (group: string) => validate("group", group)
 
-export const validateStream = (name: string, option = "stream.name"): TransportError.TransportError | undefined =>
+export const validateStream = (name: string, option = "stream.name"): TransportError | undefined =>
   /^[^\s.*>/\\]+$/.test(name)
     ? undefined
-    : TransportError.invalidOption(
-      transport,
-      option,
-      name,
-      "a stream's name has no space and none of . * > / \\"
-    )
+    : invalidOption(option, name, "a stream's name has no space and none of . * > / \\")
 
 /** A subject with wildcards. */
-export const validateFilter = (subject: string): TransportError.TransportError | undefined =>
+export const validateFilter = (subject: string): TransportError | undefined =>
   /^([A-Za-z0-9_-]+|\*)(\.([A-Za-z0-9_-]+|\*))*(\.>)?$/.test(subject)
     ? undefined
-    : TransportError.invalidOption(
-      transport,
+    : invalidOption(
       "subject",
       subject,
       "parts between dots are letters, digits and _ -, or {name} or *; the last may be >"

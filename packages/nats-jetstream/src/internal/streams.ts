@@ -13,8 +13,8 @@ import type * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type { CommonOptions, StreamBounds } from "../Options.ts"
-import { type Difference, differences, isCode, mismatch } from "./comparison.ts"
-import { type Connection, failure, transport, unexpected } from "./connection.ts"
+import { type Difference, differences, isCode, maxBytesRequired, mismatch, streamNotFound } from "./comparison.ts"
+import { ask, type Connection, failure, invalidOption, unexpected } from "./connection.ts"
 import { verifyKeeps } from "./keeping.ts"
 import * as names from "./names.ts"
 import { atLeast } from "./server.ts"
@@ -33,10 +33,8 @@ export interface StreamSpec {
   readonly name?: string | undefined
 }
 
-const streamNotFound = 10059
 const streamNameInUse = 10058
 const subjectsOverlap = 10065
-const maxBytesRequired = 10113
 
 /** Marks streams that Millrace created, and may give further subjects. */
 const createdByUs = "millrace.created"
@@ -50,17 +48,12 @@ export const infoOf = (connection: Connection, name: string) =>
     if (typeof info.ts === "string") connection.noteServerTime(Date.parse(info.ts), performance.now() - asked)
     return info
   }).pipe(
-    Effect.catch((error) =>
-      isCode(error, streamNotFound)
-        ? Effect.succeed(undefined)
-        : Effect.fail(unexpected(`looking for stream ${name}`)(error))
-    )
+    Effect.catchIf((error) => isCode(error, streamNotFound), () => Effect.succeed(undefined)),
+    Effect.mapError(unexpected(`looking for stream ${name}`))
   )
 
 const namesFor = (connection: Connection, subject: string) =>
-  connection.call(`looking for the stream of ${subject}`, (jsm) => jsm.streams.names(subject).next()).pipe(
-    Effect.mapError(unexpected(`looking for the stream of ${subject}`))
-  )
+  ask(connection, `looking for the stream of ${subject}`, (jsm) => jsm.streams.names(subject).next())
 
 /** The stream that takes what is published on a subject, if there is one. */
 export const findStream = (
@@ -290,12 +283,13 @@ const create = Effect.fnUntraced(function*(
     Effect.catch((error) => {
       if (isCode(error, maxBytesRequired)) {
         const option = spec.purpose === "deadLetter" ? "deadLetterStream.maxBytes" : "stream.maxBytes"
-        return Effect.fail(TransportError.invalidOption(
-          transport,
-          option,
-          undefined,
-          `the account allows no stream without a bound in bytes, give one for stream ${name}`
-        ))
+        return Effect.fail(
+          invalidOption(
+            option,
+            undefined,
+            `the account allows no stream without a bound in bytes, give one for stream ${name}`
+          )
+        )
       }
       // A peer was faster, with options of its own; or the name belongs to a stream with other subjects.
       if (isCode(error, streamNameInUse, subjectsOverlap)) {

@@ -1,10 +1,10 @@
 import type * as Transport from "@millrace/core/Transport"
-import * as TransportError from "@millrace/core/TransportError"
+import type * as TransportError from "@millrace/core/TransportError"
 import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import { transport } from "./connection.ts"
+import { invalidOption } from "./connection.ts"
 import { type ConsumerSpec, validateAckWait } from "./consumers.ts"
 import * as names from "./names.ts"
 import * as settings from "./settings.ts"
@@ -35,7 +35,7 @@ export const specOf = Effect.fnUntraced(function*(
   const subjects = filters ?? (name === undefined ? [topic] : [])
   const mode = Context.get(given, settings.Acknowledge)
   if (mode !== "write" && mode !== "confirm") {
-    return yield* TransportError.invalidOption(transport, "acknowledge", mode, "write \"write\" or \"confirm\"")
+    return yield* invalidOption("acknowledge", mode, "write \"write\" or \"confirm\"")
   }
   const badFilter = subjects.map((subject) => names.validateFilter(subject)).find((error) => error !== undefined)
   if (badFilter !== undefined) return yield* badFilter
@@ -43,8 +43,7 @@ export const specOf = Effect.fnUntraced(function*(
     ? undefined
     : subjects.find((subject) => names.covers(subject, deadLetter))
   if (catching !== undefined) {
-    return yield* TransportError.invalidOption(
-      transport,
+    return yield* invalidOption(
       "deadLetter",
       deadLetter,
       `the pipeline reads ${catching} and would consume its own dead letters, give a topic outside of that`

@@ -13,7 +13,7 @@ import type { CommonOptions } from "../Options.ts"
 import * as browsing from "./browsing.ts"
 import { isCode } from "./comparison.ts"
 import { type Answer, type Confirmed, isNobody } from "./confirmation.ts"
-import { failure, transport as transportName, watch } from "./connection.ts"
+import { failure, invalidOption, transport as transportName, watch } from "./connection.ts"
 import type { PendingMessage } from "./encoding.ts"
 import { groups } from "./groups.ts"
 import { Condition } from "./health.ts"
@@ -34,12 +34,13 @@ const limitOf = (
   if (Concurrency.isLimit(concurrency)) return Effect.succeed(concurrency)
   return concurrency === Infinity || (Number.isInteger(concurrency) && concurrency > 0)
     ? Effect.succeed(Concurrency.make(concurrency))
-    : Effect.fail(TransportError.invalidOption(
-      transportName,
-      "concurrency",
-      concurrency,
-      "give a whole number of handlers, 1 or more, a Concurrency.Limit, or leave it out"
-    ))
+    : Effect.fail(
+      invalidOption(
+        "concurrency",
+        concurrency,
+        "give a whole number of handlers, 1 or more, a Concurrency.Limit, or leave it out"
+      )
+    )
 }
 
 /** Makes the service on a connection; closing the connection is its owner's business. */
@@ -51,7 +52,7 @@ export const make = Effect.fnUntraced(function*(
   const limit = yield* limitOf(options.concurrency)
   const { subjects } = options.stream ?? {}
   if (subjects !== undefined && !Array.isArray(subjects)) {
-    return yield* TransportError.invalidOption("nats", "stream.subjects", subjects, "give an array of subjects")
+    return yield* invalidOption("stream.subjects", subjects, "give an array of subjects")
   }
   const badSubject = (options.stream?.subjects ?? []).map((subject) => names.validateFilter(subject)).find((error) =>
     error !== undefined

@@ -25,7 +25,7 @@ export interface Target {
 
 const transport = "redis"
 
-const refuse = (option: string, value: unknown, remedy: string) =>
+export const refuse = (option: string, value: unknown, remedy: string) =>
   Result.fail(invalidOption(transport, option, value, remedy))
 
 const isTls: { readonly [scheme: string]: boolean | undefined } = {
@@ -33,14 +33,6 @@ const isTls: { readonly [scheme: string]: boolean | undefined } = {
   "valkey:": false,
   "rediss:": true,
   "valkeys:": true
-}
-
-const parse = (url: string): URL | undefined => {
-  try {
-    return new URL(url)
-  } catch {
-    return undefined
-  }
 }
 
 const decoded = (text: string): string | undefined => {
@@ -67,7 +59,7 @@ const socketOf = (given: string, url: URL): Address | undefined => {
 
 /** Reads a URL, or says how to mend it. */
 export const readUrl = (given: string): Result.Result<Target, TransportError> => {
-  const url = parse(given)
+  const url = URL.parse(given) ?? undefined
   const shown = redactUrl(given)
   const isSocket = url?.protocol === "unix:"
   // A password with an unescaped / ? or # ends the host: the rest of it would be looked up, and shown.
@@ -114,7 +106,7 @@ export const readUrl = (given: string): Result.Result<Target, TransportError> =>
 export const readNode = (option: string, node: unknown, withTls: boolean): Result.Result<Address, TransportError> => {
   const remedy = "give each node as host:port; the URL says user, password, database and TLS for all of them"
   if (typeof node !== "string") return refuse(option, { toString: () => "no text" }, remedy)
-  const url = parse(node.includes("://") ? node : `${withTls ? "rediss" : "redis"}://${node}`)
+  const url = URL.parse(node.includes("://") ? node : `${withTls ? "rediss" : "redis"}://${node}`) ?? undefined
   const address = url === undefined ? undefined : hostOf(url)
   const isPlain = url !== undefined && isTls[url.protocol] === withTls &&
     /^\/?$/.test(url.username + url.password + url.pathname + url.search + url.hash)

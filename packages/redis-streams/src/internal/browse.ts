@@ -25,17 +25,14 @@ const endOf = (id: string) => id.includes("-") ? id : `${id}-1844674407370955161
 
 const reading = (server: Server, topic: string) => {
   const key = server.settings.keyPrefix + topic
-  const ask = (command: ReadonlyArray<string>) =>
-    Effect.mapError(
-      server.poll.one(key, command),
-      (error) => transportError(`reading ${key}`, server.settings.label, error)
-    )
+  const failing = (error: Error) => transportError(`reading ${key}`, server.settings.label, error)
+  const ask = (command: ReadonlyArray<string>) => Effect.mapError(server.poll.one(key, command), failing)
   const reader = new EntryReader(topic)
   const origin = server.poll.one(key, evalsha(findOrigin, [key], [])).pipe(
     Effect.map((token) => text(token) === "" ? placeOf(server, key) : text(token)),
     // A name for the place will do where this user may not look at groups.
     Effect.catchIf(isRefusal, () => Effect.succeed(placeOf(server, key))),
-    Effect.mapError((error) => transportError(`reading ${key}`, server.settings.label, error))
+    Effect.mapError(failing)
   )
   const read = (origin: string, reply: unknown): ReadonlyArray<RedisDelivery> =>
     (list(reply) as ReadonlyArray<RawEntry>).map((entry) => reader.read(origin, entry, 0))

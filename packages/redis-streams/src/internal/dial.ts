@@ -88,6 +88,9 @@ export class DialError extends Data.TaggedError("DialError")<{
   /** Nothing listens at any of the addresses that were given. */
   readonly isAlone?: boolean
 }> {
+  static of(address: Address, words: string): DialError {
+    return new DialError({ address, error: new Error(words) })
+  }
   override get message(): string {
     return `${nameOf(this.address)}: ${this.detail}`
   }
@@ -157,23 +160,17 @@ const dialAs = (options: DialOptions, address: Address, login: Login): Effect.Ef
 
 export const dial = (options: DialOptions, address: Address): Effect.Effect<Session, DialError> =>
   options.login.pipe(
-    Effect.mapError((cause) =>
-      new DialError({ address, error: new Error(`the credentials could not be had: ${describe(cause)}`) })
-    ),
+    Effect.mapError((cause) => DialError.of(address, `the credentials could not be had: ${describe(cause)}`)),
     Effect.flatMap((login) => dialAs(options, address, login)),
     Effect.timeoutOrElse({
       duration: options.within,
       orElse: () =>
-        Effect.fail(
-          new DialError({
-            address,
-            error: new Error(
-              options.tls === undefined
-                ? `no answer within ${options.within} ms`
-                : `no answer within ${options.within} ms: the server is busy, or it does not begin TLS: write redis:// if this port has none, or give the TLS port`
-            )
-          })
-        )
+        Effect.fail(DialError.of(
+          address,
+          options.tls === undefined
+            ? `no answer within ${options.within} ms`
+            : `no answer within ${options.within} ms: the server is busy, or it does not begin TLS: write redis:// if this port has none, or give the TLS port`
+        ))
     })
   )
 

@@ -1,11 +1,11 @@
 import type { ConsumerInfo, GroupInfo as TransportGroupInfo } from "@millrace/core/Transport"
-import { invalidOption, Mismatch, TransportError } from "@millrace/core/TransportError"
+import { invalidOption, Mismatch, type TransportError } from "@millrace/core/TransportError"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type { GroupInfo } from "../Options.ts"
 import { backoff, Lost } from "./connection.ts"
-import { codeOf, entriesOf, isPassing, list, millisOfTime, text, transportError } from "./reply.ts"
+import { codeOf, entriesOf, failure, isPassing, list, millisOfTime, text, transportError } from "./reply.ts"
 import { isInternal } from "./scripts/lua.ts"
 import { origin as originScript } from "./scripts/origin.ts"
 import { evalsha } from "./scripts/script.ts"
@@ -97,8 +97,11 @@ export const verify = (server: Server, key: string): Effect.Effect<void, Transpo
     )
   )
 
+export const noGroup = (stream: string, group: string): TransportError =>
+  failure(new Mismatch({ name: `group ${group} of stream ${stream}`, expected: "there", found: "absent" }))
+
 const mismatch = (key: string, found = "a key of another type"): TransportError =>
-  new TransportError({ transport: "redis", reason: new Mismatch({ name: key, expected: "a stream", found }) })
+  failure(new Mismatch({ name: key, expected: "a stream", found }))
 
 const consumersOf = (reply: unknown): ReadonlyArray<ConsumerInfo> =>
   list(reply).map(entriesOf)

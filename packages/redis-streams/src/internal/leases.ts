@@ -1,4 +1,5 @@
 import type { Delivery } from "@millrace/core/Transport"
+import * as Arr from "effect/Array"
 import type * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import type { Command } from "./command.ts"
@@ -6,11 +7,8 @@ import { RedisDelivery } from "./entry.ts"
 import { hasPaused } from "./pauses.ts"
 import { list } from "./reply.ts"
 import { evalsha } from "./scripts/script.ts"
-import { settle } from "./scripts/settle.ts"
+import { chunk, settle } from "./scripts/settle.ts"
 import type { Server } from "./server.ts"
-
-/** Entries that one call of a script is about. */
-export const chunk = 500
 
 /** For how long after a pause replies may be read that had waited in a socket. Milliseconds. */
 const doubtedFor = 2_000
@@ -45,11 +43,9 @@ export class Leases {
   /** Commands that do something to many entries. */
   commands(operations: ReadonlyArray<Operation>): ReadonlyArray<Command> {
     const { consumer, dues, group, key } = this.options
-    const commands: Array<Command> = []
-    for (let i = 0; i < operations.length; i += chunk) {
-      commands.push(evalsha(settle, [key, dues], [group, consumer, ...operations.slice(i, i + chunk).flat()]))
-    }
-    return commands
+    return Arr.chunksOf(operations, chunk).map((some) =>
+      evalsha(settle, [key, dues], [group, consumer, ...some.flat()])
+    )
   }
 
   /** Sends them apart from settlements, which may be many. */

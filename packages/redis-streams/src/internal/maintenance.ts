@@ -1,10 +1,9 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { ErrorReply } from "redis"
 import * as groups from "./groups.ts"
 import * as keys from "./keys.ts"
-import { codeOf, isPassing, list, transportError } from "./reply.ts"
+import { isLasting, list, transportError } from "./reply.ts"
 import { prune as pruneScript } from "./scripts/prune.ts"
 import { evalsha } from "./scripts/script.ts"
 import { trim as trimScript } from "./scripts/trim.ts"
@@ -16,11 +15,8 @@ export interface Maintained {
   readonly origin: string
 }
 
-/** Looks now and then after the streams and groups that are subscribed to. */
-export interface Maintenance {
-  /** For as long as the scope is open. */
-  readonly look: (maintained: Maintained) => Effect.Effect<void, never, Scope.Scope>
-}
+/** Looks now and then after a stream and a group, for as long as the scope is open. */
+export type Maintain = (maintained: Maintained) => Effect.Effect<void, never, Scope.Scope>
 
 /** Consumers that one step deletes at most: it holds up the server. */
 const maxPruned = 500
@@ -51,7 +47,7 @@ const prune = (server: Server, maintained: Maintained, period: number): Effect.E
   )
 }
 
-export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Return<Maintenance, never, Scope.Scope> {
+export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Return<Maintain, never, Scope.Scope> {
   const { consumerIdle, trimsAcknowledged } = server.settings
   const subscribed = new Set<Maintained>()
   const period = Math.min(60_000, consumerIdle, trimsAcknowledged ? 10_000 : Infinity)
@@ -65,9 +61,7 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
       onSuccess: () => Effect.sync(() => void refused.delete(key)),
       onFailure: (error) => {
         // A group that is gone is the reader's affair, a connection tells by itself.
-        if (!(error instanceof ErrorReply) || isPassing(error) || codeOf(error) === "NOGROUP" || refused.has(key)) {
-          return Effect.void
-        }
+        if (!isLasting(error) || refused.has(key)) return Effect.void
         refused.add(key)
         return Effect.logWarning(transportError(`tidying up ${key}`, server.settings.label, error).message)
       }
@@ -77,11 +71,9 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
     Effect.suspend(() => Effect.sleep(period * (0.5 + Math.random() / 2))),
     Effect.suspend(() => Effect.forEach([...subscribed], maintain, { discard: true }))
   )))
-  return {
-    look: (maintained) =>
-      Effect.asVoid(Effect.acquireRelease(
-        Effect.sync(() => subscribed.add(maintained)),
-        () => Effect.sync(() => subscribed.delete(maintained))
-      ))
-  }
+  return (maintained) =>
+    Effect.asVoid(Effect.acquireRelease(
+      Effect.sync(() => subscribed.add(maintained)),
+      () => Effect.sync(() => subscribed.delete(maintained))
+    ))
 })

@@ -68,13 +68,13 @@ export const make = (server: Server, unbounded: ReadonlySet<string>): Publish =>
     })
 
   const commands = new PublishCommands(settings, server.clock, unbounded)
-  const queue = new PublishQueue(
+  const queue = new PublishQueue({
     send,
-    (key) => server.write.isUpFor(key),
+    isUp: (key) => server.write.isUpFor(key),
     commands,
     // In a cluster each key may turn out to live somewhere else.
-    settings.topology === "cluster" ? (key) => key : () => ""
-  )
+    placeOf: settings.topology === "cluster" ? (key) => key : () => ""
+  })
 
   const sendOne = (key: string, command: Command) => Effect.map(send(key, [command]), ([reply]) => reply)
 

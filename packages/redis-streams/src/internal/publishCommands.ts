@@ -49,14 +49,14 @@ export class PublishCommands {
       return command
     }
     if (message.delay !== undefined) {
-      const { args, keys } = this.noted(key, message.id ?? "")
+      const { args, ids } = this.noted(key, message.id ?? "")
       args.push(
         String(Math.min(longestDelay, Math.max(0, Math.ceil(Duration.toMillis(message.delay))))),
         `delayed-${crypto.randomUUID()}`,
         key,
         ...lengthOf(bound)
       )
-      return evalsha(adds.delay, [this.delayedOf(key), ...keys], appendFields(args, message))
+      return evalsha(adds.delay, [keys.delayed(key), ...ids], appendFields(args, message))
     }
     return bound?.by === "age"
       ? evalsha(adds.add, [key], appendFields([howOf(bound), String(bound.age)], message))
@@ -71,7 +71,7 @@ export class PublishCommands {
   /** Stores messages of one topic, each unless its id was used before; with several, the replies are one array. */
   once(key: string, messages: Arr.NonEmptyReadonlyArray<Outgoing>): Command {
     const bound = this.boundOf(messages[0].topic)
-    const { args, keys } = this.noted(key, "")
+    const { args, ids } = this.noted(key, "")
     args.push(...(bound?.by === "age" ? [howOf(bound), String(bound.age)] : ["", ""]))
     const shared = lengthOf(bound)
     args.push(String(shared.length), ...shared)
@@ -87,45 +87,37 @@ export class PublishCommands {
       args[from - 1] = String(args.length - from)
       before = message.fields === undefined ? message.headers : undefined
     }
-    return evalsha(adds.addOnce, [key, ...keys], args)
+    return evalsha(adds.addOnce, [key, ...ids], args)
   }
 
   /** Whether the topic is trimmed by age, for which the server's time is needed. */
   isTrimmedByAge({ topic }: Outgoing): boolean {
-    return !this.unbounded.has(topic) && this.settings.bound?.by === "age"
+    return this.boundOf(topic)?.by === "age"
   }
 
   /** The entry without its id, and without a script. `now`: the server's time, where the topic is trimmed by age. */
   add(key: string, message: Outgoing, now = 0): Command {
-    const bound = this.unbounded.has(message.topic) ? undefined : this.settings.bound
-    const how = bound?.exact === true ? "=" : "~"
-    const trim = bound === undefined
-      ? []
-      : bound.by === "length"
-      ? ["MAXLEN", how, String(bound.length)]
-      : ["MINID", how, String(now - bound.age)]
-    return appendFields(["XADD", key, ...trim, "*"], message)
+    const bound = this.boundOf(message.topic)
+    const trim = bound?.by === "age" ? ["MINID", howOf(bound), String(now - bound.age), "*"] : lengthOf(bound)
+    return appendFields(["XADD", key, ...trim], message)
   }
 
   find(key: string, id: string): Command {
-    const { args, keys } = this.noted(key, id)
-    return evalsha(adds.findOnce, [key, ...keys], args)
+    const { args, ids } = this.noted(key, id)
+    return evalsha(adds.findOnce, [key, ...ids], args)
   }
 
   note(key: string, id: string, entry: string): Command {
-    const { args, keys } = this.noted(key, id)
-    return evalsha(adds.noteOnce, [key, ...keys], [...args, entry])
-  }
-
-  private delayedOf(key: string): string {
-    return keys.delayed(key)
+    const { args, ids } = this.noted(key, id)
+    return evalsha(adds.noteOnce, [key, ...ids], [...args, entry])
   }
 
   private boundOf(topic: string): Trim | undefined {
     return this.unbounded.has(topic) ? undefined : this.settings.bound
   }
 
-  private noted(key: string, id: string): { readonly args: Array<Argument>; readonly keys: ReadonlyArray<string> } {
+  /** Arguments that the scripts with ids begin with, and the hashes of ids. */
+  private noted(key: string, id: string): { readonly args: Array<Argument>; readonly ids: ReadonlyArray<string> } {
     const period = Math.floor(this.clock.now() / this.settings.deduplication)
     let ids = this.ids.get(key)
     if (ids?.period !== period) {
@@ -133,7 +125,7 @@ export class PublishCommands {
       ids = { period, keys: [period - 2, period - 1, period, period + 1].map((at) => keys.published(key, at)) }
       this.ids.set(key, ids)
     }
-    return { args: [id, this.keepFor, String(period), this.length], keys: ids.keys }
+    return { args: [id, this.keepFor, String(period), this.length], ids: ids.keys }
   }
 }
 

@@ -13,40 +13,32 @@ interface Waiting {
   readonly resume: (replies: Effect.Effect<ReadonlyArray<unknown>>) => void
 }
 
-/** Sends commands that concern one node, and gives their replies in order. */
-export type Send = (key: string, commands: ReadonlyArray<Command>) => Effect.Effect<ReadonlyArray<unknown>>
-
 /**
  * Collects publishes and sends them as one write for each turn of the event loop, with one completion for all of them. A
  * lone publish goes out at once; when the last write was less than a millisecond ago, the queue waits for the turn to end.
  */
 export class PublishQueue {
-  private readonly send: Send
-  private readonly isUp: (key: string) => boolean
-  private readonly commands: PublishCommands
-  /** Which queue a key belongs to: in a cluster keys live on different nodes. */
-  private readonly placeOf: (key: string) => string
+  private readonly options: {
+    /** Sends commands that concern one node, and gives their replies in order. */
+    readonly send: (key: string, commands: ReadonlyArray<Command>) => Effect.Effect<ReadonlyArray<unknown>>
+    readonly isUp: (key: string) => boolean
+    readonly commands: PublishCommands
+    /** Which queue a key belongs to: in a cluster keys live on different nodes. */
+    readonly placeOf: (key: string) => string
+  }
   private readonly queues = new Map<string, Array<Waiting>>()
   private lastFlush = -Infinity
   private isScheduled = false
 
-  constructor(
-    send: Send,
-    isUp: (key: string) => boolean,
-    commands: PublishCommands,
-    placeOf: (key: string) => string
-  ) {
-    this.send = send
-    this.isUp = isUp
-    this.commands = commands
-    this.placeOf = placeOf
+  constructor(options: PublishQueue["options"]) {
+    this.options = options
   }
 
   /** Resolves to the replies. Interrupted before its turn, or while there is no connection, nothing is sent. */
   publish(key: string, messages: ReadonlyArray<Outgoing>): Effect.Effect<ReadonlyArray<unknown>> {
     return Effect.callback((resume) => {
       const waiting: Waiting = { key, messages, resume }
-      const place = this.placeOf(key)
+      const place = this.options.placeOf(key)
       const queue = this.queues.get(place)
       if (queue === undefined) this.queues.set(place, [waiting])
       else queue.push(waiting)
@@ -75,21 +67,22 @@ export class PublishQueue {
   }
 
   private flushQueue(queue: ReadonlyArray<Waiting>): void {
+    const { commands, isUp, send } = this.options
     const [first] = queue
     if (first === undefined) return
     // Without a connection each caller waits for itself: only some may find room, and one may be interrupted.
-    if (!this.isUp(first.key)) {
+    if (!isUp(first.key)) {
       for (const { key, messages, resume } of queue) {
-        resume(Effect.suspend(() => this.send(key, messages.map((message) => this.commands.of(key, message)))))
+        resume(Effect.suspend(() => send(key, messages.map((message) => commands.of(key, message)))))
       }
       return
     }
-    const turn = new Turn(this.commands)
+    const turn = new Turn(commands)
     for (const { key, messages } of queue) for (const message of messages) turn.add(key, message)
-    const commands = turn.made
-    Effect.runFork(this.send(first.key, commands)).addObserver((exit) => {
+    const { made } = turn
+    Effect.runFork(send(first.key, made)).addObserver((exit) => {
       const replies = turn.repliesOf(
-        exit._tag === "Success" ? exit.value : commands.map(() => new Lost(true, new Error("interrupted")))
+        exit._tag === "Success" ? exit.value : made.map(() => new Lost(true, new Error("interrupted")))
       )
       let at = 0
       for (const { messages, resume } of queue) resume(Effect.succeed(replies.slice(at, at += messages.length)))

@@ -40,6 +40,8 @@ export interface Reading extends Healed {
   readonly readLost: () => void
 }
 
+const nothingAsked: ReadonlyMap<Reading, number> = new Map()
+
 /**
  * Reads many streams for one consumer of one group, on one connection.
  *
@@ -47,15 +49,20 @@ export interface Reading extends Healed {
  * it asks for; of several, those that had more each by its own read, the others together. A blocked read is ended by
  * `CLIENT UNBLOCK` whenever something else becomes more urgent, so nothing ever waits for its end.
  */
-const nothingAsked: ReadonlyMap<Reading, number> = new Map()
-
 export class ReadLoop {
   private readonly server: Server
   private readonly connection: Connection | undefined
-  private readonly pollEvery: () => number
-  private readonly group: string
-  private readonly consumer: string
-  private readonly key: string
+  private readonly options: {
+    readonly server: Server
+    /** Absent: the loop polls on a shared one. */
+    readonly connection: Connection | undefined
+    /** Milliseconds. */
+    readonly pollEvery: () => number
+    readonly group: string
+    readonly consumer: string
+    /** Names the node, where streams may live on different ones. */
+    readonly key: string
+  }
   private readonly subscriptions = new Map<string, Reading>()
   private readonly work = Latch.makeUnsafe(false)
   private readonly done = Latch.makeUnsafe(true)
@@ -73,23 +80,13 @@ export class ReadLoop {
   private ignoredBlocks = 0
   private readonly healing: ReadHealing
 
-  /** Without a connection of its own it polls on a shared one. */
-  constructor(
-    server: Server,
-    connection: Connection | undefined,
-    pollEvery: () => number,
-    group: string,
-    consumer: string,
-    key: string
-  ) {
+  constructor(options: ReadLoop["options"]) {
+    this.options = options
+    const { connection, group, server } = options
     this.server = server
-    this.canUnblock = server.canUnblock
     this.connection = connection
-    this.pollEvery = pollEvery
-    this.group = group
-    this.healing = new ReadHealing(server, group, (session, error) => this.connection?.drop(session, error))
-    this.consumer = consumer
-    this.key = key
+    this.canUnblock = server.canUnblock
+    this.healing = new ReadHealing(server, group, (session, error) => connection?.drop(session, error))
   }
 
   /** Why nothing can be read now. */
@@ -160,7 +157,7 @@ export class ReadLoop {
     if (!this.isBlocked || this.isNudged || id === undefined || !this.isSameServer(connected!)) return
     this.isNudged = true
     const read = this.asked
-    this.runFork(Effect.map(this.server.control.send(this.key, [["CLIENT", "UNBLOCK", id]]), ([reply]) => {
+    this.runFork(Effect.map(this.server.control.send(this.options.key, [["CLIENT", "UNBLOCK", id]]), ([reply]) => {
       if (reply instanceof ErrorReply) this.canUnblock = false
       if (reply !== 0 || this.asked !== read) return
       // It came before the read, on a connection of its own.
@@ -220,16 +217,15 @@ export class ReadLoop {
     wanting: ReadonlyArray<Reading>,
     isBusy: boolean
   ): Effect.Effect<void> {
+    const { consumer, group, key } = this.options
     const hot = wanting.length === 1 ? [] : wanting.filter((subscription) => subscription.isHot)
     const cold = wanting.length === 1 ? wanting : wanting.filter((subscription) => !subscription.isHot)
     const block = isBusy || hot.length > 0 || connected === undefined || !this.canBlock
       ? undefined
       : this.blockFor(connected, cold)
-    const reads: Array<{ readonly subscriptions: ReadonlyArray<Reading>; readonly count: number }> = hot.map((
-      subscription
-    ) => ({
-      subscriptions: [subscription],
-      count: subscription.wantsNew
+    const reads: Array<{ readonly subscriptions: ReadonlyArray<Reading>; readonly count: number }> = hot.map((one) => ({
+      subscriptions: [one],
+      count: one.wantsNew
     }))
     if (cold.length > 0) {
       reads.push({
@@ -240,8 +236,8 @@ export class ReadLoop {
     const commands = reads.map(({ count, subscriptions }): Command => [
       "XREADGROUP",
       "GROUP",
-      this.group,
-      this.consumer,
+      group,
+      consumer,
       "COUNT",
       String(count),
       ...(block === undefined ? [] : ["BLOCK", String(block)]),
@@ -256,7 +252,7 @@ export class ReadLoop {
     this.isNudged = false
     this.done.closeUnsafe()
     const sent = this.connection === undefined
-      ? this.server.poll.send(this.key, commands)
+      ? this.server.poll.send(key, commands)
       : this.connection.send(commands, (block ?? 0) + this.server.settings.answerTimeout)
     return Effect.flatMap(sent, (replies) => {
       this.asked = nothingAsked
@@ -279,7 +275,7 @@ export class ReadLoop {
       if (isPolling) {
         return isBusy
           ? Effect.void
-          : Effect.asVoid(Effect.timeoutOption(this.work.await, this.pollEvery()))
+          : Effect.asVoid(Effect.timeoutOption(this.work.await, this.options.pollEvery()))
       }
       return block === undefined ? Effect.void : this.watchBlock(block)
     })
@@ -295,7 +291,7 @@ export class ReadLoop {
   private poll(why: string): Effect.Effect<void> {
     this.canBlock = false
     return Effect.logWarning(
-      `redis: this server ${why}: it is asked every ${this.pollEvery()} ms, and a message may take so long to be seen`
+      `redis: this server ${why}: it is asked every ${this.options.pollEvery()} ms, and a message may take so long to be seen`
     )
   }
 
@@ -346,7 +342,7 @@ export class ReadLoop {
     // At another server the id of this connection would be a stranger's.
     if (!isSame || connected.clientId === undefined) return ping
     return Effect.flatMap(
-      this.server.control.send(this.key, [["CLIENT", "UNBLOCK", connected.clientId]]),
+      this.server.control.send(this.options.key, [["CLIENT", "UNBLOCK", connected.clientId]]),
       ([reply]) => {
         const isOn = this.asked === reading && (reply !== 0 || performance.now() - this.sentAt > minTimeout)
         return reply instanceof Lost || !isOn ? Effect.void : ping

@@ -3,6 +3,7 @@ import * as Effect from "effect/Effect"
 import type { DelayedRetries } from "./delayedRetries.ts"
 import { type EntryReader, type Facts, type RawEntry, RedisDelivery } from "./entry.ts"
 import type { Inbox } from "./inbox.ts"
+import type { LeaseOptions } from "./leases.ts"
 import { list, text } from "./reply.ts"
 import * as claims from "./scripts/claim.ts"
 import { evalsha } from "./scripts/script.ts"
@@ -14,14 +15,18 @@ const maxClaimed = 256
 /** Retries of other processes that wait here at most; the rest stay where they are until there is room. */
 const maxInherited = 10_000
 
-export interface ReclaimOptions {
-  readonly key: string
-  readonly dues: string
-  readonly group: string
-  readonly consumer: string
-  readonly minIdle: number
+export interface ReclaimOptions extends LeaseOptions {
   readonly isolateFrom: number
   readonly ordered: boolean
+  readonly server: Server
+  readonly inbox: Inbox
+  /** Retries of other processes. */
+  readonly inherited: DelayedRetries
+  /** Whether a retry waits in this process. */
+  readonly isWaiting: (id: string) => boolean
+  readonly entries: EntryReader
+  readonly origin: () => string
+  readonly clock: Clock.Clock
 }
 
 interface Candidate {
@@ -46,40 +51,18 @@ export class Reclaim {
   private fullLookAt: number
   private seesAll = false
   private readonly options: ReclaimOptions
-  private readonly server: Server
-  private readonly inbox: Inbox
-  private readonly inherited: DelayedRetries
-  private readonly isWaiting: (id: string) => boolean
-  private readonly entries: EntryReader
-  private readonly origin: () => string
-  private readonly clock: Clock.Clock
 
-  constructor(
-    options: ReclaimOptions,
-    server: Server,
-    inbox: Inbox,
-    inherited: DelayedRetries,
-    isWaiting: (id: string) => boolean,
-    entries: EntryReader,
-    origin: () => string,
-    clock: Clock.Clock
-  ) {
+  constructor(options: ReclaimOptions) {
     this.options = options
-    this.server = server
-    this.inbox = inbox
-    this.inherited = inherited
-    this.isWaiting = isWaiting
-    this.entries = entries
-    this.origin = origin
-    this.clock = clock
     this.fullLookAt = performance.now() + options.minIdle * Math.random()
   }
 
   /** Something older than whatever is unread may be taken now. */
   get isReady(): boolean {
-    if (this.inbox.freshRoom === 0) return false
+    const { inbox } = this.options
+    if (inbox.freshRoom === 0) return false
     return this.candidates.length > 0 || this.isClaimable ||
-      this.isolatedLeft + this.isolated.length > 0 && this.inbox.suspectRoom > 0
+      this.isolatedLeft + this.isolated.length > 0 && inbox.suspectRoom > 0
   }
 
   /** Something older than whatever is unread is there, isolated suspects apart. */
@@ -94,30 +77,31 @@ export class Reclaim {
 
   /** Takes what there is room for. Resolves to ids whose entries are gone. */
   readonly take: Effect.Effect<ReadonlyArray<string>, Error> = Effect.suspend(() =>
-    this.candidates.length > 0 || this.isolated.length > 0 && this.inbox.suspectRoom > 0 ? this.takeBack : this.claim
+    this.candidates.length > 0 || this.isolated.length > 0 && this.options.inbox.suspectRoom > 0
+      ? this.takeBack
+      : this.claim
   )
 
   private readonly claim: Effect.Effect<ReadonlyArray<string>, Error> = Effect.suspend(() => {
-    const { consumer, dues, group, isolateFrom, key, minIdle, ordered } = this.options
-    const { byteRoom, freshRoom, suspectRoom } = this.inbox
+    const { consumer, dues, group, inbox, inherited, isWaiting, key, minIdle, ordered, server } = this.options
     const command = evalsha(claims.claim, [key, dues], [
       group,
       consumer,
       String(minIdle),
-      String(Math.min(freshRoom, maxClaimed)),
-      String(Math.max(0, maxInherited - this.inherited.size)),
-      String(suspectRoom),
-      Number.isFinite(isolateFrom) ? String(isolateFrom) : "1e300",
-      String(byteRoom),
+      String(Math.min(inbox.freshRoom, maxClaimed)),
+      String(Math.max(0, maxInherited - inherited.size)),
+      String(inbox.suspectRoom),
+      this.isolateFromArgument,
+      String(inbox.byteRoom),
       this.seesAll ? "1" : "0",
       ...this.cursor,
       ordered ? "1" : "0"
     ])
-    return Effect.map(this.server.control.one(key, command), (reply) => {
+    return Effect.map(server.control.one(key, command), (reply) => {
       const [, waiting, , left, consumer, id] = list(reply)
       for (const entry of list(waiting)) {
         const [id, ms] = list(entry)
-        if (!this.isWaiting(text(id))) this.inherited.add(text(id), Number(ms))
+        if (!isWaiting(text(id))) inherited.add(text(id), Number(ms))
       }
       const isNew = this.cursor[0] === ""
       this.cursor = [text(consumer), text(id)]
@@ -128,14 +112,21 @@ export class Reclaim {
     })
   })
 
+  /** As scripts take it: Lua reads no "Infinity". */
+  private get isolateFromArgument(): string {
+    const { isolateFrom } = this.options
+    return Number.isFinite(isolateFrom) ? String(isolateFrom) : "1e300"
+  }
+
   private accept(reply: unknown): ReadonlyArray<string> {
     const now = performance.now()
     const [given, , gone] = list(reply)
-    this.inbox.put(list(given).map((entry) => this.read(entry, now)), now)
+    this.options.inbox.put(list(given).map((entry) => this.read(entry, now)), now)
     return list(gone).map(text)
   }
 
   private read(entry: unknown, now: number): RedisDelivery {
+    const { clock, entries, isolateFrom, origin } = this.options
     const [id, fields, attempt, suspect, failed, count, left] = list(entry)
     const isSuspect = suspect === 1
     const facts: Facts = {
@@ -143,12 +134,12 @@ export class Reclaim {
       redelivered: true,
       suspect: isSuspect,
       firstFailedAt: firstFailure(failed),
-      due: left === undefined ? undefined : this.clock.currentTimeMillisUnsafe() + Number(left),
+      due: left === undefined ? undefined : clock.currentTimeMillisUnsafe() + Number(left),
       count: Number(count),
-      arrival: isSuspect && Number(attempt) >= this.options.isolateFrom ? "isolated" : "fresh",
+      arrival: isSuspect && Number(attempt) >= isolateFrom ? "isolated" : "fresh",
       isFirstHand: false
     }
-    return this.entries.read(this.origin(), rawEntry(id, fields), now, facts)
+    return entries.read(origin(), rawEntry(id, fields), now, facts)
   }
 
   // --- its own
@@ -166,16 +157,16 @@ export class Reclaim {
 
   /** Costs in proportion to what is pending: so not more often than once in the claim time, and a fiftieth of the time. */
   readonly lookAtAll: Effect.Effect<void, Error> = Effect.suspend(() => {
-    const { group, key, minIdle } = this.options
+    const { consumer, group, key, minIdle, server } = this.options
     const began = performance.now()
     this.fullLookAt = began + minIdle
     return Effect.map(
-      this.server.control.one(key, ["XPENDING", key, group, "IDLE", String(minIdle), "-", "+", "1"]),
+      server.control.one(key, ["XPENDING", key, group, "IDLE", String(minIdle), "-", "+", "1"]),
       (reply) => {
         const now = performance.now()
         this.fullLookAt = now + Math.max(1_000, minIdle, 50 * (now - began)) * (0.5 + Math.random() / 2)
         const owner = list(list(reply)[0])[1]
-        if (owner !== undefined && text(owner) !== this.options.consumer) this.seesAll = this.isClaimable = true
+        if (owner !== undefined && text(owner) !== consumer) this.seesAll = this.isClaimable = true
       }
     )
   })
@@ -187,18 +178,18 @@ export class Reclaim {
    */
   readonly lookAtOwn = (isReading: boolean): Effect.Effect<void, Error> =>
     Effect.suspend(() => {
-      const { consumer, group, isolateFrom, key, minIdle } = this.options
+      const { consumer, group, inbox, isolateFrom, isWaiting, key, minIdle, server } = this.options
       this.lookedAtOwn = performance.now()
       return Effect.map(
-        this.server.control.one(key, ["XPENDING", key, group, "IDLE", String(minIdle), "-", "+", "100", consumer]),
+        server.control.one(key, ["XPENDING", key, group, "IDLE", String(minIdle), "-", "+", "100", consumer]),
         (reply) => {
           const now = performance.now()
           const found: Array<Candidate> = []
           for (const entry of list(reply)) {
             const [rawId, , idle, count] = list(entry)
             const id = text(rawId)
-            if (this.isWaiting(id) || this.inbox.has(id)) continue
-            const delivery = this.inbox.outstanding.find(id)
+            if (isWaiting(id) || inbox.has(id)) continue
+            const delivery = inbox.outstanding.find(id)
             if (delivery === undefined) {
               // Delivered before this process began: a process of the same name had it, and may have died of it.
               const how = Number(idle) > now ? "unsettled" : "lost"
@@ -220,15 +211,15 @@ export class Reclaim {
 
   /** Looks for own entries after `lastRead` that never arrived: the connection of their read is gone. */
   lookForLost(lastRead: string): Effect.Effect<void, Error> {
-    const { consumer, group, key } = this.options
+    const { consumer, group, inbox, isWaiting, key, server } = this.options
     return Effect.map(
-      this.server.control.one(key, ["XPENDING", key, group, `(${lastRead}`, "+", String(maxInherited), consumer]),
+      server.control.one(key, ["XPENDING", key, group, `(${lastRead}`, "+", String(maxInherited), consumer]),
       (reply) => {
         const found: Array<Candidate> = []
         for (const entry of list(reply)) {
           const [rawId, , , count] = list(entry)
           const id = text(rawId)
-          if (this.isWaiting(id) || this.inbox.has(id) || this.inbox.outstanding.find(id) !== undefined) continue
+          if (isWaiting(id) || inbox.has(id) || inbox.outstanding.find(id) !== undefined) continue
           found.push({ id, count: Number(count), how: "lost", delivery: undefined })
         }
         this.candidates = found
@@ -237,8 +228,8 @@ export class Reclaim {
   }
 
   private readonly takeBack: Effect.Effect<ReadonlyArray<string>, Error> = Effect.suspend(() => {
-    const { consumer, dues, group, isolateFrom, key, minIdle } = this.options
-    const { freshRoom, suspectRoom } = this.inbox
+    const { consumer, dues, group, inbox, key, minIdle, server } = this.options
+    const { freshRoom, suspectRoom } = inbox
     const suspects = this.isolated.slice(0, Math.min(freshRoom, suspectRoom))
     const taken = [...suspects, ...this.candidates.slice(0, freshRoom - suspects.length)]
     this.isolated = this.isolated.slice(suspects.length)
@@ -246,19 +237,17 @@ export class Reclaim {
     this.candidates = []
     if (taken.length === 0) return Effect.succeed([])
     const args = taken.flatMap(({ count, how, id }) => [id, String(count), how])
-    const command = evalsha(claims.takeBack, [key, dues], [
-      group,
-      consumer,
-      String(minIdle),
-      Number.isFinite(isolateFrom) ? String(isolateFrom) : "1e300",
-      ...args
-    ])
-    return Effect.map(this.server.control.one(key, command), (reply) => {
+    const command = evalsha(
+      claims.takeBack,
+      [key, dues],
+      [group, consumer, String(minIdle), this.isolateFromArgument, ...args]
+    )
+    return Effect.map(server.control.one(key, command), (reply) => {
       const given = new Set(list(list(reply)[0]).map((entry) => text(list(entry)[0])))
       for (const { delivery, id } of taken) {
         if (delivery === undefined || !given.has(id)) continue
         RedisDelivery.state(delivery).isSuperseded = true
-        this.inbox.outstanding.delete(delivery)
+        inbox.outstanding.delete(delivery)
       }
       return this.accept(reply)
     })

@@ -1,11 +1,11 @@
+import * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
 import type * as Scope from "effect/Scope"
-import { ErrorReply } from "redis"
 import { slotOf } from "./cluster.ts"
 import * as keys from "./keys.ts"
-import { codeOf, isPassing, list, refusal, text, transportError } from "./reply.ts"
+import { isLasting, list, refusal, text, transportError } from "./reply.ts"
 import { peek } from "./scripts/peek.ts"
 import { evalsha } from "./scripts/script.ts"
 import type { Server } from "./server.ts"
@@ -23,11 +23,8 @@ const many = 100
 /** Subscriptions that one command looks after. */
 const atOnce = 1_000
 
-/** Looks for what was abandoned, and for delayed entries that are due, on behalf of all subscriptions. */
-export interface ReclaimScan {
-  /** For as long as the scope is open. */
-  readonly look: (subscription: RedisSubscription) => Effect.Effect<void, never, Scope.Scope>
-}
+/** Looks for what was abandoned, and for delayed entries that are due, for as long as the scope is open. */
+export type ReclaimScan = (subscription: RedisSubscription) => Effect.Effect<void, never, Scope.Scope>
 
 const looking = "looking for abandoned entries"
 const moving = "moving delayed messages"
@@ -90,7 +87,7 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
       onFailure: (error) =>
         Effect.suspend(() => {
           // A group that is gone is the reader's affair.
-          if (!(error instanceof ErrorReply) || isPassing(error) || codeOf(error) === "NOGROUP") return Effect.void
+          if (!isLasting(error)) return Effect.void
           subscription.looked(false)
           // A stream that is none any more is the reader's affair.
           const beside = keys.besideDelayed(key)
@@ -108,7 +105,8 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
     const bySlot = server.settings.topology === "cluster"
       ? [...Map.groupBy(wanting, ({ options: { key } }) => slotOf(key)).values()]
       : [wanting]
-    return Effect.forEach(bySlot.flatMap(chunksOf), lookAt, { concurrency: "unbounded", discard: true })
+    const chunks = bySlot.flatMap((some) => Arr.chunksOf(some, atOnce))
+    return Effect.forEach(chunks, lookAt, { concurrency: "unbounded", discard: true })
   })
 
   // What waits here must be kept long before it may be claimed.
@@ -137,31 +135,20 @@ export const make = Effect.fnUntraced(function*(server: Server): Effect.fn.Retur
     Effect.forkScoped
   )
 
-  return {
-    look: (subscription) =>
-      Effect.asVoid(
-        Effect.acquireRelease(
-          Effect.sync(() => {
-            subscriptions.add(subscription)
-          }),
-          () => Effect.sync(() => subscriptions.delete(subscription))
-        ).pipe(
-          // Nothing is read before it is known what was released or abandoned.
-          Effect.andThen(lookAt([subscription])),
-          Effect.tap(Effect.sync(() => isNew.openUnsafe()))
-        )
-      )
-  }
+  return (subscription) =>
+    Effect.acquireRelease(
+      Effect.sync(() => subscriptions.add(subscription)),
+      () => Effect.sync(() => subscriptions.delete(subscription))
+    ).pipe(
+      // Nothing is read before it is known what was released or abandoned.
+      Effect.andThen(lookAt([subscription])),
+      Effect.andThen(Effect.sync(() => isNew.openUnsafe())),
+      Effect.asVoid
+    )
 })
 
 /** The reply of `peek` where something is refused. */
 const found = (reply: unknown): readonly [state: number, pending: string, due: string] => {
   const [state, pending, due] = list(reply)
   return [Number(state), text(pending), text(due)]
-}
-
-const chunksOf = (subscriptions: ReadonlyArray<RedisSubscription>): ReadonlyArray<ReadonlyArray<RedisSubscription>> => {
-  const chunks: Array<ReadonlyArray<RedisSubscription>> = []
-  for (let i = 0; i < subscriptions.length; i += atOnce) chunks.push(subscriptions.slice(i, i + atOnce))
-  return chunks
 }

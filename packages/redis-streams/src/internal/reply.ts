@@ -3,6 +3,7 @@ import {
   Mismatch,
   OperationFailed,
   TransportError,
+  type TransportErrorReason,
   Unauthorized,
   Unsupported
 } from "@millrace/core/TransportError"
@@ -33,6 +34,10 @@ const passing = new Set([
 
 /** Refused for now, by a server that starts, follows another or is not the one: nothing was done. */
 export const isPassing = (u: unknown): boolean => u instanceof ErrorReply && passing.has(codeOf(u))
+
+/** A refusal that neither the connection nor the group can heal. */
+export const isLasting = (u: unknown): u is ErrorReply =>
+  u instanceof ErrorReply && !isPassing(u) && codeOf(u) !== "NOGROUP"
 
 /**
  * This user may not: nothing was done, nor will be before that changes. Inside a script each server has words of its own.
@@ -114,8 +119,11 @@ export const transportError = (operation: string, address: string, error: Error,
     : isUnknown(error)
     ? new Unsupported({ operation, remedy: remedyOf(error) })
     : new OperationFailed({ operation, cause: advised(error, isFull(error) ? advice["OOM"] : advice[code]) })
-  return new TransportError({ transport: "redis", reason })
+  return failure(reason)
 }
+
+export const failure = (reason: TransportErrorReason): TransportError =>
+  new TransportError({ transport: "redis", reason })
 
 /** What to do about refusals that may last. */
 const advice: { readonly [code: string]: string | undefined } = {

@@ -1,4 +1,4 @@
-import { invalidOption, TransportError, Unauthorized, Unreachable } from "@millrace/core/TransportError"
+import { invalidOption, type TransportError, Unauthorized, Unreachable } from "@millrace/core/TransportError"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
@@ -12,7 +12,7 @@ import { backoff, type Connection, make as makeConnection } from "./connection.t
 import { DelayedMoves } from "./delayedMoves.ts"
 import { DialError, type Session } from "./dial.ts"
 import { Refusals } from "./health.ts"
-import { codeOf, isRefusal, millisOfTime } from "./reply.ts"
+import { codeOf, failure, isRefusal, millisOfTime } from "./reply.ts"
 import { asEval } from "./scripts/script.ts"
 import { ServerClock } from "./serverClock.ts"
 import type { Settings } from "./settings.ts"
@@ -22,72 +22,63 @@ import * as Topology from "./topology.ts"
 /** Connections for one purpose: one, or in a cluster one to each node that is needed. */
 export class ConnectionPool {
   private readonly connections = new Map<string, Connection>()
-  private readonly purpose: string
-  private readonly settings: Settings
-  private readonly topology: Topology.Topology
-  private readonly slots: SlotMap
-  private readonly scope: Scope.Scope
-  private readonly minTimeout: number | undefined
+  private readonly options: {
+    readonly purpose: string
+    readonly settings: Settings
+    readonly topology: Topology.Topology
+    readonly slots: SlotMap
+    readonly scope: Scope.Scope
+    /** As of {@link Connection}. */
+    readonly minTimeout?: number
+  }
+  private readonly isCluster: boolean
 
-  constructor(
-    purpose: string,
-    settings: Settings,
-    topology: Topology.Topology,
-    slots: SlotMap,
-    scope: Scope.Scope,
-    minTimeout?: number
-  ) {
-    this.purpose = purpose
-    this.settings = settings
-    this.topology = topology
-    this.slots = slots
-    this.scope = scope
-    this.minTimeout = minTimeout
+  constructor(options: ConnectionPool["options"]) {
+    this.options = options
+    this.isCluster = options.settings.topology === "cluster"
+  }
+
+  /** The name of the connection for a key: empty where the node is not known, or is the only one. */
+  private nameFor(key: string): string {
+    const address = this.isCluster ? this.options.slots.get(slotOf(key)) : undefined
+    return address === undefined ? "" : nameOf(address)
   }
 
   /** The connection for a key, made when first asked for. */
   connection(key: string, first?: Session): Effect.Effect<Connection> {
     return Effect.suspend(() => {
-      const isCluster = this.settings.topology === "cluster"
-      const address = isCluster ? this.slots.get(slotOf(key)) : undefined
-      const name = address === undefined ? "" : nameOf(address)
+      const { topology } = this.options
+      const name = this.nameFor(key)
       const connection = this.connections.get(name)
       if (connection !== undefined) return Effect.succeed(connection)
-      if (isCluster && address === undefined) {
-        return Effect.andThen(
-          Effect.ignore(Effect.flatMap(this.topology.connect(key), close)),
-          Effect.suspend(() => {
-            const address = this.slots.get(slotOf(key))
-            return address === undefined ? this.open("", key) : this.open(nameOf(address), key)
-          })
-        )
-      }
-      return this.open(name, key, first)
+      const redial = topology.connect(key)
+      if (!this.isCluster || name !== "") return this.open(name, redial, first)
+      return Effect.andThen(
+        Effect.ignore(Effect.flatMap(redial, close)),
+        Effect.suspend(() => this.open(this.nameFor(key), redial))
+      )
     })
   }
 
-  private open(name: string, key: string, first?: Session): Effect.Effect<Connection> {
-    return Effect.map(
-      Scope.provide(makeConnection(this.purpose, this.topology.connect(key), first, this.minTimeout), this.scope),
-      (connection) => {
-        this.connections.set(name, connection)
-        return connection
-      }
+  private open(name: string, redial: Effect.Effect<Session, DialError>, first?: Session): Effect.Effect<Connection> {
+    const { minTimeout, purpose, scope } = this.options
+    return Effect.tap(
+      Scope.provide(makeConnection(purpose, redial, first, minTimeout), scope),
+      (connection) => Effect.sync(() => this.connections.set(name, connection))
     )
   }
 
   /** Whether what is about this key can be sent at once. */
   isUpFor(key: string): boolean {
-    const address = this.settings.topology === "cluster" ? this.slots.get(slotOf(key)) : undefined
-    return this.connections.get(address === undefined ? "" : nameOf(address))?.current !== undefined
+    return this.connections.get(this.nameFor(key))?.current !== undefined
   }
 
   /** Whether every node that is needed can be reached. */
   get isUp(): boolean {
-    if (this.settings.topology !== "cluster") {
+    if (!this.isCluster) {
       return this.connections.get("")?.current !== undefined || this.connections.size === 0
     }
-    return this.slots.known().every((address) =>
+    return this.options.slots.known().every((address) =>
       this.connections.get(nameOf(address))?.current !== undefined || !this.connections.has(nameOf(address))
     )
   }
@@ -103,13 +94,14 @@ export class ConnectionPool {
     return Math.max(...Array.from(this.connections.values(), (connection) => connection.madeAgainAt))
   }
 
-  /** Gives up those of its connections that answer nothing `within` milliseconds. */
-  readonly test = (within: number): Effect.Effect<void> =>
+  /** Gives up those of its connections that answer nothing within a second. */
+  readonly test: Effect.Effect<void> = Effect.suspend(() =>
     Effect.forEach(
       [...this.connections.values()],
-      (connection) => connection.current === undefined ? Effect.void : connection.send([["PING"]], within),
+      (connection) => connection.current === undefined ? Effect.void : connection.send([["PING"]], 1_000),
       { concurrency: "unbounded", discard: true }
     )
+  )
 
   /**
    * Sends commands about one key and gives their replies in order, errors in their places. Waits at most `timeout`
@@ -117,16 +109,17 @@ export class ConnectionPool {
    */
   send(key: string, commands: ReadonlyArray<Command>, timeout = 2_000): Effect.Effect<ReadonlyArray<unknown>> {
     return Effect.flatMap(this.connection(key), (connection) => {
+      const { answerTimeout } = this.options.settings
       const connected = connection.current
       if (connected === undefined) {
         return timeout === 0
-          ? connection.send(commands, this.settings.answerTimeout)
+          ? connection.send(commands, answerTimeout)
           : Effect.matchEffect(connection.awaitUp(timeout), {
             onFailure: (lost) => Effect.succeed(commands.map(() => lost)),
             onSuccess: () => this.send(key, commands, timeout)
           })
       }
-      return Effect.flatMap(connection.send(commands, this.settings.answerTimeout), (replies) => {
+      return Effect.flatMap(connection.send(commands, answerTimeout), (replies) => {
         for (const reply of replies) {
           if (reply instanceof ErrorReply) return this.repair(key, connection, connected, commands, replies, 5)
         }
@@ -152,6 +145,7 @@ export class ConnectionPool {
     replies: ReadonlyArray<unknown>,
     hops: number
   ): Effect.Effect<ReadonlyArray<unknown>> {
+    const { settings: { answerTimeout }, slots } = this.options
     const again: Array<{ readonly index: number; readonly command: Command }> = []
     let to = connection
     let target: Address | undefined
@@ -164,12 +158,12 @@ export class ConnectionPool {
       if (code === "NOSCRIPT") {
         const evaluated = asEval(command)
         if (evaluated !== undefined) again.push({ index, command: evaluated })
-      } else if ((code === "MOVED" || code === "ASK") && this.settings.topology === "cluster") {
+      } else if ((code === "MOVED" || code === "ASK") && this.isCluster) {
         const redirected = redirection(reply.message, connected.address)
         if (redirected === undefined) continue
         target = redirected.address
         asking = code === "ASK"
-        if (code === "MOVED") this.slots.set(redirected.slot, target)
+        if (code === "MOVED") slots.set(redirected.slot, target)
         again.push({ index, command })
       } else if (code === "READONLY" || code === "MASTERDOWN") {
         connection.drop(connected, reply)
@@ -178,12 +172,12 @@ export class ConnectionPool {
     if (again.length === 0 || hops === 0) return Effect.succeed(replies)
     return Effect.gen({ self: this }, function*() {
       if (target !== undefined) {
-        const known = this.connections.get(nameOf(target))
-        to = known ?? (yield* this.openAt(target))
-        yield* Effect.ignore(to.awaitUp(this.settings.answerTimeout))
+        const name = nameOf(target)
+        to = this.connections.get(name) ?? (yield* this.open(name, Topology.dialAt(this.options.settings, target)))
+        yield* Effect.ignore(to.awaitUp(answerTimeout))
       }
       const sent = again.flatMap(({ command }) => asking ? [["ASKING"], command] : [command])
-      const answers = (yield* to.send(sent, this.settings.answerTimeout)).filter((_, i) => !asking || i % 2 === 1)
+      const answers = (yield* to.send(sent, answerTimeout)).filter((_, i) => !asking || i % 2 === 1)
       const merged = replies.slice()
       again.forEach(({ index }, i) => merged[index] = answers[i])
       const next = to.current ?? connected
@@ -191,17 +185,6 @@ export class ConnectionPool {
         ? yield* this.repair(key, to, next, commands, merged, hops - 1)
         : merged
     })
-  }
-
-  private openAt(address: Address): Effect.Effect<Connection> {
-    const redial = Topology.dialAt(this.settings, address)
-    return Effect.map(
-      Scope.provide(makeConnection(this.purpose, redial, undefined, this.minTimeout), this.scope),
-      (connection) => {
-        this.connections.set(nameOf(address), connection)
-        return connection
-      }
-    )
   }
 }
 
@@ -239,15 +222,16 @@ export const make = Effect.fnUntraced(
     const slots = new SlotMap()
     const topology = Topology.make(settings, slots)
     const first = yield* firstConnection(settings, topology)
-    const hasRemoval = yield* knows(first, "XACKDEL")
+    const hasRemoval = yield* knowsRemoval(first)
     const canUnblock = yield* mayUnblock(first)
     const clock = new ServerClock()
     yield* setClock(clock, first)
-    const write = new ConnectionPool("settlements and publishing", settings, topology, slots, scope)
+    const shared = { settings, topology, slots, scope }
+    const write = new ConnectionPool({ ...shared, purpose: "settlements and publishing" })
     // It is asked about once a second, and little at a time: the first to know that nothing passes any more.
-    const timeout = Math.max(1_000, settings.answerTimeout / 5)
-    const control = new ConnectionPool("claims and heartbeats", settings, topology, slots, scope, timeout)
-    const poll = new ConnectionPool("browsing and polling", settings, topology, slots, scope)
+    const minTimeout = Math.max(1_000, settings.answerTimeout / 5)
+    const control = new ConnectionPool({ ...shared, purpose: "claims and heartbeats", minTimeout })
+    const poll = new ConnectionPool({ ...shared, purpose: "browsing and polling" })
     yield* write.connection("", first)
     const delayedMoves = yield* Effect.acquireRelease(
       Effect.sync(() => new DelayedMoves((key, command) => control.one(key, command))),
@@ -263,7 +247,7 @@ export const make = Effect.fnUntraced(
     yield* Effect.suspend(() => {
       if (control.madeAgainAt === seen) return Effect.void
       seen = control.madeAgainAt
-      return Effect.all([write.test(1_000), poll.test(1_000), readClock])
+      return Effect.all([write.test, poll.test, readClock])
     }).pipe(Effect.andThen(Effect.sleep(500)), Effect.forever, Effect.forkScoped)
     yield* readClock.pipe(Effect.delay("1 minute"), Effect.forever, Effect.forkScoped)
     return {
@@ -294,10 +278,10 @@ const mayUnblock = ({ client, clientId }: Session): Effect.Effect<boolean> =>
     ? Effect.succeed(false)
     : Effect.promise(() => client.sendCommand(["CLIENT", "UNBLOCK", clientId]).then(() => true, () => false))
 
-/** Whether the server has a command. */
-const knows = (connected: Session, command: string): Effect.Effect<boolean> =>
+/** Whether the server has XACKDEL. */
+const knowsRemoval = ({ client }: Session): Effect.Effect<boolean> =>
   Effect.promise(() =>
-    connected.client.sendCommand([command]).then(
+    client.sendCommand(["XACKDEL"]).then(
       () => true,
       (error) => error instanceof ErrorReply && /wrong number of arguments/.test(error.message)
     )
@@ -354,22 +338,15 @@ const firstConnection = (settings: Settings, topology: Topology.Topology): Effec
 const silence = 1_000
 
 const unreachable = (settings: Settings, last: DialError | undefined): TransportError =>
-  new TransportError({
-    transport: "redis",
-    reason: new Unreachable({
-      address: settings.label,
-      ...(last === undefined ? {} : { cause: new Error(last.detail) })
-    })
-  })
+  failure(
+    new Unreachable({ address: settings.label, ...(last === undefined ? {} : { cause: new Error(last.detail) }) })
+  )
 
-const refused = (settings: Settings, failure: DialError): TransportError => {
-  const { error } = failure
+const refused = (settings: Settings, last: DialError): TransportError => {
+  const { error } = last
   return /ERR AUTH .*without any password/.test(error.message)
     ? invalidOption("redis", "password", { toString: () => "given" }, "this server has none, leave it out")
     : isRefusal(error) || /\bDENIED\b/.test(error.message)
-    ? new TransportError({
-      transport: "redis",
-      reason: new Unauthorized({ address: settings.label, operation: "the connection", detail: error.message })
-    })
-    : unreachable(settings, failure)
+    ? failure(new Unauthorized({ address: settings.label, operation: "the connection", detail: error.message }))
+    : unreachable(settings, last)
 }

@@ -8,7 +8,7 @@ import * as Result from "effect/Result"
 import { hostname } from "node:os"
 import type { ConnectionOptions } from "node:tls"
 import type { Bound, Client, ClientOptions, Options } from "../Options.ts"
-import { type Address, readNode, readUrl, type Target } from "./address.ts"
+import { type Address, readNode, readUrl, refuse, type Target } from "./address.ts"
 import { checkNames, isSecret } from "./optionTypes.ts"
 import { isInternal } from "./scripts/lua.ts"
 
@@ -52,9 +52,6 @@ export interface Settings {
 }
 
 const transport = "redis"
-
-const refuse = (option: string, value: unknown, remedy: string) =>
-  Result.fail(invalidOption(transport, option, value, remedy))
 
 /** Whole milliseconds: servers take no fractions. */
 const millis = (input: Duration.Input | Hints["duration"] | undefined, otherwise: number): number =>
@@ -135,101 +132,98 @@ export const nameRemedy =
     return kind === "topic" && topology === "cluster" ? tagRemedy(keyPrefix + name) : undefined
   }
 
-export const check = (options: Options): Result.Result<Settings, TransportError> => {
-  const wrong = checkNames(options)
-  if (wrong !== undefined) return Result.fail(wrong)
-  const read = readUrl(secretOf(options.url))
-  if (Result.isFailure(read)) return Result.fail(read.failure)
-  const target = read.success
-  const { address, isTls, label } = target
-  const database = checkDatabase(options, target)
-  if (Result.isFailure(database)) return Result.fail(database.failure)
-  const isCluster = options.cluster !== undefined && options.cluster !== false
-  if (isCluster && options.sentinel !== undefined) {
-    return refuse(
-      "cluster",
-      "given together with sentinel",
-      "a server is in a cluster or watched by Sentinel, give one"
-    )
-  }
-  if (address.path !== undefined && (isCluster || options.sentinel !== undefined)) {
-    return refuse("url", label, "a cluster or Sentinel has nodes elsewhere: give the host of one")
-  }
-  if (
-    options.credentials !== undefined &&
-    (options.password ?? options.username ?? target.password ?? target.username) !== undefined
-  ) {
-    return refuse("credentials", "given together with a user or password, here or in the URL", "give one")
-  }
-  if (options.tls !== undefined && !isTls) {
-    return refuse(
-      "tls",
-      "given",
-      address.path === undefined ? "the URL says redis://, write rediss://" : "a unix socket has none"
-    )
-  }
-  const [option, more] = options.sentinel === undefined
-    ? ["cluster.nodes", typeof options.cluster === "object" ? options.cluster.nodes : []] as const
-    : ["sentinel.nodes", options.sentinel.nodes ?? []] as const
-  const seeds: Array<Address> = []
-  for (const node of more) {
-    const seed = readNode(option, node, isTls)
-    if (Result.isFailure(seed)) return Result.fail(seed.failure)
-    seeds.push(seed.success)
-  }
-  const bound = checkBound(typeof options.retention === "object" ? options.retention : undefined)
-  if (Result.isFailure(bound)) return Result.fail(bound.failure)
-  const { sentinel } = options
-  const settings: Settings = {
-    label,
-    seeds: [address, ...seeds],
-    topology: sentinel !== undefined
-      ? {
-        master: sentinel.master,
-        login: Effect.succeed({
-          username: undefined,
-          password: sentinel.password === undefined ? undefined : secretOf(sentinel.password)
-        })
-      }
-      : isCluster
-      ? "cluster"
-      : "standalone",
-    login: loginOf(options, target),
-    client: undefined,
-    database: database.success,
-    tls: isTls ? options.tls ?? {} : undefined,
-    connectTimeout: millis(options.connectTimeout, 10_000),
-    answerTimeout: millis(options.answerTimeout, 10_000),
-    consumer: options.consumer ?? `${hostname()}-${process.pid}-${Math.random().toString(36).slice(2, 8)}`,
-    keyPrefix: options.keyPrefix ?? "",
-    block: millis(options.block, 2_000),
-    minIdle: millis(options.claim?.minIdle, 30_000),
-    untilAcked: options.retention === "until-acked",
-    bound: bound.success,
-    trimsAcknowledged: options.retention === "acknowledged",
-    consumerIdle: millis(options.forgetConsumersAfter, 3_600_000),
-    deduplication: millis(options.deduplicateFor, 120_000),
-    offline: { wait: millis(options.offline?.wait, 5_000), max: options.offline?.max ?? 10_000 }
-  }
-  const bad = checkDuration("connectTimeout", settings.connectTimeout, 1) ??
-    checkDuration("answerTimeout", settings.answerTimeout, 1) ??
-    checkDuration("block", settings.block, 1) ??
-    checkDuration("claim.minIdle", settings.minIdle, 10) ??
-    checkDuration("forgetConsumersAfter", settings.consumerIdle, 1) ??
-    checkDuration("deduplicateFor", settings.deduplication, 1) ??
-    checkDuration("offline.wait", settings.offline.wait, 0)
-  if (bad !== undefined) return Result.fail(bad)
-  if (!(settings.offline.max >= 0)) return refuse("offline.max", settings.offline.max, "give a number of at least 0")
-  if (settings.consumer === "") return refuse("consumer", settings.consumer, "give it a name")
-  if (isInternal(settings.consumer)) {
-    return refuse("consumer", settings.consumer, "names that begin with millrace: belong to Millrace itself")
-  }
-  for (const option of ["consumer", "keyPrefix"] as const) {
-    if (!isText(settings[option])) return refuse(option, settings[option], textRemedy)
-  }
-  const remedy = isCluster ? tagRemedy(`${settings.keyPrefix}topic`) : undefined
-  return remedy === undefined ? Result.succeed(settings) : refuse("keyPrefix", settings.keyPrefix, remedy)
-}
+export const check = (options: Options): Result.Result<Settings, TransportError> =>
+  Result.gen(function*() {
+    const wrong = checkNames(options)
+    if (wrong !== undefined) return yield* Result.fail(wrong)
+    const target = yield* readUrl(secretOf(options.url))
+    const { address, isTls, label } = target
+    const database = yield* checkDatabase(options, target)
+    const isCluster = options.cluster !== undefined && options.cluster !== false
+    if (isCluster && options.sentinel !== undefined) {
+      return yield* refuse(
+        "cluster",
+        "given together with sentinel",
+        "a server is in a cluster or watched by Sentinel, give one"
+      )
+    }
+    if (address.path !== undefined && (isCluster || options.sentinel !== undefined)) {
+      return yield* refuse("url", label, "a cluster or Sentinel has nodes elsewhere: give the host of one")
+    }
+    if (
+      options.credentials !== undefined &&
+      (options.password ?? options.username ?? target.password ?? target.username) !== undefined
+    ) {
+      return yield* refuse("credentials", "given together with a user or password, here or in the URL", "give one")
+    }
+    if (options.tls !== undefined && !isTls) {
+      return yield* refuse(
+        "tls",
+        "given",
+        address.path === undefined ? "the URL says redis://, write rediss://" : "a unix socket has none"
+      )
+    }
+    const [option, more] = options.sentinel === undefined
+      ? ["cluster.nodes", typeof options.cluster === "object" ? options.cluster.nodes : []] as const
+      : ["sentinel.nodes", options.sentinel.nodes ?? []] as const
+    const seeds: Array<Address> = []
+    for (const node of more) seeds.push(yield* readNode(option, node, isTls))
+    const bound = yield* checkBound(typeof options.retention === "object" ? options.retention : undefined)
+    const { sentinel } = options
+    const settings: Settings = {
+      label,
+      seeds: [address, ...seeds],
+      topology: sentinel !== undefined
+        ? {
+          master: sentinel.master,
+          login: Effect.succeed({
+            username: undefined,
+            password: sentinel.password === undefined ? undefined : secretOf(sentinel.password)
+          })
+        }
+        : isCluster
+        ? "cluster"
+        : "standalone",
+      login: loginOf(options, target),
+      client: undefined,
+      database,
+      tls: isTls ? options.tls ?? {} : undefined,
+      connectTimeout: millis(options.connectTimeout, 10_000),
+      answerTimeout: millis(options.answerTimeout, 10_000),
+      consumer: options.consumer ?? `${hostname()}-${process.pid}-${Math.random().toString(36).slice(2, 8)}`,
+      keyPrefix: options.keyPrefix ?? "",
+      block: millis(options.block, 2_000),
+      minIdle: millis(options.claim?.minIdle, 30_000),
+      untilAcked: options.retention === "until-acked",
+      bound,
+      trimsAcknowledged: options.retention === "acknowledged",
+      consumerIdle: millis(options.forgetConsumersAfter, 3_600_000),
+      deduplication: millis(options.deduplicateFor, 120_000),
+      offline: { wait: millis(options.offline?.wait, 5_000), max: options.offline?.max ?? 10_000 }
+    }
+    const bad = checkDuration("connectTimeout", settings.connectTimeout, 1) ??
+      checkDuration("answerTimeout", settings.answerTimeout, 1) ??
+      checkDuration("block", settings.block, 1) ??
+      checkDuration("claim.minIdle", settings.minIdle, 10) ??
+      checkDuration("forgetConsumersAfter", settings.consumerIdle, 1) ??
+      checkDuration("deduplicateFor", settings.deduplication, 1) ??
+      checkDuration("offline.wait", settings.offline.wait, 0)
+    if (bad !== undefined) return yield* Result.fail(bad)
+    if (!(settings.offline.max >= 0)) {
+      return yield* refuse("offline.max", settings.offline.max, "give a number of at least 0")
+    }
+    if (settings.consumer === "") {
+      return yield* refuse("consumer", settings.consumer, "give it a name")
+    }
+    if (isInternal(settings.consumer)) {
+      return yield* refuse("consumer", settings.consumer, "names that begin with millrace: belong to Millrace itself")
+    }
+    for (const option of ["consumer", "keyPrefix"] as const) {
+      if (!isText(settings[option])) return yield* refuse(option, settings[option], textRemedy)
+    }
+    const remedy = isCluster ? tagRemedy(`${settings.keyPrefix}topic`) : undefined
+    return remedy === undefined ? settings : yield* refuse("keyPrefix", settings.keyPrefix, remedy)
+  })
 
 /** Where a client connects to. Its own options say how; other clients have others, such as a `host` of `ioredis`. */
 export const checkClient = (client: Client, options: ClientOptions): Result.Result<Settings, TransportError> => {

@@ -7,11 +7,11 @@ import { ErrorReply } from "redis"
 import type { Command } from "./command.ts"
 import { RedisDelivery } from "./entry.ts"
 import * as keys from "./keys.ts"
-import { chunk, type Operation } from "./leases.ts"
+import type { Operation } from "./leases.ts"
 import { codeOf, isPassing, isRefusal, isUnknown, list, transportError } from "./reply.ts"
 import { remove } from "./scripts/remove.ts"
 import { evalsha } from "./scripts/script.ts"
-import { matters } from "./scripts/settle.ts"
+import { chunk, matters } from "./scripts/settle.ts"
 import type { Server } from "./server.ts"
 import type { RedisSubscription } from "./subscription.ts"
 
@@ -137,20 +137,14 @@ export const settling = (server: Server, subscription: RedisSubscription, remove
           if (!subscription.isMine(delivery) || !RedisDelivery.state(delivery).isOut) refused.delete(delivery)
         }
         if (refused.size === 0) subscription.refusals.clear("settling")
-        const deleted: Array<Delivery> = []
-        const groupless: Array<Delivery> = []
-        replies.slice(operationsAt, endsAt).forEach((reply, i) => {
-          const some = operated.slice(i * chunk, (i + 1) * chunk)
-          if (reply instanceof Error) return groupless.push(...some)
-          const found = matters(reply, some)
-          found.lost.forEach((one) => lost.add(one))
-          deleted.push(...found.gone)
-        })
+        const answers = replies.slice(operationsAt, endsAt)
+        const found = matters(answers, operated)
+        for (const delivery of found.lost) lost.add(delivery)
+        const groupless = operated.filter((_, i) => answers[Math.floor(i / chunk)] instanceof Error)
         if (ends.length > 0) list(replies[endsAt]).forEach((reply, i) => reply === 3 && lost.add(ends[i]!))
         return Effect.flatMap(subscription.leases.missing(groupless), (missing) => {
           for (const delivery of groupless) lost.add(delivery)
-          deleted.push(...missing)
-          return accounted(batch, lost, deleted)
+          return accounted(batch, lost, [...found.gone, ...missing])
         })
       })
     })
@@ -196,7 +190,7 @@ export const extending = (server: Server, subscription: RedisSubscription) => {
     all: ReadonlyArray<Delivery>
   ): Effect.Effect<ReadonlyArray<Delivery>, TransportError> =>
     Effect.suspend(() => {
-      const asked = subscription.now()
+      const asked = performance.now()
       const isStale = (delivery: Delivery) =>
         subscription.isMine(delivery) && RedisDelivery.state(delivery).isSuperseded
       // The entry was deleted: nobody else can have it, and its handler finishes. Or it is being counted.
@@ -218,22 +212,16 @@ export const extending = (server: Server, subscription: RedisSubscription) => {
         if (error instanceof Error) {
           return Effect.fail(transportError(`extending in ${key}`, server.settings.label, error))
         }
-        const lost = new Set<Delivery>()
+        // A group that was deleted is created again, and gives everything out from its beginning: nothing is lost to others.
+        const found = matters(replies, deliveries)
+        const lost = new Set<Delivery>(found.lost)
         const gone: Array<string> = []
-        const unowned: Array<RedisDelivery> = []
-        replies.forEach((reply, i) => {
-          // A group that was deleted is created again, and gives everything out from its beginning: nothing is lost to others.
-          if (reply instanceof Error) return
-          const found = matters(reply, deliveries.slice(i * chunk, (i + 1) * chunk))
-          found.lost.forEach((delivery) => lost.add(delivery))
-          unowned.push(...found.unowned.filter(subscription.isMine))
-          for (const delivery of found.gone) {
-            // Acknowledged and deleted by this process, which has not been told yet.
-            if (subscription.isMine(delivery) && RedisDelivery.state(delivery).isSettling) continue
-            if (subscription.isMine(delivery)) RedisDelivery.state(delivery).isGone = true
-            gone.push(delivery.id)
-          }
-        })
+        for (const delivery of found.gone) {
+          // Acknowledged and deleted by this process, which has not been told yet.
+          if (subscription.isMine(delivery) && RedisDelivery.state(delivery).isSettling) continue
+          if (subscription.isMine(delivery)) RedisDelivery.state(delivery).isGone = true
+          gone.push(delivery.id)
+        }
         for (const delivery of deliveries) {
           if (!subscription.isMine(delivery)) continue
           if (lost.has(delivery)) subscription.ended(delivery)
@@ -244,7 +232,7 @@ export const extending = (server: Server, subscription: RedisSubscription) => {
           }
         }
         return subscription.reportGone(gone).pipe(
-          Effect.andThen(subscription.leases.takeBack(unowned)),
+          Effect.andThen(subscription.leases.takeBack(found.unowned.filter(subscription.isMine))),
           Effect.as([...stale, ...lost])
         )
       })
@@ -260,7 +248,7 @@ export const beginning = (server: Server, subscription: RedisSubscription) => {
       const state = subscription.isMine(delivery) ? RedisDelivery.state(delivery) : undefined
       if (state?.isSuperseded) return Effect.succeed(false)
       if (state !== undefined) state.isBeginning = true
-      const asked = subscription.now()
+      const asked = performance.now()
       const command = subscription.leases.commands([[
         "begin",
         delivery.id,

@@ -2,20 +2,17 @@ import * as Message from "@millrace/core/Message"
 import * as Settlement from "@millrace/core/Settlement"
 import type * as Transport from "@millrace/core/Transport"
 import { received } from "@millrace/core/TransportAuthor"
-import { invalidOption, Mismatch, TransportError } from "@millrace/core/TransportError"
+import { invalidOption, type TransportError } from "@millrace/core/TransportError"
 import type * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import type * as Stream from "effect/Stream"
 import type { GroupInfo, Removal } from "../Options.ts"
+import { noGroup } from "./groups.ts"
 
 /** The service on another broker, for tests. */
 export const standIn = (transport: Transport.Transport["Service"]) => ({
   transport,
-  groupInfo: (topic: string, group: string): Effect.Effect<GroupInfo, TransportError> =>
-    new TransportError({
-      transport: "redis",
-      reason: new Mismatch({ name: `group ${group} of stream ${topic}`, expected: "there", found: "absent" })
-    }),
+  groupInfo: (topic: string, group: string): Effect.Effect<GroupInfo, TransportError> => noGroup(topic, group),
   read: (topic: string): Stream.Stream<Transport.Delivery, TransportError> => transport.browse(topic),
   trim: () => Effect.succeed(0),
   remove: (

@@ -1,5 +1,5 @@
 import type { SubscribeOptions, Subscription } from "@millrace/core/Transport"
-import { invalidOption, TransportError, Unreachable } from "@millrace/core/TransportError"
+import { invalidOption, type TransportError, Unreachable } from "@millrace/core/TransportError"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -7,10 +7,10 @@ import * as Effect from "effect/Effect"
 import * as RcMap from "effect/RcMap"
 import type * as Scope from "effect/Scope"
 import * as groups from "./groups.ts"
-import type { Maintenance } from "./maintenance.ts"
+import type { Maintain } from "./maintenance.ts"
 import { ReadLoop } from "./readLoop.ts"
 import * as ReclaimScan from "./reclaimScan.ts"
-import { isRefusal, isUnknown, transportError } from "./reply.ts"
+import { failure, isRefusal, isUnknown, transportError } from "./reply.ts"
 import type { Server } from "./server.ts"
 import { checkDuration, nameRemedy } from "./settings.ts"
 import { beginning, extending, settling } from "./settle.ts"
@@ -54,7 +54,7 @@ export type Subscribe = (options: SubscribeOptions) => Effect.Effect<Subscriptio
 
 export const make = Effect.fnUntraced(function*(
   server: Server,
-  maintenance: Maintenance
+  maintain: Maintain
 ): Effect.fn.Return<Subscribe, never, Scope.Scope> {
   const { settings } = server
   const names = new Names()
@@ -65,16 +65,16 @@ export const make = Effect.fnUntraced(function*(
   let own = 0
   let polling = 0
   const readLoops = yield* RcMap.make({
-    lookup: (id: string) =>
+    lookup: ({ consumer, group, key }: ReadLoopId) =>
       Effect.gen(function*() {
-        const { consumer, group, key }: ReadLoopId = JSON.parse(id)
         const hasOwn = own < mostOwn
         yield* Effect.acquireRelease(
           Effect.sync(() => hasOwn ? own++ : polling++),
           () => Effect.sync(() => hasOwn ? own-- : polling--)
         )
         const connection = hasOwn ? yield* server.reading(`reading for group ${group}`, key) : undefined
-        const readLoop = new ReadLoop(server, connection, () => Math.max(leastPoll, polling / 4), group, consumer, key)
+        const pollEvery = () => Math.max(leastPoll, polling / 4)
+        const readLoop = new ReadLoop({ server, connection, pollEvery, group, consumer, key })
         yield* Effect.forkScoped(readLoop.run)
         return { readLoop, connection }
       })
@@ -118,13 +118,12 @@ export const make = Effect.fnUntraced(function*(
     // One connection for all streams of a group; in a cluster, where they may live on different nodes, one for each.
     const { connection, readLoop } = yield* RcMap.get(
       readLoops,
-      JSON.stringify({ group, consumer, key: settings.topology === "cluster" ? key : "" } satisfies ReadLoopId)
+      { group, consumer, key: settings.topology === "cluster" ? key : "" }
     )
     if (connection !== undefined) {
       yield* Effect.mapError(
         connection.awaitUp(settings.connectTimeout),
-        (lost) =>
-          new TransportError({ transport: "redis", reason: new Unreachable({ address: settings.label, cause: lost }) })
+        (lost) => failure(new Unreachable({ address: settings.label, cause: lost }))
       )
     }
     const origin = yield* originOf(key, group)
@@ -140,9 +139,9 @@ export const make = Effect.fnUntraced(function*(
       ordered: options.ordered ?? false
     })
     readLoop.add(subscription)
-    yield* maintenance.look(subscription)
+    yield* maintain(subscription)
     yield* Effect.addFinalizer(() => readLoop.remove(subscription))
-    yield* reclaimScan.look(subscription)
+    yield* reclaimScan(subscription)
     const removes = settings.untilAcked || Context.get(options.settings, RemoveOnSuccess)
     if (!removes && settings.bound === undefined && !settings.trimsAcknowledged && !growing.has(key)) {
       growing.add(key)

@@ -4,7 +4,6 @@ import type * as Arr from "effect/Array"
 import type * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
-import { ErrorReply } from "redis"
 import type { DelayedRetries } from "./delayedRetries.ts"
 import { DueRetries } from "./dueRetries.ts"
 import { type Arrival, EntryReader, type RawEntry, RedisDelivery } from "./entry.ts"
@@ -13,10 +12,10 @@ import { HealthRecord, Refusals } from "./health.ts"
 import { Inbox } from "./inbox.ts"
 import { Keeper } from "./keeper.ts"
 import * as keys from "./keys.ts"
-import { chunk, Leases } from "./leases.ts"
+import { Leases } from "./leases.ts"
 import type { ReadLoop } from "./readLoop.ts"
 import { Reclaim } from "./reclaim.ts"
-import { codeOf, isPassing, transportError } from "./reply.ts"
+import { isLasting, transportError } from "./reply.ts"
 import { leave } from "./scripts/prune.ts"
 import { evalsha } from "./scripts/script.ts"
 import { matters } from "./scripts/settle.ts"
@@ -28,10 +27,6 @@ import { WaitingRetries } from "./waitingRetries.ts"
 const refusedFor = 1_000
 
 const reclaiming = "taking over entries of"
-
-/** A refusal that neither the connection nor the group can heal. */
-const isLasting = (error: Error): boolean =>
-  error instanceof ErrorReply && !isPassing(error) && codeOf(error) !== "NOGROUP"
 
 export interface SubscriptionOptions {
   readonly topic: string
@@ -81,25 +76,25 @@ export class RedisSubscription {
     this.leases = new Leases(server, leaseOptions, clock)
     this.retries = new WaitingRetries(() => readLoop.wake(this, true))
     this.dueRetries = new DueRetries(server, leaseOptions, this.retries)
-    this.keeper = new Keeper(this.leases, this.inbox, this.retries, options.minIdle, () => this.now(), {
+    const { entries, inbox, leases, retries, vanished } = this
+    this.keeper = new Keeper({
+      leases,
+      inbox,
+      retries,
+      minIdle: options.minIdle,
       release: this.releaseInbox,
-      vanished: this.vanished
+      vanished
     })
-    this.reclaim = new Reclaim(
-      leaseOptions,
+    this.reclaim = new Reclaim({
+      ...leaseOptions,
       server,
-      this.inbox,
-      this.retries.inherited,
-      (id) => this.retries.has(id),
-      this.entries,
-      () => this.origin,
+      inbox,
+      inherited: retries.inherited,
+      isWaiting: (id) => retries.has(id),
+      entries,
+      origin: () => this.origin,
       clock
-    )
-  }
-
-  /** Monotonic, in milliseconds: a clock that is set back must not make a lease longer. */
-  now(): number {
-    return performance.now()
+    })
   }
 
   readonly isMine = (delivery: Delivery): delivery is RedisDelivery =>
@@ -183,7 +178,7 @@ export class RedisSubscription {
 
   received(entries: ReadonlyArray<RawEntry>, asked: number): void {
     this.isHot = entries.length >= asked
-    const now = this.now()
+    const now = performance.now()
     const deliveries = entries.map((entry) => this.entries.read(this.origin, entry, now))
     this.inbox.put(this.survivors.without(deliveries, now), now)
     if (!this.inbox.isWaitedFor) return
@@ -226,7 +221,7 @@ export class RedisSubscription {
 
   private handOut(retries: DelayedRetries, room: number, arrival: Arrival): Effect.Effect<void, Error> {
     return Effect.flatMap(this.dueRetries.take(retries, room, this.keeper.leaseOfRetries), ({ entries, gone }) => {
-      const now = this.now()
+      const now = performance.now()
       this.inbox.put(
         entries.map(({ entry, facts }) => this.entries.read(this.origin, entry, now, { ...facts, arrival })),
         now
@@ -319,8 +314,7 @@ export class RedisSubscription {
     this.reclaim.found()
     if (deliveries.length === 0) return Effect.void
     return Effect.flatMap(this.leases.send(deliveries.map((delivery) => this.leases.release(delivery))), (replies) => {
-      const gone = replies.flatMap((reply, i) => matters(reply, deliveries.slice(i * chunk, (i + 1) * chunk)).gone)
-      return this.vanished(gone.map(({ id }) => id))
+      return this.vanished(matters(replies, deliveries).gone.map(({ id }) => id))
     })
   }
 

@@ -1,5 +1,4 @@
 import * as Effect from "effect/Effect"
-import * as Option from "effect/Option"
 import { connect } from "node:net"
 import { connect as connectTls } from "node:tls"
 import type { Address } from "./address.ts"
@@ -23,4 +22,4 @@ export const speaksOtherwise = ({ host, path, port }: Address, withTls: boolean)
     socket.once("error", (error) => answer(!withTls && /alert/i.test(error.message)))
     socket.once("close", () => answer(false))
     return Effect.sync(() => socket.destroy())
-  }).pipe(Effect.timeoutOption("1 second"), Effect.map(Option.getOrElse(() => false)))
+  }).pipe(Effect.timeoutOrElse({ duration: "1 second", orElse: () => Effect.succeed(false) }))

@@ -19,22 +19,25 @@ const dialOptions = (settings: Settings): DialOptions => ({
   within: Math.min(0.8 * settings.connectTimeout, 5_000)
 })
 
+const send = ({ client }: Session, address: Address, command: ReadonlyArray<string>) =>
+  Effect.tryPromise({
+    try: () => client.sendCommand(command),
+    catch: (error) => new DialError({ address, error: asError(error) })
+  })
+
 /** Runs one command on a connection of its own. */
-export const ask = (
+const ask = (
   options: DialOptions,
   address: Address,
   command: ReadonlyArray<string>
 ): Effect.Effect<unknown, DialError> =>
   Effect.acquireUseRelease(
     dial(options, address),
-    ({ client }) =>
-      Effect.tryPromise({
-        try: () => client.sendCommand(command),
-        catch: (error) => new DialError({ address, error: asError(error) })
-      }).pipe(Effect.timeoutOrElse({
+    (session) =>
+      Effect.timeoutOrElse(send(session, address, command), {
         duration: options.within,
-        orElse: () => Effect.fail(new DialError({ address, error: new Error(`no answer within ${options.within} ms`) }))
-      })),
+        orElse: () => Effect.fail(DialError.of(address, `no answer within ${options.within} ms`))
+      }),
     ({ client }) => Effect.sync(() => client.destroy())
   )
 
@@ -62,28 +65,22 @@ const sentinel = (settings: Settings, master: string, login: DialOptions["login"
       Effect.flatMap(ask(asked, seed, ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", master]), (reply) => {
         const [host, port] = list(reply)
         return host === undefined
-          ? Effect.fail(new DialError({ address: seed, error: new Error(`this Sentinel knows no master "${master}"`) }))
+          ? Effect.fail(DialError.of(seed, `this Sentinel knows no master "${master}"`))
           : Effect.succeed({ host: text(host), port: Number(text(port)) })
       })
   )
   const connect = Effect.flatMap(
     resolve,
     (address) =>
-      Effect.tap(dial(options, address), ({ client }) =>
-        Effect.tryPromise({
-          try: () =>
-            client.sendCommand(["ROLE"]).then(
-              (role) => text(list(role)[0]),
-              (error) => codeOf(error) === "NOPERM" ? "master" : Promise.reject(error)
-            ),
-          catch: (error) => new DialError({ address, error: asError(error) })
-        }).pipe(
-          Effect.flatMap((role) =>
-            role === "master"
-              ? Effect.void
-              : Effect.fail(new DialError({ address, error: new Error(`this server is a ${role}, not the master`) }))
+      Effect.tap(dial(options, address), (session) =>
+        send(session, address, ["ROLE"]).pipe(
+          Effect.map((role) => text(list(role)[0])),
+          Effect.catchIf(({ error }) => codeOf(error) === "NOPERM", () => Effect.succeed("master")),
+          Effect.filterOrFail(
+            (role) => role === "master",
+            (role) => DialError.of(address, `this server is a ${role}, not the master`)
           ),
-          Effect.tapError(() => Effect.sync(() => client.destroy()))
+          Effect.tapError(() => Effect.sync(() => session.client.destroy()))
         ))
   )
   return { connect: () => connect }
@@ -106,18 +103,18 @@ const cluster = (settings: Settings, slots: SlotMap): Topology => {
     Effect.suspend(() => {
       const address = slots.get(slotOf(key))
       return address === undefined
-        ? Effect.fail(
-          new DialError({ address: settings.seeds[0], error: new Error(`no node serves slot ${slotOf(key)}`) })
-        )
+        ? Effect.fail(DialError.of(settings.seeds[0], `no node serves slot ${slotOf(key)}`))
         : dial(options, address)
     })
   // What is known may be wrong by now: whoever fails to connect asks again.
   return {
     connect: (key) =>
-      Effect.suspend(() => slots.get(slotOf(key)) === undefined ? Effect.andThen(refresh, connect(key)) : connect(key))
-        .pipe(
-          Effect.catch(() => Effect.andThen(refresh, connect(key)))
-        )
+      Effect.catch(
+        Effect.suspend(() =>
+          slots.get(slotOf(key)) === undefined ? Effect.andThen(refresh, connect(key)) : connect(key)
+        ),
+        () => Effect.andThen(refresh, connect(key))
+      )
   }
 }
 

@@ -98,15 +98,20 @@ end
 return lost
 `)
 
-/** What the script has replied about each of `all`. */
-export const matters = <A>(reply: unknown, all: ReadonlyArray<A>) => {
-  const pairs = list(reply).map(Number)
+/** Entries that one call of the script is about. */
+export const chunk = 500
+
+/** What calls of the script have replied about each of `all`; a call that failed says nothing. */
+export const matters = <A>(replies: ReadonlyArray<unknown>, all: ReadonlyArray<A>) => {
   const lost: Array<A> = []
   const gone: Array<A> = []
   const unowned: Array<A> = []
-  for (let i = 0; i < pairs.length; i += 2) {
-    const kind = pairs[i + 1] === 1 ? lost : pairs[i + 1] === 2 ? gone : unowned
-    kind.push(all[pairs[i]!]!)
-  }
+  replies.forEach((reply, call) => {
+    const pairs = list(reply).map(Number)
+    for (let i = 0; i < pairs.length; i += 2) {
+      const kind = pairs[i + 1] === 1 ? lost : pairs[i + 1] === 2 ? gone : unowned
+      kind.push(all[call * chunk + pairs[i]!]!)
+    }
+  })
   return { lost, gone, unowned }
 }

@@ -54,7 +54,12 @@ export class Rig extends Context.Service<Rig, {
   readonly clock: "test" | "live"
 }>()("@millrace/testing/internal/conformance/Rig") {}
 
-/** What a test cannot do without: a part of the rig, or a capability of the transport. */
+/**
+ * A need of a test: a part of `Target`, or a capability that the transport declares.
+ *
+ * @category models
+ * @since 0.1.0
+ */
 export type Need =
   | "connect"
   | "restart"

@@ -525,6 +525,6 @@ export class Broker {
 }
 
 /** Two minutes, as NATS has it. */
-const dedupWindow = 120_000
+export const dedupWindow = 120_000
 
 const inOrder = (self: Passage, that: Passage): number => Number(self.entry.id) - Number(that.entry.id)

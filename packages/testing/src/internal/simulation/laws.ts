@@ -4,6 +4,7 @@ import type * as Telemetry from "@millrace/core/Telemetry"
 import type { Delivery, Demand, Outgoing, Settling } from "@millrace/core/Transport"
 import * as Duration from "effect/Duration"
 import * as Exit from "effect/Exit"
+import { dedupWindow } from "../memory/broker.ts"
 import type { World } from "./world.ts"
 
 type Tag = Settlement.Settlement["_tag"]
@@ -473,6 +474,3 @@ export class Laws {
 }
 
 const short = (tag: Tag): string => tag.toLowerCase()
-
-/** As the broker in memory has it. */
-const dedupWindow = 120_000

@@ -59,13 +59,13 @@ export class Line {
   cut(): void {
     this.disturbed(0)
     if (this.cuts++ > 0) return
-    for (const inbox of this.inboxes) inbox.cut()
+    for (const inbox of this.inboxes) inbox.cancel()
   }
 
   restore(): void {
     this.disturbed(0)
     if (--this.cuts > 0) return
-    for (const inbox of this.inboxes) inbox.restore()
+    for (const inbox of this.inboxes) inbox.send()
   }
 
   get delay(): number {
@@ -327,7 +327,8 @@ class Inbox {
     return Effect.sync(() => this.wakeWithdraw = undefined)
   })
 
-  private send(): void {
+  /** Sends the request, where one is wanted and the line is whole. */
+  send(): void {
     const { demand } = this
     if (demand === undefined || this.line.isCut) return
     const { atBroker, laws, process, worker, world } = this.line.at
@@ -346,18 +347,10 @@ class Inbox {
     })
   }
 
-  private cancel(): void {
+  cancel(): void {
     this.cancelSend()
     this.request?.interruptUnsafe()
     this.request = undefined
-  }
-
-  cut(): void {
-    this.cancel()
-  }
-
-  restore(): void {
-    this.send()
   }
 
   readonly close: Effect.Effect<void> = Effect.suspend(() => {
