@@ -35,7 +35,7 @@ export class Intake {
     readonly onReady: () => void
     /** A suspect is to run alone; nothing else is held here any more. */
     readonly onAlone: () => void
-    /** Isolated suspects may be taken again. */
+    /** There is room: isolated suspects may be taken again, or a message waits in an open batch of its key. */
     readonly onRested: () => void
   }
   /** After a suspect ran alone, the others have their turn. */
@@ -55,7 +55,8 @@ export class Intake {
       onReady: (attempt) => {
         this.enqueue(attempt)
         options.onReady()
-      }
+      },
+      onBatched: () => options.onRested()
     })
   }
 
@@ -67,6 +68,11 @@ export class Intake {
   /** Behind another message of their key. */
   get blocked(): number {
     return this.keys?.blocked ?? 0
+  }
+
+  /** In an open batch of their key. */
+  get batched(): number {
+    return this.keys?.batched ?? 0
   }
 
   /** Not due yet. */
