@@ -36,7 +36,7 @@ export class Intake {
     /** A suspect is to run alone; nothing else is held here any more. */
     readonly onAlone: () => void
     /** There is room: isolated suspects may be taken again, or a message waits in an open batch of its key. */
-    readonly onRested: () => void
+    readonly onRoom: () => void
   }
   /** After a suspect ran alone, the others have their turn. */
   private readonly rest: Rest
@@ -48,7 +48,7 @@ export class Intake {
   constructor(options: Intake["options"]) {
     this.options = options
     this.isolation = new Isolation(options.limit)
-    this.rest = new Rest({ now: options.now, after: options.after, onEnd: options.onRested })
+    this.rest = new Rest({ now: options.now, after: options.after, onEnd: options.onRoom })
     const { key } = options
     this.keys = key === undefined ? undefined : new KeyedQueue({
       keyOf: (attempt) => this.keyOf(attempt, key),
@@ -56,7 +56,7 @@ export class Intake {
         this.enqueue(attempt)
         options.onReady()
       },
-      onBatched: () => options.onRested()
+      onBatched: options.onRoom
     })
   }
 
@@ -184,9 +184,9 @@ export class Intake {
   /** An isolated suspect need not be isolated any more. */
   leftIsolation(attempt: Attempt): void {
     if (this.isolated.size === 0 || !this.isolated.delete(attempt)) return
-    const { now, onRested } = this.options
+    const { now, onRoom } = this.options
     const rest = this.isolation.current === attempt ? this.isolation.leave(now()) : 0
-    if (!this.rest.begin(rest)) onRested()
+    if (!this.rest.begin(rest)) onRoom()
   }
 
   // --- leaving
