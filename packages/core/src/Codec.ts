@@ -12,10 +12,9 @@ import * as SchemaIssue from "effect/SchemaIssue"
 import type { StandardSchemaV1 } from "effect/StandardSchema"
 import { Buffer } from "node:buffer"
 import { exitOf } from "./internal/exit.ts"
-import type { Invalid } from "./internal/invalid.ts"
+import { type Invalid, InvalidId } from "./internal/invalid.ts"
 import { plainOf } from "./internal/plain.ts"
 import { isThenable } from "./internal/promise.ts"
-import { InvalidId } from "./internal/topic.ts"
 
 /**
  * Fields of an entry that a map cannot hold as they are: names that repeat, or that are not text. A broker gives them as

@@ -6,7 +6,17 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type { Hints } from "./internal/hint.ts"
-import { durationOf, type Invalid, invalidMax, toError, unknownOption } from "./internal/invalid.ts"
+import {
+  durationOf,
+  type Invalid,
+  InvalidId,
+  invalidMax,
+  invalidNumber,
+  invalidOf,
+  toError,
+  unknownOption
+} from "./internal/invalid.ts"
+import { answered } from "./internal/promise.ts"
 import * as LimitAlgorithm from "./LimitAlgorithm.ts"
 import type { TransportError } from "./TransportError.ts"
 
@@ -25,8 +35,6 @@ export const TypeId = "~@millrace/core/Concurrency/Limit"
  * @since 0.1.0
  */
 export type TypeId = typeof TypeId
-
-const InvalidId = Symbol("@millrace/core/Concurrency/Invalid")
 
 /**
  * A counting semaphore that several pipelines may share. Its maximum may change while it is in use: running handlers
@@ -192,14 +200,12 @@ class AdaptiveLimit extends LimitImpl {
       unknownOption("adaptive", options, ["algorithm", "failures", "max", "min", "window", "eventLoopDelay"]) ??
         invalidMax("adaptive.min", min) ?? invalidMax("adaptive.max", max) ?? measured.invalid ?? late.invalid ??
         (min > max ? { option: "adaptive.min", value: min, remedy: `give at most max, which is ${max}` } : undefined) ??
-        (typeof algorithm?.next === "function" ? undefined : {
+        (typeof algorithm?.next === "function" ? invalidOf(algorithm) : {
           option: "adaptive.algorithm",
           value: algorithm,
           remedy: "give LimitAlgorithm.aimd(), LimitAlgorithm.gradient(), or one of your own with `next`"
         }) ??
-        (failures >= 0 && failures <= 1
-          ? undefined
-          : { option: "adaptive.failures", value: failures, remedy: "give a part of all handlers, from 0 to 1" })
+        invalidNumber("adaptive.failures", failures, 0, 1, "give a part of all handlers, from 0 to 1")
     )
     this.most = max
     let since: number | undefined
@@ -223,11 +229,11 @@ class AdaptiveLimit extends LimitImpl {
       if (handler.failed) failed++
       else latency += handler.latency
       if (handler.endedAt - since < window || ended < leastHandlers) return
-      const next = algorithm.next(this.max, {
+      const seen = {
         latency: ended === failed ? undefined : latency / (ended - failed),
         inFlight,
         dropped: isLate || failed / ended > failures
-      })
+      }
       since = undefined
       inFlight =
         ended =
@@ -235,6 +241,8 @@ class AdaptiveLimit extends LimitImpl {
         latency =
           0
       isLate = false
+      // Last: an algorithm that throws has the next window to measure like any other.
+      const next = answered("adaptive.algorithm", algorithm.next(this.max, seen))
       const bounded = Math.min(max, Math.max(min, Math.floor(next)))
       if (bounded === this.max || Number.isNaN(bounded)) return
       changedAt = handler.endedAt
@@ -264,4 +272,4 @@ export const isLimit = (u: unknown): u is Limit => typeof u === "object" && u !=
  *
  * @internal
  */
-export const invalidIn = (limit: Limit): Invalid | undefined => (limit as Partial<LimitImpl>)[InvalidId]
+export const invalidIn = (limit: Limit): Invalid | undefined => invalidOf(limit)

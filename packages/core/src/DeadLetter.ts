@@ -15,7 +15,7 @@ import * as Stream from "effect/Stream"
 import { type Invalid, invalidFunction, toError, unknownOption } from "./internal/invalid.ts"
 import { keyOf } from "./internal/key.ts"
 import * as letters from "./internal/letterHeaders.ts"
-import { answered } from "./internal/promise.ts"
+import { answered, ignore } from "./internal/promise.ts"
 import { DeadLetterReason, decodeHeaders, decodeRecord, encodeHistory, Failure, Record } from "./internal/record.ts"
 import * as redriving from "./internal/redriving.ts"
 import type * as Message from "./Message.ts"
@@ -194,7 +194,9 @@ const joined = (first: Delivery, rest: Delivery): Delivery => {
   body.set(first.body)
   body.set(second, first.body.byteLength)
   const decoded = decodeHeaders(new TextDecoder().decode(rest.body.subarray(0, headerBytes)))
-  const headers = Exit.isSuccess(decoded) ? { ...first.headers, ...decoded.value } : first.headers
+  const headers = Exit.isSuccess(decoded)
+    ? { ...first.headers, ...letters.withoutRecords(decoded.value) }
+    : first.headers
   return { ...first, body, headers, key: keyOf(headers) }
 }
 
@@ -223,10 +225,17 @@ export interface Criteria {
 /**
  * Makes a filter for {@link list}, {@link redrive} and {@link discard}.
  *
+ * **Gotchas**
+ *
+ * A criterion that does not exist, or has a value of another type, throws a `TransportError` that names it: a filter
+ * without that criterion would match every letter.
+ *
  * @category operations
  * @since 0.1.0
  */
 export const matching = (criteria: Criteria): (letter: DeadLetter) => boolean => {
+  const invalid = invalidCriteria(criteria)
+  if (invalid !== undefined) throw toError("core", invalid)
   const { failedFrom = -Infinity, failedUntil = Infinity, group, ids, reason, tag, topic } = criteria
   const text = criteria.text?.toLowerCase()
   return ({ id, record }) =>
@@ -364,7 +373,7 @@ export const redrive = Effect.fnUntraced(function*(
   yield* redriving.inSteps(
     selected,
     dryRun ? undefined : rate,
-    (items) => Effect.andThen(run.step(items), () => onProgress?.(sofar()) ?? Effect.void)
+    (items) => Effect.andThen(run.step(items), () => progressed(transport, onProgress, sofar()))
   )
   return sofar()
 })
@@ -387,11 +396,30 @@ export const discard = Effect.fnUntraced(function*(
     const remove = options?.dryRun === true
       ? Effect.void
       : Effect.uninterruptible(transport.remove(topic, Arr.flatMap(letters, (letter) => letter.ids)))
-    return Effect.as(Effect.andThen(remove, () => options?.onProgress?.(discarded) ?? Effect.void), discarded)
+    const told = () => progressed(transport, options?.onProgress, discarded)
+    return Effect.as(Effect.andThen(remove, told), discarded)
   })
 })
 
-type Choice = Omit<RedriveOptions, "onProgress"> & { readonly onProgress?: unknown }
+/** Tells the caller's function; what it returns beside an Effect and nothing is a mistake that is told. */
+const progressed = <A>(
+  transport: Transport["Service"],
+  onProgress: ((sofar: A) => Effect.Effect<void>) | undefined,
+  sofar: A
+): Effect.Effect<void, TransportError> => {
+  const returned: unknown = onProgress?.(sofar)
+  if (returned === undefined) return Effect.void
+  if (Effect.isEffect(returned)) return returned as Effect.Effect<void>
+  ignore(returned)
+  const value = { toString: () => "a function that returns no Effect" }
+  return Effect.fail(toError(transport.name, {
+    option: "onProgress",
+    value,
+    remedy: "return an Effect: Effect.promise(() => …) waits for a promise"
+  }))
+}
+
+type Choice = Omit<RedriveOptions, "onProgress"> & BrowseOptions & { readonly onProgress?: unknown }
 
 const check = (
   transport: Transport["Service"],
@@ -414,7 +442,7 @@ const invalidChoice = (
   }
   const unknown = unknownOption("options", options, known)
   if (unknown !== undefined) return unknown
-  const { cap, filter, group, ids, limit, onProgress, rate, to } = options
+  const { after, before, cap, dryRun, filter, group, ids, limit, onProgress, rate, reverse, to } = options
   const isCount = (n: number) => n === Infinity || (Number.isInteger(n) && n >= 0)
   if (rate !== undefined && !(Number.isFinite(rate) && rate > 0)) {
     const remedy = "give messages a second, more than 0, or leave it out for full speed"
@@ -432,12 +460,41 @@ const invalidChoice = (
     ? transport.nameRemedy("group", group)
     : "give the name of a group"
   if (groupRemedy !== undefined) return { option: "group", value: group, remedy: groupRemedy }
-  if (ids !== undefined && !Array.isArray(ids)) return { option: "ids", value: ids, remedy: "give an array of ids" }
-  if (to !== undefined && !Array.isArray(to)) {
-    return { option: "to", value: to, remedy: "give an array of names of topics" }
-  }
-  return invalidFunction("filter", filter) ?? invalidFunction("onProgress", onProgress)
+  return invalidTexts("ids", ids, "give an array of ids") ??
+    invalidTexts("to", to, "give an array of names of topics") ??
+    invalidType("after", after, "string", "give the id of a dead letter") ??
+    invalidType("before", before, "string", "give the id of a dead letter") ??
+    invalidType("reverse", reverse, "boolean", "write true or false") ??
+    invalidType("dryRun", dryRun, "boolean", "write true or false") ??
+    invalidFunction("filter", filter) ?? invalidFunction("onProgress", onProgress)
 }
+
+const invalidTexts = (option: string, values: unknown, remedy: string): Invalid | undefined =>
+  values === undefined || (Array.isArray(values) && values.every((value) => typeof value === "string"))
+    ? undefined
+    : { option, value: values, remedy }
+
+const invalidType = (
+  option: string,
+  value: unknown,
+  type: "string" | "boolean" | "number",
+  remedy: string
+): Invalid | undefined => value === undefined || typeof value === type ? undefined : { option, value, remedy }
+
+const invalidCriteria = (criteria: Criteria): Invalid | undefined => {
+  const of = "DeadLetter.matching"
+  const texts = ["topic", "group", "reason", "tag", "text"] as const
+  const times = ["failedFrom", "failedUntil"] as const
+  return unknownOption(of, criteria, ["ids", ...texts, ...times]) ??
+    invalidTexts(`${of}.ids`, criteria.ids, "give an array of ids") ??
+    texts.map((name) => invalidType(`${of}.${name}`, criteria[name], "string", "give a text")).find(isGiven) ??
+    times.map((name) => {
+      const value = Number.isNaN(criteria[name]) ? "NaN" : criteria[name]
+      return invalidType(`${of}.${name}`, value, "number", "give milliseconds since the epoch")
+    }).find(isGiven)
+}
+
+const isGiven = (invalid: Invalid | undefined): boolean => invalid !== undefined
 
 const passes = (filter: SelectOptions["filter"], letter: DeadLetter): boolean =>
   filter === undefined || Boolean(answered("filter", filter(letter)))

@@ -10,7 +10,7 @@
 
 import * as Duration from "effect/Duration"
 import type { Hints } from "./internal/hint.ts"
-import { durationOf } from "./internal/invalid.ts"
+import { durationOf, invalidNumber, keepInvalid, unknownOption } from "./internal/invalid.ts"
 
 /**
  * Latency and errors of the handlers in one window of time.
@@ -64,20 +64,23 @@ export interface AimdOptions {
  */
 export const aimd = (options?: AimdOptions): LimitAlgorithm => {
   const backoff = options?.backoff ?? 0.9
-  const latency = options?.latency === undefined
-    ? Infinity
-    : Duration.toMillis(durationOf("aimd.latency", options.latency).duration)
+  const bound = durationOf("aimd.latency", options?.latency ?? Duration.infinity)
+  const latency = Duration.toMillis(bound.duration)
   let slowStart = true
-  return {
-    next(limit, window) {
-      if (window.dropped || (window.latency ?? 0) > latency) {
-        slowStart = false
-        return Math.floor(limit * backoff)
+  return keepInvalid(
+    {
+      next(limit: number, window: Window) {
+        if (window.dropped || (window.latency ?? 0) > latency) {
+          slowStart = false
+          return Math.floor(limit * backoff)
+        }
+        if (window.inFlight * 2 < limit) return limit
+        return slowStart ? limit + Math.ceil(limit / 2) : limit + 1
       }
-      if (window.inFlight * 2 < limit) return limit
-      return slowStart ? limit + Math.ceil(limit / 2) : limit + 1
-    }
-  }
+    },
+    (options === undefined ? undefined : unknownOption("aimd", options, ["backoff", "latency"])) ?? bound.invalid ??
+      invalidNumber("aimd.backoff", backoff, 0, 1, "give a part of the limit, from 0 to 1")
+  )
 }
 
 /**
@@ -111,22 +114,26 @@ export const gradient = (options?: GradientOptions): LimitAlgorithm => {
   const tolerance = options?.tolerance ?? 1.5
   let base: number | undefined
   let cuts: { readonly limit: number; readonly latency: number } | undefined
-  return {
-    next(limit, { dropped, inFlight, latency }) {
-      if (dropped) return Math.floor(limit * 0.9)
-      if (latency === undefined) return limit
-      base = base === undefined ? latency : Math.min(latency, base)
-      if (latency > tolerance * base) {
-        cuts ??= { limit, latency }
-        // A queue of ours would have shrunk with the limit. Half-way between that and nothing decides.
-        const cut = limit / cuts.limit
-        if (cut > 0.7 || latency < cuts.latency * (1 + cut) / 2) {
-          return Math.floor(limit * Math.max(0.5, tolerance * base / latency))
+  return keepInvalid(
+    {
+      next(limit: number, { dropped, inFlight, latency }: Window) {
+        if (dropped) return Math.floor(limit * 0.9)
+        if (latency === undefined) return limit
+        base = base === undefined ? latency : Math.min(latency, base)
+        if (latency > tolerance * base) {
+          cuts ??= { limit, latency }
+          // A queue of ours would have shrunk with the limit. Half-way between that and nothing decides.
+          const cut = limit / cuts.limit
+          if (cut > 0.7 || latency < cuts.latency * (1 + cut) / 2) {
+            return Math.floor(limit * Math.max(0.5, tolerance * base / latency))
+          }
+          base = latency
         }
-        base = latency
+        cuts = undefined
+        return inFlight * 2 >= limit ? limit + Math.max(1, Math.floor(Math.sqrt(limit))) : limit
       }
-      cuts = undefined
-      return inFlight * 2 >= limit ? limit + Math.max(1, Math.floor(Math.sqrt(limit))) : limit
-    }
-  }
+    },
+    (options === undefined ? undefined : unknownOption("gradient", options, ["tolerance"])) ??
+      invalidNumber("gradient.tolerance", tolerance, 1, Number.MAX_VALUE, "give a multiple of the base, 1 or more")
+  )
 }

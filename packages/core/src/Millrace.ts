@@ -24,6 +24,7 @@
  *
  * @since 0.1.0
  */
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
@@ -32,7 +33,7 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import process from "node:process"
 import * as DeadLetter from "./DeadLetter.ts"
-import { plainText } from "./internal/errorDetail.ts"
+import { loggable, plainText } from "./internal/errorDetail.ts"
 import type { Hint } from "./internal/hint.ts"
 import { invalidPipelines, toError, unknownOption } from "./internal/invalid.ts"
 import { programOf } from "./internal/pipeline.ts"
@@ -75,7 +76,7 @@ export interface Millrace {
   readonly start: () => Promise<void>
   /**
    * Drains all pipelines and closes the connections: running handlers finish within `drainTimeout`, the rest is released
-   * for a peer. Never rejects. Until a `start` that may follow, publishing and reading dead letters reject.
+   * for a peer. Never rejects: a Layer that fails to close is logged. Until a `start` that may follow, publishing and reading dead letters reject.
    */
   readonly stop: () => Promise<void>
   /** Publishes one value; resolves when the broker has confirmed. Connects when needed, also without pipelines. */
@@ -292,7 +293,7 @@ class MillraceImpl implements Millrace {
     const started = await this.started?.catch(() => undefined)
     this.started = undefined
     // As an interruption: the pipelines were not stopped by mistake.
-    if (started !== undefined) await this.promise(Scope.close(started.scope, Exit.interrupt()))
+    if (started !== undefined) await closed(this.promise(Scope.close(started.scope, Exit.interrupt())))
     this.current = []
     this.idle = without("stopped", "`stop` was called")
     this.hasStopped = true
@@ -305,7 +306,7 @@ class MillraceImpl implements Millrace {
   private async dispose(): Promise<void> {
     const { runtime } = this
     this.runtime = undefined
-    await runtime?.dispose()
+    if (runtime !== undefined) await closed(runtime.dispose())
   }
 
   readonly publish: Millrace["publish"] = (topic, value, options) =>
@@ -368,7 +369,15 @@ class MillraceImpl implements Millrace {
 }
 
 const listed = (options: DeadLetter.ListOptions | undefined): DeadLetter.ListOptions | undefined =>
-  options === undefined ? { limit: 100 } : typeof options === "object" ? { limit: 100, ...options } : options
+  options === undefined || (typeof options === "object" && options?.limit === undefined)
+    ? { ...options, limit: 100 }
+    : options
+
+/** A finalizer of the user's Layers may fail: the others have run, and the log says so. */
+const closed = (closing: Promise<void>): Promise<void> =>
+  closing.catch((error) =>
+    Effect.runPromise(Effect.logError("a Layer failed to close; all others are closed", loggable(Cause.die(error))))
+  )
 
 /** Without a reader of `closed` there is the log. */
 const unread = (): PromiseWithResolvers<void> => {

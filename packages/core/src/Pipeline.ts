@@ -28,6 +28,7 @@ import {
   durationOf,
   type Invalid,
   invalidFunction,
+  invalidOf,
   invalidPipelines,
   toError,
   unknownOption
@@ -170,7 +171,10 @@ export interface FromOptions {
   readonly prefetchBytes?: number | undefined
   /** How many retries may wait in this process before pulling stops. Default 10,000. */
   readonly waiting?: number | undefined
-  /** How many messages may wait behind another one of their key before pulling stops. Default 10,000. */
+  /**
+   * How many messages may wait behind another one of their key before pulling stops, and in open batches of keys beyond
+   * those of the permits. Default 10,000.
+   */
   readonly maxBlocked?: number | undefined
   /** How long running handlers may finish when the pipeline stops. Default 30 seconds. */
   readonly drainTimeout?: Duration.Input | Hints["duration"] | undefined
@@ -485,7 +489,8 @@ export const filterMap: {
  * **Details**
  *
  * The message id derives from topic, group, source id and step, so that a retry does not duplicate where the broker
- * deduplicates. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
+ * deduplicates. Messages of one array are told apart by their places in it: a retry must give the same ones in the same
+ * order. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
  *
  * @category steps
  * @since 0.1.0
@@ -497,7 +502,8 @@ export const to: {
    * **Details**
    *
    * The message id derives from topic, group, source id and step, so that a retry does not duplicate where the broker
-   * deduplicates. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
+   * deduplicates. Messages of one array are told apart by their places in it: a retry must give the same ones in the same
+   * order. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
    */
   <B, RD, RE>(
     topic: Topic.Topic<B, RD, RE>
@@ -508,7 +514,8 @@ export const to: {
    * **Details**
    *
    * The message id derives from topic, group, source id and step, so that a retry does not duplicate where the broker
-   * deduplicates. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
+   * deduplicates. Messages of one array are told apart by their places in it: a retry must give the same ones in the same
+   * order. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
    */
   <M extends Any, A, B, RD, RE>(
     topic: Topic.Topic<B, RD, RE>,
@@ -520,7 +527,8 @@ export const to: {
    * **Details**
    *
    * The message id derives from topic, group, source id and step, so that a retry does not duplicate where the broker
-   * deduplicates. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
+   * deduplicates. Messages of one array are told apart by their places in it: a retry must give the same ones in the same
+   * order. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
    */
   <M extends Any, A extends B, E, R, B, RD, RE>(
     self: Open<M, A, E, R>,
@@ -532,7 +540,8 @@ export const to: {
    * **Details**
    *
    * The message id derives from topic, group, source id and step, so that a retry does not duplicate where the broker
-   * deduplicates. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
+   * deduplicates. Messages of one array are told apart by their places in it: a retry must give the same ones in the same
+   * order. While the broker is unreachable the publish waits, holding its slot: that is not an attempt.
    */
   <M extends Any, A, E, R, B, RD, RE>(
     self: Open<M, A, E, R>,
@@ -852,9 +861,12 @@ const addBatch = (self: AnyPipeline, options: BatchOptions, each: boolean, f: an
     each,
     f: typeof options?.middleware === "function" && typeof f === "function" ? wrapBatch(options.middleware, f) : f
   }
-  const middleware = unknown === undefined ? invalidFunction("batch.middleware", options.middleware) : undefined
+  const middleware = unknown === undefined ? invalidMiddleware(options.middleware) : undefined
   return addStep(self, step, unknown ?? invalid ?? middleware ?? wrong)
 }
+
+const invalidMiddleware = (middleware: BatchOptions["middleware"]): Invalid | undefined =>
+  middleware === undefined ? undefined : invalidFunction("batch.middleware", middleware) ?? invalidOf(middleware)
 
 const wrapBatch = (middleware: NonNullable<BatchOptions["middleware"]>, f: BatchFunction): BatchFunction => {
   const wrapped: BatchFunction = (values, messages) => middleware(Effect.suspend(() => f(values, messages)), messages)
@@ -940,7 +952,7 @@ const addBranch = (
  *
  * **Gotchas**
  *
- * A message that a filter above rejects passes through as a failure that is not in `E`: recover by tag, not from everything.
+ * A message that a filter above rejects passes through as a defect: recover from failures, not from every cause.
  *
  * @category steps
  * @since 0.1.0
@@ -951,7 +963,7 @@ export const middleware: {
    *
    * **Gotchas**
    *
-   * A message that a filter above rejects passes through as a failure that is not in `E`: recover by tag, not from everything.
+   * A message that a filter above rejects passes through as a defect: recover from failures, not from every cause.
    */
   <M extends Any, A, E, R, B, E2, R2>(
     f: (handler: Effect.Effect<A, E, R>, message: NoInfer<M>) => Effect.Effect<B, E2, R2>
@@ -961,7 +973,7 @@ export const middleware: {
    *
    * **Gotchas**
    *
-   * A message that a filter above rejects passes through as a failure that is not in `E`: recover by tag, not from everything.
+   * A message that a filter above rejects passes through as a defect: recover from failures, not from every cause.
    */
   <M extends Any, A, E, R, B, E2, R2>(
     self: Open<M, A, E, R>,
@@ -1204,7 +1216,8 @@ export type AckPolicy = "on-success" | "on-receive" | "manual"
 
 /**
  * Chooses when messages are acknowledged. With `manual`, a message that is unsettled `settleWithin` (default 30 seconds) after its
- * handler succeeded is reported with its id and will be redelivered.
+ * handler succeeded is reported with its id and will be redelivered. The next message of its key begins when the handler has
+ * ended: where the order must hold through a retry by hand, settle inside the handler.
  *
  * @category policies
  * @since 0.1.0
@@ -1212,12 +1225,14 @@ export type AckPolicy = "on-success" | "on-receive" | "manual"
 export const ackPolicy: {
   /**
    * Chooses when messages are acknowledged. With `manual`, a message that is unsettled `settleWithin` (default 30 seconds) after its
-   * handler succeeded is reported with its id and will be redelivered.
+   * handler succeeded is reported with its id and will be redelivered. The next message of its key begins when the handler has
+   * ended: where the order must hold through a retry by hand, settle inside the handler.
    */
   (policy: AckPolicy, options?: AckPolicyOptions): Policy
   /**
    * Chooses when messages are acknowledged. With `manual`, a message that is unsettled `settleWithin` (default 30 seconds) after its
-   * handler succeeded is reported with its id and will be redelivered.
+   * handler succeeded is reported with its id and will be redelivered. The next message of its key begins when the handler has
+   * ended: where the order must hold through a retry by hand, settle inside the handler.
    */
   <M extends Any, A, E, R>(
     self: Pipeline<M, A, E, R>,

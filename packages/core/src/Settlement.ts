@@ -6,11 +6,10 @@
  * @since 0.1.0
  */
 import * as Duration from "effect/Duration"
-import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import type { Hints } from "./internal/hint.ts"
-import { type Invalid, toError, unknownOption } from "./internal/invalid.ts"
+import { delayOf, type Invalid, toError, unknownOption } from "./internal/invalid.ts"
 import { shownError } from "./internal/shownError.ts"
 import { invalidOption } from "./TransportError.ts"
 
@@ -194,19 +193,12 @@ export interface RetryOptions {
 export const retry = (after?: Duration.Input | Hints["duration"], options?: RetryOptions): SettlementRequested => {
   const invalid = options === undefined ? undefined : invalidRetry(options)
   if (invalid !== undefined) throw toError("core", invalid)
-  const duration = after === undefined ? undefined : finite(after)
+  const duration = after === undefined ? undefined : delayOf(after)
   if (duration === undefined && after !== undefined) {
     const remedy = "write a duration as \"5 seconds\" or as a number of milliseconds, neither NaN nor Infinity"
     throw invalidOption("core", "after of Settlement.retry", after, remedy)
   }
   return new SettlementRequested({ settlement: { _tag: "Retry", after: duration, ...options } })
-}
-
-const finite = (after: unknown): Duration.Duration | undefined => {
-  const duration = Option.getOrUndefined(Duration.fromInput(after as Duration.Input))
-  return duration !== undefined && !Number.isNaN(after) && Number.isFinite(Duration.toMillis(duration))
-    ? Duration.max(Duration.zero, duration)
-    : undefined
 }
 
 /**
@@ -224,7 +216,7 @@ export const read = (u: unknown): Settlement | undefined => {
         return release
       case "Retry": {
         const copy = { ...given }
-        const after = copy.after === undefined ? undefined : finite(copy.after)
+        const after = copy.after === undefined ? undefined : delayOf(copy.after)
         return after === undefined && copy.after !== undefined ? undefined : { ...copy, after }
       }
       case "Terminate": {

@@ -10,10 +10,12 @@
 import type * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as DeadLetter from "./DeadLetter.ts"
 import type { Hints } from "./internal/hint.ts"
 import { MetricsEnabled } from "./internal/instruments.ts"
+import { durationOf, type Invalid, toError, unknownOption } from "./internal/invalid.ts"
 import { noObserver } from "./internal/observer.ts"
 import * as prometheus from "./internal/prometheus.ts"
 import type * as Message from "./Message.ts"
@@ -114,14 +116,24 @@ export const layerLogs = (
     readonly longRunning?: Duration.Input | Hints["duration"] | undefined
     readonly perMinute?: number | undefined
   } | false
-): Layer.Layer<never> =>
-  Layer.succeed(
-    Logs,
-    options === false ? false : {
-      longRunning: Duration.fromInputUnsafe((options.longRunning ?? "5 minutes") as Duration.Input),
-      perMinute: options.perMinute ?? 10
-    }
+): Layer.Layer<never> => {
+  if (options === false) return Layer.succeed(Logs, false)
+  const { longRunning = "5 minutes", perMinute = 10 } = options ?? {}
+  const { duration, invalid } = durationOf("layerLogs.longRunning", longRunning)
+  const isCount = perMinute === Infinity || (Number.isInteger(perMinute) && perMinute >= 0)
+  return unless(
+    unknownOption("layerLogs", options, ["longRunning", "perMinute"]) ?? invalid ?? (isCount ? undefined : {
+      option: "layerLogs.perMinute",
+      value: perMinute,
+      remedy: "give a whole number of lines, or Infinity"
+    }),
+    Layer.succeed(Logs, { longRunning: duration, perMinute })
   )
+}
+
+/** A value that cannot work is a defect of the Layer: its types refuse most of such values. */
+const unless = (invalid: Invalid | undefined, layer: Layer.Layer<never>): Layer.Layer<never> =>
+  invalid === undefined ? layer : Layer.effectDiscard(Effect.die(toError("core", invalid)))
 
 /**
  * The parts of an error that are recorded beside its tag, its message and its causes, in dead letters and logs: its stack, its own
@@ -205,8 +217,15 @@ export const layerMetrics: Layer.Layer<never> = Layer.succeed(MetricsEnabled, tr
  * @category layers
  * @since 0.1.0
  */
-export const layerPolledMetrics = (interval: Duration.Input = "15 seconds"): Layer.Layer<never> =>
-  Layer.merge(layerMetrics, Layer.succeed(PollInterval, Duration.fromInputUnsafe(interval)))
+export const layerPolledMetrics = (interval: Duration.Input = "15 seconds"): Layer.Layer<never> => {
+  const option = "layerPolledMetrics.interval"
+  const { duration, invalid } = durationOf(option, interval)
+  const isHot = !Duration.isPositive(duration)
+  return unless(
+    invalid ?? (isHot ? { option, value: interval, remedy: "give more than 0, such as \"15 seconds\"" } : undefined),
+    Layer.merge(layerMetrics, Layer.succeed(PollInterval, duration))
+  )
+}
 
 /**
  * The name of a metric in Prometheus, by the rule of the OpenTelemetry Collector: unit and `_total` are appended. Give it

@@ -13,8 +13,8 @@ import { describeTopic } from "./internal/describeTopic.ts"
 import type { Headers } from "./internal/headers.ts"
 import type { Hint } from "./internal/hint.ts"
 import { inspectedAs } from "./internal/inspection.ts"
-import { type Invalid, invalidFunction, unknownOption } from "./internal/invalid.ts"
-import { InvalidId, invalidOf, isTopic as isTopicInternal, TypeId as TypeIdInternal } from "./internal/topic.ts"
+import { type Invalid, invalidFunction, InvalidId, invalidOf, unknownOption } from "./internal/invalid.ts"
+import { isTopic as isTopicInternal, TypeId as TypeIdInternal } from "./internal/topic.ts"
 
 /**
  * Marks topics.

@@ -392,6 +392,26 @@ describe("reading", () => {
       const { redriven, refused } = yield* DeadLetter.redrive("orders.dead")
       assert.deepStrictEqual([redriven, refused?.count], [0, 1])
     }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("a forged second piece makes the redriven message neither a letter nor one of another group", () =>
+    Effect.gen(function*() {
+      yield* filled(0, { open: true })
+      const { letter, publish } = yield* forge("orders.dead", {}, "0123456789")
+      const [, head] = letters.split(letter)
+      const forged = { "millrace-group": "other", "millrace-dead-letter": "{}", "millrace-split": "x", own: "stays" }
+      const [rest] = letters.split({ ...letter, headers: forged })
+      // As another program may write it: with the records that belong to the first piece.
+      const headers = JSON.stringify(forged)
+      const body = new TextEncoder().encode(`${headers}56789`)
+      yield* publish({ ...rest, body, headers: { ...rest.headers, "millrace-header-bytes": String(headers.length) } })
+      yield* publish(head)
+      assert.strictEqual((yield* DeadLetter.redrive("orders.dead")).redriven, 1)
+      const transport = yield* Transport.Transport
+      const [message] = yield* Stream.runCollect(transport.browse("orders"))
+      const { "millrace-history": history, ...others } = message!.headers
+      assert.include(history, "\"attempts\":1")
+      assert.deepStrictEqual(others, { "millrace-group": "bank", own: "stays" })
+    }).pipe(Effect.provide(TestHarness.layer)))
 })
 
 describe("a letter of a letter, in two pieces", () => {

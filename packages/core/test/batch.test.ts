@@ -161,6 +161,77 @@ describe("batch", () => {
     }).pipe(Effect.provide(TestHarness.layer)))
 })
 
+describe("batches of keys", () => {
+  it.effect("fill at once, however many keys there are to a permit", () =>
+    Effect.gen(function*() {
+      for (const [keys, max] of [[3, 1], [50, 2]] as const) {
+        const sizes: Array<number> = []
+        const report = yield* TestHarness.run(
+          Numbers,
+          from.pipe(
+            Pipeline.batch({ size: 10, within: "1 hour" }, (values) => Effect.sync(() => sizes.push(values.length))),
+            Pipeline.concurrency({ max, key: ({ value }) => `${value % keys}` })
+          ),
+          upTo(keys * 10)
+        )
+        assert.deepStrictEqual(sizes, Array.from({ length: keys }, () => 10))
+        assert.strictEqual(report.counts.handled, keys * 10)
+      }
+      assert.strictEqual(yield* Effect.clockWith((clock) => clock.currentTimeMillis), 0)
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("fill when messages of the key are filtered out before them", () =>
+    Effect.gen(function*() {
+      const batches: Array<ReadonlyArray<number>> = []
+      yield* TestHarness.run(
+        Numbers,
+        from.pipe(
+          Pipeline.filter((n) => n % 3 !== 1),
+          Pipeline.batch({ size: 4, within: "1 hour" }, (values) => Effect.sync(() => batches.push(values))),
+          Pipeline.concurrency({ max: 1, key: () => "" })
+        ),
+        upTo(12)
+      )
+      assert.deepStrictEqual(batches, [[0, 2, 3, 5], [6, 8, 9, 11]])
+      assert.strictEqual(yield* Effect.clockWith((clock) => clock.currentTimeMillis), 0)
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("begin no second message of a key beside one on its way to the batch when a third is lost from it", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const begun: Array<number> = []
+      const { running } = yield* on(hand, (from) =>
+        from.pipe(
+          Pipeline.mapPromise((n) => {
+            begun.push(n)
+            return n === 2 ? new Promise<number>(() => {}) : Promise.resolve(n)
+          }),
+          Pipeline.batch({ size: 10, within: "1 hour" }, () => Effect.void),
+          Pipeline.concurrency({ max: 4, key: () => "" })
+        ))
+      const first = delivery(1)
+      hand.deliver(first, delivery(2), delivery(3))
+      yield* Wait.turns
+      hand.lost.add(first)
+      yield* adjust("1 minute")
+      assert.strictEqual((yield* running.counts).lost, 1)
+      assert.deepStrictEqual(begun, [1, 2])
+    }))
+
+  it.effect("hold no more messages than maxBlocked beyond those of the permits", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const { running } = yield* on(hand, (from) =>
+        from.pipe(
+          Pipeline.batch({ size: 10, within: "1 hour" }, () => Effect.void),
+          Pipeline.concurrency({ max: 2, key: ({ id }) => id })
+        ), { prefetch: 0, maxBlocked: 5 })
+      hand.deliver(...upTo(100).map((n) => delivery(n)))
+      yield* Wait.turns
+      assert.deepStrictEqual(yield* running.owned, { waiting: 0, running: 25 })
+    }))
+})
+
 describe("batchEach", () => {
   // was: batchEach answering with something that is no Result leaks the permit
   it.effect("that answers with something that is no Result gives its permit back", () =>

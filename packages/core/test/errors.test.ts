@@ -152,6 +152,34 @@ describe("the error of a dead letter", () => {
       }
     }))
 
+  it.live("has no secret in the path of a webhook", () =>
+    Effect.gen(function*() {
+      const addresses = [
+        "https://hooks.slack.com/services/T00/B00/s3cr3t",
+        "https://discord.com/api/webhooks/1/s3cr3t",
+        "https://api.telegram.org/bot1:s3cr3t/sendMessage"
+      ]
+      for (const address of addresses) {
+        const { message } = yield* rejected(() => Promise.reject(new Error(`POST ${address} failed`)))
+        assert.match(message, /^POST https:\/\/[\w./]+<redacted> failed$/)
+      }
+    }))
+
+  it.live("has no secret in its name, its tag or the names of its fields", () =>
+    Effect.gen(function*() {
+      const address = "redis://app:s3cr3t@localhost"
+      const errors = [
+        Object.assign(new Error("no"), { name: `Error at ${address}` }),
+        Object.assign(new Error("no"), { _tag: address }),
+        Object.assign(new Error("no"), { [address]: 1, nested: { [address]: 2 } })
+      ]
+      for (const error of errors) {
+        const shown = JSON.stringify(yield* rejected(() => Promise.reject(error)))
+        assert.notInclude(shown, "s3cr3t")
+        assert.include(shown, "redis://<redacted>@localhost")
+      }
+    }))
+
   it.live("has no secret in fields that are named like one, nor in raw headers", () =>
     Effect.gen(function*() {
       const names = ["pwd", "auth", "jwt", "sig", "sessionId", "accessKey", "nkey", "seed", "refresh_token"]

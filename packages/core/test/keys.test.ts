@@ -268,6 +268,42 @@ describe("a retry that is requested by hand", () => {
     }))
 })
 
+describe("a message that is released by hand", () => {
+  it.effect("keeps its place in its key until it comes again", () =>
+    Effect.gen(function*() {
+      const begun: Array<string> = []
+      let releases = 0
+      const report = yield* TestHarness.run(
+        Numbers,
+        Pipeline.from(Numbers, { group: "test" }).pipe(
+          Pipeline.tap((n, message) => {
+            begun.push(`${n}#${message.attempt}`)
+            return n === 2 && releases++ < 2 ? Message.settle(message, Settlement.release) : Effect.void
+          }),
+          Pipeline.concurrency({ max: 4, key: () => "k" })
+        ),
+        [1, 2, 3, 4]
+      )
+      assert.deepStrictEqual(begun, ["1#1", "2#1", "2#1", "2#1", "3#1", "4#1"])
+      assert.deepStrictEqual([report.counts.handled, report.counts.released], [4, 2])
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("is waited for no longer than a retry when it does not come", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      yield* on(hand, (from) =>
+        from.pipe(
+          Pipeline.tap((n, message) => n === 1 ? Message.settle(message, Settlement.release) : Effect.void),
+          Pipeline.concurrency({ max: 4, key: () => "k" })
+        ))
+      hand.deliver(delivery(1), delivery(2))
+      yield* adjust("10 seconds")
+      assert.deepStrictEqual(hand.said, ["1 Release"])
+      for (let n = 0; n < 6; n++) yield* adjust("10 seconds")
+      assert.deepStrictEqual(hand.said, ["1 Release", "2 Ack"])
+    }))
+})
+
 describe("order", () => {
   // was: a key's order breaks when no slot comes free between a retry's due time and 30 s after it
   it.effect("holds when no slot is free from the due time of a retry on", () =>

@@ -86,6 +86,28 @@ describe("a shared limit", () => {
   })
 })
 
+describe("one limit of a layer and of its pipeline", () => {
+  it.effect("gives each handler one permit", () => {
+    const limit = Concurrency.make(1)
+    return Effect.gen(function*() {
+      const running = yield* Pipeline.start(
+        Pipeline.from(Numbers, { group: "test", startFrom: "beginning", drainTimeout: 0 }).pipe(
+          Pipeline.tap(() => Effect.sleep("1 second")),
+          Pipeline.concurrency(limit)
+        )
+      )
+      for (let n = 0; n < 7; n++) yield* Publisher.publish(Numbers, n)
+      yield* TestClock.adjust("1500 millis")
+      assert.deepStrictEqual([(yield* running.counts).handled, limit.inUse], [1, 1])
+      yield* limit.resize(3)
+      yield* TestClock.adjust("10 millis")
+      assert.strictEqual(limit.inUse, 3)
+      yield* TestClock.adjust("5 seconds")
+      assert.deepStrictEqual([(yield* running.counts).handled, limit.inUse], [7, 0])
+    }).pipe(Effect.provide(MemoryTransport.layer({ concurrency: limit })))
+  })
+})
+
 describe("a limit", () => {
   it.effect("changes while it is in use", () =>
     Effect.gen(function*() {

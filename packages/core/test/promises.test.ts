@@ -247,6 +247,8 @@ describe("input that the types refuse and a cast lets through", () => {
     ["a header that is no text", [Numbers, 1, { headers: { a: 5 } }], "header \"a\" is 5"],
     ["an id", [Numbers, 1, { id: 5 }], "id is 5"],
     ["a delay", [Numbers, 1, { delay: "5 sec" }], "delay is \"5 sec\""],
+    ["a date as a delay", [Numbers, 1, { delay: new Date(0) }], "delay is an instance of Date"],
+    ["a misspelt unit", [Numbers, 1, { delay: { secs: 5 } }], "delay is an object"],
     ["a numeric key", [(Topic.make as any)("numbers", { schema: Schema.Int, key: (n: number) => n }), 1], "key is 1"]
   ]
   for (const [name, args, sentence] of publishing) {
@@ -287,6 +289,8 @@ describe("input that the types refuse and a cast lets through", () => {
     assert.throws(() => retry("5 sec"), /after of Settlement.retry is "5 sec": write a duration/)
     assert.throws(() => retry(NaN), /after of Settlement.retry is NaN/)
     assert.throws(() => retry(Infinity), /after of Settlement.retry is Infinity/)
+    assert.throws(() => retry(new Date(0)), /after of Settlement.retry is an instance of Date/)
+    assert.throws(() => retry({ secs: 5 }), /after of Settlement.retry is an object/)
     assert.throws(
       () => retry(1, { countAttempt: false }),
       /Settlement.retry.countAttempt is false: there is no such option/

@@ -145,6 +145,24 @@ describe("middleware and branches", () => {
       assert.deepInclude(report.counts, { filtered: 1, retried: 0 })
     }).pipe(Effect.provide(TestHarness.layer)))
 
+  it.effect("a middleware that retries all failures and recovers from them leaves filtered messages alone", () =>
+    Effect.gen(function*() {
+      let asked = 0
+      const report = yield* TestHarness.run(
+        Numbers,
+        from.pipe(
+          Pipeline.filter((n) => ++asked > 0 && n > 0),
+          Pipeline.mapEffect((n) => n === 2 ? Effect.fail("flaky") : Effect.succeed(n)),
+          Pipeline.middleware((handler) => Effect.retry(handler, { times: 3 })),
+          Pipeline.middleware((handler) => Effect.catch(handler, () => Effect.succeed(-1)))
+        ),
+        [0, 1, 2]
+      )
+      assert.deepStrictEqual(report.handled.map(({ value }) => value), [1, -1])
+      assert.strictEqual(report.counts.filtered, 1)
+      assert.strictEqual(asked, 1 + 1 + 4)
+    }).pipe(Effect.provide(TestHarness.layer)))
+
   it.effect("one message, several outputs, settled once all are published", () =>
     Effect.gen(function*() {
       const Small = Topic.make("small", { schema: Schema.Number })

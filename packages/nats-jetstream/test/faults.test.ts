@@ -7,6 +7,7 @@ import type * as Brokers from "@millrace/testing/Brokers"
 import type { Proxy } from "@millrace/testing/Proxy"
 import { jetstreamManager } from "@nats-io/jetstream"
 import * as Arr from "effect/Array"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Latch from "effect/Latch"
@@ -364,6 +365,38 @@ describe.each(versions)("on nats-server %s", (version) => {
         assert.deepStrictEqual([given!, held!].map(({ id }) => id.split("-")[1]), ["1", "1"])
         assert.notStrictEqual(given!.id, held!.id)
         assert.notStrictEqual(given!.origin, held!.origin)
+      })
+    ))
+
+  it.live("a settlement of a stream's earlier life leaves the message alone that has its sequence now", () =>
+    on(() =>
+      Effect.gen(function*() {
+        const subscription = yield* subscribe("orders")
+        yield* publish("orders", ["a", "b", "c", "d"])
+        const [done, failed, released, ended] = yield* take(subscription, 4)
+        const next = yield* Effect.forkScoped(subscription.pull(demand(10)))
+        const jsm = yield* manager
+        yield* Effect.promise(() => jsm.streams.delete("orders"))
+        yield* publishPatiently("orders", "e")
+        const given = [...yield* Fiber.join(next)]
+        yield* publish("orders", ["f", "g", "h"])
+        while (given.length < 4) given.push(...yield* subscription.pull(demand(10)))
+        assert.deepStrictEqual(yield* subscription.extend([done!, failed!, released!, ended!]), [])
+        const lost = yield* subscription.settle([
+          { delivery: done!, settlement: Settlement.ack },
+          { delivery: failed!, settlement: { _tag: "Retry", after: Duration.zero } },
+          { delivery: released!, settlement: Settlement.release },
+          { delivery: ended!, settlement: { _tag: "Terminate", reason: "over" } }
+        ])
+        assert.deepStrictEqual(lost.map((delivery) => [text(delivery), delivery.vanished]), [["b", true], ["c", true]])
+        // The second attempt of each is the one that its own retry asks for.
+        yield* settle(subscription, given, { _tag: "Retry", after: Duration.zero })
+        const again: Array<string> = []
+        while (again.length < 4) {
+          const deliveries = yield* subscription.pull(demand(10)).pipe(Effect.timeout("20 seconds"))
+          again.push(...deliveries.map((delivery) => `${text(delivery)}${delivery.attempt}`))
+        }
+        assert.deepStrictEqual(again.sort(), ["e2", "f2", "g2", "h2"])
       })
     ))
 

@@ -130,7 +130,7 @@ describe("connecting", () => {
       }
       assert.match(
         (yield* failing({ url: broker.url, connectTimeout: 0 })).message,
-        /connectTimeout is "0".*10 seconds/
+        /connectTimeout is 0: .*10 seconds/
       )
       const bad: ReadonlyArray<readonly [unknown, RegExp]> = [
         [{}, /^nats: url is undefined: give nats:/],
@@ -202,7 +202,9 @@ describe("connecting", () => {
       { group: "g", subjects: "a.>" },
       /^memory: subjects is "a.>": give an array of texts/
     ],
-    ["a misspelt start", { group: "g", startFrom: "begining" }, /^memory: startFrom is "begining": write "new"/]
+    ["a misspelt start", { group: "g", startFrom: "begining" }, /^memory: startFrom is "begining": write "new"/],
+    ["a sequence before the first", { group: "g", startFrom: { sequence: 0 } }, /^memory: startFrom is an object/],
+    ["a sequence below 0", { group: "g", startFrom: { sequence: -1 } }, /^memory: startFrom is an object/]
   ])("from refuses %s", ([, options, expected]) =>
     Effect.gen(function*() {
       const pipeline = JetStream.from(
@@ -213,6 +215,60 @@ describe("connecting", () => {
       )
       assert.match((yield* Effect.flip(Effect.scoped(Pipeline.start(pipeline)))).message, expected)
     }).pipe(Effect.provide(JetStream.layerTest.pipe(Layer.provideMerge(MemoryTransport.layer())))))
+
+  it.effect("publish refuses what the server would take for nothing, or in its own words", () =>
+    Effect.gen(function*() {
+      const cases: ReadonlyArray<readonly [object, string]> = [
+        ...[NaN, 0, -1, Infinity, "5", null].map((ttl) => [{ ttl }, "ttl"] as const),
+        ...[NaN, -1, "5 sec", true].map((retryFor) => [{ retryFor }, "retryFor"] as const),
+        ...[NaN, -1, 0.5, [], "5", 5n, Symbol("5")].map((lastSequence) =>
+          [{ expect: { lastSequence } }, "expect.lastSequence"] as const
+        ),
+        [{ expect: { lastSubjectSequence: [] } }, "expect.lastSubjectSequence"],
+        [{ expect: { lastMessageId: 5 } }, "expect.lastMessageId"],
+        [{ expect: { stream: {} } }, "expect.stream"],
+        [{ expect: { lastSeq: 5 } }, "expect.lastSeq"],
+        [{ dealy: 5 }, "publish.dealy"]
+      ]
+      for (const [options, option] of cases) {
+        const { reason } = yield* Effect.flip(JetStream.publish(Orders, { id: "1" }, options))
+        assert.deepInclude(reason, { _tag: "InvalidOption", option })
+      }
+    }).pipe(Effect.provide(JetStream.layerTest.pipe(Layer.provideMerge(MemoryTransport.layer())))))
+
+  it.effect("a confirmation that nothing could come in time for is an error, and no wait without end", () =>
+    Effect.gen(function*() {
+      for (const timeout of [0, NaN, -1, "5 sec" as never]) {
+        const topic = Topic.make("orders", { schema: Schema.String })
+        const pipeline = JetStream.from(topic, { group: "g" }).pipe(
+          Pipeline.tap((_, message) => JetStream.ackSync(message, { timeout })),
+          Pipeline.retry({ times: 0 })
+        )
+        const report = yield* TestHarness.run(topic, pipeline, ["a"])
+        assert.include(report.deadLettered[0]!.record.error.causes[0], "timeout of ackSync is ")
+      }
+    }).pipe(Effect.provide(JetStream.layerTest.pipe(Layer.provideMerge(TestHarness.layer)))))
+
+  it.effect("durations that a timer or the server cannot hold are refused by name", () =>
+    Effect.gen(function*() {
+      const url = "nats://127.0.0.1:1"
+      const cases: ReadonlyArray<readonly [string, Partial<JetStream.Options>]> = [
+        ...[0, Infinity, 2 ** 31].flatMap((duration) => [
+          ["connectTimeout", { connectTimeout: duration }] as const,
+          ["publishTimeout", { publishTimeout: duration }] as const
+        ]),
+        ...[1, Infinity, 1e20].flatMap((duration) => [
+          ["stream.maxAge", { stream: { maxAge: duration } }] as const,
+          ["stream.duplicateWindow", { stream: { duplicateWindow: duration } }] as const,
+          ["deadLetterStream.maxAge", { deadLetterStream: { maxAge: duration } }] as const
+        ]),
+        ["stream.duplicateWindow", { stream: { duplicateWindow: 0 } }]
+      ]
+      for (const [option, options] of cases) {
+        const { reason } = yield* failing({ url, ...options })
+        assert.deepInclude(reason, { _tag: "InvalidOption", option })
+      }
+    }))
 
   it.effect.each<readonly [string, object, Array<string>]>([
     ["a pattern", { subject: "orders.{region}.created" }, ["orders.eu.created", "none"]],

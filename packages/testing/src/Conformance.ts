@@ -26,6 +26,7 @@ import { poison } from "./internal/conformance/poison.ts"
 import { retry } from "./internal/conformance/retry.ts"
 import { conduct, type Need, Rig, type Test as RigTest } from "./internal/conformance/rig.ts"
 import { settlement } from "./internal/conformance/settlement.ts"
+import { durationFrom } from "./internal/options.ts"
 import type * as Proxy from "./Proxy.ts"
 
 /**
@@ -190,7 +191,7 @@ export const check = <R, E>(
       deleteConsumers: (topic, group) =>
         Effect.provide(target.deleteConsumers?.(topic, group) ?? Effect.die(reasons.deleteConsumers), context),
       unreachable: Effect.provide(target.unreachable ?? Effect.die(reasons.unreachable), context),
-      claimAfter: Duration.toMillis(Duration.fromInputUnsafe(target.claimAfter)),
+      claimAfter: Duration.toMillis(durationFrom("claimAfter", target.claimAfter)),
       clock: target.clock
     })
     yield* Effect.provideService(conduct(runs.get(test.id)!), Rig, rig)

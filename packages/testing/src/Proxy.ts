@@ -7,6 +7,7 @@
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as net from "node:net"
+import { numberFrom } from "./internal/options.ts"
 
 /**
  * How fast each way of each connection is: `latency` in milliseconds, `bandwidth` in bytes a second.
@@ -123,6 +124,8 @@ export const make = (
       }),
       shape: (shape) =>
         Effect.sync(() => {
+          numberFrom("shape.latency", shape.latency, (n) => n >= 0 && n < Infinity, "give milliseconds, 0 or more")
+          numberFrom("shape.bandwidth", shape.bandwidth, (n) => n > 0, "give bytes a second, more than 0")
           state.shape = shape
         })
     }

@@ -28,6 +28,7 @@ import * as Scheduler from "effect/Scheduler"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import { Origin } from "./internal/memory/broker.ts"
+import { boundFrom, countFrom, durationFrom } from "./internal/options.ts"
 import { Faults, madeOnce, minimize } from "./internal/simulation/faults.ts"
 import { Laws, type Violation } from "./internal/simulation/laws.ts"
 import { Line } from "./internal/simulation/network.ts"
@@ -201,7 +202,10 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
     const world = new World(() => random.nextDoubleUnsafe())
     const kinds = new Set<Fault>(options.faults ?? allFaults)
     const faults = new Faults(options.only)
-    const minIdle = Duration.fromInputUnsafe(options.minIdle ?? "30 seconds")
+    const minIdle = durationFrom("minIdle", options.minIdle ?? "30 seconds")
+    const slots = countFrom("workers", options.workers ?? 2, 1)
+    const attempts = boundFrom("attempts", options.attempts ?? Infinity)
+    const patience = Duration.toMillis(durationFrom("restWithin", options.restWithin ?? "1 hour"))
     const surroundings = (process: Process) =>
       Context.make(Clock.Clock, process.clock).pipe(
         Context.add(Scheduler.Scheduler, process.scheduler),
@@ -218,7 +222,7 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
       topic: topic.name,
       minIdle: Duration.toMillis(minIdle),
       keepsKeys: options.keepsKeys ?? false,
-      attempts: options.attempts ?? Infinity,
+      attempts,
       outputOf: options.outputOf ?? (({ id }) => id),
       published: () => published
     })
@@ -408,7 +412,6 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
 
     // The group is there before the first message: then it makes no difference where it begins.
     launch()
-    const slots = options.workers ?? 2
     for (let slot = 1; slot < slots; slot++) later(world.between(0, 20_000), launch)
     const span = world.between(1000, 90_000)
     const producer = yield* Scope.provide(memory.connect, Scope.makeUnsafe())
@@ -458,7 +461,6 @@ export const run = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
       return true
     }
     let calmSince: number | undefined
-    const patience = Duration.toMillis(Duration.fromInputUnsafe(options.restWithin ?? "1 hour"))
     yield* world.run(() => {
       if (failure !== undefined || laws.violations.length > 0) return true
       if (open > 0) return false
@@ -491,8 +493,9 @@ export const check = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
   options: Options<NoInfer<A>> & { readonly seeds?: number | undefined; readonly first?: number | undefined }
 ): Effect.Effect<void, Violated | TransportError | Publisher.PublishError, Exclude<R, Transport | Scope.Scope> | RE> =>
   Effect.gen(function*() {
-    const first = options.first ?? 1
-    for (let seed = first; seed < first + (options.seeds ?? 100); seed++) {
+    const first = countFrom("first", options.first ?? 1, 0)
+    const seeds = boundFrom("seeds", options.seeds ?? 100)
+    for (let seed = first; seed < first + seeds; seed++) {
       const result = yield* run(topic, pipeline, { ...options, seed })
       if (result.violations.length > 0) {
         return yield* shrink(result, (only) => run(topic, pipeline, { ...options, seed, only }))

@@ -26,6 +26,7 @@ import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 import { isTestClock, liveActivity, rest, Sleepers, type Watched } from "./internal/activity.ts"
+import { durationFrom } from "./internal/options.ts"
 import * as MemoryTransport from "./MemoryTransport.ts"
 
 /**
@@ -188,7 +189,7 @@ export const make = <A, RD, RE, M extends Message.Message<A>, B, E, R>(
         }),
       runUntilIdle: (limit) =>
         Effect.andThen(
-          untilIdle(watched, Duration.fromInputUnsafe(limit ?? "1 day")),
+          Effect.suspend(() => untilIdle(watched, durationFrom("runUntilIdle", limit ?? "1 day"))),
           report(memory, running, outcomes)
         )
     }

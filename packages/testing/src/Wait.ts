@@ -7,6 +7,7 @@ import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as TestClock from "effect/testing/TestClock"
+import { durationFrom } from "./internal/options.ts"
 
 /**
  * Lets everything run that needs no time: eighty turns of the event loop.
@@ -39,7 +40,7 @@ export const tick: Effect.Effect<void> = Clock.clockWith((clock) =>
  */
 export const pass = (duration: Duration.Input): Effect.Effect<void> =>
   Effect.gen(function*() {
-    const end = (yield* Clock.currentTimeMillis) + Duration.toMillis(Duration.fromInputUnsafe(duration))
+    const end = (yield* Clock.currentTimeMillis) + Duration.toMillis(durationFrom("duration", duration))
     while ((yield* Clock.currentTimeMillis) < end) yield* tick
   })
 
@@ -60,7 +61,7 @@ export const eventually = <A, E, R>(
   within?: Duration.Input
 ): Effect.Effect<A, E, R> =>
   Effect.gen(function*() {
-    const duration = Duration.fromInputUnsafe(within ?? (yield* defaultWithin))
+    const duration = durationFrom("within", within ?? (yield* defaultWithin))
     const deadline = (yield* Clock.currentTimeMillis) + Duration.toMillis(duration)
     for (;;) {
       const answer = yield* question

@@ -99,8 +99,7 @@ export class Batcher {
     const member: Member = { attempt, value, resume, stopped: undefined }
     batch.members.push(member)
     if (batch.members.length >= this.step.size || this.around.isHurried()) this.flush(batch)
-    // While a batch of its key runs, nothing else of the key begins.
-    else if (key === undefined || !this.running.has(key)) this.around.joined(attempt)
+    else this.around.joined(attempt)
     return (stopped) => this.leave(batch, member, stopped)
   }
 

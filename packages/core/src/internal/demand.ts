@@ -13,6 +13,8 @@ export interface Holdings {
   readonly buffered: number
   /** Behind another message of their key. */
   readonly blocked: number
+  /** In an open batch of their key. */
+  readonly batched: number
   readonly maxBlocked: number
   /** All that the broker counts as ours. */
   readonly owned: number
@@ -31,8 +33,10 @@ export interface Holdings {
 export const demandOf = (holdings: Holdings): Demand | undefined => {
   const { averageBytes, blocked, owned, perPermit, suspects } = holdings
   if (holdings.isIsolating || holdings.unconfirmed > maxUnconfirmed) return undefined
-  // Blocked messages have a bound of their own: they must not keep messages of other keys from coming.
-  const busy = owned - blocked
+  // Blocked messages have a bound of their own: they must not keep messages of other keys from coming. Those in the open
+  // batches of keys neither, as far as the same bound has room: they wait for other messages of their key.
+  const room = Math.min(holdings.maxBlocked, averageBytes === 0 ? Infinity : maxBlockedBytes / averageBytes) - blocked
+  const busy = owned - blocked - Math.max(0, Math.min(holdings.batched, Math.floor(room)))
   const free = holdings.permits * perPermit - busy
   if (
     holdings.delayed >= holdings.maxDelayed || blocked >= holdings.maxBlocked ||

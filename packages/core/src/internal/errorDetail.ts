@@ -100,10 +100,10 @@ export const property = (u: unknown, name: string): unknown =>
 const tagOf = (error: unknown): string => {
   if (isEmpty(error)) return "undefined"
   const tag = property(error, "_tag")
-  if (typeof tag === "string" && tag !== "") return bound(tag, 200)
+  if (typeof tag === "string" && tag !== "") return shownName(tag, 200)
   const name = isError(error) ? property(error, "name") : undefined
   // Most classes of errors inherit their name, and most other objects have none.
-  if (typeof name === "string" && name !== "" && name !== "Error") return bound(name, 200)
+  if (typeof name === "string" && name !== "" && name !== "Error") return shownName(name, 200)
   const type = typeof error === "object" ? property(property(error, "constructor"), "name") : undefined
   if (typeof type === "string" && type !== "" && type !== "Object") return bound(type, 200)
   return isError(error) ? "Error" : error === null ? "null" : typeof error
@@ -187,7 +187,7 @@ const fieldsOf = (error: unknown): { readonly [name: string]: unknown } | undefi
     if (value === undefined) continue
     left -= name.length + JSON.stringify(value).length
     if (left < 0 || ++count > maxFields) break
-    Object.defineProperty(fields, bound(name, 100), { value, enumerable: true })
+    Object.defineProperty(fields, shownName(name, 100), { value, enumerable: true })
   }
   return count === 0 ? undefined : fields
 }
@@ -232,7 +232,7 @@ const plainObject = (value: object | null, depth: number): unknown => {
   const data: Record<string, unknown> = {}
   for (const name of Object.keys(value).slice(0, maxFields)) {
     const item = isSecretName(name) ? "<redacted>" : plain(property(value, name), depth + 1)
-    if (item !== undefined) Object.defineProperty(data, bound(name, 100), { value: item, enumerable: true })
+    if (item !== undefined) Object.defineProperty(data, shownName(name, 100), { value: item, enumerable: true })
   }
   return data
 }
@@ -248,6 +248,10 @@ const safely = <A>(read: () => A, otherwise: A): A => {
 }
 
 const bound = (text: string, length: number): string => text.length > length ? `${text.slice(0, length - 1)}…` : text
+
+/** The name of an error or a field: usually a word, but any text may be one. */
+const shownName = (name: string, length: number): string =>
+  /^[\w.$@/-]+$/.test(name) ? bound(name, length) : withoutSecrets(name, length)
 
 const show = (u: unknown): string => {
   if (typeof u === "object" && u !== null) {

@@ -11,7 +11,7 @@ import { type Attempt, MessageImpl } from "./attempt.ts"
 import { Deadlines } from "./deadlines.ts"
 import { exitOf } from "./exit.ts"
 import { isPending, type Pending } from "./pending.ts"
-import { misresolved, settledAs } from "./promise.ts"
+import { effectOfCodec, misresolved, settledAs } from "./promise.ts"
 import { Slots } from "./slots.ts"
 import * as Steps from "./steps.ts"
 import { Carried, carriesTrace, unsampled } from "./traceContext.ts"
@@ -86,7 +86,7 @@ export class Handler {
 
   private decoding(attempt: Attempt): Effect.Effect<unknown, unknown> {
     try {
-      return this.codec.decode(attempt.delivery)
+      return effectOfCodec("decode", this.codec.decode(attempt.delivery))
     } catch (error) {
       return Exit.failCause(Steps.thrown(error))
     }
@@ -114,9 +114,7 @@ export class Handler {
     const effect = this.decoding(attempt)
     const exit = exitOf(effect)
     if (exit !== undefined) return this.decoded(attempt, this.prepared(attempt, exit))
-    // An `Exit` is an Effect: only what is none of both is left to find.
-    if (Effect.isEffect(effect)) return this.fork(attempt, effect, decoding, false, undefined)
-    this.end(attempt, "failed", Cause.die(new TypeError("the codec's decode returned something that is no Effect")))
+    this.fork(attempt, effect, decoding, false, undefined)
   }
 
   /** Bytes that do not fit will never fit; a decoder that breaks is a defect like any other. */

@@ -90,6 +90,7 @@ export class Holding {
       averageBytes: prefetch.averageBytes,
       buffered: intake.buffer.size,
       blocked: intake.blocked + intake.earlyCount,
+      batched: intake.batched,
       maxBlocked: source.maxBlocked,
       owned: this.owned,
       delayed: retries.size + intake.earlyCount,

@@ -3,7 +3,9 @@ import type * as Message from "../Message.ts"
 import type { Delivery } from "../Transport.ts"
 import { Attempt, type Shared } from "./attempt.ts"
 import { Deque } from "./deque.ts"
+import { toError } from "./invalid.ts"
 import { Isolation } from "./isolation.ts"
+import { invalidKeyType } from "./key.ts"
 import { KeyedQueue } from "./keyedQueue.ts"
 import { answered } from "./promise.ts"
 import { Rest } from "./rest.ts"
@@ -33,8 +35,8 @@ export class Intake {
     readonly onReady: () => void
     /** A suspect is to run alone; nothing else is held here any more. */
     readonly onAlone: () => void
-    /** Isolated suspects may be taken again. */
-    readonly onRested: () => void
+    /** There is room: isolated suspects may be taken again, or a message waits in an open batch of its key. */
+    readonly onRoom: () => void
   }
   /** After a suspect ran alone, the others have their turn. */
   private readonly rest: Rest
@@ -46,14 +48,15 @@ export class Intake {
   constructor(options: Intake["options"]) {
     this.options = options
     this.isolation = new Isolation(options.limit)
-    this.rest = new Rest({ now: options.now, after: options.after, onEnd: options.onRested })
+    this.rest = new Rest({ now: options.now, after: options.after, onEnd: options.onRoom })
     const { key } = options
     this.keys = key === undefined ? undefined : new KeyedQueue({
       keyOf: (attempt) => this.keyOf(attempt, key),
       onReady: (attempt) => {
         this.enqueue(attempt)
         options.onReady()
-      }
+      },
+      onBatched: options.onRoom
     })
   }
 
@@ -65,6 +68,11 @@ export class Intake {
   /** Behind another message of their key. */
   get blocked(): number {
     return this.keys?.blocked ?? 0
+  }
+
+  /** In an open batch of their key. */
+  get batched(): number {
+    return this.keys?.batched ?? 0
   }
 
   /** Not due yet. */
@@ -147,7 +155,10 @@ export class Intake {
     if (exit === undefined) return ""
     if (Exit.isFailure(exit)) return undefined
     try {
-      return answered("concurrency.key", key(attempt.message!))
+      const chosen = answered("concurrency.key", key(attempt.message!))
+      const invalid = invalidKeyType("concurrency.key", chosen)
+      if (invalid !== undefined) throw toError("core", invalid)
+      return chosen
     } catch (error) {
       attempt.keyFailure = thrown(error)
       return undefined
@@ -173,9 +184,9 @@ export class Intake {
   /** An isolated suspect need not be isolated any more. */
   leftIsolation(attempt: Attempt): void {
     if (this.isolated.size === 0 || !this.isolated.delete(attempt)) return
-    const { now, onRested } = this.options
+    const { now, onRoom } = this.options
     const rest = this.isolation.current === attempt ? this.isolation.leave(now()) : 0
-    if (!this.rest.begin(rest)) onRested()
+    if (!this.rest.begin(rest)) onRoom()
   }
 
   // --- leaving

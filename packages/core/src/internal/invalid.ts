@@ -13,6 +13,26 @@ export interface Invalid {
   readonly remedy: string
 }
 
+/** Holds what is wrong with a value, such as a topic; told when the value is first used. */
+export const InvalidId = Symbol.for("@millrace/core/invalid")
+
+export const invalidOf = (value: object): Invalid | undefined =>
+  (value as { readonly [InvalidId]?: Invalid })[InvalidId]
+
+/** The value itself, which keeps what is wrong with it. */
+export const keepInvalid = <A extends object>(value: A, invalid: Invalid | undefined): A =>
+  invalid === undefined ? value : Object.defineProperty(value, InvalidId, { value: invalid })
+
+/** What is wrong with a number that has to lie between two others. A text is no number. */
+export const invalidNumber = (
+  option: string,
+  value: unknown,
+  least: number,
+  most: number,
+  remedy: string
+): Invalid | undefined =>
+  typeof value === "number" && value >= least && value <= most ? undefined : { option, value, remedy }
+
 /** What is wrong with a maximum of handlers. */
 export const invalidMax = (option: string, max: unknown): Invalid | undefined =>
   (Number.isInteger(max) && (max as number) >= 1) || max === Infinity
@@ -52,6 +72,17 @@ export const durationOf = (
   return {
     duration: Duration.zero,
     invalid: { option, value: input, remedy: "write a duration as \"5 seconds\" or as a number of milliseconds" }
+  }
+}
+
+/** Reads a delay, which ends; a negative one means now. `undefined`: the input is none. */
+export const delayOf = (input: unknown): Duration.Duration | undefined => {
+  try {
+    const duration = Duration.fromInputUnsafe(input as Duration.Input)
+    if (isNothing(input) || !Number.isFinite(Duration.toMillis(duration))) return undefined
+    return Duration.max(Duration.zero, duration)
+  } catch {
+    return undefined
   }
 }
 

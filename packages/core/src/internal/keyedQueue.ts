@@ -5,8 +5,8 @@ interface Lane {
   readonly key: string
   /** Begun and not left. */
   active: number
-  /** All that are active wait in an open batch: the next one may join them. */
-  isBatching: boolean
+  /** Those of them that wait in an open batch: where all do, the next one may join them. */
+  readonly batched: Set<Attempt>
   /** How many places have been given. */
   places: number
   /** Behind the active ones, by their places: nothing begins before the first one. */
@@ -33,17 +33,23 @@ export class KeyedQueue {
   private readonly retries = new Map<string, Waiting>()
   private readonly keyOf: (attempt: Attempt) => string | undefined
   private readonly onReady: (attempt: Attempt) => void
+  private readonly onBatched: () => void
   /** Messages behind another one of their key. */
   blocked = 0
+  /** Messages in an open batch of their key. */
+  batched = 0
 
   constructor(options: {
     /** `undefined`: no other message waits for this one. */
     readonly keyOf: (attempt: Attempt) => string | undefined
     /** Called with a message that was blocked and may begin. */
     readonly onReady: (attempt: Attempt) => void
+    /** Called when a message waits in an open batch. */
+    readonly onBatched: () => void
   }) {
     this.keyOf = options.keyOf
     this.onReady = options.onReady
+    this.onBatched = options.onBatched
   }
 
   /** `true` when the message may begin as soon as there is a permit; otherwise it comes through `onReady`. */
@@ -67,14 +73,18 @@ export class KeyedQueue {
   joined(attempt: Attempt): void {
     const lane = this.laneOf(attempt)
     if (lane === undefined) return
-    lane.isBatching = true
+    this.batched++
+    lane.batched.add(attempt)
     this.next(lane)
+    this.onBatched()
   }
 
   /** The batch of a key is handed over: nothing joins it any more. */
   closed(key: string): void {
     const lane = this.lanes.get(key)
-    if (lane !== undefined) lane.isBatching = false
+    if (lane === undefined) return
+    this.batched -= lane.batched.size
+    lane.batched.clear()
   }
 
   /** The message has left this process. */
@@ -82,7 +92,7 @@ export class KeyedQueue {
     const lane = this.laneOf(attempt)
     if (lane === undefined) return
     lane.active--
-    if (lane.active === 0) lane.isBatching = false
+    if (lane.batched.delete(attempt)) this.batched--
     this.next(lane)
   }
 
@@ -150,7 +160,7 @@ export class KeyedQueue {
     if (key === undefined) return undefined
     let lane = this.lanes.get(key)
     if (lane === undefined) {
-      lane = { key, active: 0, isBatching: false, places: 0, waiting: [] }
+      lane = { key, active: 0, batched: new Set(), places: 0, waiting: [] }
       this.lanes.set(key, lane)
     }
     const waiting = { id: attempt.delivery.id, lane, place: lane.places++, attempt: undefined }
@@ -163,14 +173,13 @@ export class KeyedQueue {
   }
 
   private mayBegin(lane: Lane): boolean {
-    return lane.active === 0 || lane.isBatching
+    return lane.active === lane.batched.size
   }
 
   /** Begins the first one that waits. */
   private begin(lane: Lane): void {
     lane.waiting.shift()
     lane.active++
-    lane.isBatching = false
   }
 
   private remove(waiting: Waiting): void {

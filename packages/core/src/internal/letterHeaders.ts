@@ -46,6 +46,9 @@ const shifted = (headers: Message.Headers, by: number): Record<string, string> =
   return all
 }
 
+/** The headers of a message, whatever a letter's second piece has among them: anybody may have written that one. */
+export const withoutRecords = (headers: Message.Headers): Message.Headers => shifted(headers, -Infinity)
+
 /** The headers of the message in a dead letter, and those that hold the records. */
 export const separate = (
   headers: Message.Headers

@@ -37,8 +37,13 @@ export const forms = (
     history: record.history.slice(-1).map((failure) => new Failure({ ...failure, error: failure.error.slice(0, 100) }))
   })
   const short = outgoing(topic, delivery, brief)
-  return [[outgoing(topic, delivery, record)], [short], split(short)]
+  const whole = [outgoing(topic, delivery, record)] as const
+  // A broker may refuse a letter for another reason than its size. Pieces hold bodies and headers: fields would be lost.
+  return hasOnlyFields(delivery) ? [whole, [short]] : [whole, [short], split(short)]
 }
+
+/** An entry that another program added: fields, and no body. */
+const hasOnlyFields = ({ body, fields }: Delivery): boolean => fields !== undefined && body.byteLength === 0
 
 /**
  * A letter in two pieces, the second one first: whoever finds the record finds all of it. The second piece's body is the

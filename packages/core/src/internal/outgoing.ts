@@ -1,20 +1,20 @@
 import type * as Context from "effect/Context"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Option from "effect/Option"
 import type * as Schema from "effect/Schema"
 import type { Wire } from "../Codec.ts"
 import type * as Topic from "../Topic.ts"
 import type { Outgoing } from "../Transport.ts"
 import { InvalidOption } from "../TransportError.ts"
 import type { Headers } from "./headers.ts"
-import { type Invalid, unknownOption } from "./invalid.ts"
+import { delayOf, type Invalid, invalidOf, unknownOption } from "./invalid.ts"
+import { invalidKeyType } from "./key.ts"
 import { isOurs } from "./letterHeaders.ts"
+import { effectOfCodec, ignore } from "./promise.ts"
 import { PublishError, Unencodable } from "./publishError.ts"
 import type { PublishOptions } from "./publishOptions.ts"
 import { shownValue } from "./shownValue.ts"
-import { invalidOf, isTopic } from "./topic.ts"
+import { isTopic } from "./topic.ts"
 import { hasTrace, inject } from "./traceContext.ts"
 
 export const refuse = (invalid: Invalid) =>
@@ -71,14 +71,11 @@ const headersOf = (
   return headers
 }
 
-const invalidKey = (key: unknown): Invalid | undefined =>
-  key === undefined || (typeof key === "string" && key.isWellFormed()) ? undefined : {
-    option: "key",
-    value: key,
-    remedy: typeof key === "string"
-      ? "half of a character cannot be encoded"
-      : "a key is a text, or undefined for none: convert it with String(…)"
-  }
+const invalidKey = (key: unknown): Invalid | undefined => {
+  const mistyped = invalidKeyType("key", key)
+  if (mistyped !== undefined || key === undefined || (key as string).isWellFormed()) return mistyped
+  return { option: "key", value: key, remedy: "half of a character cannot be encoded" }
+}
 
 const invalidOptions = (options: PublishOptions): Invalid | undefined => {
   const unknown = unknownOption("publish", options, ["headers", "id", "delay"])
@@ -90,12 +87,15 @@ const invalidOptions = (options: PublishOptions): Invalid | undefined => {
   if (id !== undefined && !(typeof id === "string" && id.isWellFormed() && !/[\r\n]/.test(id))) {
     return { option: "id", value: id, remedy: "an id is one line of text" }
   }
-  const duration = delay === undefined ? undefined : Option.getOrUndefined(Duration.fromInput(delay as Duration.Input))
-  return delay === undefined ||
-      (duration !== undefined && !Number.isNaN(delay) && Number.isFinite(Duration.toMillis(duration)))
+  return delay === undefined || delayOf(delay) !== undefined
     ? undefined
     : { option: "delay", value: delay, remedy: "write a duration as \"5 seconds\" or as a number of milliseconds" }
 }
+
+const encode = <A, RD, RE>(
+  { codec }: Topic.Topic<A, RD, RE>,
+  value: A
+): Effect.Effect<Wire, Schema.SchemaError, RE> => effectOfCodec("encode", codec.encode(value))
 
 /** Makes what is sent of a value, in the context of its publisher: an `Exit` where encoding needs no Effect. */
 export const outgoingOf = <A, RD, RE>(
@@ -127,14 +127,15 @@ export const checkedOf = <A, RD, RE>(
   const wrongKey = invalidKey(key)
   // A value that does not fit is the cause of its key.
   if (wrongKey !== undefined) {
-    const encoded = Effect.mapError(topic.codec.encode(value), unencodable)
+    ignore(key)
+    const encoded = Effect.mapError(encode(topic, value), unencodable)
     return Effect.andThen(encoded, Exit.fail(refused(topic.name, wrongKey)))
   }
   const headers = headersOf(topic, options?.headers, key, context)
   if (headers instanceof PublishError) return Exit.fail(headers)
   const id = options?.id
   const given = options?.delay
-  const delay = given === undefined ? undefined : Duration.fromInputUnsafe(given as Duration.Input)
+  const delay = given === undefined ? undefined : delayOf(given)
   const made = ({ body, fields }: Wire): Outgoing => ({
     topic: topic.name,
     body,
@@ -142,9 +143,9 @@ export const checkedOf = <A, RD, RE>(
     headers,
     key,
     id,
-    delay: delay === undefined ? undefined : Duration.max(Duration.zero, delay)
+    delay
   })
-  return Effect.mapBothEager(topic.codec.encode(value), { onFailure: unencodable, onSuccess: made })
+  return Effect.mapBothEager(encode(topic, value), { onFailure: unencodable, onSuccess: made })
 }
 
 /** Makes what `publish` sends, without sending it. */

@@ -1,26 +1,30 @@
 import * as Cause from "effect/Cause"
-import type { Limit } from "../Concurrency.ts"
+import { type Limit, make as makeLimit } from "../Concurrency.ts"
 import type { Attempt, Permit } from "./attempt.ts"
 
-/** The permits of a pipeline: each is one of its own limit and one of the limit that all pipelines of a broker share. */
+/**
+ * The permits of a pipeline: each is one of its own limit and one of the limit that all pipelines of a broker share. Where
+ * both are the same limit, a handler takes one permit of it, not two.
+ */
 export class Permits implements Permit {
   private readonly own: Limit
   private readonly common: Limit
   private readonly on: {
     readonly onFree: () => void
     readonly onResize: () => void
-    /** The algorithm of the limit has thrown. */
+    /** The algorithm of the limit has thrown; told once. */
     readonly onFailure: (cause: Cause.Cause<never>) => void
   }
   private awaited: Limit | undefined
   private cancelWait: (() => void) | undefined
   private readonly cancelResize: () => void
+  private hasFailed = false
 
   constructor(own: Limit, common: Limit, on: Permits["on"]) {
     this.own = own
-    this.common = common
+    this.common = common === own ? makeLimit(Infinity) : common
     this.on = on
-    const listeners = [own.onResizeUnsafe(on.onResize), common.onResizeUnsafe(on.onResize)]
+    const listeners = [own, this.common].map((limit) => limit.onResizeUnsafe(on.onResize))
     this.cancelResize = () => listeners.forEach((cancel) => cancel())
   }
 
@@ -53,7 +57,8 @@ export class Permits implements Permit {
     try {
       this.own.sampleUnsafe?.({ endedAt, latency: endedAt - startedAt, failed: failure !== undefined })
     } catch (error) {
-      this.on.onFailure(Cause.die(error))
+      if (!this.hasFailed) this.on.onFailure(Cause.die(error))
+      this.hasFailed = true
     }
   }
 

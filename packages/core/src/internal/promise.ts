@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Predicate from "effect/Predicate"
 import * as Result from "effect/Result"
+import { types } from "node:util"
 import * as Settlement from "../Settlement.ts"
 import { invalidOption } from "../TransportError.ts"
 import { type Invalid, invalidStep } from "./invalid.ts"
@@ -25,12 +26,12 @@ export const settledAs = (
   }
 }
 
-/** A promise that nothing awaits must not end the process. */
+/** A promise that nothing awaits, of this realm or another, must not end the process. Other thenables are left alone. */
 export const ignore = (u: unknown): void => {
   try {
-    if (u instanceof Promise) settledAs(u, () => {}, () => {})
+    if (types.isPromise(u)) Promise.prototype.then.call(u, () => {}, () => {})
   } catch {
-    // an object that cannot be looked at
+    // a subclass that cannot be waited for
   }
 }
 
@@ -40,6 +41,17 @@ export const answered = <A>(option: string, answer: A): A => {
   ignore(answer)
   const value = { toString: () => "an async function" }
   throw invalidOption("core", option, value, "give a function that returns the answer itself, not a promise")
+}
+
+/** The Effect that a function of a codec returned; anything else is a defect. */
+export const effectOfCodec = <A, E, R>(
+  name: "decode" | "encode",
+  returned: Effect.Effect<A, E, R>
+): typeof returned => {
+  if (Effect.isEffect(returned)) return returned
+  ignore(returned)
+  const what = isThenable(returned) ? "a Promise: wrap the promise in Effect.tryPromise" : "something that is no Effect"
+  return Exit.die(new TypeError(`the codec's ${name} returned ${what}`))
 }
 
 /**

@@ -170,7 +170,7 @@ export class Run {
       release: (attempt) => this.outcomes.releaseUnbegun(attempt),
       onReady: () => this.dispatcher.pump(),
       onAlone: () => this.becomeAlone(),
-      onRested: () => this.demandChanged()
+      onRoom: () => this.demandChanged()
     })
     this.retries = new RetryWatch({
       now,

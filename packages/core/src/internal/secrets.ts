@@ -71,6 +71,11 @@ const rules: ReadonlyArray<readonly [pattern: RegExp, replacement: string | ((fo
   [/([?&#](?:key|sig|sid|code|auth|otp|assertion|state)=)[^\s&"'<>#]+/gi, `$1${hidden}`],
   [/\b(bearer\s+)[\w.~+/=-]{6,}/gi, `$1${hidden}`],
   [/\bbasic\s+[\w+/-]{6,}={0,2}/gi, (found) => isUserAndPassword(found) ? `Basic ${hidden}` : found],
+  // Addresses whose path is the secret.
+  [
+    /(\b(?:hooks\.slack\.com\/services\/|discord(?:app)?\.com\/api\/webhooks\/|api\.telegram\.org\/bot))[^\s"'`<>]+/gi,
+    `$1${hidden}`
+  ],
   // Tokens that are known by their shape.
   [/\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*/g, hidden],
   [/\bS[ACNOUX][A-Z2-7]{56}\b/g, hidden],

@@ -43,10 +43,14 @@ export class Settlements {
 
   settle(attempt: Attempt, settlement: Settlement.Settlement): void {
     attempt.settlement = settlement
-    if (settlement._tag === "Retry") {
-      const { intake: { keys }, retries } = this.options
-      const { id } = attempt.delivery
-      const delay = settlement.after === undefined ? 0 : Duration.toMillis(settlement.after)
+    const { intake: { keys }, retries } = this.options
+    const { id } = attempt.delivery
+    // Released by hand: its handler has begun, and its key waits for its return.
+    const isReleased = settlement._tag === "Release" && keys !== undefined && attempt.state !== "left"
+    if (settlement._tag === "Retry" || isReleased) {
+      const delay = settlement._tag === "Release" || settlement.after === undefined
+        ? 0
+        : Duration.toMillis(settlement.after)
       retries.add(id, delay, keys === undefined ? undefined : () => keys.gaveUp(id))
       // Now: settled by hand, the message may come back before its handler has ended.
       keys?.retried(attempt)

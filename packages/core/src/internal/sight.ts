@@ -25,6 +25,9 @@ import type { Health } from "./running.ts"
 import { deadLetterTopic } from "./validate.ts"
 import { Watchdog } from "./watchdog.ts"
 
+/** The last one that a `Date` holds: a pause may be longer. */
+const lastInstant = 8.64e15
+
 /** What of a running pipeline can be looked at. */
 export interface View {
   /** Monotonic, in milliseconds. */
@@ -270,7 +273,7 @@ export class Sight {
       const paused = this.view.paused()
       if (paused !== undefined) {
         this.wasOtherwise = true
-        const until = new Date(paused.until).toISOString()
+        const until = new Date(Math.min(paused.until, lastInstant)).toISOString()
         return { state: "paused", since: paused.since, reason: `a handler has paused the pipeline until ${until}` }
       }
       if (this.wasOtherwise) {

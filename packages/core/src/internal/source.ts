@@ -1,7 +1,7 @@
-import { durationOf, type Invalid, unknownOption } from "./invalid.ts"
+import { durationOf, type Invalid, invalidOf, unknownOption } from "./invalid.ts"
 import { make } from "./pipeline.ts"
 import { noPolicies } from "./program.ts"
-import { invalidOf, isTopic } from "./topic.ts"
+import { isTopic } from "./topic.ts"
 
 const common = ["group", "name", "startFrom", "prefetch", "prefetchBytes", "waiting", "maxBlocked", "drainTimeout"]
 

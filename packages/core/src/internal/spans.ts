@@ -4,6 +4,7 @@ import type * as Tracer from "effect/Tracer"
 import type * as Message from "../Message.ts"
 import { typeOf } from "./errorDetail.ts"
 import { inFlightOf } from "./inFlight.ts"
+import { invalidNumber, keepInvalid, unknownOption } from "./invalid.ts"
 import { serverAttributes } from "./serverAttributes.ts"
 import { skipping } from "./skipping.ts"
 import { isFiltered } from "./steps.ts"
@@ -49,8 +50,13 @@ export const spans = (options?: SpanOptions): <A, E, R>(
   handler: Effect.Effect<A, E, R>,
   message: Message.Any | ReadonlyArray<Message.Any>
 ) => Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>> => {
-  const ratio = options?.sampleRatio ?? 1
-  const isParent = options?.relation === "parent"
+  const { relation = "link", sampleRatio: ratio = 1 } = options ?? {}
+  const isParent = relation === "parent"
+  const invalid = (options === undefined ? undefined : unknownOption("spans", options, ["relation", "sampleRatio"])) ??
+    invalidNumber("spans.sampleRatio", ratio, 0, 1, "give a part of the messages, from 0 to 1") ??
+    (isParent || relation === "link"
+      ? undefined
+      : { option: "spans.relation", value: relation, remedy: "write \"link\" or \"parent\"" })
   /** The span, where the message is sampled. */
   const wrap = <A, E, R>(handler: Effect.Effect<A, E, R>, given: Given): Spanned<A, E, R> =>
     Effect.withFiber(({ context }) => isTraced(context) ? spanned(handler, given) : handler as Spanned<A, E, R>)
@@ -85,7 +91,7 @@ export const spans = (options?: SpanOptions): <A, E, R>(
     for (const message of messages) inFlightOf(message)?.unsample()
     return handler as Spanned<A, E, R>
   }
-  return skipping(middleware, {
+  const parts = skipping(middleware, {
     wrap,
     skips: (received) => {
       if (isSampled(received.delivery, ratio)) return false
@@ -93,6 +99,7 @@ export const spans = (options?: SpanOptions): <A, E, R>(
       return true
     }
   })
+  return keepInvalid(parts, invalid)
 }
 
 const links = (

@@ -1,7 +1,6 @@
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as Settlement from "../Settlement.ts"
 import type { Attempt } from "./attempt.ts"
@@ -256,14 +255,17 @@ export const thrown = (error: unknown): Cause.Cause<unknown> => {
 
 // --- steps as one Effect, for what wraps or nests them
 
-/** Passes through a failure channel when a filter under a middleware or in a branch says no. */
+/**
+ * Passes through as a defect when a filter under a middleware or in a branch says no: a middleware that retries failures
+ * or recovers from them leaves it alone.
+ */
 class FilteredSignal {
   readonly _tag = "@millrace/Filtered"
 }
-const filteredExit = Exit.fail(new FilteredSignal())
+const filteredExit = Exit.die(new FilteredSignal())
 
 export const isFiltered = (cause: Cause.Cause<unknown>): boolean =>
-  Option.exists(Cause.findErrorOption(cause), (error) => isSafely(() => error instanceof FilteredSignal))
+  cause.reasons.some((reason) => Cause.isDieReason(reason) && isSafely(() => reason.defect instanceof FilteredSignal))
 
 /** An error may be an object that cannot be looked at. */
 export const isSafely = (test: () => boolean): boolean => {

@@ -1,10 +1,6 @@
 import * as Predicate from "effect/Predicate"
-import type { Invalid } from "./invalid.ts"
 
 export const TypeId = "~@millrace/core/Topic"
-
-/** What is wrong with a topic; told when it is first used. */
-export const InvalidId = Symbol.for("@millrace/core/Topic/invalid")
 
 /** Never throws, whatever it is given. */
 export const isTopic = (u: unknown): u is { readonly name: string } => {
@@ -14,6 +10,3 @@ export const isTopic = (u: unknown): u is { readonly name: string } => {
     return false
   }
 }
-
-export const invalidOf = (topic: object): Invalid | undefined =>
-  (topic as { readonly [InvalidId]?: Invalid })[InvalidId]

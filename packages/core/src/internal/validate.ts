@@ -2,9 +2,9 @@ import * as Duration from "effect/Duration"
 import { invalidIn, isLimit } from "../Concurrency.ts"
 import type * as Transport from "../Transport.ts"
 import { invalidOption, type TransportError } from "../TransportError.ts"
-import { type Invalid, invalidFunction, invalidMax, invalidStep, toError } from "./invalid.ts"
+import { type Invalid, invalidFunction, invalidMax, invalidOf, invalidStep, toError } from "./invalid.ts"
 import { allSteps, type Program, type Step } from "./program.ts"
-import { invalidOf, isTopic } from "./topic.ts"
+import { isTopic } from "./topic.ts"
 
 /** What cannot work is said before anything is read: option, value and remedy. */
 export const validate = (
@@ -86,10 +86,11 @@ const problemOf = (step: Step): Invalid | undefined => {
       return invalidStep("mapPromise", step.f)
     case "Catch":
       return invalidStep("catchTag", step.f)
+    case "Middleware":
+      return invalidStep("middleware", step.f) ?? invalidOf(step.f)
     case "Map":
     case "Filter":
     case "FilterMap":
-    case "Middleware":
       return invalidStep(step._tag.charAt(0).toLowerCase() + step._tag.slice(1), step.f)
   }
 }

@@ -1,8 +1,9 @@
 import * as Message from "@millrace/core/Message"
 import * as Settlement from "@millrace/core/Settlement"
 import { durationOf, type Hints, received as receivedOf } from "@millrace/core/TransportAuthor"
-import type * as Duration from "effect/Duration"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import { invalidOption } from "./connection.ts"
 import { JetStreamDelivery } from "./delivery.ts"
 import { backoff } from "./recovery.ts"
 import { JetStream, partsOf } from "./service.ts"
@@ -27,6 +28,12 @@ export const ackSync = Effect.fnUntraced(function*(
   message: Message.Any,
   options?: { readonly timeout?: Duration.Input | Hints["duration"] | undefined }
 ): Effect.fn.Return<boolean, Settlement.SettleError, JetStream> {
+  const { duration: timeout, invalid } = durationOf("timeout of ackSync", options?.timeout ?? "5 seconds")
+  if (invalid !== undefined || !Duration.isPositive(timeout)) {
+    const remedy = "give more than 0, such as 5 seconds: nothing is confirmed in no time"
+    const cause = invalidOption("timeout of ackSync", options?.timeout, invalid?.remedy ?? remedy)
+    return yield* new Settlement.SettleError({ id: message.id, cause })
+  }
   if (isStandIn(yield* JetStream)) return yield* Message.settle(message, Settlement.ack)
   const { connection } = yield* partsOf
   const { delivery, received } = yield* ownDelivery(message)
@@ -37,7 +44,7 @@ export const ackSync = Effect.fnUntraced(function*(
     Effect.andThen(
       Effect.timeout(
         confirmAll(connection, [delivery]),
-        durationOf("timeout", options?.timeout ?? "5 seconds").duration
+        timeout
       )
     ),
     Effect.retry({ schedule: backoff, while: () => connection.state() !== "closed" }),

@@ -125,13 +125,6 @@ export const connect = Effect.fnUntraced(function*(
   if (parsed instanceof TransportError.TransportError) return yield* parsed
   const address = addressOf(options.url)
   const timeout = durationOf("connectTimeout", options.connectTimeout ?? "10 seconds").duration
-  if (!(Duration.toMillis(timeout) > 0)) {
-    return yield* invalidOption(
-      "connectTimeout",
-      Duration.format(timeout),
-      "give a duration longer than zero, such as 10 seconds"
-    )
-  }
   const authenticator = authenticatorOf(options)
   if (authenticator instanceof TransportError.TransportError) return yield* authenticator
   let client: NatsConnection | undefined

@@ -53,10 +53,12 @@ export const validateAckWait = (millis: number): TransportError.TransportError |
     ? undefined
     : invalidOption("ackWait", `${millis} ms`, "give 0.5 seconds to 24 hours; long handlers are kept alive")
 
+const isSequence = (n: unknown): boolean => Number.isSafeInteger(n) && n as number >= 1
+
 /** What JavaScript, or a cast, may give instead of a position. */
 export const invalidStart = (startFrom: unknown) =>
   startFrom === undefined || startFrom === "new" || startFrom === "beginning" ||
-    (Predicate.hasProperty(startFrom, "sequence") && Number.isSafeInteger(startFrom.sequence)) ||
+    (Predicate.hasProperty(startFrom, "sequence") && isSequence(startFrom.sequence)) ||
     (Predicate.hasProperty(startFrom, "time") && DateTime.isDateTime(startFrom.time))
     ? undefined
     : {

@@ -54,8 +54,8 @@ export class JetStreamDelivery implements Transport.Delivery {
   suspect = false
   /** This process holds an earlier delivery of it; a server that was killed may have forgotten that one. */
   isCopy = false
-  /** As in `Transport.Delivery.mayReturn`: a delivery of an earlier life of the stream does not. */
-  mayReturn = true
+  /** The stream was created again since: the message is gone, and its sequence is another message's now. */
+  isVoid = false
   /** This process requested the retry. */
   isOwnRetry = false
   firstFailedAt: number | undefined
@@ -115,6 +115,12 @@ export class JetStreamDelivery implements Transport.Delivery {
   }
   get publishedAt(): number {
     return Math.floor(Number(this.timestamp) / 1e6)
+  }
+  get vanished(): boolean {
+    return this.isVoid
+  }
+  get mayReturn(): boolean {
+    return !this.isVoid
   }
   /** In nanoseconds. */
   get timestamp(): string {

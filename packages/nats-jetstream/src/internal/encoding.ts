@@ -112,6 +112,8 @@ export const encodeHeaders = (
   // What another client wrote has to be stored in a dead letter, even where this one refuses to write it.
   const isDeadLetter = message.headers[deadLetterHeader] !== undefined
   for (const name of Object.keys(message.headers)) {
+    // The server's own: they delete messages, or expect some. Whoever means them gives options of `JetStream.publish`.
+    if (/^nats-/i.test(name)) continue
     const value = message.headers[name]!
     if (!isDeadLetter) refuseBreaks("header", name, value)
     put(block, name, value)

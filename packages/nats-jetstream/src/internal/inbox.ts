@@ -226,11 +226,12 @@ export class Inbox implements Owner {
     const isFirst = delivery.slot >= 0
     if (isFirst) {
       // This process did not die of it.
-      if ((how === "lost" || !delivery.mayHaveBegun) && !delivery.suspect) this.retried(delivery, 0)
+      if ((how === "lost" || !delivery.mayHaveBegun) && !delivery.suspect && !delivery.isVoid) this.retried(delivery, 0)
       this.given[delivery.slot] = undefined
       this.free.push(delivery.slot)
       delivery.slot = -1
     }
+    if (delivery.isVoid) return isFirst
     const copy = this.copies.size > 0 ? this.copies.get(delivery.sequence) : undefined
     if (copy !== undefined) {
       this.copies.delete(delivery.sequence)
@@ -246,7 +247,7 @@ export class Inbox implements Owner {
   /** When it comes again to this process, its attempt does not count; a peer, which knows nothing of this, counts it. */
   neverBegan(delivery: JetStreamDelivery): void {
     // `ended` is still to come, and counts it.
-    if (delivery.slot >= 0 || delivery.suspect) return
+    if (delivery.slot >= 0 || delivery.suspect || delivery.isVoid) return
     const again = [...this.queue, ...this.given].find((other) =>
       other?.isSameMessage(delivery) === true && other.delivered > delivery.delivered
     )
@@ -340,7 +341,7 @@ export class Inbox implements Owner {
 
   /** The stream was created again: sequences begin again, and deliveries of its earlier life are void. */
   renew(): void {
-    for (const delivery of this.given) if (delivery !== undefined) delivery.mayReturn = false
+    for (const delivery of this.given) if (delivery !== undefined) delivery.isVoid = true
     this.queue = []
     this.isolated = []
     this.unread.clear()

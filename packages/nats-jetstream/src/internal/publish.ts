@@ -11,6 +11,7 @@ import * as Schedule from "effect/Schedule"
 import type { Published, PublishOptions } from "../Options.ts"
 import * as atomic from "./atomic.ts"
 import type { PendingMessage } from "./encoding.ts"
+import { checkPublish } from "./options.ts"
 import { backoff } from "./recovery.ts"
 import { JetStream, type Parts, partsOf } from "./service.ts"
 
@@ -41,6 +42,10 @@ export const publish = <A, RD, RE>(
   options: PublishOptions = {}
 ): Effect.Effect<Published, Publisher.PublishError, JetStream | RE> =>
   Effect.gen(function*() {
+    const invalid = checkPublish(options)?.reason
+    if (invalid?._tag === "InvalidOption") {
+      return yield* new Publisher.PublishError({ topic: topic.name, reason: invalid })
+    }
     const all = yield* partsOf
     const id = options.id ?? crypto.randomUUID()
     const message = yield* outgoing(topic, value, { headers: options.headers, delay: options.delay, id })

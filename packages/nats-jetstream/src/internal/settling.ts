@@ -61,7 +61,7 @@ export interface SettlingOptions {
  *
  * The server answers none of it: it has arrived when the server has answered a flush that was written behind it. The
  * server does not check who speaks, so that is done here: a delivery that was not extended in time may be a peer's, and
- * gets nothing but an acknowledgement.
+ * gets nothing but an acknowledgement. About a delivery of an earlier life of the stream nothing is said at all.
  */
 export const settling = (options: SettlingOptions) => {
   const { confirm, connection, date, isSuperseded, lease, ledger, now, onRetry, ordered, releaseDelay } = options
@@ -74,9 +74,9 @@ export const settling = (options: SettlingOptions) => {
   /** The release that was written last. */
   let lastWritten: Addressed | undefined
 
-  /** The lease has not ended, and nothing was said about the delivery that returns it. */
+  /** The lease has not ended, and nothing was said about the delivery that returns it. No peer can have a void one. */
   const isOurs = (delivery: JetStreamDelivery, time: number) =>
-    time < delivery.heldUntil && !due.has(delivery) && !released.has(delivery)
+    delivery.isVoid || (time < delivery.heldUntil && !due.has(delivery) && !released.has(delivery))
 
   const write = (delivery: { readonly reply: string }, payload: Uint8Array) =>
     connection.nc.publish(delivery.reply, payload)
@@ -104,6 +104,10 @@ export const settling = (options: SettlingOptions) => {
     const releases: Array<JetStreamDelivery> = []
     for (const { delivery, settlement } of batch) {
       if (!(delivery instanceof JetStreamDelivery)) continue
+      if (delivery.isVoid) {
+        if (settlement._tag === "Retry" || settlement._tag === "Release") lost.push(delivery)
+        continue
+      }
       const wasReleased = released.has(delivery)
       const isRepeated = settlement._tag === "Release" ? wasReleased : settlement._tag === "Retry" && due.has(delivery)
       const owned = isRepeated
@@ -213,7 +217,7 @@ export const settling = (options: SettlingOptions) => {
         lose(lost)
         return lost.length > 0 ? Effect.succeed(lost) : Effect.fail(interrupted("extend", notConnected))
       }
-      for (const delivery of extended) write(delivery, working)
+      for (const delivery of extended) if (!delivery.isVoid) write(delivery, working)
       return Effect.map(connection.flush, () => {
         // A redelivery that arrived meanwhile has ended the lease.
         for (const delivery of extended) if (now() < delivery.heldUntil) delivery.heldUntil = time + lease
@@ -228,6 +232,7 @@ export const settling = (options: SettlingOptions) => {
     begin: (delivery: Transport.Delivery): Effect.Effect<boolean, TransportError.TransportError> =>
       Effect.suspend(() => {
         if (!(delivery instanceof JetStreamDelivery)) return Effect.succeed(false)
+        if (delivery.isVoid) return Effect.succeed(true)
         const stillOurs = Effect.sync(() => {
           if (now() < delivery.heldUntil) return true
           delivery.ended("lost")
@@ -273,7 +278,7 @@ type Addressed = Pick<Recorded, "reply" | "sequence">
 /** How long an ordered subscription waits for releases of earlier messages, in milliseconds. */
 const holdReleases = 250
 
-/** Acknowledges and waits until the server has confirmed each. */
+/** Acknowledges and waits until the server has confirmed each; there is nothing to confirm of a void one. */
 export const confirmAll = (
   connection: Connection,
   deliveries: ReadonlyArray<JetStreamDelivery>
@@ -281,7 +286,10 @@ export const confirmAll = (
   connection.call(
     "confirming acknowledgements",
     () =>
-      Promise.all(deliveries.map((delivery) => connection.nc.request(delivery.reply, ack, { timeout: confirmTimeout })))
+      Promise.all(
+        deliveries.filter(({ isVoid }) => !isVoid)
+          .map(({ reply }) => connection.nc.request(reply, ack, { timeout: confirmTimeout }))
+      )
   ).pipe(
     Effect.mapError(unexpected("confirming acknowledgements")),
     Effect.asVoid
