@@ -20,8 +20,8 @@ export const planted: ReadonlyArray<Planted> = [
   {
     name: "does not stop the handler of a lost message",
     law: "law 8",
-    file: "run.ts",
-    from: "return this.handler.interrupt(attempt, new Error(\"another consumer owns this message\"))",
+    file: "deliveries.ts",
+    from: "return handler.interrupt(attempt, new Error(\"another consumer owns this message\"))",
     to: "return"
   },
   {
