@@ -218,6 +218,44 @@ describe("batches of keys", () => {
       assert.deepStrictEqual(begun, [1, 2])
     }))
 
+  it.effect("fill behind another batch step, whose messages may be filtered out in between", () =>
+    Effect.gen(function*() {
+      const batches: Array<ReadonlyArray<number>> = []
+      yield* TestHarness.run(
+        Numbers,
+        from.pipe(
+          Pipeline.batch({ size: 2, within: "1 hour" }, () => Effect.void),
+          Pipeline.filter((n) => n !== 2 && n !== 3),
+          Pipeline.batch({ size: 4, within: "1 hour" }, (values) => Effect.sync(() => batches.push(values))),
+          Pipeline.concurrency({ max: 4, key: () => "" })
+        ),
+        upTo(10)
+      )
+      assert.deepStrictEqual(batches, [[0, 1, 4, 5], [6, 7, 8, 9]])
+      assert.strictEqual(yield* Effect.clockWith((clock) => clock.currentTimeMillis), 0)
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("begin no second message of a key beside one that left its batch by a timeout and runs on", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const begun: Array<number> = []
+      yield* on(hand, (from) =>
+        from.pipe(
+          Pipeline.tap((n) => Effect.sync(() => begun.push(n))),
+          Pipeline.batch({ size: 10, within: "1 hour" }, () => Effect.void),
+          Pipeline.timeout("1 second"),
+          Pipeline.catchTag("TimeoutError", () => Effect.as(Effect.sleep("10 seconds"), 0)),
+          Pipeline.concurrency({ max: 4, key: () => "" })
+        ))
+      hand.deliver(delivery(1))
+      yield* adjust("2 seconds")
+      hand.deliver(delivery(2))
+      yield* adjust("5 seconds")
+      assert.deepStrictEqual(begun, [1])
+      yield* adjust("10 seconds")
+      assert.deepStrictEqual(begun, [1, 2])
+    }))
+
   it.effect("hold no more messages than maxBlocked beyond those of the permits", () =>
     Effect.gen(function*() {
       const hand = FakeTransport.make()

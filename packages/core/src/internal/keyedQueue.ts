@@ -79,12 +79,9 @@ export class KeyedQueue {
     this.onBatched()
   }
 
-  /** The batch of a key is handed over: nothing joins it any more. */
-  closed(key: string): void {
-    const lane = this.lanes.get(key)
-    if (lane === undefined) return
-    this.batched -= lane.batched.size
-    lane.batched.clear()
+  /** The messages wait in an open batch no more: it was handed over, or they were taken from it. */
+  unbatched(attempts: Iterable<Attempt>): void {
+    for (const attempt of attempts) if (this.laneOf(attempt)?.batched.delete(attempt) === true) this.batched--
   }
 
   /** The message has left this process. */
