@@ -1,8 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Message, Pipeline, Publisher, Settlement } from "@millrace/core"
-import { MemoryTransport, TestHarness, Wait } from "@millrace/testing"
-import { Duration, Effect } from "effect"
-import { adjust, Numbers } from "./fixtures/fake.ts"
+import { Message, Pipeline, Publisher, Settlement, TransportAuthor } from "@millrace/core"
+import { FakeTransport, MemoryTransport, TestHarness, Wait } from "@millrace/testing"
+import { Duration, Effect, Exit } from "effect"
+import { adjust, delivery, Numbers, on } from "./fixtures/fake.ts"
 
 const from = Pipeline.from(Numbers, { group: "test", startFrom: "beginning" })
 
@@ -126,4 +126,56 @@ describe("ack policies", () => {
       yield* Wait.eventually("it is handled again", running.counts, ({ handled }) => handled === 2)
       assert.deepInclude(yield* running.counts, { unsettled: 1, retried: 1 })
     }).pipe(Effect.provide(MemoryTransport.layer({ history: true, minIdle: "30 seconds" }))))
+})
+
+describe("a message that was handled, with manual", () => {
+  const handled = (hand: FakeTransport.FakeTransport) =>
+    Effect.gen(function*() {
+      const messages: Array<Message.Message<number>> = []
+      const started = yield* on(
+        hand,
+        (from) =>
+          from.pipe(
+            Pipeline.tap((_, message) => Effect.sync(() => messages.push(message))),
+            Pipeline.ackPolicy("manual", { settleWithin: "5 minutes" })
+          ),
+        { prefetch: 0 }
+      )
+      hand.deliver(delivery(1), delivery(2))
+      yield* Wait.turns
+      return { ...started, messages }
+    })
+
+  it.effect("is counted and gives its place up when an operation of the broker settles it", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const { messages, running } = yield* handled(hand)
+      assert.strictEqual(messages.length, 1)
+      const received = TransportAuthor.received(messages[0]!)!
+      assert.isTrue(received.claim())
+      received.settled()
+      yield* Wait.turns
+      assert.deepStrictEqual(messages.map(({ value }) => value), [1, 2])
+      assert.deepInclude(yield* running.counts, { handled: 1, unsettled: 0 })
+    }))
+
+  it.effect("is counted as handled when the pipeline stops while such an operation is under way", () =>
+    Effect.gen(function*() {
+      const { drained, messages, running } = yield* handled(FakeTransport.make())
+      assert.isTrue(TransportAuthor.received(messages[0]!)!.claim())
+      assert.isTrue(yield* drained("1 second"))
+      assert.deepInclude(yield* running.counts, { handled: 1, failedAfterSettle: 0 })
+    }))
+
+  it.effect("fails to be settled when the pipeline stops before the broker answers", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      hand.settle = () => Effect.never
+      const { drained, messages } = yield* handled(hand)
+      const settling = yield* Effect.forkChild(Effect.flip(Message.settle(messages[0]!, Settlement.ack)))
+      yield* Wait.turns
+      assert.isTrue(yield* drained("1 minute"))
+      const exit = settling.pollUnsafe()
+      assert.isTrue(exit !== undefined && Exit.isSuccess(exit))
+    }))
 })

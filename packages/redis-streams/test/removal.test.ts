@@ -58,6 +58,23 @@ eachServer((it) => {
       assert.strictEqual(yield* run("EXISTS", `${topic}.dead`), 0)
     }))
 
+  it.effect("remove settles a message that its handler left to the user", () =>
+    Effect.gen(function*() {
+      const topic = fresh("manual")
+      const context = yield* connect()
+      const handled: Array<Message.Message<string>> = []
+      const running = yield* Pipeline.from(topicOf(topic), { group: "g", startFrom: "beginning" }).pipe(
+        Pipeline.tap((_, message) => Effect.sync(() => handled.push(message))),
+        Pipeline.ackPolicy("manual", { settleWithin: "5 minutes" }),
+        Pipeline.start,
+        Effect.provide(context)
+      )
+      yield* Context.get(context, Transport).publish([json(topic, "a")])
+      yield* Wait.until("handled", Effect.sync(() => handled.length === 1))
+      assert.strictEqual(yield* Effect.provide(RedisStreams.remove(handled[0]!), context), "removed")
+      assert.deepInclude(yield* running.counts, { handled: 1, failedAfterSettle: 0 })
+    }))
+
   it.effect("an entry stays until the last group has acknowledged it; also after it was settled by hand", () =>
     Effect.gen(function*() {
       const { run } = yield* Server

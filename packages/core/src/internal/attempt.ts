@@ -56,6 +56,8 @@ export interface Shared {
     attempt: Attempt,
     settlement: Settlement.Settlement | Settlement.SettlementRequested
   ) => Effect.Effect<boolean, Settlement.SettleError>
+  /** A broker's own operation has settled the message. */
+  readonly settled: (attempt: Attempt) => void
 }
 
 /** What a handler sees: everything but the value is read from the delivery when it is asked for. */
@@ -127,8 +129,8 @@ export class Attempt extends Inspected implements Settling, Received {
   /** Its place among the running attempts, -1 when it has none, and under each `timeout`. */
   slot = -1
   places: Array<number> = none
-  /** Called with the broker's answer: `false` when this consumer no longer owned the delivery. */
-  onSettled: ((owned: boolean) => void) | undefined
+  /** Called with the broker's answer: `false` when this consumer no longer owned the delivery; `undefined`: none came. */
+  onSettled: ((owned: boolean | undefined) => void) | undefined
   /** Its message was decided to have no span. */
   isUnsampled = false
   /** Goes up when the attempt is taken from a step: a late promise or fiber then finds that it is not waited for. */
@@ -205,6 +207,10 @@ export class Attempt extends Inspected implements Settling, Received {
   /** Gives the right back when an operation of a broker failed, so that the policies decide. */
   unclaim(): void {
     this.isSettled = false
+  }
+
+  settled(): void {
+    this.shared.settled(this)
   }
 
   unsample(): void {

@@ -111,11 +111,11 @@ export class ByHand {
   }
 
   /** Tells the broker and waits for its answer; the handler may go on meanwhile. */
-  tell(attempt: Attempt, settlement: Settlement.Settlement): Effect.Effect<boolean> {
+  tell(attempt: Attempt, settlement: Settlement.Settlement): Effect.Effect<boolean, Settlement.SettleError> {
     // The pipeline stopped, or a peer took the message, while the settlement was decided.
     if (attempt.state === "left") return Effect.succeed(false)
-    const owned = Deferred.makeUnsafe<boolean>()
-    attempt.onSettled = (answer) => Deferred.doneUnsafe(owned, Exit.succeed(answer))
+    const owned = Deferred.makeUnsafe<boolean, Settlement.SettleError>()
+    attempt.onSettled = (answer) => Deferred.doneUnsafe(owned, answer === undefined ? unanswered(attempt) : Exit.succeed(answer))
     this.options.settle(attempt, settlement)
     this.settledInTime(attempt)
     this.decided(attempt)
@@ -159,7 +159,8 @@ export class ByHand {
     onAwaiting(attempt)
   }
 
-  private settledInTime(attempt: Attempt): void {
+  /** The user has settled it, by `settle` or by an operation of the broker. */
+  readonly settledInTime = (attempt: Attempt): void => {
     const awaited = this.taken(attempt)
     if (awaited === undefined) return
     attempt.to("concluding")
@@ -170,7 +171,7 @@ export class ByHand {
   private forgotten(attempt: Attempt): void {
     if (!this.awaited.has(attempt)) return
     if (this.isDeciding(attempt)) return this.afterwards(attempt, () => this.forgotten(attempt))
-    // An operation of the broker has settled it.
+    // An operation of the broker is settling it.
     if (attempt.isSettled) return this.settledInTime(attempt)
     this.awaited.delete(attempt)
     attempt.to("concluding")
@@ -190,6 +191,10 @@ export class ByHand {
   /** Releases what the user has not settled when the pipeline stops. */
   releaseAll(): void {
     for (const attempt of Array.from(this.awaited.keys())) {
+      if (attempt.isSettled && !this.isDeciding(attempt)) {
+        this.settledInTime(attempt)
+        continue
+      }
       this.taken(attempt)
       attempt.to("concluding")
       this.release(attempt)
@@ -208,6 +213,9 @@ export class ByHand {
     this.options.onReleased(attempt)
   }
 }
+
+const unanswered = ({ delivery: { id } }: Attempt): Exit.Exit<never, Settlement.SettleError> =>
+  Exit.fail(new Settlement.SettleError({ id, cause: new Error("the pipeline stopped before the broker confirmed it") }))
 
 /** A message of a pipeline with `ackPolicy("manual")` was handled and not settled in time. */
 class Unsettled extends Error {

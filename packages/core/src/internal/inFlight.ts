@@ -17,6 +17,8 @@ export interface Received {
   readonly claim: () => boolean
   /** Takes `claim` back when the operation failed, so that the pipeline's policies decide. */
   readonly unclaim: () => void
+  /** The operation has settled it: a message that waits for the user to settle it waits no more. */
+  readonly settled: () => void
 }
 
 /** The engine's side of a message. */

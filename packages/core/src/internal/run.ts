@@ -141,7 +141,8 @@ export class Run {
       clientId: subscription.clientId,
       transport,
       watch: Context.get(context, Watch),
-      settle: this.outcomes.byHand.settle
+      settle: this.outcomes.byHand.settle,
+      settled: this.outcomes.byHand.settledInTime
     }
     this.limit = isLimit(policies.concurrency) ? policies.concurrency : makeLimit(policies.concurrency)
     this.permits = new Permits(this.limit, transport.limit, {

@@ -33,6 +33,7 @@ export class Settlements {
     this.settler = new Settler<Attempt>({
       ...options,
       onSettled: (attempt, owned) => this.settled(attempt, owned),
+      onUnconfirmed: (attempt) => attempt.onSettled?.(undefined),
       onConfirmed: (millis) => sight.settled(millis),
       onResend: (size, cause) => {
         outcomes.report.counts.resettled += size

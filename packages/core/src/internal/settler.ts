@@ -30,6 +30,8 @@ export class Settler<E extends Settling> {
     readonly onHandedOver: () => void
     /** The broker has answered; `owned: false`: this consumer no longer owned the delivery. */
     readonly onSettled: (entry: E, owned: boolean) => void
+    /** The settler is closed, and the broker has not answered. */
+    readonly onUnconfirmed: (entry: E) => void
     /** Settlements were confirmed, so many milliseconds after they had been handed over. */
     readonly onConfirmed: (millis: number) => void
     /** Settlements did not reach the broker, and are sent again. */
@@ -38,7 +40,8 @@ export class Settler<E extends Settling> {
   pending: Array<E> = []
   /** Handed to the transport and not yet confirmed. */
   unconfirmed = 0
-  private readonly flushing = new Set<Fiber.Fiber<ReadonlyArray<Delivery>>>()
+  private readonly flushing = new Map<Fiber.Fiber<ReadonlyArray<Delivery>>, ReadonlyArray<E>>()
+  private isClosed = false
   private scheduled = false
   private turns = 0
   private lastFlush = 0n
@@ -54,6 +57,7 @@ export class Settler<E extends Settling> {
   }
 
   add(entry: E): void {
+    if (this.isClosed) return this.options.onUnconfirmed(entry)
     this.pending.push(entry)
     this.schedule()
   }
@@ -93,7 +97,7 @@ export class Settler<E extends Settling> {
     } else {
       const since = this.lastFlush
       const flush = Effect.runForkWith(context)(this.untilSettled(batch, exit))
-      this.flushing.add(flush)
+      this.flushing.set(flush, batch)
       flush.addObserver((exit) => {
         this.flushing.delete(flush)
         if (Exit.isSuccess(exit)) this.flushed(batch, exit.value, since)
@@ -140,7 +144,11 @@ export class Settler<E extends Settling> {
 
   /** Settlements that are not confirmed by now end in redelivery. */
   close(): void {
-    for (const flush of this.flushing) flush.interruptUnsafe()
+    this.isClosed = true
+    const unconfirmed = [...this.flushing.values(), this.pending].flat()
+    this.pending = []
+    for (const flush of this.flushing.keys()) flush.interruptUnsafe()
+    for (const entry of unconfirmed) this.options.onUnconfirmed(entry)
   }
 }
 

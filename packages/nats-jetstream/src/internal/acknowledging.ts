@@ -57,12 +57,16 @@ export const ackSync = Effect.fnUntraced(function*(
       () => delivery.ended("done"),
       () => new Error("it came again before the server confirmed, and is being handled again")
     ),
-    Effect.as(true),
+    Effect.map(() => {
+      received.settled()
+      return true
+    }),
     Effect.mapError(fail),
     Effect.tapError(() => Effect.sync(() => received.unclaim())),
     Effect.onInterrupt(() => {
       delivery.confirming = true
-      return Effect.forkDetach(Effect.ignore(Effect.andThen(confirmed, Effect.sync(() => delivery.ended("done")))))
+      const ended = Effect.sync(() => delivery.ended("done") && received.settled())
+      return Effect.forkDetach(Effect.ignore(Effect.andThen(confirmed, ended)))
     })
   )
 })

@@ -59,9 +59,10 @@ export const make = (server: Server, transport: Transport["Service"]) =>
             return transportError(`removing from ${key}`, server.settings.label, error)
           },
           onSuccess: (replies) => {
-            some.forEach(({ delivery, index }, i) => {
+            some.forEach(({ delivery, index, isClaimed, received }, i) => {
               removals[index] = answers.get(Number(list(replies)[i])) ?? "absent"
               subscription.ended(delivery)
+              if (isClaimed) received.settled()
             })
             return undefined
           }
