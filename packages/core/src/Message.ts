@@ -78,7 +78,8 @@ export const isMessage = (u: unknown): u is Any => {
  * **Details**
  *
  * Gives `false` when the message was settled already or this consumer no longer owns it: the first settlement is final,
- * a second is a no-op. A handler that fails afterwards is counted, neither retried nor dead-lettered.
+ * a second is a no-op. A handler that fails afterwards is counted, neither retried nor dead-lettered. Fails with
+ * `SettleError` when its dead letter cannot be written, or when the pipeline stops before the broker has answered.
  *
  * @category settling
  * @since 0.1.0
@@ -90,7 +91,8 @@ export const settle: {
    * **Details**
    *
    * Gives `false` when the message was settled already or this consumer no longer owns it: the first settlement is final,
-   * a second is a no-op. A handler that fails afterwards is counted, neither retried nor dead-lettered.
+   * a second is a no-op. A handler that fails afterwards is counted, neither retried nor dead-lettered. Fails with
+   * `SettleError` when its dead letter cannot be written, or when the pipeline stops before the broker has answered.
    */
   (
     settlement: Settlement.Settlement | Settlement.SettlementRequested
@@ -101,7 +103,8 @@ export const settle: {
    * **Details**
    *
    * Gives `false` when the message was settled already or this consumer no longer owns it: the first settlement is final,
-   * a second is a no-op. A handler that fails afterwards is counted, neither retried nor dead-lettered.
+   * a second is a no-op. A handler that fails afterwards is counted, neither retried nor dead-lettered. Fails with
+   * `SettleError` when its dead letter cannot be written, or when the pipeline stops before the broker has answered.
    */
   (
     self: Any,

@@ -9,7 +9,7 @@ import {
   TransportAuthor
 } from "@millrace/core"
 import { FakeTransport, MemoryTransport, Wait } from "@millrace/testing"
-import { Context, Effect, Exit, Schedule, Scope } from "effect"
+import { Context, Duration, Effect, Exit, Schedule, Scope } from "effect"
 import { TestClock } from "effect/testing"
 import { adjust, delivery, Numbers, on } from "./fixtures/fake.ts"
 
@@ -205,6 +205,65 @@ describe("a suspect with keys", () => {
       yield* TestClock.adjust("1 second")
       assert.deepStrictEqual((yield* memory.groups).map(({ lag, pending }) => [lag, pending.length]), [[1, 1]])
     }).pipe(Effect.provide(MemoryTransport.layer())))
+})
+
+describe("a suspect on its last attempt, beside another pipeline of its process", () => {
+  const suspect = delivery(1, { suspect: true, redelivered: true, attempt: 5 })
+
+  /** Two pipelines of one transport: handlers of the second one take `seconds`. */
+  const two = (seconds: number) =>
+    Effect.gen(function*() {
+      const [hand, other] = [FakeTransport.make(), FakeTransport.make()]
+      const begun: Array<string> = []
+      const handle = (name: string, seconds: number) => (n: number) =>
+        Effect.andThen(Effect.sync(() => begun.push(`${name}${n}`)), Effect.sleep(Duration.seconds(seconds)))
+      const { drained } = yield* on(hand, (from) => from.pipe(Pipeline.tap(handle("a", 4))))
+      Object.assign(hand.transport, { subscribe: other.transport.subscribe })
+      yield* on(hand, (from) => from.pipe(Pipeline.tap(handle("b", seconds)), Pipeline.concurrency(2)), { group: "b" })
+      return { hand, other, begun, drained }
+    })
+
+  it.effect("runs when no handler of that one runs, and none begins meanwhile", () =>
+    Effect.gen(function*() {
+      const { begun, hand, other } = yield* two(3)
+      other.deliver(delivery(1))
+      yield* Wait.turns
+      hand.deliver(suspect)
+      yield* Wait.turns
+      other.deliver(delivery(2))
+      yield* adjust("2 seconds")
+      assert.deepStrictEqual(begun, ["b1"])
+      yield* adjust("2 seconds")
+      assert.deepStrictEqual(begun, ["b1", "a1"])
+      yield* adjust("4 seconds")
+      assert.deepStrictEqual(begun, ["b1", "a1", "b2"])
+    }))
+
+  it.effect("waits for handlers of that one, and holds them up, for 30 seconds at most", () =>
+    Effect.gen(function*() {
+      const { begun, hand, other } = yield* two(3600)
+      other.deliver(delivery(1))
+      yield* Wait.turns
+      hand.deliver(suspect)
+      yield* Wait.turns
+      other.deliver(delivery(2))
+      yield* adjust("29 seconds")
+      assert.deepStrictEqual(begun, ["b1"])
+      yield* adjust("2 seconds")
+      assert.sameMembers(begun, ["b1", "a1", "b2"])
+    }))
+
+  it.effect("holds it up no more when its own pipeline stops", () =>
+    Effect.gen(function*() {
+      const { begun, drained, hand, other } = yield* two(20)
+      other.deliver(delivery(1))
+      yield* Wait.turns
+      hand.deliver(suspect)
+      yield* Wait.turns
+      other.deliver(delivery(2))
+      assert.isTrue(yield* drained("1 second"))
+      assert.deepStrictEqual([begun, hand.said], [["b1", "b2"], ["1 Release"]])
+    }))
 })
 
 describe("a message that kills its process", () => {

@@ -115,7 +115,8 @@ export class ByHand {
     // The pipeline stopped, or a peer took the message, while the settlement was decided.
     if (attempt.state === "left") return Effect.succeed(false)
     const owned = Deferred.makeUnsafe<boolean, Settlement.SettleError>()
-    attempt.onSettled = (answer) => Deferred.doneUnsafe(owned, answer === undefined ? unanswered(attempt) : Exit.succeed(answer))
+    attempt.onSettled = (answer) =>
+      Deferred.doneUnsafe(owned, answer === undefined ? unanswered(attempt) : Exit.succeed(answer))
     this.options.settle(attempt, settlement)
     this.settledInTime(attempt)
     this.decided(attempt)

@@ -33,8 +33,9 @@ export class Intake {
     readonly release: (attempt: Attempt) => void
     /** Messages have become ready in another way than by `take`. */
     readonly onReady: () => void
-    /** A suspect is to run alone; nothing else is held here any more. */
-    readonly onAlone: () => void
+    /** A suspect is to run alone; nothing else is held here any more. And: it need not be alone any more. */
+    readonly onAlone: (suspect: Attempt) => void
+    readonly onAloneEnded: (rest: number) => void
     /** There is room: isolated suspects may be taken again, or a message waits in an open batch of its key. */
     readonly onRoom: () => void
   }
@@ -143,7 +144,7 @@ export class Intake {
       this.isolation.enter(attempt, this.options.now())
       this.releaseAll()
       this.buffer.push(attempt)
-      this.options.onAlone()
+      this.options.onAlone(attempt)
     } else {
       this.buffer.push(attempt)
     }
@@ -184,9 +185,16 @@ export class Intake {
   /** An isolated suspect need not be isolated any more. */
   leftIsolation(attempt: Attempt): void {
     if (this.isolated.size === 0 || !this.isolated.delete(attempt)) return
-    const { now, onRoom } = this.options
-    const rest = this.isolation.current === attempt ? this.isolation.leave(now()) : 0
+    const { now, onAloneEnded, onRoom } = this.options
+    const isAlone = this.isolation.current === attempt
+    const rest = isAlone ? this.isolation.leave(now()) : 0
     if (!this.rest.begin(rest)) onRoom()
+    if (isAlone) onAloneEnded(rest)
+  }
+
+  /** No isolated suspect may be asked for, for so many milliseconds. */
+  restFor(millis: number): void {
+    this.rest.begin(millis)
   }
 
   // --- leaving
@@ -208,8 +216,8 @@ export class Intake {
     for (const attempt of early) this.forgetEarly(attempt)
     held.push(...early, ...blocked)
     for (const attempt of held) {
-      this.isolated.delete(attempt)
       this.options.release(attempt)
+      this.leftIsolation(attempt)
     }
   }
 

@@ -9,7 +9,8 @@ import type { Attempt } from "./attempt.ts"
  *
  * - 3 or more: it runs like any other message
  * - 2: beside fresh messages, at most one such suspect in this process
- * - 1 or 0: alone; nothing else is owned or runs, and all settlements are confirmed
+ * - 1 or 0: alone; nothing else is owned or runs, and all settlements are confirmed. On its last attempt nothing of the
+ *   other pipelines of the process runs either: see `Neighbours`
  *
  * A poison message takes its first two crashes with company. An innocent neighbour is then at most at its third attempt,
  * where the two can no longer meet, and the poison message crashes alone until its limit. A milder rule (alone with 0
@@ -34,9 +35,18 @@ export class Isolation {
   }
 
   /** Whether a suspect has used all its attempts: it is dead-lettered unseen. */
-  isExhausted(delivery: Delivery): boolean {
-    // A pipeline without retries runs a suspect once more, alone: its handler may never have begun.
-    return delivery.suspect && delivery.attempt > Math.max(2, this.limit)
+  isExhausted({ attempt, suspect }: Delivery): boolean {
+    return suspect && attempt > this.last
+  }
+
+  /** Whether it would be dead-lettered if it crashed now. */
+  isLast({ attempt, suspect }: Delivery): boolean {
+    return suspect && attempt === this.last
+  }
+
+  /** A pipeline without retries runs a suspect once more, alone: its handler may never have begun. */
+  private get last(): number {
+    return Math.max(2, this.limit)
   }
 
   enter(attempt: Attempt, now: number): void {

@@ -229,9 +229,10 @@ export class Outcomes {
 
   /** On-receive: acknowledges before the handler begins. */
   receive(attempt: Attempt): Effect.Effect<boolean> {
-    return Effect.suspend(() => attempt.claim() ? this.byHand.tell(attempt, Settlement.ack) : Effect.succeed(false)).pipe(
-      Effect.orElseSucceed(() => false)
-    )
+    return Effect.suspend(() => attempt.claim() ? this.byHand.tell(attempt, Settlement.ack) : Effect.succeed(false))
+      .pipe(
+        Effect.orElseSucceed(() => false)
+      )
   }
 
   /** Releases a message that has not begun. */

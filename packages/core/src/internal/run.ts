@@ -23,6 +23,7 @@ import { Handler } from "./handler.ts"
 import { Holding } from "./holding.ts"
 import { Intake } from "./intake.ts"
 import { monotonicMillis } from "./monotonic.ts"
+import { type Neighbour, Neighbours } from "./neighbours.ts"
 import { Outcomes } from "./outcome.ts"
 import { Outputs } from "./outputs.ts"
 import { Ownership } from "./ownership.ts"
@@ -73,6 +74,14 @@ export class Run {
   private readonly batchers: Array<Batcher> = []
   private readonly retries: RetryWatch
   private readonly prefetch: Prefetch
+  private readonly neighbours: Neighbours
+  private readonly neighbour: Neighbour = {
+    now: () => this.now(),
+    after: (millis, f) => this.after(millis, f),
+    isQuiet: () => this.handler.waiting.all().every(({ permit }) => permit === undefined),
+    pump: () => this.dispatcher.pumpLater(),
+    rest: (millis) => this.intake.restFor(millis)
+  }
   /** A handler has paused the pipeline: nothing begins and nothing is asked for. */
   readonly rest: Rest
   private restsSince = 0
@@ -98,6 +107,8 @@ export class Run {
     const scheduler = Context.get(context, Scheduler.Scheduler).makeDispatcher()
     const { policies, source } = program
     const { group, topic } = source
+    this.neighbours = Neighbours.of(transport)
+    this.neighbours.add(this.neighbour)
     const now = this.now = monotonicMillis(clock)
     const after = (millis: number, f: () => void) => this.after(millis, f)
 
@@ -170,7 +181,8 @@ export class Run {
       after,
       release: (attempt) => this.outcomes.releaseUnbegun(attempt),
       onReady: () => this.dispatcher.pump(),
-      onAlone: () => this.becomeAlone(),
+      onAlone: (suspect) => this.becomeAlone(suspect),
+      onAloneEnded: (rest) => this.neighbours.leave(this.neighbour, rest),
       onRoom: () => this.demandChanged()
     })
     this.retries = new RetryWatch({
@@ -200,7 +212,7 @@ export class Run {
       buffer: this.intake.buffer,
       scheduler,
       gates: {
-        isResting: () => !this.isDraining && !this.rest.isOver,
+        isResting: () => !this.isDraining && (!this.rest.isOver || this.neighbours.holdUp(this.neighbour)),
         isShut: (now) => this.isDraining || !this.ownership.isSure(now),
         admits: (attempt) => this.admits(attempt)
       },
@@ -346,7 +358,8 @@ export class Run {
   // --- isolation
 
   /** A suspect runs alone once no pull is open, nothing runs, and all settlements are confirmed. */
-  private becomeAlone(): void {
+  private becomeAlone({ delivery }: Attempt): void {
+    if (this.intake.isolation.isLast(delivery)) this.neighbours.enter(this.neighbour)
     this.flushBatches()
     this.reader.withdraw(() => this.dispatcher.pump())
   }
@@ -354,7 +367,8 @@ export class Run {
   private admits(next: Attempt): boolean {
     const { alone } = this.intake
     if (alone === undefined) return true
-    return next === alone && this.holding.inFlight === 0 && !this.reader.isOpen && this.settlements.settler.isIdle
+    return next === alone && this.holding.inFlight === 0 && !this.reader.isOpen && this.settlements.settler.isIdle &&
+      this.neighbours.admits(this.neighbour)
   }
 
   // --- beginning
@@ -400,6 +414,7 @@ export class Run {
 
   private progressed(): void {
     this.holding.idle.check()
+    this.neighbours.ended(this.neighbour)
     // A permit that became free has pumped already.
     if (this.dispatcher.hasWork && !this.permits.isWaiting) this.dispatcher.pump()
     else this.demandChanged()
@@ -412,6 +427,7 @@ export class Run {
   }
 
   close(): void {
+    this.neighbours.delete(this.neighbour)
     this.sight.close()
     this.permits.close()
     this.handler.close()
