@@ -57,6 +57,29 @@ describe("a suspect", () => {
       assert.strictEqual((yield* running.counts).handled, 1)
     }))
 
+  it.effect("begins when nothing can arrive any more, however long the broker takes to cancel the open request", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const { subscribe } = hand.transport
+      Object.assign(hand.transport, {
+        subscribe: (options: Transport.SubscribeOptions) =>
+          Effect.map(
+            subscribe(options),
+            (subscription) => ({ ...subscription, withdraw: Effect.sleep("2 seconds") })
+          )
+      })
+      const begun: Array<number> = []
+      yield* on(hand, (from) =>
+        from.pipe(
+          Pipeline.map((n) => void begun.push(n))
+        ))
+      hand.deliver(delivery(1, { suspect: true, redelivered: true, attempt: 4 }))
+      yield* adjust("1500 millis")
+      assert.deepStrictEqual(begun, [])
+      yield* adjust("1 second")
+      assert.deepStrictEqual(begun, [1])
+    }))
+
   it.effect("is alone, with manual, until its handler has ended, not until it is settled", () =>
     Effect.gen(function*() {
       const hand = FakeTransport.make()

@@ -14,6 +14,8 @@ export class Reader {
     readonly take: (deliveries: Arr.NonEmptyReadonlyArray<Delivery>) => void
     readonly now: () => number
     readonly run: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
+    /** The open pull was cancelled, and nothing new arrives. */
+    readonly onWithdrawn: () => void
     /** The subscription can no longer heal. */
     readonly onFailure: (cause: Cause.Cause<TransportError>) => void
   }
@@ -35,8 +37,9 @@ export class Reader {
     this.options = options
   }
 
+  /** Messages may arrive: a pull is open, or is being cancelled. */
   get isOpen(): boolean {
-    return this.open !== undefined
+    return this.open !== undefined || this.isWithdrawing
   }
 
   /** A pull is open that accepts messages which were never delivered. */
@@ -48,7 +51,7 @@ export class Reader {
   wasOpen(millis: number): boolean {
     const since = this.openAtLook
     this.openAtLook = this.openBefore + (this.open === undefined ? 0 : this.options.now() - this.openSince)
-    return this.isOpen || this.openAtLook - since >= millis / 2
+    return this.open !== undefined || this.openAtLook - since >= millis / 2
   }
 
   /** The demand may have changed. An open pull is replaced only when it excludes what is wanted now. */
@@ -67,15 +70,15 @@ export class Reader {
     this.options.run(this.turns.withPermit(Effect.andThen(this.interrupt, this.goOn)))
   }
 
-  /** Cancels the open pull; the next one is opened when there is demand. `onDone` is called when nothing new arrives. */
-  withdraw(onDone: () => void): void {
+  /** Cancels the open pull; the next one is opened when there is demand. */
+  withdraw(): void {
     if (this.isWithdrawing) return
     this.isWithdrawing = true
-    const { subscription } = this.options
+    const { onWithdrawn, subscription } = this.options
     const withdraw = Effect.andThen(this.interrupt, subscription.withdraw)
     this.options.run(this.turns.withPermit(withdraw)).addObserver(() => {
       this.isWithdrawing = false
-      onDone()
+      onWithdrawn()
       this.options.run(this.turns.withPermit(this.goOn))
     })
   }

@@ -140,7 +140,7 @@ export class Run {
       postpone: (attempt, millis) => this.intake.postpone(attempt, millis, this.isDraining),
       rest: (millis) => {
         if (this.rest.isOver) this.restsSince = this.clock.currentTimeMillisUnsafe()
-        if (this.rest.begin(millis)) this.reader.withdraw(() => {})
+        if (this.rest.begin(millis)) this.reader.withdraw()
       },
       awaiting: (attempt) => this.awaiting(attempt),
       report: this.sight.outcome,
@@ -280,6 +280,7 @@ export class Run {
       take: (deliveries) => this.deliveries.take(deliveries),
       now,
       run: this.run,
+      onWithdrawn: () => this.dispatcher.pump(),
       onFailure: (cause) => this.fail(cause)
     })
     const { handler } = this
@@ -361,7 +362,7 @@ export class Run {
   private becomeAlone({ delivery }: Attempt): void {
     if (this.intake.isolation.isLast(delivery)) this.neighbours.enter(this.neighbour)
     this.flushBatches()
-    this.reader.withdraw(() => this.dispatcher.pump())
+    this.reader.withdraw()
   }
 
   private admits(next: Attempt): boolean {
