@@ -105,6 +105,36 @@ describe("a retry that does not count, beside a suspect", () => {
       assert.deepStrictEqual(begun, [[1, 0], [2, 10], [1, 70]])
     }))
 
+  it.effect("of a neighbour keeps its delay and its place in its key when it comes back early", () =>
+    Effect.gen(function*() {
+      for (const keyed of [true, false]) {
+        const hand = FakeTransport.make()
+        const begun: Array<readonly [number, number]> = []
+        yield* on(hand, (from) =>
+          from.pipe(
+            Pipeline.tap((n) =>
+              Effect.flatMap(Clock.currentTimeMillis, (now) => {
+                begun.push([n, (now - startedAt) / 1000])
+                if (n === 8) return Effect.sleep("5 seconds")
+                return n === 1 && begun.length === 1 ? Effect.fail(later({ countsAttempt: false })) : Effect.void
+              })
+            ),
+            Pipeline.concurrency({ max: 4, key: ({ value }) => keyed ? String(value as number % 2) : undefined })
+          ))
+        const startedAt = yield* Clock.currentTimeMillis
+        hand.deliver(delivery(1))
+        yield* Wait.turns
+        hand.deliver(delivery(8, { attempt: 4, redelivered: true, suspect: true }))
+        yield* adjust("5 seconds")
+        hand.deliver(delivery(1, { redelivered: true }), delivery(3))
+        yield* adjust("24 seconds")
+        assert.deepStrictEqual(begun.map(([n]) => n), keyed ? [1, 8] : [1, 8, 3])
+        yield* adjust("1 second")
+        const rest = begun.slice(keyed ? 2 : 3)
+        assert.deepStrictEqual(rest, keyed ? [[1, 30], [3, 30]] : [[1, 30]])
+      }
+    }))
+
   it.effect("of a neighbour is released before the suspect begins", () =>
     Effect.gen(function*() {
       const hand = FakeTransport.make()

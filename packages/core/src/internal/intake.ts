@@ -44,7 +44,9 @@ export class Intake {
   /** The isolated suspects that this process owns: at most one. */
   private readonly isolated = new Set<Attempt>()
   /** Retries that are not due yet, of an earlier process or uncounted ones of this one, with what cancels their timers. */
-  private readonly early = new Map<Attempt, () => void>()
+  private readonly early = new Map<Attempt, { readonly until: number; readonly cancel: () => void }>()
+  /** Uncounted retries that were released before they were due, by their ids: they may come back here. */
+  private readonly postponed = new Map<string, { readonly until: number; readonly uncounted: number }>()
 
   constructor(options: Intake["options"]) {
     this.options = options
@@ -97,12 +99,23 @@ export class Intake {
       release(attempt)
       return false
     }
-    if (this.keys === undefined || !isFor(delivery, shared.group)) this.enqueue(attempt)
-    else if (delivery.due !== undefined && delivery.due > wallNow()) {
-      this.keys.expect(attempt)
-      this.holdFor(attempt, delivery.due - wallNow())
-    } else if (this.keys.admit(attempt)) this.enqueue(attempt)
+    const early = Math.max(this.cameBackEarly(attempt), delivery.due === undefined ? 0 : delivery.due - wallNow())
+    if (!isFor(delivery, shared.group)) this.enqueue(attempt)
+    else if (early > 0) {
+      this.keys?.expect(attempt)
+      this.holdFor(attempt, early)
+    } else if (this.keys === undefined || this.keys.admit(attempt)) this.enqueue(attempt)
     return true
+  }
+
+  /** By how many milliseconds. An isolated suspect does not wait: it would hold up the others. */
+  private cameBackEarly(attempt: Attempt): number {
+    const { id } = attempt.delivery
+    const postponed = this.postponed.size === 0 ? undefined : this.postponed.get(id)
+    if (postponed === undefined) return 0
+    this.postponed.delete(id)
+    attempt.uncounted = postponed.uncounted
+    return this.isIsolated(attempt) ? 0 : postponed.until - this.options.now()
   }
 
   /**
@@ -113,7 +126,10 @@ export class Intake {
     const next = new Attempt(this.options.shared, attempt.delivery)
     next.uncounted = attempt.uncounted + 1
     const { current } = this.isolation
-    if (isDraining || (current !== undefined && current !== attempt)) return this.options.release(next)
+    if (isDraining || (current !== undefined && current !== attempt)) {
+      this.remember(next, this.options.now() + millis)
+      return this.options.release(next)
+    }
     this.keys?.retried(attempt)
     this.holdFor(next, millis)
   }
@@ -127,7 +143,14 @@ export class Intake {
       } else if (this.keys === undefined || this.keys.admit(attempt)) this.enqueue(attempt)
       this.options.onReady()
     })
-    this.early.set(attempt, cancel)
+    this.early.set(attempt, { until: this.options.now() + millis, cancel })
+  }
+
+  private remember({ delivery: { id }, uncounted }: Attempt, until: number): void {
+    const now = this.options.now()
+    // A peer may have taken those that have not come back.
+    for (const [id, { until }] of this.postponed) if (until <= now) this.postponed.delete(id)
+    if (uncounted > 0) this.postponed.set(id, { until, uncounted })
   }
 
   /** Isolated suspects beyond the demand, and whatever arrives beside one that runs alone, are released. */
@@ -210,6 +233,7 @@ export class Intake {
   releaseAll(): void {
     const held = this.buffer.takeAll()
     const early = Array.from(this.early.keys())
+    for (const [attempt, { until }] of this.early) this.remember(attempt, until)
     // Before their keys become free: no message may become ready now.
     const blocked = this.keys?.takeAll() ?? []
     for (const attempt of held) this.keys?.left(attempt)
@@ -226,7 +250,7 @@ export class Intake {
   }
 
   private forgetEarly(attempt: Attempt, returns = false): void {
-    this.early.get(attempt)?.()
+    this.early.get(attempt)?.cancel()
     this.early.delete(attempt)
     if (!returns) this.keys?.gaveUp(attempt.delivery.id)
   }
