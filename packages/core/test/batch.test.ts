@@ -104,6 +104,26 @@ describe("batch", () => {
       assert.include(report.deadLettered[0]!.record.error.message, "1 results for 2 messages")
     }).pipe(Effect.provide(TestHarness.layer)))
 
+  it.effect("bounds messages that left it by a timeout and run on, like any others", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const begun: Array<number> = []
+      const { running } = yield* on(hand, (from) =>
+        from.pipe(
+          Pipeline.batch({ size: 10, within: "1 hour" }, () => Effect.void),
+          Pipeline.timeout("1 second"),
+          Pipeline.catchTag("TimeoutError", () => Effect.as(Effect.sleep("1 second"), begun.push(begun.length))),
+          Pipeline.concurrency(1)
+        ))
+      hand.deliver(delivery(1), delivery(2), delivery(3))
+      for (const expected of [1, 2, 3]) {
+        yield* adjust("1 second")
+        assert.deepStrictEqual([begun.length, running.limit.inUse], [expected, 1])
+      }
+      yield* adjust("1 second")
+      assert.deepStrictEqual([(yield* running.counts).handled, running.limit.inUse], [3, 0])
+    }))
+
   it.effect("an open batch is handed over on drain", () =>
     Effect.gen(function*() {
       const batches: Array<ReadonlyArray<number>> = []

@@ -135,8 +135,14 @@ export class Batcher {
   private leave(batch: Batch, member: Member, stopped: () => void): void {
     if (batch.fiber === undefined) {
       batch.members = batch.members.filter((other) => other !== member)
-      this.around.unbatched([member.attempt])
-      return stopped()
+      const { attempt } = member
+      this.around.unbatched([attempt])
+      if (attempt.isLost || this.around.isHurried()) return stopped()
+      // It may recover from its timeout and run on.
+      return this.around.ready(() => {
+        attempt.permit = this.around.permit
+        stopped()
+      })
     }
     member.stopped = stopped
     const isLast = batch.members.every((other) => other.stopped !== undefined)
