@@ -28,9 +28,9 @@ export interface Surroundings {
   readonly permit: Permit
   /** Calls `run` with a permit taken, before any new message takes one. */
   readonly ready: (run: () => void) => void
-  /** The message waits in the open batch of its key, or the batch of a key is closed. */
+  /** The message waits in the open batch of its key, or does so no longer. */
   readonly joined: (attempt: Attempt) => void
-  readonly closed: (key: string) => void
+  readonly parted: (attempt: Attempt) => void
   /** Monotonic milliseconds, 0 where no one measures. */
   readonly now: () => number
   /** Messages wait for nothing: the pipeline drains, or one runs alone. */
@@ -114,7 +114,7 @@ export class Batcher {
     this.open.delete(batch.key)
     open.timer.interruptUnsafe()
     if (batch.key === undefined) return this.around.ready(() => this.run(batch))
-    this.around.closed(batch.key)
+    for (const { attempt } of batch.members) this.around.parted(attempt)
     const waiting = this.running.get(batch.key)
     if (waiting !== undefined) return void waiting.push(batch)
     this.running.set(batch.key, [])
@@ -135,6 +135,7 @@ export class Batcher {
   private leave(batch: Batch, member: Member, stopped: () => void): void {
     if (batch.fiber === undefined) {
       batch.members = batch.members.filter((other) => other !== member)
+      this.around.parted(member.attempt)
       return stopped()
     }
     member.stopped = stopped

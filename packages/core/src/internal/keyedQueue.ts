@@ -79,12 +79,9 @@ export class KeyedQueue {
     this.onBatched()
   }
 
-  /** The batch of a key is handed over: nothing joins it any more. */
-  closed(key: string): void {
-    const lane = this.lanes.get(key)
-    if (lane === undefined) return
-    this.batched -= lane.batched.size
-    lane.batched.clear()
+  /** The message waits in no open batch any more: the batch is handed over, or the message was taken from it. */
+  parted(attempt: Attempt): void {
+    if (this.laneOf(attempt)?.batched.delete(attempt) === true) this.batched--
   }
 
   /** The message has left this process. */
@@ -92,7 +89,7 @@ export class KeyedQueue {
     const lane = this.laneOf(attempt)
     if (lane === undefined) return
     lane.active--
-    if (lane.batched.delete(attempt)) this.batched--
+    this.parted(attempt)
     this.next(lane)
   }
 

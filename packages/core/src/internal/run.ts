@@ -223,7 +223,7 @@ export class Run {
           permit: this.permits,
           ready: this.dispatcher.batchReady,
           joined: (attempt) => this.intake.keys?.joined(attempt),
-          closed: (key) => this.intake.keys?.closed(key),
+          parted: (attempt) => this.intake.keys?.parted(attempt),
           now: () => this.isTimed ? this.now() : 0,
           isHurried: () => this.isDraining || this.intake.alone !== undefined,
           isInterrupting: () => this.isInterrupting
