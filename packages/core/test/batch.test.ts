@@ -199,12 +199,15 @@ describe("batches of keys", () => {
   it.effect("fill in each of several steps, beside messages of the key that wait in another one", () =>
     Effect.gen(function*() {
       const sizes: Array<string> = []
-      const batch = (size: number, within: "1 second" | "1 hour") =>
-        Pipeline.batch({ size, within }, (values: ReadonlyArray<number>) =>
-          Effect.sync(() => sizes.push(`${values.length} of ${size}`)))
+      const note = (size: number) => (values: ReadonlyArray<number>) =>
+        Effect.sync(() => sizes.push(`${values.length} of ${size}`))
       yield* TestHarness.run(
         Numbers,
-        from.pipe(batch(2, "1 second"), batch(6, "1 hour"), Pipeline.concurrency({ max: 1, key: () => "" })),
+        from.pipe(
+          Pipeline.batch({ size: 2, within: "1 second" }, note(2)),
+          Pipeline.batch({ size: 6, within: "1 hour" }, note(6)),
+          Pipeline.concurrency({ max: 1, key: () => "" })
+        ),
         upTo(6)
       )
       assert.deepStrictEqual(sizes, ["2 of 2", "2 of 2", "2 of 2", "6 of 6"])
