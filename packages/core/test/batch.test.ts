@@ -216,6 +216,64 @@ describe("batches of keys", () => {
       assert.strictEqual(yield* Effect.clockWith((clock) => clock.currentTimeMillis), 0)
     }).pipe(Effect.provide(TestHarness.layer)))
 
+  it.effect("fill in each of several steps, beside messages of the key that wait in another one", () =>
+    Effect.gen(function*() {
+      const sizes: Array<string> = []
+      const note = (size: number) => (values: ReadonlyArray<number>) =>
+        Effect.sync(() => sizes.push(`${values.length} of ${size}`))
+      yield* TestHarness.run(
+        Numbers,
+        from.pipe(
+          Pipeline.batch({ size: 2, within: "1 second" }, note(2)),
+          Pipeline.batch({ size: 6, within: "1 hour" }, note(6)),
+          Pipeline.concurrency({ max: 1, key: () => "" })
+        ),
+        upTo(6)
+      )
+      assert.deepStrictEqual(sizes, ["2 of 2", "2 of 2", "2 of 2", "6 of 6"])
+      assert.strictEqual(yield* Effect.clockWith((clock) => clock.currentTimeMillis), 0)
+    }).pipe(Effect.provide(TestHarness.layer)))
+
+  it.effect("begin no second message of a key beside one that a middleware has taken from the batch", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      const begun: Array<number> = []
+      yield* on(hand, (from) =>
+        from.pipe(
+          Pipeline.tap((n) => Effect.sync(() => begun.push(n))),
+          Pipeline.batch({ size: 10, within: "1 hour" }, () => Effect.void),
+          Pipeline.middleware((handler) =>
+            Effect.catchTag(Effect.timeout(handler, "1 second"), "TimeoutError", () => Effect.never)
+          ),
+          Pipeline.concurrency({ max: 4, key: () => "" })
+        ))
+      hand.deliver(delivery(1))
+      yield* adjust("2 seconds")
+      hand.deliver(delivery(2))
+      yield* adjust("2 seconds")
+      assert.deepStrictEqual(begun, [1])
+    }))
+
+  it.effect("count a message once that a middleware lets join again and again", () =>
+    Effect.gen(function*() {
+      const hand = FakeTransport.make()
+      yield* on(hand, (from) =>
+        from.pipe(
+          Pipeline.tap((n) => n === 0 ? Effect.void : Effect.never),
+          Pipeline.batch({ size: 10, within: "1 hour" }, () => Effect.void),
+          Pipeline.middleware((handler) =>
+            Effect.ignore(Effect.retry(Effect.timeout(handler, "1 second"), { times: 20 }))
+          ),
+          Pipeline.concurrency({ max: 1, key: ({ id }) => id })
+        ), { prefetch: 0 })
+      hand.deliver(delivery(0))
+      yield* adjust("30 seconds")
+      assert.deepStrictEqual(hand.said, ["0 Ack"])
+      hand.deliver(delivery(1))
+      yield* Wait.turns
+      assert.strictEqual(hand.demands.at(-1)?.total, 9)
+    }))
+
   it.effect("begin no second message of a key beside one on its way to the batch when a third is lost from it", () =>
     Effect.gen(function*() {
       const hand = FakeTransport.make()

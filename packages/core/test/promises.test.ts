@@ -296,6 +296,8 @@ describe("input that the types refuse and a cast lets through", () => {
       /Settlement.retry.countAttempt is false: there is no such option/
     )
     assert.throws(() => retry(1, { countsAttempt: "no" }), /Settlement.retry.countsAttempt is "no"/)
+    assert.throws(() => retry({ secs: undefined }), /after of Settlement.retry is an object/)
+    assert.deepStrictEqual(retry({ minutes: 1, seconds: undefined }), retry("1 minute"))
     assert.throws(() => terminate(new Error("no use")), /reason of Settlement.terminate is Error: no use/)
   })
 

@@ -333,6 +333,27 @@ describe("connecting", () => {
       yield* Effect.promise(() => client.flush())
     }))
 
+  it.live("a connection made elsewhere is given up as it was before, once the layer is closed", () =>
+    Effect.gen(function*() {
+      const broker = yield* Brokers.nats({})
+      const client = yield* Effect.acquireRelease(
+        Effect.promise(() => connect({ servers: `${broker.host}:${broker.port}`, pingInterval: 300, maxPingOut: 2 })),
+        (client) => Effect.promise(() => client.close())
+      )
+      yield* publish("orders", ["a"]).pipe(Effect.provide(Layer.fresh(JetStream.layerFromConnection(client))))
+      yield* Effect.acquireRelease(broker.pause, () => broker.resume)
+      const pings = yield* Effect.promise(async () => {
+        let count = 0
+        for await (const { type } of client.status()) {
+          if (type === "ping") count++
+          if (type === "staleConnection") break
+        }
+        return count
+      })
+      // Two that are not answered, and one that is not sent any more.
+      assert.isAtMost(pings, 4)
+    }))
+
   it.live("a bound of a listing that is no id is refused by name", () =>
     onNats(() =>
       Effect.gen(function*() {

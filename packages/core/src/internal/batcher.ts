@@ -28,9 +28,9 @@ export interface Surroundings {
   readonly permit: Permit
   /** Calls `run` with a permit taken, before any new message takes one. */
   readonly ready: (run: () => void) => void
-  /** The message waits in the open batch of its key; these wait in it no more. */
+  /** The message waits in the open batch of its key, or does so no longer. */
   readonly joined: (attempt: Attempt) => void
-  readonly unbatched: (attempts: Iterable<Attempt>) => void
+  readonly parted: (attempt: Attempt) => void
   /** Monotonic milliseconds, 0 where no one measures. */
   readonly now: () => number
   /** Messages wait for nothing: the pipeline drains, or one runs alone. */
@@ -114,7 +114,7 @@ export class Batcher {
     this.open.delete(batch.key)
     open.timer.interruptUnsafe()
     if (batch.key === undefined) return this.around.ready(() => this.run(batch))
-    this.around.unbatched(batch.members.map(({ attempt }) => attempt))
+    for (const { attempt } of batch.members) this.around.parted(attempt)
     const waiting = this.running.get(batch.key)
     if (waiting !== undefined) return void waiting.push(batch)
     this.running.set(batch.key, [])
@@ -136,7 +136,7 @@ export class Batcher {
     if (batch.fiber === undefined) {
       batch.members = batch.members.filter((other) => other !== member)
       const { attempt } = member
-      this.around.unbatched([attempt])
+      this.around.parted(attempt)
       if (attempt.isLost || this.around.isHurried()) return stopped()
       // It may recover from its timeout and run on.
       return this.around.ready(() => {

@@ -18,6 +18,8 @@ export const drain = (run: Run): Effect.Effect<void> =>
     // 3. Hand open batches over: they are work that was begun. A batch that has to wait for the end of a pause is released.
     releaseResting(run)
     run.flushBatches()
+    // A pause has ended: messages that have left their batch may wait for a permit.
+    run.dispatcher.pump()
     // 4. Let running handlers finish.
     if (!(yield* within(run.holding.idle.wait, source.drainTimeout))) {
       // 5. Interrupt the others. What they leave unsettled is released, without counting an attempt.

@@ -48,7 +48,7 @@ const units = ["weeks", "days", "hours", "minutes", "seconds", "milliseconds", "
 const isNothing = (input: unknown): boolean => {
   if (typeof input !== "object" || input === null || Duration.isDuration(input)) return Number.isNaN(input)
   if (Array.isArray(input)) return input.some(Number.isNaN)
-  const given = Object.entries(input)
+  const given = Object.entries(input).filter(([, n]) => n !== undefined)
   return given.length === 0 ||
     given.some(([unit, n]) => !units.includes(unit) || typeof n !== "number" || Number.isNaN(n))
 }

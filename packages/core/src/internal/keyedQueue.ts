@@ -79,9 +79,9 @@ export class KeyedQueue {
     this.onBatched()
   }
 
-  /** The messages wait in an open batch no more: it was handed over, or they were taken from it. */
-  unbatched(attempts: Iterable<Attempt>): void {
-    for (const attempt of attempts) if (this.laneOf(attempt)?.batched.delete(attempt) === true) this.batched--
+  /** The message waits in no open batch any more: the batch is handed over, or the message was taken from it. */
+  parted(attempt: Attempt): void {
+    if (this.laneOf(attempt)?.batched.delete(attempt) === true) this.batched--
   }
 
   /** The message has left this process. */
@@ -89,7 +89,7 @@ export class KeyedQueue {
     const lane = this.laneOf(attempt)
     if (lane === undefined) return
     lane.active--
-    if (lane.batched.delete(attempt)) this.batched--
+    this.parted(attempt)
     this.next(lane)
   }
 

@@ -56,6 +56,7 @@ export class Run {
   readonly holding: Holding
   readonly intake: Intake
   readonly handler: Handler
+  readonly dispatcher: Dispatcher
   /** Ends only when the pipeline can no longer run. */
   readonly failure = Deferred.makeUnsafe<never, TransportError>()
   /** When the pipeline could no longer run. Milliseconds since the epoch. */
@@ -68,7 +69,6 @@ export class Run {
   isInterrupting = false
   private readonly clock: Clock.Clock
   private readonly permits: Permits
-  private readonly dispatcher: Dispatcher
   private readonly deliveries: Deliveries
   private readonly beginning: Beginning
   private readonly batchers: Array<Batcher> = []
@@ -236,7 +236,7 @@ export class Run {
           permit: this.permits,
           ready: this.dispatcher.batchReady,
           joined: (attempt) => this.intake.keys?.joined(attempt),
-          unbatched: (attempts) => this.intake.keys?.unbatched(attempts),
+          parted: (attempt) => this.intake.keys?.parted(attempt),
           now: () => this.isTimed ? this.now() : 0,
           isHurried: () => this.isDraining || this.intake.alone !== undefined,
           isInterrupting: () => this.isInterrupting

@@ -257,7 +257,7 @@ export const watch = Effect.fnUntraced(function*(
     if (bytes !== last) bytesAt = now()
     return bytesAt
   }
-  keepWhileHeard(nc, () => now() - heardAt() < pingEvery)
+  yield* keepWhileHeard(nc, () => now() - heardAt() < pingEvery)
   const sentSince = () => {
     const last = beat
     beat = now()
@@ -410,17 +410,29 @@ const bytesRead = (nc: NatsConnection): number => {
   return nc.stats().inBytes
 }
 
-/** The client gives up a connection whose answers to its pings wait behind one long message: not while that arrives. */
-const keepWhileHeard = (nc: NatsConnection, isHeard: () => boolean): void => {
-  if (!Predicate.hasProperty(nc, "protocol") || !Predicate.hasProperty(nc.protocol, "heartbeats")) return
+/**
+ * The client gives up a connection whose answers to its pings wait behind one long message: not while that arrives, for as
+ * long as the scope is open. The connection may be the user's, and outlive it.
+ */
+const keepWhileHeard = (nc: NatsConnection, isHeard: () => boolean): Effect.Effect<void, never, Scope.Scope> => {
+  if (!Predicate.hasProperty(nc, "protocol") || !Predicate.hasProperty(nc.protocol, "heartbeats")) return Effect.void
   const { heartbeats } = nc.protocol
   if (
     !Predicate.hasProperty(heartbeats, "cancel") || typeof heartbeats.cancel !== "function" ||
     !Predicate.hasProperty(heartbeats, "start") || typeof heartbeats.start !== "function"
-  ) return
-  const cancel = heartbeats.cancel.bind(heartbeats)
-  const start = heartbeats.start.bind(heartbeats)
-  heartbeats.cancel = (isStale?: boolean) => isStale === true && isHeard() ? start() : cancel(isStale)
+  ) return Effect.void
+  const { cancel, start } = heartbeats
+  let isOpen = true
+  const kept = (isStale?: boolean) =>
+    isOpen && isStale === true && isHeard() ? start.call(heartbeats) : cancel.call(heartbeats, isStale)
+  return Effect.asVoid(Effect.acquireRelease(
+    Effect.sync(() => heartbeats.cancel = kept),
+    () =>
+      Effect.sync(() => {
+        isOpen = false
+        if (heartbeats.cancel === kept) heartbeats.cancel = cancel
+      })
+  ))
 }
 
 export const notConnected = new Error("the connection was lost")
