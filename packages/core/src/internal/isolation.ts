@@ -9,8 +9,8 @@ import type { Attempt } from "./attempt.ts"
  *
  * - 3 or more: it runs like any other message
  * - 2: beside fresh messages, at most one such suspect in this process
- * - 1 or 0: alone; nothing else is owned or runs, and all settlements are confirmed. On its last attempt nothing of the
- *   other pipelines of the process runs either: see `Neighbours`
+ * - 1 or 0: alone; nothing else is owned or runs, and all settlements are confirmed. On a last attempt that is its third or
+ *   a later one nothing of the other pipelines of the process runs either: see `Neighbours`
  *
  * A poison message takes its first two crashes with company. An innocent neighbour is then at most at its third attempt,
  * where the two can no longer meet, and the poison message crashes alone until its limit. A milder rule (alone with 0
@@ -36,17 +36,16 @@ export class Isolation {
 
   /** Whether a suspect has used all its attempts: it is dead-lettered unseen. */
   isExhausted({ attempt, suspect }: Delivery): boolean {
-    return suspect && attempt > this.last
+    // A pipeline without retries runs a suspect once more, alone: its handler may never have begun.
+    return suspect && attempt > Math.max(2, this.limit)
   }
 
-  /** Whether it would be dead-lettered if it crashed now. */
+  /**
+   * Whether a message that was never settled would be dead-lettered if it crashed now, and has crashed more than once: one
+   * crash makes suspects of all that a process owned, and must not stop its other pipelines for each.
+   */
   isLast({ attempt, suspect }: Delivery): boolean {
-    return suspect && attempt === this.last
-  }
-
-  /** A pipeline without retries runs a suspect once more, alone: its handler may never have begun. */
-  private get last(): number {
-    return Math.max(2, this.limit)
+    return suspect && attempt === this.limit && attempt > 2
   }
 
   enter(attempt: Attempt, now: number): void {
