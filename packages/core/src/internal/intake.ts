@@ -110,8 +110,9 @@ export class Intake {
 
   /** By how many milliseconds. An isolated suspect does not wait: it would hold up the others. */
   private cameBackEarly(attempt: Attempt): number {
+    if (this.postponed.size === 0) return 0
     const { id } = attempt.delivery
-    const postponed = this.postponed.size === 0 ? undefined : this.postponed.get(id)
+    const postponed = this.postponed.get(id)
     if (postponed === undefined) return 0
     this.postponed.delete(id)
     attempt.uncounted = postponed.uncounted
