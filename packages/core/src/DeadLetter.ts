@@ -401,7 +401,7 @@ export const discard = Effect.fnUntraced(function*(
   })
 })
 
-/** Tells the caller's function; what it returns beside an Effect and nothing is a mistake that is told. */
+/** Calls the caller's function. A result that is no Effect, such as a promise, is refused: nothing would wait for it. */
 const progressed = <A>(
   transport: Transport["Service"],
   onProgress: ((sofar: A) => Effect.Effect<void>) | undefined,

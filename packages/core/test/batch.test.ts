@@ -216,24 +216,6 @@ describe("batches of keys", () => {
       assert.strictEqual(yield* Effect.clockWith((clock) => clock.currentTimeMillis), 0)
     }).pipe(Effect.provide(TestHarness.layer)))
 
-  it.effect("fill in each of several steps, beside messages of the key that wait in another one", () =>
-    Effect.gen(function*() {
-      const sizes: Array<string> = []
-      const note = (size: number) => (values: ReadonlyArray<number>) =>
-        Effect.sync(() => sizes.push(`${values.length} of ${size}`))
-      yield* TestHarness.run(
-        Numbers,
-        from.pipe(
-          Pipeline.batch({ size: 2, within: "1 second" }, note(2)),
-          Pipeline.batch({ size: 6, within: "1 hour" }, note(6)),
-          Pipeline.concurrency({ max: 1, key: () => "" })
-        ),
-        upTo(6)
-      )
-      assert.deepStrictEqual(sizes, ["2 of 2", "2 of 2", "2 of 2", "6 of 6"])
-      assert.strictEqual(yield* Effect.clockWith((clock) => clock.currentTimeMillis), 0)
-    }).pipe(Effect.provide(TestHarness.layer)))
-
   it.effect("begin no second message of a key beside one that a middleware has taken from the batch", () =>
     Effect.gen(function*() {
       const hand = FakeTransport.make()

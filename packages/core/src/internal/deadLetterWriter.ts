@@ -90,7 +90,7 @@ export class DeadLetterWriter {
         Effect.tapError(({ message, reason: { _tag } }) =>
           Effect.sync(() => {
             const { storedBefore, times } = this.refused.get(key) ?? { storedBefore: this.stored, times: 0 }
-            // Where others were stored since, the letter is refused for what it is: that says nothing of the next ones.
+            // Others were stored since: the broker refuses this letter for its content, and will take the next ones.
             const isAlone = this.stored > storedBefore
             if (!isAlone && (_tag === "Refused" || _tag === "Unauthorized")) {
               const at = clock.currentTimeMillisUnsafe()

@@ -64,7 +64,7 @@ const consumersOf = async (jsm: JetStreamManager, stream: string): Promise<Reado
 export const isFull = ({ config, num_ack_pending }: ConsumerInfo): boolean =>
   (config.max_ack_pending ?? 0) > 0 && num_ack_pending >= config.max_ack_pending!
 
-/** Which of the full consumers go on: a busy pipeline takes again at once what it has settled. */
+/** Which of the full consumers go on: a busy pipeline replaces settled messages at once. */
 const movingOf = async (
   jsm: JetStreamManager,
   full: ReadonlyArray<ConsumerInfo>
@@ -75,7 +75,7 @@ const movingOf = async (
     for (const before of full) {
       if (moving.has(before)) continue
       const now = await jsm.consumers.info(before.stream_name, before.name).catch(() => undefined)
-      // What is delivered again to somebody has not been settled.
+      // A message that is delivered again has not been settled.
       if (now !== undefined && (!isFull(now) || now.delivered.stream_seq > before.delivered.stream_seq)) {
         moving.add(before)
       }

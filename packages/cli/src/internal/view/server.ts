@@ -107,7 +107,7 @@ export const serve = Effect.fnUntraced(function*(
     if (exit._tag === "Failure") {
       const [reason] = exit.cause.reasons
       const error = reason?._tag === "Fail" ? reason.error : reason?._tag === "Die" ? reason.defect : undefined
-      // What was asked for is wrong, or the broker has not answered.
+      // The request is wrong, or the broker has not answered.
       const status = error instanceof TransportError && error.reason._tag === "InvalidOption" ? 400 : 502
       return refuse(response, status, error instanceof Error ? error.message : "interrupted")
     }
