@@ -5,7 +5,6 @@ import { JetStream } from "@millrace/nats-jetstream"
 import { RedisStreams } from "@millrace/redis-streams"
 import { Brokers, MemoryTransport } from "@millrace/testing"
 import { Context, Effect, Layer } from "effect"
-import { createServer } from "node:net"
 import { Broker } from "../src/internal/Broker.ts"
 import { Output } from "../src/internal/Output.ts"
 import { Open } from "../src/internal/target.ts"
@@ -45,13 +44,6 @@ export const millrace = Effect.fnUntraced(function*(...args: ReadonlyArray<strin
   )
   const code = yield* open === undefined ? run : Effect.provideService(run, Open, () => open)
   return { code, out: out.join("\n"), error: error.join("\n") }
-})
-
-export const freePort = Effect.callback<number>((resume) => {
-  const server = createServer().listen(0, "127.0.0.1", () => {
-    const address = server.address()
-    server.close(() => resume(Effect.succeed(typeof address === "object" && address !== null ? address.port : 0)))
-  })
 })
 
 /** This machine's clock is set to another time until the scope closes; timers go on. */

@@ -13,7 +13,7 @@ import {
 import { connect } from "@nats-io/transport-node"
 import { Effect, Layer } from "effect"
 import type { Finding } from "../src/internal/findings.ts"
-import { Command, freePort, json, millrace, shiftClock, until } from "./cli.ts"
+import { Command, json, millrace, shiftClock, until } from "./cli.ts"
 
 const doctor = (url: string, ...args: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<Finding>> =>
   json("doctor", ...args).pipe(
@@ -68,7 +68,7 @@ const seconds = (n: number) => n * 1e9
 describe("doctor on NATS", () => {
   it.live("a server configured right, in use, has nothing to complain of", () =>
     Effect.gen(function*() {
-      const port = yield* freePort
+      const port = yield* Brokers.freePort
       const { url } = yield* Brokers.nats({ sync: "always", config: `http: "127.0.0.1:${port}"` })
       const { js, jsm } = yield* manager(url)
       yield* stream(jsm, "orders")
@@ -89,7 +89,7 @@ describe("doctor on NATS", () => {
 
   it.live("what is written now and then, and what monitoring does not tell", () =>
     Effect.gen(function*() {
-      const port = yield* freePort
+      const port = yield* Brokers.freePort
       const { url } = yield* Brokers.nats({ config: `http: "127.0.0.1:${port}"` })
       const found = yield* doctor(url, "--monitor", `http://127.0.0.1:${port}`, ...given)
       assert.strictEqual(troubles(found)["nats/sync-interval"], "warning")
@@ -345,7 +345,7 @@ no_auth_user: a`
       yield* Effect.forEach(["grows", "kept", "grows_dead"], (name) =>
         until(`${name} is filled`, Effect.map(Effect.promise(() => stored(name)), (n) => n === 10_000)))
       yield* shiftClock(-60_000)
-      const silent = ["--monitor", `http://127.0.0.1:${yield* freePort}`]
+      const silent = ["--monitor", `http://127.0.0.1:${yield* Brokers.freePort}`]
       const found = yield* doctor(url, ...silent, ...given)
       assert.deepStrictEqual(troubles(found), {
         "nats/clock": "warning",
@@ -381,7 +381,7 @@ no_auth_user: all`
 
   it.live("one replica in a cluster, of a topic and of the attempt records", () =>
     Effect.gen(function*() {
-      const ports = yield* Effect.all([freePort, freePort, freePort])
+      const ports = yield* Effect.all([Brokers.freePort, Brokers.freePort, Brokers.freePort])
       const routes = ports.map((port) => `nats-route://127.0.0.1:${port}`).join(", ")
       const nodes = yield* Effect.forEach(ports, (port) =>
         Brokers.nats({ config: `cluster { name: millrace, listen: "127.0.0.1:${port}", routes: [${routes}] }` }), {

@@ -13,7 +13,7 @@ import { skipsInContainers } from "../../redis-streams/test/redis.ts"
 import type { Finding } from "../src/internal/findings.ts"
 import { make as admin } from "../src/internal/redis/admin.ts"
 import { commands } from "../src/internal/redis/facts.ts"
-import { Command, freePort, json, millrace, shiftClock, until } from "./cli.ts"
+import { Command, json, millrace, shiftClock, until } from "./cli.ts"
 
 const doctor = (url: string, ...args: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<Finding>> =>
   json("doctor", ...args).pipe(
@@ -54,7 +54,7 @@ const sentinel = Effect.fnUntraced(function*(master: Brokers.Broker) {
     Effect.sync(() => Fs.mkdtempSync(Path.join(Os.tmpdir(), "millrace-cli-"))),
     (folder) => Effect.sync(() => Fs.rmSync(folder, { recursive: true, force: true }))
   )
-  const port = yield* freePort
+  const port = yield* Brokers.freePort
   const file = Path.join(folder, "sentinel.conf")
   Fs.writeFileSync(file, `port ${port}\nbind 127.0.0.1\nsentinel monitor orders ${master.host} ${master.port} 1\n`)
   yield* Effect.acquireRelease(
@@ -469,7 +469,7 @@ describe.skipIf(skips)("cluster and Sentinel", () => {
 
   it.live("--sentinel with rediss:// speaks TLS to the Sentinel", () =>
     Effect.gen(function*() {
-      const port = yield* freePort
+      const port = yield* Brokers.freePort
       const first = yield* Deferred.make<number>()
       yield* Effect.acquireRelease(
         Effect.callback<Server>((resume) => {

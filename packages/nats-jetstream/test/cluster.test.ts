@@ -11,21 +11,13 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
-import { createServer } from "node:net"
 import * as JetStream from "../src/JetStream.ts"
 import { outgoing, publish, settle, skipsInContainers, subscribe, take, until, versions } from "./nats.ts"
 
 const Jobs = Topic.make("jobs", { schema: Schema.Struct({ n: Schema.Number }) })
 
-const freePort = Effect.callback<number>((resume) => {
-  const server = createServer().listen(0, "127.0.0.1", () => {
-    const address = server.address()
-    server.close(() => resume(Effect.succeed(typeof address === "object" && address !== null ? address.port : 0)))
-  })
-})
-
 const cluster = Effect.fnUntraced(function*(version: string) {
-  const ports = yield* Effect.all([freePort, freePort, freePort])
+  const ports = yield* Effect.all([Brokers.freePort, Brokers.freePort, Brokers.freePort])
   const routes = ports.map((port) => `nats-route://127.0.0.1:${port}`).join(", ")
   return yield* Effect.forEach(ports, (port) =>
     Brokers.nats({

@@ -4,7 +4,6 @@ import { JetStream } from "@millrace/nats-jetstream"
 import { Brokers } from "@millrace/testing"
 import { Effect, Schema } from "effect"
 import * as Fs from "node:fs"
-import * as Net from "node:net"
 import * as Path from "node:path"
 import * as Yaml from "yaml"
 
@@ -33,7 +32,7 @@ describe("KEDA", () => {
     Effect.scoped(Effect.gen(function*() {
       const { account, consumer, lagThreshold, stream } = trigger
       assert.isAbove(Number(lagThreshold), 0)
-      const port = yield* freePort
+      const port = yield* Brokers.freePort
       const broker = yield* Brokers.nats({ config: `http: "127.0.0.1:${port}"` })
       yield* Effect.provide(backlog(consumer!), [JetStream.layer({ url: broker.url }), Telemetry.layerLogs(false)])
       const jsz = yield* Effect.promise(async () => {
@@ -62,12 +61,4 @@ describe("KEDA", () => {
       assert.isBelow(Number(metadata["io.nats.monitor.waiting-critical"]), max_waiting)
       assert.isAbove(Number(metadata["io.nats.monitor.redelivery-critical"]), 0)
     })))
-})
-
-const freePort = Effect.callback<number>((resume) => {
-  const server = Net.createServer()
-  server.listen(0, "127.0.0.1", () => {
-    const { port } = server.address() as Net.AddressInfo
-    server.close(() => resume(Effect.succeed(port)))
-  })
 })

@@ -14,7 +14,6 @@ import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import { execFileSync } from "node:child_process"
 import { mkdtempSync, readFileSync, rmSync } from "node:fs"
-import { createServer } from "node:net"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { createServer as createTlsServer } from "node:tls"
@@ -28,13 +27,6 @@ const folder = Effect.acquireRelease(
   Effect.sync(() => mkdtempSync(join(tmpdir(), "millrace-"))),
   (folder) => Effect.sync(() => rmSync(folder, { recursive: true, force: true }))
 )
-
-const freePort = Effect.callback<number>((resume) => {
-  const server = createServer().listen(0, "127.0.0.1", () => {
-    const address = server.address()
-    server.close(() => resume(Effect.succeed(typeof address === "object" && address !== null ? address.port : 0)))
-  })
-})
 
 /** Declares, publishes, reads and settles. */
 const works = (options: JetStream.Options) =>
@@ -262,7 +254,7 @@ describe.each(versions)("on nats-server %s", (version) => {
     "a JetStream domain, seen from a leaf node that has one too, by its name or its API prefix",
     () =>
       Effect.gen(function*() {
-        const [leafPort, hubFolder, leafFolder] = [yield* freePort, yield* folder, yield* folder]
+        const [leafPort, hubFolder, leafFolder] = [yield* Brokers.freePort, yield* folder, yield* folder]
         const domain = (name: string, folder: string) => `jetstream { domain: ${name}, store_dir: "${folder}" }`
         const hub = yield* Brokers.nats({
           version,

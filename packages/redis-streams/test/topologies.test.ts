@@ -16,18 +16,10 @@ import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { execFileSync, spawn } from "node:child_process"
 import * as Fs from "node:fs"
-import { createServer } from "node:net"
 import * as Os from "node:os"
 import * as Path from "node:path"
 import { slotOf } from "../src/internal/cluster.ts"
 import { admin, fresh, outgoing, skipsInContainers } from "./redis.ts"
-
-const freePort = Effect.callback<number>((resume) => {
-  const server = createServer().listen(0, "127.0.0.1", () => {
-    const address = server.address()
-    server.close(() => resume(Effect.succeed(typeof address === "object" && address !== null ? address.port : 0)))
-  })
-})
 
 const folder = Effect.acquireRelease(
   Effect.sync(() => Fs.mkdtempSync(Path.join(Os.tmpdir(), "millrace-redis-"))),
@@ -284,7 +276,7 @@ describe("sentinel", () => {
           "replicating",
           Effect.map(onReplica("INFO", "replication"), (info) => /master_link_status:up/.test(String(info)))
         )
-        const port = yield* freePort
+        const port = yield* Brokers.freePort
         const onSentinel = yield* sentinel(port, master.port)
         yield* Wait.until(
           "the replica is known",
@@ -338,7 +330,7 @@ describe("TLS", () => {
         const subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
         const options = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", key, "-out", cert]
         execFileSync("openssl", ["req", ...options, ...subject], { stdio: "ignore" })
-        const port = yield* freePort
+        const port = yield* Brokers.freePort
         yield* Brokers.redis({
           args: ["--tls-port", String(port), "--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", cert]
         })

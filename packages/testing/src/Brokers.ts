@@ -12,6 +12,7 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import { BrokersError } from "./internal/brokers/BrokersError.ts"
+import * as ports from "./internal/brokers/ports.ts"
 import * as internal from "./internal/brokers/provision.ts"
 import type { Wish } from "./internal/brokers/servers.ts"
 import { url } from "./internal/brokers/servers.ts"
@@ -199,6 +200,16 @@ export const nats = (options?: NatsOptions): Effect.Effect<Broker, BrokersError,
     args: options?.args ?? [],
     config: options?.config ?? ""
   })
+
+/**
+ * A loopback port that nothing listens on now, for a further listener of a broker: the routes of a cluster, say. It is
+ * below the range from which the system takes the ports of outgoing connections: there, a node that dials a peer that
+ * is not there yet can connect to itself, and keep the peer's port. Another process may still take the port first.
+ *
+ * @category brokers
+ * @since 0.1.0
+ */
+export const freePort: Effect.Effect<number, BrokersError> = ports.free
 
 /**
  * Lists the servers that can be had, each kind newest first, for tests that run against every version.
