@@ -383,19 +383,20 @@ no_auth_user: all`
     Effect.gen(function*() {
       const ports = yield* Effect.all([Brokers.freePort, Brokers.freePort, Brokers.freePort])
       const routes = ports.map((port) => `nats-route://127.0.0.1:${port}`).join(", ")
-      const nodes = yield* Effect.forEach(ports, (port) =>
-        Brokers.nats({ config: `cluster { name: millrace, listen: "127.0.0.1:${port}", routes: [${routes}] }` }), {
-        concurrency: "unbounded"
-      })
+      const nodes = yield* Effect.forEach(ports, (port, index) =>
+        Brokers.nats({
+          config: `server_tags: ["node-${index}"]
+cluster { name: millrace, listen: "127.0.0.1:${port}", routes: [${routes}] }`
+        }), { concurrency: "unbounded" })
       const [{ url }] = nodes as [Brokers.Broker]
       const { jsm } = yield* manager(url)
+      // Not on the node that is killed: a stream with one replica there answers nothing.
+      const placement = { cluster: "millrace", tags: ["node-0"] }
+      yield* patiently(() => jsm.streams.add({ name: "one", subjects: ["one"], num_replicas: 1, placement }))
+      yield* patiently(() => jsm.streams.add({ name: "three", subjects: ["three"], num_replicas: 3 }))
       yield* patiently(() =>
-        jsm.streams.add({ name: "one", subjects: ["one"], num_replicas: 1 })
+        jsm.streams.add({ name: "KV_millrace", subjects: ["$KV.millrace.>"], num_replicas: 1, placement })
       )
-      yield* patiently(() =>
-        jsm.streams.add({ name: "three", subjects: ["three"], num_replicas: 3 })
-      )
-      yield* patiently(() => jsm.streams.add({ name: "KV_millrace", subjects: ["$KV.millrace.>"], num_replicas: 1 }))
       // While a leader is elected the question cannot be asked.
       const ask = (...args: ReadonlyArray<string>) =>
         Effect.catchCause(
